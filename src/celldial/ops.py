@@ -90,6 +90,10 @@ class SparseRows:
         """Sum one number per stored entry over each row."""
         return value_n.new_zeros(self.n_rows).index_add_(0, self.row_n, value_n)
 
+    def sum_columns(self, value_n: Tensor) -> Tensor:
+        """Sum one number per stored entry over each column."""
+        return value_n.new_zeros(self.n_columns).index_add_(0, self.column_n, value_n)
+
     def to_dense(self) -> Tensor:
         """Make a dense copy, for the references and the tests."""
         dense_cf = self.value_n.new_zeros(self.n_rows, self.n_columns)

@@ -1,0 +1,63 @@
+# Everything happens in .venv, which the first call makes. `make` alone lists what there is.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Two worker processes with one thread each: small matrices do not profit from threads, tests do from processes.
+WORKERS ?= 2
+PIP := $(BIN)/python -m pip --disable-pip-version-check install
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint format types clean distclean
+
+help:
+	@echo "make demo       train on the bundled blood cells and draw the figures, in demo/"
+	@echo "make test       ruff, mypy, and the tests but for the slow ones (WORKERS=$(WORKERS) processes)"
+	@echo "make test-all   the same with the slow tests"
+	@echo "make lint       ruff and mypy only"
+	@echo "make format     let ruff fix and format the code"
+	@echo "make clean      remove what was built: demo/, dist/, caches"
+	@echo "make distclean  remove .venv, too"
+	@echo
+	@echo "The first call makes .venv from $(PYTHON) (Python 3.11 or newer; for another one: make test PYTHON=python3.12)."
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m celldial.demo
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+test-all: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m ""
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# The stamps are touched last, so that an installation that broke off is done again.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "celldial needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing)." >&2; \
+	  echo "Name another one, for example: make $(or $(MAKECMDGOALS),test) PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.made
+	$(PIP) -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt $(VENV)/.made
+	$(PIP) -c constraints.txt -e ".[dev]"
+	@touch $(VENV)/.installed $@
+
+clean:
+	rm -rf demo dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests -type d -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

@@ -1,0 +1,195 @@
+"""Cells as tensors: sparse counts and covariates, whole data sets and minibatches alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from anndata import AnnData
+from scipy import sparse
+from torch import Tensor
+
+from celldial.ops import SparseRows
+from celldial.schema import Schema
+
+__all__ = ["Cells", "minibatches", "split"]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Counts and covariates of some cells, on one device: a whole data set, or one minibatch.
+
+    Parameters
+    ----------
+    counts
+        Modality to its counts, float32, with int64 columns.
+    library_size
+        Modality to the total count of its features in each cell, float32, shape ``(c,)``.
+    category_ck
+        Codes of the categorical covariates, int64, shape ``(c, n_categorical)``.
+    continuous_ck
+        Standardized continuous covariates, float32, shape ``(c, n_continuous)``.
+    """
+
+    counts: dict[str, SparseRows]
+    library_size: dict[str, Tensor]
+    category_ck: Tensor
+    continuous_ck: Tensor
+
+    @classmethod
+    def from_anndata(cls, adata: AnnData, schema: Schema, overrides: Mapping[str, Any] | None = None) -> Cells:
+        """Read all cells of an AnnData onto the CPU; the tensors share no memory with it.
+
+        Parameters
+        ----------
+        adata
+            Cells that fit `schema`.
+        schema
+            What the model was fit to; see :meth:`Schema.counts` and :meth:`Schema.covariates` for the errors raised.
+        overrides
+            Covariate to one value for all cells, in place of the one in ``adata.obs``.
+        """
+        counts = schema.counts(adata)
+        category_ck, continuous_ck = schema.covariates(adata, overrides)
+        return cls(
+            counts={modality: to_sparse_rows(matrix) for modality, matrix in counts.items()},
+            library_size={modality: row_totals(matrix) for modality, matrix in counts.items()},
+            category_ck=torch.from_numpy(category_ck),
+            continuous_ck=torch.from_numpy(continuous_ck),
+        )
+
+    def __len__(self) -> int:
+        return len(self.category_ck)
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return len(self)
+
+    @property
+    def empty_c(self) -> Tensor:
+        """Which cells have no count in any modality, bool, shape ``(c,)``."""
+        return torch.stack(list(self.library_size.values())).sum(0) == 0
+
+    def select(self, index_c: Tensor) -> Cells:
+        """Gather the cells ``index_c`` (int64, on any device), in that order."""
+        index_c = index_c.to(self.category_ck.device)
+        return self._each(lambda rows: rows.select(index_c), lambda tensor: tensor[index_c])
+
+    def between(self, start: int, stop: int) -> Cells:
+        """Take the cells from `start` up to, not including, `stop`; entries are views, not copies."""
+        return self._each(lambda rows: slice_rows(rows, start, stop), lambda tensor: tensor[start:stop])
+
+    def to(self, device: torch.device | str) -> Cells:
+        """Move to a device."""
+        device = torch.device(device)
+        return self._each(lambda rows: rows.to(device), lambda tensor: tensor.to(device))
+
+    def _each(self, of_rows: Callable[[SparseRows], SparseRows], of_tensor: Callable[[Tensor], Tensor]) -> Cells:
+        """Do the same to every part."""
+        return Cells(
+            counts={modality: of_rows(rows) for modality, rows in self.counts.items()},
+            library_size={modality: of_tensor(total_c) for modality, total_c in self.library_size.items()},
+            category_ck=of_tensor(self.category_ck),
+            continuous_ck=of_tensor(self.continuous_ck),
+        )
+
+
+def to_sparse_rows(matrix: sparse.csr_matrix) -> SparseRows:
+    """Copy a canonical CSR matrix into tensors."""
+    return SparseRows(
+        indptr_c=torch.tensor(matrix.indptr, dtype=torch.int64),
+        column_n=torch.tensor(matrix.indices, dtype=torch.int64),
+        value_n=torch.tensor(matrix.data, dtype=torch.float32),
+        n_columns=matrix.shape[1],
+    )
+
+
+def row_totals(matrix: sparse.csr_matrix) -> Tensor:
+    """Sum each row, in float64 because float32 drops single counts from totals above 16 million."""
+    return torch.tensor(np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel(), dtype=torch.float32)
+
+
+def slice_rows(rows: SparseRows, start: int, stop: int) -> SparseRows:
+    """Take the rows from `start` up to `stop`, with views of the entries."""
+    indptr_c = rows.indptr_c[start : stop + 1]
+    first, last = int(indptr_c[0]), int(indptr_c[-1])
+    return SparseRows(indptr_c - first, rows.column_n[first:last], rows.value_n[first:last], rows.n_columns)
+
+
+def minibatches(
+    cells: Cells, batch_size: int, *, generator: torch.Generator | None = None, index_c: Tensor | None = None
+) -> Iterator[Cells]:
+    """Go once through the cells, `batch_size` at a time; the last minibatch may be smaller.
+
+    Parameters
+    ----------
+    cells
+        The data set, on the device where the minibatches are wanted.
+    batch_size
+        Cells in a minibatch.
+    generator
+        Shuffles the cells, on the CPU so that the order is the same on every device. Without it they come in order,
+        and where `index_c` runs without gaps, as views of `cells`.
+    index_c
+        The cells to go through, int64; by default all.
+
+    Raises
+    ------
+    ValueError
+        `batch_size` is below 1, or `index_c` names cells that there are not.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
+    order_c = torch.arange(cells.n_cells) if index_c is None else index_c.cpu()
+    if bool(((order_c < 0) | (order_c >= cells.n_cells)).any()):
+        raise ValueError(
+            f"index_c must be from 0 to {cells.n_cells - 1}, the last cell; it goes from "
+            f"{int(order_c.min())} to {int(order_c.max())}"
+        )
+    if generator is not None:
+        order_c = order_c[torch.randperm(len(order_c), generator=generator)]
+    starts = range(0, len(order_c), batch_size)
+    if bool((order_c.diff() == 1).all()):
+        for start in starts:
+            part_c = order_c[start : start + batch_size]
+            yield cells.between(int(part_c[0]), int(part_c[-1]) + 1)
+    else:
+        order_c = order_c.to(cells.category_ck.device)  # once, not at every minibatch
+        for start in starts:
+            yield cells.select(order_c[start : start + batch_size])
+
+
+def split(n_cells: int, validation_size: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Split cells at random into those to train on and those to validate on.
+
+    Parameters
+    ----------
+    n_cells
+        Number of cells.
+    validation_size
+        Share of the cells to validate on, from 0 up to, not including, 1. Above 0 it stands for at least one cell,
+        but one is always left to train on.
+    generator
+        Source of randomness, on the CPU.
+
+    Returns
+    -------
+    train_index, validation_index
+        Disjoint, together all cells, each in ascending order (close to each other in memory), int64.
+
+    Raises
+    ------
+    ValueError
+        There is no cell, or `validation_size` is outside [0, 1).
+    """
+    if n_cells < 1:
+        raise ValueError(f"there are {n_cells} cells to split: at least one is needed")
+    if not 0 <= validation_size < 1:
+        raise ValueError(f"validation_size is {validation_size}: it must be at least 0 and below 1")
+    n_validation = min(max(round(n_cells * validation_size), int(validation_size > 0)), n_cells - 1)
+    order_c = torch.randperm(n_cells, generator=generator)
+    return order_c[n_validation:].sort().values, order_c[:n_validation].sort().values

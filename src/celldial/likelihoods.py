@@ -1,0 +1,155 @@
+"""Observation models: one class each, from the decoder's outputs to the probability of the counts.
+
+To add one: write the class (the methods of `Likelihood`), add it to `LIKELIHOODS`, and add its fused log-likelihood to
+``ops.py`` if it needs one. The parametrized tests then cover it.
+
+Axis suffixes: ``c`` cells, ``f`` features, ``n`` stored entries of a sparse matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from celldial import ops
+from celldial.ops import SparseRows
+
+# Inverse dispersions are started within these bounds: beyond 100 a gene is Poisson for every practical purpose.
+THETA_BOUNDS = (0.05, 100.0)
+
+
+class Likelihood(Protocol):
+    """What every observation model offers; ``heads`` are its ``n_heads`` decoder outputs, each of shape ``(c, f)``."""
+
+    n_heads: int
+
+    def initialise(self, counts: SparseRows, library_size_c: Tensor) -> None:
+        """Start the parameters from the counts."""
+
+    def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: SparseRows) -> Tensor:
+        """Log-likelihood in nats, shape ``(c,)``."""
+
+    def rate(self, heads: Sequence[Tensor]) -> Tensor:
+        """Share of each feature in a cell's expression, shape ``(c, f)``; every row sums to 1."""
+
+    def sample(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Draw counts, shape ``(c, f)``."""
+
+
+class Poisson(nn.Module):
+    """Counts with mean ``library_size * softmax(logits)`` and no overdispersion."""
+
+    n_heads = 1
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__()
+
+    def initialise(self, counts: SparseRows, library_size_c: Tensor) -> None:
+        """Do nothing: a Poisson has no parameter of its own."""
+
+    def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: SparseRows) -> Tensor:
+        """Log-likelihood in nats, shape ``(c,)``."""
+        return ops.poisson(heads[0], library_size_c, counts)
+
+    def rate(self, heads: Sequence[Tensor]) -> Tensor:
+        """Share of each feature in a cell's expression, shape ``(c, f)``."""
+        return torch.softmax(heads[0], -1)
+
+    def sample(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Draw counts, shape ``(c, f)``."""
+        return torch.poisson(library_size_c[:, None] * self.rate(heads))
+
+
+class NegativeBinomial(nn.Module):
+    """Counts with mean ``library_size * softmax(logits)`` and variance ``mean + mean**2 / inverse_dispersion``.
+
+    The inverse dispersion is one learned number per feature.
+    """
+
+    n_heads = 1
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__()
+        self.log_inverse_dispersion_f = nn.Parameter(torch.zeros(n_features))
+
+    def initialise(self, counts: SparseRows, library_size_c: Tensor) -> None:
+        """Start the inverse dispersions from the moments of the counts, given the library sizes alone.
+
+        The variance between cell types counts as dispersion here, so the start errs on the side of too much of it.
+        """
+        total_f, square_f = counts.sum_columns(counts.value_n), counts.sum_columns(counts.value_n**2)
+        share_f = total_f / library_size_c.sum()
+        cross_f = counts.sum_columns(counts.value_n * library_size_c[counts.row_n])
+        mean_square_f = share_f**2 * library_size_c.square().sum()
+        # Var = mean + mean^2 / theta, summed over cells: E(x - mean)^2 - mean = mean^2 / theta.
+        excess_f = square_f - 2 * share_f * cross_f + mean_square_f - total_f
+        low, high = THETA_BOUNDS
+        theta_f = mean_square_f / excess_f.clamp_min(1e-12)
+        theta_f = torch.where(excess_f > 0, theta_f, high).clamp(low, high)
+        with torch.no_grad():
+            self.log_inverse_dispersion_f.copy_(theta_f.log())
+
+    def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: SparseRows) -> Tensor:
+        """Log-likelihood in nats, shape ``(c,)``."""
+        return ops.negative_binomial(heads[0], self.log_inverse_dispersion_f, library_size_c, counts)
+
+    def rate(self, heads: Sequence[Tensor]) -> Tensor:
+        """Share of each feature in a cell's expression, shape ``(c, f)``."""
+        return torch.softmax(heads[0], -1)
+
+    def sample(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Draw counts as a Gamma mixture of Poissons, shape ``(c, f)``."""
+        theta_f = self.log_inverse_dispersion_f.exp()
+        mu_cf = library_size_c[:, None] * self.rate(heads)
+        gamma_cf = torch.distributions.Gamma(theta_f.expand_as(mu_cf), theta_f / mu_cf.clamp_min(1e-20)).sample()
+        return torch.poisson(gamma_cf)
+
+
+class ZeroInflatedNegativeBinomial(NegativeBinomial):
+    """A negative binomial whose counts are lost with a probability that the decoder's second head gives."""
+
+    n_heads = 2
+
+    def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: SparseRows) -> Tensor:
+        """Log-likelihood in nats, shape ``(c,)``."""
+        return ops.zero_inflated_negative_binomial(
+            heads[0], heads[1], self.log_inverse_dispersion_f, library_size_c, counts
+        )
+
+    def sample(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Draw counts, shape ``(c, f)``."""
+        kept_cf = torch.bernoulli(torch.sigmoid(-heads[1]))
+        return super().sample(heads, library_size_c) * kept_cf
+
+
+LIKELIHOODS = {
+    "negative_binomial": NegativeBinomial,
+    "poisson": Poisson,
+    "zero_inflated_negative_binomial": ZeroInflatedNegativeBinomial,
+}
+
+
+class Observation(TorchDistribution):
+    """The counts of a minibatch as a Pyro distribution: sparse rows in, nats per cell out.
+
+    Pyro's own count distributions take dense values and evaluate the special functions on every zero.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+
+    def __init__(self, likelihood: Likelihood, heads: Sequence[Tensor], library_size_c: Tensor) -> None:
+        self.likelihood, self.heads, self.library_size_c = likelihood, heads, library_size_c
+        super().__init__(heads[0].shape[:1], heads[0].shape[1:], validate_args=False)
+
+    def log_prob(self, value: SparseRows) -> Tensor:
+        """Log-likelihood in nats, shape ``(c,)``."""
+        return self.likelihood.log_prob(self.heads, self.library_size_c, value)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (torch's own signature)
+        """Draw counts, shape ``(c, f)``."""
+        return self.likelihood.sample(self.heads, self.library_size_c)
+

@@ -1,0 +1,167 @@
+"""The networks: an encoder that reads sparse counts, a decoder that gives every feature an output, covariates in each layer.
+
+Axis suffixes: ``c`` cells, ``f`` features, ``h`` hidden units, ``k`` covariates, ``p`` posterior parameters, ``z`` latent
+coordinates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout, silu
+
+from celldial.ops import SparseRows, sparse_linear
+
+__all__ = ["Decoder", "Encoder"]
+
+# A feature seen in almost no cell would otherwise start with an enormous weight.
+MIN_DEVIATION = 0.05
+
+
+class CovariateShift(nn.Module):
+    """What the covariates add to a layer's input: one learned vector per category, one per continuous covariate."""
+
+    def __init__(self, n_categories: Sequence[int], n_continuous: int, n_hidden: int) -> None:
+        super().__init__()
+        self.categorical = nn.ModuleList(nn.Embedding(n, n_hidden) for n in n_categories)
+        self.continuous = nn.Linear(n_continuous, n_hidden, bias=False) if n_continuous else None
+
+    def forward(self, hidden_ch: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
+        for embedding, category_c in zip(self.categorical, category_ck.unbind(-1), strict=True):
+            hidden_ch = hidden_ch + embedding(category_c)
+        if self.continuous is not None:
+            hidden_ch = hidden_ch + self.continuous(continuous_ck)
+        return hidden_ch
+
+
+class HiddenLayer(nn.Module):
+    """Everything between two matrix products: covariates, layer norm, nonlinearity."""
+
+    def __init__(self, n_categories: Sequence[int], n_continuous: int, n_hidden: int) -> None:
+        super().__init__()
+        self.covariates = CovariateShift(n_categories, n_continuous, n_hidden)
+        self.norm = nn.LayerNorm(n_hidden)
+
+    def forward(self, hidden_ch: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
+        shifted_ch = self.covariates(hidden_ch, category_ck, continuous_ck)
+        return silu(self.norm(shifted_ch))
+
+
+class Encoder(nn.Module):
+    """From sparse counts to the parameters of the posterior.
+
+    The input is the log of counts per median library size. Zeros stay zeros, so the first layer costs what the stored
+    counts cost.
+
+    Parameters
+    ----------
+    n_features
+        Number of features of the modality.
+    n_categories
+        Number of categories of each categorical covariate.
+    n_continuous
+        Number of continuous covariates.
+    n_hidden
+        Width of each hidden layer.
+    n_layers
+        Number of hidden layers, at least 1.
+    n_outputs
+        Number of outputs per cell.
+    dropout_rate
+        Share of the stored counts that is hidden from the network during training.
+    """
+
+    median_library_size: Tensor
+
+    def __init__(
+        self,
+        n_features: int,
+        n_categories: Sequence[int],
+        n_continuous: int,
+        n_hidden: int,
+        n_layers: int,
+        n_outputs: int,
+        dropout_rate: float,
+    ) -> None:
+        super().__init__()
+        self.dropout_rate = dropout_rate
+        self.register_buffer("median_library_size", torch.ones(()))
+        self.weight_fh = nn.Parameter(torch.randn(n_features, n_hidden) / math.sqrt(n_features))
+        self.bias_h = nn.Parameter(torch.zeros(n_hidden))
+        self.linears = nn.ModuleList(nn.Linear(n_hidden, n_hidden) for _ in range(n_layers - 1))
+        self.layers = nn.ModuleList(HiddenLayer(n_categories, n_continuous, n_hidden) for _ in range(n_layers))
+        self.output = nn.Linear(n_hidden, n_outputs)
+
+    def initialise(self, counts: SparseRows, library_size_c: Tensor) -> None:
+        """Start as if every feature had been standardized, so that a rare marker weighs as much as a ribosomal gene."""
+        with torch.no_grad():
+            self.median_library_size.copy_(library_size_c.median())
+            log_n = self.normalised(counts, library_size_c)
+            mean_f = counts.sum_columns(log_n) / counts.n_rows
+            variance_f = counts.sum_columns(log_n.square()) / counts.n_rows - mean_f.square()
+            self.weight_fh /= variance_f.clamp_min(MIN_DEVIATION**2).sqrt()[:, None]
+            self.bias_h.copy_(-mean_f @ self.weight_fh)
+
+    def normalised(self, counts: SparseRows, library_size_c: Tensor) -> Tensor:
+        """Log of one plus counts per median library size, of the stored entries."""
+        return (counts.value_n * (self.median_library_size / library_size_c)[counts.row_n]).log1p()
+
+    def forward(
+        self, counts: SparseRows, library_size_c: Tensor, category_ck: Tensor, continuous_ck: Tensor
+    ) -> Tensor:
+        """Posterior parameters, shape ``(c, p)``."""
+        log_n = dropout(self.normalised(counts, library_size_c), self.dropout_rate, self.training)
+        hidden_ch = sparse_linear(counts.with_values(log_n), self.weight_fh) + self.bias_h
+        hidden_ch = self.layers[0](hidden_ch, category_ck, continuous_ck)
+        for linear, layer in zip(self.linears, self.layers[1:], strict=True):
+            hidden_ch = layer(linear(hidden_ch), category_ck, continuous_ck)
+        result: Tensor = self.output(hidden_ch)
+        return result
+
+
+class Decoder(nn.Module):
+    """From latent coordinates to one or more outputs for every feature.
+
+    Parameters
+    ----------
+    n_latent
+        Number of latent coordinates.
+    n_features
+        Number of features of the modality.
+    n_heads
+        Outputs per feature: what the likelihood needs.
+    n_categories, n_continuous, n_hidden, n_layers
+        As in `Encoder`.
+    """
+
+    def __init__(
+        self,
+        n_latent: int,
+        n_features: int,
+        n_heads: int,
+        n_categories: Sequence[int],
+        n_continuous: int,
+        n_hidden: int,
+        n_layers: int,
+    ) -> None:
+        super().__init__()
+        widths = [n_latent] + [n_hidden] * (n_layers - 1)
+        self.linears = nn.ModuleList(nn.Linear(width, n_hidden) for width in widths)
+        self.layers = nn.ModuleList(HiddenLayer(n_categories, n_continuous, n_hidden) for _ in range(n_layers))
+        self.heads = nn.ModuleList(nn.Linear(n_hidden, n_features) for _ in range(n_heads))
+
+    def initialise(self, counts: SparseRows) -> None:
+        """Start the first head at the log of each feature's mean rate."""
+        with torch.no_grad():
+            log_total_f = (counts.sum_columns(counts.value_n) + 1).log()
+            self.heads[0].bias.copy_(log_total_f - log_total_f.mean())
+
+    def forward(self, z_cz: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> list[Tensor]:
+        """One output ``(c, f)`` per head."""
+        hidden_ch = z_cz
+        for linear, layer in zip(self.linears, self.layers, strict=True):
+            hidden_ch = layer(linear(hidden_ch), category_ck, continuous_ck)
+        return [head(hidden_ch) for head in self.heads]

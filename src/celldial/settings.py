@@ -1,0 +1,64 @@
+"""Choices of a session: where to compute, and how much to say. Reproducible randomness is here too."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["Settings", "seeded", "settings"]
+
+
+@dataclass
+class Settings:
+    """Choices of a session; change the attributes of `celldial.settings`.
+
+    Parameters
+    ----------
+    device
+        Where to compute: ``"auto"`` (a CUDA device where there is one, else the CPU), ``"cpu"`` or ``"cuda"``.
+    precision
+        Number format of the matrix products, as Lightning Fabric names them: ``"32-true"``, ``"bf16-mixed"``, or
+        ``"auto"``, which is ``"32-true"``.
+
+    Examples
+    --------
+    >>> import celldial
+    >>> celldial.settings.device = "cpu"
+    >>> celldial.settings.torch_device
+    device(type='cpu')
+    >>> celldial.settings.device = "auto"
+    """
+
+    device: str = "auto"
+    precision: str = "auto"
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device that is meant."""
+        if self.device != "auto":
+            return torch.device(self.device)
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def verbosity(self) -> str:
+        """What the logger ``"celldial"`` lets through: ``"DEBUG"``, ``"INFO"``, ``"WARNING"`` or ``"ERROR"``."""
+        return logging.getLevelName(logging.getLogger("celldial").getEffectiveLevel())
+
+    @verbosity.setter
+    def verbosity(self, level: str) -> None:
+        logging.getLogger("celldial").setLevel(level.upper())
+
+
+settings = Settings()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw torch's random numbers from `seed` in this block, and leave the outer stream as it was."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield

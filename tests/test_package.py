@@ -1,0 +1,158 @@
+"""What holds for the package as a whole: its version, its files, and which module may import which."""
+
+import ast
+import doctest
+import importlib
+import re
+import tomllib
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "celldial"
+MODULES = sorted(path.stem for path in SOURCE.glob("*.py"))
+
+# From the foot up: a module imports from its own row or from rows below, never from a row above.
+ROWS = [{"ops"}, {"latents", "likelihoods", "nn"}, {"data", "train", "module", "axes"}, {"model"}]
+LEAVES = {"schema", "settings"}
+# Only these may import the estimator, or all of the package.
+TOP = {"__init__", "__main__", "demo"}
+
+
+def imported(path: Path, at_run_time: bool = True) -> Iterator[str]:
+    """Yield the full names a file of the package imports, also inside functions.
+
+    ``from a import b`` counts as ``a.b``. What stands under ``if TYPE_CHECKING:`` never runs and is left out.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped: set[ast.AST] = set()
+    if at_run_time:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
+                skipped.update(inner for statement in node.body for inner in ast.walk(statement))
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level <= 1, f"{path.name} imports from above the package"
+            base = ".".join(filter(None, ["celldial" if node.level else "", node.module or ""]))
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def siblings(path: Path) -> set[str]:
+    """Return the modules of the package that a file imports; ``import celldial`` itself is ``__init__``."""
+    parts = [name.split(".") for name in imported(path)]
+    inside = [part[1] if len(part) > 1 else "__init__" for part in parts if part[0] == "celldial"]
+    return {name if (SOURCE / f"{name}.py").exists() else "__init__" for name in inside} - {path.stem}
+
+
+def packages(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imported(path)}
+
+
+GRAPH = {path.stem: siblings(path) for path in SOURCE.glob("*.py")}
+
+
+def require(module: str) -> Path:
+    path = SOURCE / f"{module}.py"
+    if not path.exists():
+        pytest.skip(f"no {path.name} yet")
+    return path
+
+
+def test_imports_are_free_of_cycles():
+    try:
+        TopologicalSorter(GRAPH).prepare()
+    except CycleError as error:
+        pytest.fail(f"modules import each other in a circle: {' -> '.join(reversed(error.args[1]))}")
+
+
+@pytest.mark.parametrize("module", sorted(set.union(*ROWS)))
+def test_imports_run_one_way(module):
+    require(module)
+    row = next(i for i, names in enumerate(ROWS) if module in names)
+    above = set.union(set(), *ROWS[row + 1 :]) | TOP
+    assert not GRAPH[module] & above, f"{module} may only import from its own row of {ROWS}, or from rows before it"
+
+
+@pytest.mark.parametrize("module", sorted(LEAVES))
+def test_leaves_import_no_sibling(module):
+    require(module)
+    assert not GRAPH[module]
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - TOP - {"model"}))
+def test_only_the_top_imports_the_estimator(module):
+    assert not GRAPH[module] & (TOP | {"model"})
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("data", {"latents", "likelihoods", "nn", "module", "train"}),  # knows no network
+        ("train", {"anndata", "mudata", "scanpy"}),
+        ("module", {"anndata", "mudata", "scanpy", "data", "train"}),
+        ("ops", {"anndata", "mudata", "pyro", "scanpy"}),
+        ("pl", {"torch", "pyro", "lightning_fabric", *set.union(*ROWS)}),  # reads an AnnData
+    ],
+)
+def test_what_a_module_does_not_know(module, forbidden):
+    path = require(module)
+    assert not (GRAPH[module] | packages(path)) & forbidden
+
+
+def test_plots_reach_no_torch_through_others():
+    require("pl")
+    reached, waiting = set(), ["pl"]
+    while waiting:
+        module = waiting.pop()
+        if module not in reached:
+            reached.add(module)
+            waiting.extend(GRAPH[module] - {"settings"})
+    for module in reached:
+        assert "torch" not in packages(SOURCE / f"{module}.py"), f"pl reaches torch through {module}"
+
+
+def test_typing_marker_is_shipped():
+    import celldial
+
+    assert (SOURCE / "py.typed").is_file()
+    assert (Path(celldial.__path__[0]) / "py.typed").is_file()
+
+
+def test_version_is_the_same_everywhere(root):
+    import celldial
+
+    stated = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert version("celldial") == stated
+    if (SOURCE / "__init__.py").read_text(encoding="utf-8").strip():
+        assert celldial.__version__ == stated
+    citation = (root / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^version: (.+)$", citation, re.MULTILINE)[1].strip("\"'") == stated
+    changes = (root / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(r"^## \[(\d.*?)\]", changes, re.MULTILINE)[1] == stated
+
+
+def test_constraints_satisfy_the_project(root):
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    pinned = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in pins}
+    for line in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+        needed = Requirement(line)
+        assert needed.specifier.contains(pinned[canonicalize_name(needed.name)]), f"constraints.txt breaks {line}"
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"__init__", "__main__", "demo"}))
+def test_examples_in_docstrings_run(module, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = doctest.testmod(importlib.import_module(f"celldial.{module}"), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.failed == 0, f"{result.failed} of {result.attempted} examples failed; see the captured output"
