@@ -65,7 +65,7 @@ def pbmc68k_reduced() -> AnnData:
             warnings.filterwarnings("ignore", category=category, module=r"(anndata|scanpy|legacy_api_wrap)(\.|$)")
         bundled = sc.datasets.pbmc68k_reduced()
         log_cf = csr_matrix(bundled.raw.X, dtype=np.float64)
-        obs, gene_names = bundled.obs.copy(), bundled.raw.var_names.astype(str)
+        obs, gene_names = bundled.obs.rename_axis(index=None), bundled.raw.var_names.astype(str).rename(None)
 
     counts_cf = _undo_log_normalization(log_cf, obs["n_counts"].to_numpy(dtype=np.float64))
     return AnnData(counts_cf, obs=obs, var=pd.DataFrame(index=gene_names))

@@ -145,6 +145,17 @@ class Observation(TorchDistribution):
         self.likelihood, self.heads, self.library_size_c = likelihood, heads, library_size_c
         super().__init__(heads[0].shape[:1], heads[0].shape[1:], validate_args=False)
 
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> Observation:
+        """Return itself: a Pyro plate asks every distribution in it to take its shape, and this one has it already."""
+        if tuple(batch_shape) != tuple(self.batch_shape):
+            raise ValueError(f"an observation of {tuple(self.batch_shape)} cells cannot be expanded to {batch_shape}")
+        return self
+
+    @property
+    def rate(self) -> Tensor:
+        """Share of each feature in a cell's expression, shape ``(c, f)``."""
+        return self.likelihood.rate(self.heads)
+
     def log_prob(self, value: SparseRows) -> Tensor:
         """Log-likelihood in nats, shape ``(c,)``."""
         return self.likelihood.log_prob(self.heads, self.library_size_c, value)

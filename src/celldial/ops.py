@@ -83,7 +83,7 @@ class SparseRows:
 
     def to(self, device: torch.device) -> SparseRows:
         """Move to a device."""
-        moved = (t.to(device, non_blocking=True) for t in (self.indptr_c, self.column_n, self.value_n))
+        moved = (t.to(device) for t in (self.indptr_c, self.column_n, self.value_n))
         return SparseRows(*moved, n_columns=self.n_columns)
 
     def sum_rows(self, value_n: Tensor) -> Tensor:

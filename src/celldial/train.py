@@ -52,8 +52,8 @@ class Plan:
         Peak of the learning rate.
     weight_decay
         Of the weight matrices; biases and dispersions have none.
-    patience
-        Stop after so many epochs without a better validation ELBO; ``None`` to go on to the end.
+    early_stopping
+        Stop when the validation ELBO has not become better for a quarter of the epochs, 10 at least.
     warm_up
         Whether the weight of the KL term starts near 0.
     progress
@@ -64,7 +64,7 @@ class Plan:
     batch_size: int
     learning_rate: float = 8e-3
     weight_decay: float = 0.01
-    patience: int | None = None
+    early_stopping: bool = True
     warm_up: bool = True
     progress: bool = False
 
@@ -163,8 +163,8 @@ def fit(
                 history.setdefault(name, []).append(value)
             bar.update()
             bar.set_postfix_str(f"ELBO {elbo:.1f} nats/cell")
-            if plan.patience is not None and validation is not None and epoch - best.epoch >= plan.patience:
-                logger.info("no better validation ELBO for %d epochs: stopped after epoch %d", plan.patience, epoch + 1)
+            if plan.early_stopping and epoch - best.epoch >= max(10, plan.max_epochs // 4):
+                logger.info("stopped after epoch %d: the best was epoch %d", epoch + 1, best.epoch + 1)
                 break
     except KeyboardInterrupt:
         if best is None:
