@@ -1,6 +1,6 @@
 """Observation models: one class each, from the decoder's outputs to the probability of the counts.
 
-To add one: write the class (the methods of `Likelihood`), add it to `LIKELIHOODS`, and add its fused log-likelihood to
+To add one: write the class (a subclass of `Likelihood`), add it to `LIKELIHOODS`, and add its fused log-likelihood to
 ``ops.py`` if it needs one. The parametrized tests then cover it.
 
 Axis suffixes: ``c`` cells, ``f`` features, ``n`` stored entries of a sparse matrix.
@@ -9,7 +9,7 @@ Axis suffixes: ``c`` cells, ``f`` features, ``n`` stored entries of a sparse mat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -22,58 +22,54 @@ from celldial.ops import SparseRows
 THETA_BOUNDS = (0.05, 100.0)
 
 
-class Likelihood(Protocol):
-    """What every observation model offers; ``heads`` are its ``n_heads`` decoder outputs, each of shape ``(c, f)``."""
+class Likelihood(nn.Module):
+    """What every observation model offers.
 
-    n_heads: int
-
-    def initialise(self, counts: SparseRows, library_size_c: Tensor) -> None:
-        """Start the parameters from the counts."""
-
-    def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: SparseRows) -> Tensor:
-        """Log-likelihood in nats, shape ``(c,)``."""
-
-    def rate(self, heads: Sequence[Tensor]) -> Tensor:
-        """Share of each feature in a cell's expression, shape ``(c, f)``; every row sums to 1."""
-
-    def sample(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
-        """Draw counts, shape ``(c, f)``."""
-
-
-class Poisson(nn.Module):
-    """Counts with mean ``library_size * softmax(logits)`` and no overdispersion."""
-
-    n_heads = 1
-
-    def __init__(self, n_features: int) -> None:
-        super().__init__()
-
-    def initialise(self, counts: SparseRows, library_size_c: Tensor) -> None:
-        """Do nothing: a Poisson has no parameter of its own."""
-
-    def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: SparseRows) -> Tensor:
-        """Log-likelihood in nats, shape ``(c,)``."""
-        return ops.poisson(heads[0], library_size_c, counts)
-
-    def rate(self, heads: Sequence[Tensor]) -> Tensor:
-        """Share of each feature in a cell's expression, shape ``(c, f)``."""
-        return torch.softmax(heads[0], -1)
-
-    def sample(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
-        """Draw counts, shape ``(c, f)``."""
-        return torch.poisson(library_size_c[:, None] * self.rate(heads))
-
-
-class NegativeBinomial(nn.Module):
-    """Counts with mean ``library_size * softmax(logits)`` and variance ``mean + mean**2 / inverse_dispersion``.
-
-    The inverse dispersion is one learned number per feature.
+    ``heads`` are the decoder's outputs, `n_heads` of them, each of shape ``(c, f)``; the softmax of the first gives the
+    share of each feature in a cell's expression.
     """
 
     n_heads = 1
 
     def __init__(self, n_features: int) -> None:
         super().__init__()
+
+    def initialise(self, counts: SparseRows, library_size_c: Tensor) -> None:
+        """Start the parameters from the counts; nothing to do where there are none."""
+
+    def rate(self, heads: Sequence[Tensor]) -> Tensor:
+        """Share of each feature in a cell's expression, shape ``(c, f)``; every row sums to 1."""
+        return torch.softmax(heads[0], -1)
+
+    def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: SparseRows) -> Tensor:
+        """Log-likelihood in nats, shape ``(c,)``."""
+        raise NotImplementedError
+
+    def sample(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Draw counts, shape ``(c, f)``."""
+        raise NotImplementedError
+
+
+class Poisson(Likelihood):
+    """Counts with mean ``library_size * softmax(logits)`` and no overdispersion."""
+
+    def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: SparseRows) -> Tensor:
+        """Log-likelihood in nats, shape ``(c,)``."""
+        return ops.poisson(heads[0], library_size_c, counts)
+
+    def sample(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Draw counts, shape ``(c, f)``."""
+        return torch.poisson(library_size_c[:, None] * self.rate(heads))
+
+
+class NegativeBinomial(Likelihood):
+    """Counts with mean ``library_size * softmax(logits)`` and variance ``mean + mean**2 / inverse_dispersion``.
+
+    The inverse dispersion is one learned number per feature.
+    """
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__(n_features)
         self.log_inverse_dispersion_f = nn.Parameter(torch.zeros(n_features))
 
     def initialise(self, counts: SparseRows, library_size_c: Tensor) -> None:
@@ -96,10 +92,6 @@ class NegativeBinomial(nn.Module):
     def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: SparseRows) -> Tensor:
         """Log-likelihood in nats, shape ``(c,)``."""
         return ops.negative_binomial(heads[0], self.log_inverse_dispersion_f, library_size_c, counts)
-
-    def rate(self, heads: Sequence[Tensor]) -> Tensor:
-        """Share of each feature in a cell's expression, shape ``(c, f)``."""
-        return torch.softmax(heads[0], -1)
 
     def sample(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
         """Draw counts as a Gamma mixture of Poissons, shape ``(c, f)``."""
@@ -126,7 +118,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         return super().sample(heads, library_size_c) * kept_cf
 
 
-LIKELIHOODS = {
+LIKELIHOODS: dict[str, type[Likelihood]] = {
     "negative_binomial": NegativeBinomial,
     "poisson": Poisson,
     "zero_inflated_negative_binomial": ZeroInflatedNegativeBinomial,
@@ -139,7 +131,7 @@ class Observation(TorchDistribution):
     Pyro's own count distributions take dense values and evaluate the special functions on every zero.
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, likelihood: Likelihood, heads: Sequence[Tensor], library_size_c: Tensor) -> None:
         self.likelihood, self.heads, self.library_size_c = likelihood, heads, library_size_c
@@ -161,6 +153,7 @@ class Observation(TorchDistribution):
         return self.likelihood.log_prob(self.heads, self.library_size_c, value)
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (torch's own signature)
-        """Draw counts, shape ``(c, f)``."""
-        return self.likelihood.sample(self.heads, self.library_size_c)
-
+        """Draw counts, shape ``(*sample_shape, c, f)``."""
+        sample_shape = torch.Size(sample_shape)
+        draws = [self.likelihood.sample(self.heads, self.library_size_c) for _ in range(sample_shape.numel())]
+        return torch.stack(draws).reshape(sample_shape + draws[0].shape)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyro
 import torch
 from anndata import AnnData, ImplicitModificationWarning
 from scipy import sparse
@@ -23,7 +26,7 @@ from celldial import axes, storage, train
 from celldial.data import Cells, minibatches, split
 from celldial.likelihoods import LIKELIHOODS
 from celldial.module import Module
-from celldial.schema import Schema
+from celldial.schema import Schema, covariate_table
 from celldial.settings import seeded, settings
 
 __all__ = ["VAE", "Posterior"]
@@ -105,9 +108,7 @@ class VAE(BaseEstimator):
         n_hidden: int = 128,
         n_layers: int = 1,
         *,
-        likelihood: Literal[
-            "negative_binomial", "poisson", "zero_inflated_negative_binomial"
-        ] = "negative_binomial",
+        likelihood: Literal["negative_binomial", "poisson", "zero_inflated_negative_binomial"] = "negative_binomial",
         batch_key: str | None = None,
         categorical_covariate_keys: Sequence[str] = (),
         continuous_covariate_keys: Sequence[str] = (),
@@ -135,7 +136,7 @@ class VAE(BaseEstimator):
         adata: AnnData,
         *,
         max_epochs: int | Literal["auto"] = "auto",
-        batch_size: int = 128,
+        batch_size: int | Literal["auto"] = "auto",
         validation_size: float = 0.1,
         validation_cells: Sequence[Any] | np.ndarray | None = None,
         early_stopping: bool = True,
@@ -151,7 +152,7 @@ class VAE(BaseEstimator):
         max_epochs
             Passes over the cells; ``"auto"`` chooses by their number.
         batch_size
-            Cells in a minibatch.
+            Cells in a minibatch; ``"auto"`` is 128, or less for few cells.
         validation_size
             Share of the cells, chosen at random, that is kept for validation: for early stopping and `history_`.
         validation_cells
@@ -182,6 +183,7 @@ class VAE(BaseEstimator):
         Ctrl-C ends training early: the model has the weights of the best epoch so far, and all is written.
         """
         self._check_parameters()
+        check_options(max_epochs, batch_size, key_added)
         schema = Schema.from_anndata(
             adata,
             layer=self.layer,
@@ -191,10 +193,11 @@ class VAE(BaseEstimator):
         )
         cells = Cells.from_anndata(adata, schema)
         check_size(schema, cells, self.n_latent)
+        warn_of_empty(adata, cells, "they take no part in training and get the prior as their posterior")
         train_c, validation_c = choose_cells(adata, cells, validation_size, validation_cells, self.seed)
         plan = train.Plan(
-            max_epochs=train.n_epochs(len(train_c)) if max_epochs == "auto" else max_epochs,
-            batch_size=batch_size,
+            max_epochs=train.choose_max_epochs(len(train_c)) if max_epochs == "auto" else max_epochs,
+            batch_size=train.choose_batch_size(len(train_c)) if batch_size == "auto" else batch_size,
             learning_rate=self.learning_rate,
             early_stopping=early_stopping,
             progress=progress,
@@ -203,9 +206,10 @@ class VAE(BaseEstimator):
             module = self._build(schema)
             module.initialise(cells.select(train_c))
             history = train.fit(module, cells, train_c, validation_c, plan, self.seed)
+        embedding_cz = infer(module, cells).mean
         self.schema_, self.module_, self.history_ = schema, module, history
         self.library_size_quantiles_ = np.quantile(total_counts(cells)[train_c], np.linspace(0, 1, 101))
-        self._write(adata, cells, key_added)
+        self._write(adata, embedding_cz, key_added)
         return self
 
     def fit_transform(self, adata: AnnData, **options: Any) -> np.ndarray:
@@ -217,7 +221,7 @@ class VAE(BaseEstimator):
         adata: AnnData,
         *,
         max_epochs: int = 10,
-        batch_size: int = 128,
+        batch_size: int | Literal["auto"] = "auto",
         validation_size: float = 0.1,
         validation_cells: Sequence[Any] | np.ndarray | None = None,
         early_stopping: bool = True,
@@ -247,22 +251,46 @@ class VAE(BaseEstimator):
         ValueError, TypeError, KeyError, FloatingPointError
             As `fit`; also where features or categories are not those of the model.
         """
-        options: dict[str, Any] = {"batch_size": batch_size, "early_stopping": early_stopping, "progress": progress}
-        chosen = {"validation_size": validation_size, "validation_cells": validation_cells}
         if not self.__sklearn_is_fitted__():
-            return self.fit(adata, max_epochs=max_epochs, key_added=key_added, **options, **chosen)
+            return self.fit(
+                adata,
+                max_epochs=max_epochs,
+                batch_size=batch_size,
+                validation_size=validation_size,
+                validation_cells=validation_cells,
+                early_stopping=early_stopping,
+                key_added=key_added,
+                progress=progress,
+            )
+        self._check_parameters()
+        check_options(max_epochs, batch_size, key_added)
         cells = Cells.from_anndata(adata, self.schema_)
-        train_c, validation_c = choose_cells(adata, cells, seed=self.seed, **chosen)
-        plan = train.Plan(max_epochs=max_epochs, learning_rate=self.learning_rate / 4, warm_up=False, **options)
+        check_any_count(cells)
+        warn_of_empty(adata, cells, "they take no part in training and get the prior as their posterior")
+        train_c, validation_c = choose_cells(adata, cells, validation_size, validation_cells, self.seed)
+        plan = train.Plan(
+            max_epochs=max_epochs,
+            batch_size=train.choose_batch_size(len(train_c)) if batch_size == "auto" else batch_size,
+            learning_rate=self.learning_rate / 4,
+            warm_up=False,
+            early_stopping=early_stopping,
+            progress=progress,
+        )
         # A copy, so that a failure leaves the fitted model as it was.
         module = self._build(self.schema_)
         module.load_state_dict(self.module_.state_dict())
         n_epochs_before = len(self.history_["seconds"])
         with seeded(self.seed + n_epochs_before):
             history = train.fit(module, cells, train_c, validation_c, plan, self.seed + n_epochs_before)
+        embedding_cz = infer(module, cells).mean
         self.module_ = module
-        self.history_ = {name: self.history_.get(name, []) + values for name, values in history.items()}
-        self._write(adata, cells, key_added)
+        # Without validation cells, now or then, the quantities of validation are missing there.
+        missing_before, missing_now = ([math.nan] * len(part["seconds"]) for part in (self.history_, history))
+        self.history_ = {
+            name: self.history_.get(name, missing_before) + history.get(name, missing_now)
+            for name in self.history_ | history
+        }
+        self._write(adata, embedding_cz, key_added)
         return self
 
     # --- From cells to latent states ------------------------------------------------------------------------------
@@ -274,14 +302,14 @@ class VAE(BaseEstimator):
         ----------
         adata
             Any cells with the features of the model (in any order, at least half of them) and its covariates. Cells
-            without any count get the prior mean, 0.
+            without any count get the prior mean, 0, and a warning says how many they are.
         """
         return self.posterior(adata).mean
 
     def posterior(self, adata: AnnData) -> Posterior:
         """Mean and standard deviation of each cell's latent state, float32, each of shape ``(cells, n_latent)``.
 
-        Cells without any count get the prior: mean 0 and standard deviation 1.
+        Cells without any count get the prior, mean 0 and standard deviation 1, and a warning says how many they are.
 
         Examples
         --------
@@ -291,7 +319,9 @@ class VAE(BaseEstimator):
         >>> mean, standard_deviation = model.posterior(adata)
         """
         self._check_fitted()
-        return self._posterior(Cells.from_anndata(adata, self.schema_))
+        cells = Cells.from_anndata(adata, self.schema_)
+        warn_of_empty(adata, cells, "they get the prior as their posterior")
+        return infer(self.module_, cells)
 
     def score(self, adata: AnnData, y: None = None) -> float:
         """Mean ELBO of cells that were held out, in nats per cell; higher is better.
@@ -322,7 +352,7 @@ class VAE(BaseEstimator):
         *,
         library_size: float = 1e4,
     ) -> np.ndarray:
-        """Expected expression at given latent states.
+        """Compute the expected expression at given latent states.
 
         Parameters
         ----------
@@ -357,7 +387,7 @@ class VAE(BaseEstimator):
         transform_batch: Any = None,
         library_size: float = 1e4,
     ) -> pd.DataFrame:
-        """Expected expression of each cell: what the decoder makes of its posterior mean.
+        """Compute the expected expression of each cell: what the decoder makes of its posterior mean.
 
         Parameters
         ----------
@@ -403,7 +433,8 @@ class VAE(BaseEstimator):
         seen = Cells.from_anndata(adata, self.schema_)
         category_ck, continuous_ck = self.schema_.covariates(adata, transform_batch)
         columns = None if genes is None else names.get_indexer(wanted)
-        expression_cf = self._decode(torch.from_numpy(self._posterior(seen).mean), category_ck, continuous_ck, columns)
+        z_cz = torch.from_numpy(infer(self.module_, seen).mean)
+        expression_cf = self._decode(z_cz, category_ck, continuous_ck, columns)
         table = pd.DataFrame(expression_cf * np.float32(library_size), index=adata.obs_names, columns=wanted)
         if key_added is not None:
             with writable(adata):
@@ -436,8 +467,7 @@ class VAE(BaseEstimator):
         Counts in ``X`` (CSR, float32), the latent states in ``obsm["z"]``, the covariates in ``obs``.
         """
         self._check_fitted()
-        if n < 1:
-            raise ValueError(f"n is {n}: at least one cell must be drawn")
+        check_whole("n", n)
         covariates = {} if covariates is None else covariates
         category_ck, continuous_ck = self.schema_.covariates(covariates, n_cells=n)
         counts, states = [], []
@@ -453,10 +483,8 @@ class VAE(BaseEstimator):
                 (observation,) = self._module().decode(z_cz, cells).values()
                 counts.append(sparse.csr_matrix(observation.sample().cpu().numpy()))
                 states.append(z_cz.cpu().numpy())
-        obs = pd.DataFrame(
-            {key: covariates[key] for key in [*self.schema_.categories, *self.schema_.continuous]},
-            index=pd.RangeIndex(n).map("sample_{}".format),
-        )
+        obs = covariate_table(covariates, n)[[*self.schema_.categories, *self.schema_.continuous]]
+        obs = obs.set_axis(pd.RangeIndex(n).map("sample_{}".format))
         var = pd.DataFrame(index=list(self.feature_names_))
         return AnnData(sparse.vstack(counts, format="csr"), obs, var, obsm={"z": np.concatenate(states)})
 
@@ -498,13 +526,19 @@ class VAE(BaseEstimator):
         highest mean. Written: the same as arrays in ``adata.uns["latent_traverse"]["axis_<axis>"]``.
         """
         self._check_fitted()
-        if not 0 <= axis < self.n_latent:
-            raise ValueError(f"axis is {axis}: it must be from 0 to {self.n_latent - 1}, the model's latent coordinates")
+        check_whole("axis", axis, 0)
+        if axis >= self.n_latent:
+            raise ValueError(
+                f"axis is {axis}: it must be from 0 to {self.n_latent - 1}, the model's latent coordinates"
+            )
+        check_whole("n_cells", n_cells)
         if n_steps < 2 or not 0 <= span[0] < span[1] <= 1:
-            raise ValueError(f"n_steps={n_steps}, span={span}: at least 2 steps, and quantiles from low to high, are needed")
+            raise ValueError(
+                f"n_steps={n_steps}, span={span}: at least 2 steps, and quantiles from low to high, are needed"
+            )
         cells = Cells.from_anndata(adata, self.schema_)
         check_any_count(cells)
-        mean_cz, deviation_cz = self._posterior(cells)
+        mean_cz, deviation_cz = infer(self.module_, cells)
         random = np.random.default_rng(self.seed)
         candidates = np.flatnonzero(~cells.empty_c.numpy())
         chosen = np.sort(random.choice(candidates, min(n_cells, len(candidates)), replace=False))
@@ -600,15 +634,13 @@ class VAE(BaseEstimator):
             raise NotFittedError("this VAE is not fitted yet: call fit(adata) first, or VAE.load(path)")
 
     def _check_parameters(self) -> None:
-        for name in ("n_latent", "n_hidden", "n_layers"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(f"{name} is {value!r}: it must be a whole number of at least 1")
+        for name, least in {"n_latent": 1, "n_hidden": 1, "n_layers": 1, "seed": 0}.items():
+            check_whole(name, getattr(self, name), least)
         if self.likelihood not in LIKELIHOODS:
             raise ValueError(f"likelihood is {self.likelihood!r}: choose one of {', '.join(map(repr, LIKELIHOODS))}")
-        if not 0 <= self.dropout_rate < 1:
+        if not (isinstance(self.dropout_rate, Real) and 0 <= self.dropout_rate < 1):
             raise ValueError(f"dropout_rate is {self.dropout_rate!r}: it must be at least 0 and below 1")
-        if not self.learning_rate > 0:
+        if not (isinstance(self.learning_rate, Real) and self.learning_rate > 0):
             raise ValueError(f"learning_rate is {self.learning_rate!r}: it must be above 0")
 
     def _build(self, schema: Schema) -> Module:
@@ -629,16 +661,6 @@ class VAE(BaseEstimator):
 
     def _module(self) -> Module:
         return self.module_.to(self._device).eval()
-
-    @torch.no_grad()
-    def _posterior(self, cells: Cells) -> Posterior:
-        module, parts = self._module(), []
-        for minibatch in minibatches(cells, INFERENCE_BATCH_SIZE):
-            posterior = module.posterior(minibatch.to(self._device))
-            parts.append((posterior.mean.cpu().numpy(), posterior.stddev.cpu().numpy()))
-        mean_cz, deviation_cz = (np.concatenate(part) for part in zip(*parts, strict=True))
-        mean_cz[cells.empty_c], deviation_cz[cells.empty_c] = 0, 1
-        return Posterior(mean_cz, deviation_cz)
 
     def _without_counts(
         self, category_ck: np.ndarray, continuous_ck: np.ndarray, library_size_c: Tensor | None = None
@@ -667,8 +689,7 @@ class VAE(BaseEstimator):
             parts.append(rate_cf if columns is None else rate_cf[:, columns])
         return np.concatenate(parts)
 
-    def _write(self, adata: AnnData, cells: Cells, key_added: str) -> None:
-        embedding_cz = self._posterior(cells).mean
+    def _write(self, adata: AnnData, embedding_cz: np.ndarray, key_added: str) -> None:
         with writable(adata):
             adata.obsm[key_added] = embedding_cz
             adata.uns["celldial"] = {
@@ -689,9 +710,55 @@ def parameters_of(model: VAE) -> dict[str, Any]:
     return plain
 
 
+@torch.no_grad()
+def infer(module: Module, cells: Cells) -> Posterior:
+    """Mean and standard deviation of each cell's latent state; for cells without any count, those of the prior."""
+    device = settings.torch_device
+    module, parts = module.to(device).eval(), []
+    with pyro.validation_enabled(False):  # not finite values have a better error below
+        for minibatch in minibatches(cells, INFERENCE_BATCH_SIZE):
+            posterior = module.posterior(minibatch.to(device))
+            parts.append((posterior.mean.cpu().numpy(), posterior.stddev.cpu().numpy()))
+    mean_cz, deviation_cz = (np.concatenate(part) for part in zip(*parts, strict=True))
+    mean_cz[cells.empty_c], deviation_cz[cells.empty_c] = 0, 1
+    finite_c = np.isfinite(mean_cz).all(1) & np.isfinite(deviation_cz).all(1)
+    if not finite_c.all():
+        raise FloatingPointError(
+            f"the latent states of {(~finite_c).sum()} of {len(cells)} cells are not finite, so training went wrong: "
+            "try a lower learning_rate, and look for features with extreme counts"
+        )
+    return Posterior(mean_cz, deviation_cz)
+
+
 def total_counts(cells: Cells) -> np.ndarray:
-    """Counts of each cell over all modalities, shape ``(c,)``."""
+    """Add up the counts of each cell over all modalities, shape ``(c,)``."""
     return torch.stack(list(cells.library_size.values())).sum(0).numpy()
+
+
+def check_whole(name: str, value: Any, least: int = 1) -> None:
+    """Raise unless `value` is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} is {value!r}: it must be a whole number of at least {least}")
+
+
+def check_options(max_epochs: Any, batch_size: Any, key_added: Any) -> None:
+    """Raise where an option of `VAE.fit` makes no sense, before anything is read."""
+    if max_epochs != "auto":
+        check_whole("max_epochs", max_epochs)
+    check_whole("batch_size", batch_size)
+    if not isinstance(key_added, str):
+        raise TypeError(f"key_added is {key_added!r}: it must be a name, such as 'X_celldial'")
+
+
+def warn_of_empty(adata: AnnData, cells: Cells, consequence: str) -> None:
+    """Warn where cells have no count, in the name of the method of `VAE` that calls this."""
+    empty_c = cells.empty_c.numpy()
+    if empty_c.any():
+        warnings.warn(
+            f"{empty_c.sum()} of {len(empty_c)} cells have no count (the first is {adata.obs_names[empty_c][0]!r}): "
+            f"{consequence}",
+            stacklevel=3,
+        )
 
 
 def check_size(schema: Schema, cells: Cells, n_latent: int) -> None:
@@ -703,7 +770,9 @@ def check_size(schema: Schema, cells: Cells, n_latent: int) -> None:
             f"adata has {len(cells)} cells and {n_features} features: a model is learned from at least two of each"
         )
     if n_latent > n_features:
-        raise ValueError(f"n_latent={n_latent} is more than the {n_features} features: choose VAE(n_latent={n_features})")
+        raise ValueError(
+            f"n_latent={n_latent} is more than the {n_features} features: choose VAE(n_latent={n_features})"
+        )
 
 
 def check_any_count(cells: Cells) -> None:
@@ -721,12 +790,6 @@ def choose_cells(
 ) -> tuple[Tensor, Tensor]:
     """Say which cells to train and which to validate on, as indices; empty cells are neither."""
     filled_c = ~cells.empty_c.numpy()
-    if not filled_c.all():
-        warnings.warn(
-            f"{(~filled_c).sum()} of {len(filled_c)} cells have no count (the first is "
-            f"{adata.obs_names[~filled_c][0]!r}): they take no part in training and get the prior as their posterior",
-            stacklevel=3,
-        )
     filled = np.flatnonzero(filled_c)
     if validation_cells is None:
         train, validation = split(len(filled), validation_size, torch.Generator().manual_seed(seed))
@@ -735,7 +798,9 @@ def choose_cells(
     if held_out_c.dtype != bool:
         unknown = pd.Index(held_out_c).difference(adata.obs_names)
         if len(unknown):
-            raise KeyError(f"validation_cells names {unknown[0]!r}, which is not in adata.obs_names; give names or a mask")
+            raise KeyError(
+                f"validation_cells names {unknown[0]!r}, which is not in adata.obs_names; give names or a mask"
+            )
         held_out_c = adata.obs_names.isin(held_out_c)
     if len(held_out_c) != adata.n_obs:
         raise ValueError(f"validation_cells is a mask of {len(held_out_c)} values for {adata.n_obs} cells")

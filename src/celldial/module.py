@@ -19,13 +19,23 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from celldial.latents import Gaussian
-from celldial.likelihoods import LIKELIHOODS, Observation
+from celldial.likelihoods import LIKELIHOODS, Likelihood, Observation
 from celldial.nn import Decoder, Encoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from celldial.data import Cells
+
+
+class Modality(nn.Module):
+    """The networks and the observation model of one kind of measurement."""
+
+    def __init__(self, encoder: Encoder, decoder: Decoder, likelihood: Likelihood) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.likelihood = likelihood
 
 
 class Module(nn.Module):
@@ -63,60 +73,60 @@ class Module(nn.Module):
         dropout_rate: float,
     ) -> None:
         super().__init__()
-        covariates = (n_categories, n_continuous)
+        sizes = (n_categories, n_continuous, n_hidden, n_layers)
         self.latent = Gaussian(n_latent)
-        self.likelihoods = nn.ModuleDict({m: LIKELIHOODS[likelihood[m]](n) for m, n in n_features.items()})
-        self.encoders = nn.ModuleDict(
-            {
-                m: Encoder(n, *covariates, n_hidden, n_layers, self.latent.n_parameters, dropout_rate)
-                for m, n in n_features.items()
-            }
-        )
-        self.decoders = nn.ModuleDict(
-            {
-                m: Decoder(n_latent, n, self.likelihoods[m].n_heads, *covariates, n_hidden, n_layers)
-                for m, n in n_features.items()
-            }
-        )
+        self.modalities = nn.ModuleDict()
+        for modality, n in n_features.items():
+            observation_model = LIKELIHOODS[likelihood[modality]](n)
+            self.modalities[modality] = Modality(
+                Encoder(n, *sizes, self.latent.n_parameters, dropout_rate),
+                Decoder(n_latent, n, observation_model.n_heads, *sizes),
+                observation_model,
+            )
         self._elbo = TraceMeanField_ELBO()
+
+    def by_modality(self) -> Iterator[tuple[str, Modality]]:
+        """Each modality's name and parts."""
+        for name, modality in self.modalities.items():
+            assert isinstance(modality, Modality)
+            yield name, modality
 
     def initialise(self, cells: Cells) -> None:
         """Start biases, input scales and dispersions from the cells to train on."""
-        for modality, counts in cells.counts.items():
-            library_size_c = cells.library_size[modality]
-            self.encoders[modality].initialise(counts, library_size_c)
-            self.decoders[modality].initialise(counts)
-            self.likelihoods[modality].initialise(counts, library_size_c)
+        for name, modality in self.by_modality():
+            counts, library_size_c = cells.counts[name], cells.library_size[name]
+            modality.encoder.initialise(counts, library_size_c)
+            modality.decoder.initialise(counts)
+            modality.likelihood.initialise(counts, library_size_c)
 
     def model(self, cells: Cells, kl_weight: float = 1.0) -> None:
-        """How cells come about: draw a latent state from the prior, decode it with the covariates, draw the counts."""
+        """Say how cells come about: a latent state from the prior, decoded with the covariates, gives the counts."""
         with pyro.plate("cells", len(cells)):
             with poutine.scale(scale=kl_weight):
                 z_cz = pyro.sample("z", self.latent.prior(len(cells), like=cells.continuous_ck))
-            for modality, observation in self.decode(z_cz, cells).items():
-                pyro.sample(modality, observation, obs=cells.counts[modality])
+            for name, observation in self.decode(z_cz, cells).items():
+                pyro.sample(name, observation, obs=cells.counts[name])
 
     def guide(self, cells: Cells, kl_weight: float = 1.0) -> None:
-        """What the latent state of each cell was, judged by its counts."""
+        """Judge by its counts what the latent state of each cell was."""
         with pyro.plate("cells", len(cells)), poutine.scale(scale=kl_weight):
             pyro.sample("z", self.posterior(cells))
 
     def posterior(self, cells: Cells) -> TorchDistribution:
         """Distribution of the latent state ``z_cz`` given counts and covariates."""
         (parameters_cp,) = (
-            encoder(cells.counts[m], cells.library_size[m], cells.category_ck, cells.continuous_ck)
-            for m, encoder in self.encoders.items()
+            modality.encoder(cells.counts[name], cells.library_size[name], cells.category_ck, cells.continuous_ck)
+            for name, modality in self.by_modality()
         )
         return self.latent.posterior(parameters_cp)
 
     def decode(self, z_cz: Tensor, cells: Cells) -> dict[str, Observation]:
         """Distribution of the counts of each modality given latent state, covariates and library size."""
-        return {
-            m: Observation(
-                self.likelihoods[m], decoder(z_cz, cells.category_ck, cells.continuous_ck), cells.library_size[m]
-            )
-            for m, decoder in self.decoders.items()
-        }
+        observations = {}
+        for name, modality in self.by_modality():
+            heads = modality.decoder(z_cz, cells.category_ck, cells.continuous_ck)
+            observations[name] = Observation(modality.likelihood, heads, cells.library_size[name])
+        return observations
 
     def forward(self, cells: Cells, kl_weight: float = 1.0) -> Tensor:
         """Negative ELBO in nats per cell, differentiable, with one sample per cell."""

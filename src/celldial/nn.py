@@ -1,7 +1,7 @@
-"""The networks: an encoder that reads sparse counts, a decoder that gives every feature an output, covariates in each layer.
+"""The networks: an encoder that reads sparse counts, a decoder with an output for every feature.
 
-Axis suffixes: ``c`` cells, ``f`` features, ``h`` hidden units, ``k`` covariates, ``p`` posterior parameters, ``z`` latent
-coordinates.
+Covariates enter each layer. Axis suffixes: ``c`` cells, ``f`` features, ``h`` hidden units, ``k`` covariates, ``p``
+posterior parameters, ``z`` latent coordinates.
 """
 
 from __future__ import annotations
@@ -102,16 +102,14 @@ class Encoder(nn.Module):
             log_n = self.normalised(counts, library_size_c)
             mean_f = counts.sum_columns(log_n) / counts.n_rows
             variance_f = counts.sum_columns(log_n.square()) / counts.n_rows - mean_f.square()
-            self.weight_fh /= variance_f.clamp_min(MIN_DEVIATION**2).sqrt()[:, None]
+            self.weight_fh.div_(variance_f.clamp_min(MIN_DEVIATION**2).sqrt()[:, None])
             self.bias_h.copy_(-mean_f @ self.weight_fh)
 
     def normalised(self, counts: SparseRows, library_size_c: Tensor) -> Tensor:
         """Log of one plus counts per median library size, of the stored entries."""
         return (counts.value_n * (self.median_library_size / library_size_c)[counts.row_n]).log1p()
 
-    def forward(
-        self, counts: SparseRows, library_size_c: Tensor, category_ck: Tensor, continuous_ck: Tensor
-    ) -> Tensor:
+    def forward(self, counts: SparseRows, library_size_c: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
         """Posterior parameters, shape ``(c, p)``."""
         log_n = dropout(self.normalised(counts, library_size_c), self.dropout_rate, self.training)
         hidden_ch = sparse_linear(counts.with_values(log_n), self.weight_fh) + self.bias_h
@@ -157,7 +155,9 @@ class Decoder(nn.Module):
         """Start the first head at the log of each feature's mean rate."""
         with torch.no_grad():
             log_total_f = (counts.sum_columns(counts.value_n) + 1).log()
-            self.heads[0].bias.copy_(log_total_f - log_total_f.mean())
+            rates = self.heads[0]
+            assert isinstance(rates, nn.Linear)
+            rates.bias.copy_(log_total_f - log_total_f.mean())
 
     def forward(self, z_cz: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> list[Tensor]:
         """One output ``(c, f)`` per head."""

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -21,8 +22,7 @@ class Settings:
     device
         Where to compute: ``"auto"`` (a CUDA device where there is one, else the CPU), ``"cpu"`` or ``"cuda"``.
     precision
-        Number format of the matrix products, as Lightning Fabric names them: ``"32-true"``, ``"bf16-mixed"``, or
-        ``"auto"``, which is ``"32-true"``.
+        Number format of training, as Lightning Fabric names them: ``"32-true"`` or ``"bf16-mixed"``.
 
     Examples
     --------
@@ -34,7 +34,7 @@ class Settings:
     """
 
     device: str = "auto"
-    precision: str = "auto"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
 
     @property
     def torch_device(self) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -61,8 +62,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}")
     with damaged_if_this_fails(path), safe_open(path, framework="pt") as file:
-        about = json.loads(file.metadata()["celldial"])
-        version = about["format_version"]
+        about = json.loads((file.metadata() or {})["celldial"])
+        version = operator.index(about["format_version"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     if version > FORMAT_VERSION:
         raise ValueError(
@@ -77,7 +78,7 @@ def damaged_if_this_fails(path: str | Path) -> Iterator[None]:
     """Say of any failure to make sense of a file that the file is at fault."""
     try:
         yield
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{str(path)!r} is no celldial model, or is damaged: {error}") from error
 
 

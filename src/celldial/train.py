@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning_fabric import Fabric
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from celldial.data import Cells
     from celldial.module import Module
 
-__all__ = ["Plan", "evaluate", "fit", "n_epochs"]
+__all__ = ["Plan", "choose_batch_size", "choose_max_epochs", "evaluate", "fit"]
 
 logger = logging.getLogger("celldial")
 
@@ -69,9 +69,14 @@ class Plan:
     progress: bool = False
 
 
-def n_epochs(n_cells: int) -> int:
-    """Choose the number of epochs: enough steps for few cells, few passes over many."""
-    return round(min(max(20 * (6000 / n_cells) ** 0.6, 8), 200))
+def choose_max_epochs(n_cells: int) -> int:
+    """Choose the number of epochs: fewer passes over more cells, 20 over 6,000."""
+    return round(min(max(20 * (6000 / n_cells) ** 0.3, 6), 100))
+
+
+def choose_batch_size(n_cells: int) -> int:
+    """Choose the size of a minibatch: 128, or less where an epoch would have fewer than eight steps."""
+    return min(max(2 ** round(math.log2(n_cells / 8)), 16), 128)
 
 
 @dataclass
@@ -118,8 +123,7 @@ def fit(
     Ctrl-C ends training as if it were over: the best epoch's weights stand. During the first epoch it is raised.
     """
     device = settings.torch_device
-    precision = "32-true" if settings.precision == "auto" else settings.precision
-    fabric = Fabric(accelerator=device.type, devices=1, precision=precision)
+    fabric = Fabric(accelerator=device.type, devices=1, precision=settings.precision)
     n_steps = math.ceil(len(train_c) / plan.batch_size) * plan.max_epochs
     optimizer = _optimizer(module, plan)
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -157,7 +161,7 @@ def fit(
                 )
             if best is None or validation is None or elbo > best.elbo:
                 best = _Best(elbo, epoch, {name: tensor.clone() for name, tensor in module.state_dict().items()})
-            record |= {"kl_weight": kl_weight, "learning_rate": schedule.get_last_lr()[0]}
+            record |= {"kl_weight": kl_weight, "learning_rate": float(schedule.get_last_lr()[0])}
             record["seconds"] = time.perf_counter() - start
             for name, value in record.items():
                 history.setdefault(name, []).append(value)
@@ -180,9 +184,9 @@ def fit(
 
 def _optimizer(module: Module, plan: Plan) -> AdamW:
     """Decay matrices alone; let dispersions, which live on a log scale of several decades, move faster."""
-    dispersions = list(module.likelihoods.parameters())
-    networks = [*module.encoders.parameters(), *module.decoders.parameters()]
-    groups = [
+    dispersions = [p for _, modality in module.by_modality() for p in modality.likelihood.parameters()]
+    networks = [p for p in module.parameters() if all(p is not dispersion for dispersion in dispersions)]
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in networks if p.ndim > 1], "weight_decay": plan.weight_decay},
         {"params": [p for p in networks if p.ndim <= 1]},
         {"params": dispersions, "lr": DISPERSION_SPEED * plan.learning_rate},
