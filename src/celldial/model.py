@@ -113,7 +113,7 @@ class VAE(BaseEstimator):
         categorical_covariate_keys: Sequence[str] = (),
         continuous_covariate_keys: Sequence[str] = (),
         layer: str | None = None,
-        dropout_rate: float = 0.1,
+        dropout_rate: float = 0.2,
         learning_rate: float = 8e-3,
         seed: int = 0,
     ) -> None:
@@ -263,6 +263,7 @@ class VAE(BaseEstimator):
                 progress=progress,
             )
         self._check_parameters()
+        check_whole("max_epochs", max_epochs)
         check_options(max_epochs, batch_size, key_added)
         cells = Cells.from_anndata(adata, self.schema_)
         check_any_count(cells)
@@ -439,9 +440,9 @@ class VAE(BaseEstimator):
         if key_added is not None:
             with writable(adata):
                 if list(adata.var_names) == list(wanted):
-                    adata.layers[key_added] = table.to_numpy()
+                    adata.layers[key_added] = table.to_numpy(copy=True)
                 else:
-                    adata.obsm[key_added] = table
+                    adata.obsm[key_added] = table.copy()
         return table
 
     def sample(
@@ -564,11 +565,12 @@ class VAE(BaseEstimator):
         stored = {
             "axis": f"latent coordinate {axis}",
             "library_size": library_size,
-            "position": result.position_s,
+            # Copies: what happens to the AnnData returned is no change to this one.
+            "position": result.position_s.copy(),
             "feature_names": np.array(self.feature_names_, dtype=object),
-            "mean": result.mean_sf,
-            "lower": result.lower_sf,
-            "upper": result.upper_sf,
+            "mean": result.mean_sf.copy(),
+            "lower": result.lower_sf.copy(),
+            "upper": result.upper_sf.copy(),
         }
         with writable(adata):
             adata.uns["latent_traverse"] = {**adata.uns.get("latent_traverse", {}), f"axis_{axis}": stored}
@@ -743,9 +745,9 @@ def check_whole(name: str, value: Any, least: int = 1) -> None:
 
 def check_options(max_epochs: Any, batch_size: Any, key_added: Any) -> None:
     """Raise where an option of `VAE.fit` makes no sense, before anything is read."""
-    if max_epochs != "auto":
-        check_whole("max_epochs", max_epochs)
-    check_whole("batch_size", batch_size)
+    for name, value in {"max_epochs": max_epochs, "batch_size": batch_size}.items():
+        if value != "auto":
+            check_whole(name, value)
     if not isinstance(key_added, str):
         raise TypeError(f"key_added is {key_added!r}: it must be a name, such as 'X_celldial'")
 

@@ -63,7 +63,7 @@ class Plan:
     max_epochs: int
     batch_size: int
     learning_rate: float = 8e-3
-    weight_decay: float = 0.01
+    weight_decay: float = 0.3
     early_stopping: bool = True
     warm_up: bool = True
     progress: bool = False

@@ -1,0 +1,20 @@
+"""Time several things fairly: in turns, so that a slow moment of the machine falls on all of them; medians."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+
+
+def milliseconds(parts: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 5) -> dict[str, float]:
+    """Median time of each part, in milliseconds."""
+    measured: dict[str, list[float]] = {name: [] for name in parts}
+    for repeat in range(warm_up + repeats):
+        for name, part in parts.items():
+            start = time.perf_counter()
+            part()
+            seconds = time.perf_counter() - start
+            if repeat >= warm_up:
+                measured[name].append(1000 * seconds)
+    return {name: median(each) for name, each in measured.items()}

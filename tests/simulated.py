@@ -1,0 +1,48 @@
+"""Small simulated data for the tests: two cell types, two batches, one continuous covariate."""
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from celldial.data import Cells
+from celldial.schema import Schema
+
+# A covariate of every kind, as arguments of `VAE` and of `Schema.from_anndata`.
+COVARIATES = {
+    "batch_key": "batch",
+    "categorical_covariate_keys": ["donor"],
+    "continuous_covariate_keys": ["age"],
+}
+
+
+def simulate(n_cells: int = 60, n_genes: int = 20, seed: int = 0) -> AnnData:
+    """Draw negative binomial counts; each gene's share depends on the cell's type, batch and age.
+
+    Cells are c0, c1, ..., genes g0, g1, ...; batches b0 and b1 and donors x, y, z alternate, so that the first few
+    cells hold every category. No cell is empty.
+    """
+    random = np.random.default_rng(seed)
+    obs = pd.DataFrame(
+        {
+            "type": pd.Categorical(random.choice(["A", "B"], n_cells)),
+            "batch": [f"b{cell % 2}" for cell in range(n_cells)],
+            "donor": pd.Categorical(["xyz"[cell % 3] for cell in range(n_cells)]),
+            "age": random.uniform(20, 60, n_cells),
+        },
+        index=[f"c{cell}" for cell in range(n_cells)],
+    )
+    effect_kf = random.normal(0, [[1.0], [0.5], [0.3]], (3, n_genes))
+    level_ck = np.stack([obs["type"] == "B", obs["batch"] == "b1", obs["age"] / 40 - 1], axis=1)
+    rate_cf = np.exp(random.normal(0, 0.5, n_genes) + level_ck @ effect_kf)
+    library_c1 = random.lognormal(np.log(10 * n_genes / 2), 0.3, (n_cells, 1))
+    mu_cf = library_c1 * rate_cf / rate_cf.sum(1, keepdims=True)
+    x_cf = random.poisson(mu_cf * random.gamma(5, 1 / 5, mu_cf.shape))
+    var = pd.DataFrame(index=[f"g{gene}" for gene in range(n_genes)])
+    return AnnData(sparse.csr_matrix(x_cf, dtype=np.float32), obs, var)
+
+
+def simulate_cells(n_cells: int = 60, n_genes: int = 20, seed: int = 0, covariates: bool = False) -> Cells:
+    """Draw the same counts as `simulate`, as tensors."""
+    adata = simulate(n_cells, n_genes, seed)
+    return Cells.from_anndata(adata, Schema.from_anndata(adata, **(COVARIATES if covariates else {})))

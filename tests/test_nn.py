@@ -1,0 +1,126 @@
+"""The networks: what the encoder makes of counts, where the decoder starts, and what covariates do."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from celldial.data import Cells
+from celldial.nn import Decoder, Encoder
+from simulated import simulate_cells
+
+N_FEATURES = 20
+SIZES = pytest.mark.parametrize("n_layers", [1, 2])
+
+
+def make_encoder(cells: Cells, n_layers: int = 1, dropout_rate: float = 0.5) -> Encoder:
+    torch.manual_seed(0)
+    n_categories = [int(code_c.max()) + 1 for code_c in cells.category_ck.unbind(-1)]
+    encoder = Encoder(N_FEATURES, n_categories, cells.continuous_ck.shape[1], 8, n_layers, 6, dropout_rate)
+    encoder.initialise(cells.counts["rna"], cells.library_size["rna"])
+    return encoder
+
+
+def make_decoder(n_layers: int = 1, n_heads: int = 1, n_categories: Any = (), n_continuous: int = 0) -> Decoder:
+    torch.manual_seed(0)
+    return Decoder(3, N_FEATURES, n_heads, n_categories, n_continuous, 8, n_layers)
+
+
+def encode(encoder: Encoder, cells: Cells) -> Tensor:
+    with torch.no_grad():
+        return encoder(cells.counts["rna"], cells.library_size["rna"], cells.category_ck, cells.continuous_ck)
+
+
+@SIZES
+def test_encoder_judges_each_cell_by_itself(n_layers: int) -> None:
+    cells = simulate_cells(covariates=True)
+    encoder = make_encoder(cells, n_layers).eval()
+    parameters_cp = encode(encoder, cells)
+    assert parameters_cp.shape == (60, 6)
+    order_c = torch.randperm(60, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(encode(encoder, cells.select(order_c)), parameters_cp[order_c])
+    torch.testing.assert_close(encode(encoder, cells.between(7, 8)), parameters_cp[7:8])
+
+
+def test_encoder_hides_counts_in_training_alone() -> None:
+    cells = simulate_cells()
+    encoder = make_encoder(cells).eval()
+    assert torch.equal(encode(encoder, cells), encode(encoder, cells))
+    encoder.train()
+    assert not torch.equal(encode(encoder, cells), encode(encoder, cells))
+    open_encoder = make_encoder(cells, dropout_rate=0.0).train()
+    assert torch.equal(encode(open_encoder, cells), encode(open_encoder, cells))
+
+
+def test_encoder_sees_counts_relative_to_the_library() -> None:
+    """A cell sequenced twice as deep looks the same."""
+    cells = simulate_cells()
+    encoder = make_encoder(cells).eval()
+    rows = cells.counts["rna"]
+    with torch.no_grad():
+        doubled_cp = encoder(
+            rows.with_values(2 * rows.value_n), 2 * cells.library_size["rna"], cells.category_ck, cells.continuous_ck
+        )
+    torch.testing.assert_close(doubled_cp, encode(encoder, cells))
+
+
+def test_encoder_of_a_cell_without_counts_is_finite() -> None:
+    cells = simulate_cells()
+    rows, library_c = cells.counts["rna"], cells.library_size["rna"]
+    emptied = rows.with_values(torch.zeros_like(rows.value_n)).select(torch.arange(60))
+    nothing = type(rows)(torch.zeros(3, dtype=torch.int64), rows.column_n[:0], rows.value_n[:0], N_FEATURES)
+    encoder = make_encoder(cells).eval()
+    with torch.no_grad():
+        without_c = encoder(nothing, torch.zeros(2), cells.category_ck[:2], cells.continuous_ck[:2])
+        zeros_c = encoder(emptied, library_c, cells.category_ck, cells.continuous_ck)
+    torch.testing.assert_close(without_c, zeros_c[:2])
+
+
+def test_encoder_starts_with_every_feature_of_equal_weight() -> None:
+    """Over the cells, a feature's part in a hidden unit does not vary more because its counts do."""
+    cells = simulate_cells(n_cells=400)
+    rows = cells.counts["rna"]
+    hundredfold = rows.value_n * torch.where(rows.column_n == 0, 100, 1)
+    scaled = Cells({"rna": rows.with_values(hundredfold)}, cells.library_size, cells.category_ck, cells.continuous_ck)
+    encoder = make_encoder(scaled)
+    log_n = encoder.normalised(scaled.counts["rna"], scaled.library_size["rna"])
+    deviation_f = scaled.counts["rna"].with_values(log_n).to_dense().std(0, correction=0)
+    torch.manual_seed(0)
+    raw_fh = Encoder(N_FEATURES, (), 0, 8, 1, 6, 0.5).weight_fh
+    torch.testing.assert_close(deviation_f[:, None] * encoder.weight_fh, raw_fh, rtol=1e-3, atol=1e-4)
+
+
+@SIZES
+def test_decoder_starts_at_the_mean_expression(n_layers: int) -> None:
+    """With the latent state without influence, what is left is each feature's share of all counts."""
+    rows = simulate_cells().counts["rna"]
+    decoder = make_decoder(n_layers)
+    decoder.initialise(rows)
+    with torch.no_grad():
+        decoder.heads[0].weight.zero_()
+        (logits_cf,) = decoder(torch.randn(4, 3), torch.empty(4, 0, dtype=torch.int64), torch.empty(4, 0))
+    total_f = rows.to_dense().sum(0) + 1
+    torch.testing.assert_close(torch.softmax(logits_cf, -1), (total_f / total_f.sum()).expand(4, -1))
+
+
+@SIZES
+@pytest.mark.parametrize("n_heads", [1, 2])
+def test_decoder_gives_one_output_a_head(n_layers: int, n_heads: int) -> None:
+    decoder = make_decoder(n_layers, n_heads)
+    heads = decoder(torch.randn(4, 3), torch.empty(4, 0, dtype=torch.int64), torch.empty(4, 0))
+    assert [head.shape for head in heads] == [(4, N_FEATURES)] * n_heads
+
+
+@SIZES
+def test_decoder_depends_on_state_and_every_covariate(n_layers: int) -> None:
+    decoder = make_decoder(n_layers, 1, [2, 3], 1)
+
+    def decode(z: float, batch: int, donor: int, age: float) -> Tensor:
+        with torch.no_grad():
+            return decoder(torch.full((1, 3), z), torch.tensor([[batch, donor]]), torch.tensor([[age]]))[0]
+
+    start = decode(0.5, 0, 0, 0.0)
+    torch.testing.assert_close(decode(0.5, 0, 0, 0.0), start)
+    for other in (decode(1.5, 0, 0, 0.0), decode(0.5, 1, 0, 0.0), decode(0.5, 0, 2, 0.0), decode(0.5, 0, 0, 1.0)):
+        assert (other - start).abs().max() > 1e-3

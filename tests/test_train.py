@@ -1,0 +1,331 @@
+"""The training loop: its schedule and history, the weights it keeps, and how it ends when something goes wrong."""
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from celldial import train
+from celldial.data import Cells
+from celldial.likelihoods import LIKELIHOODS
+from celldial.module import Module
+from simulated import simulate_cells
+
+TRAIN_C, VALIDATION_C = torch.arange(50), torch.arange(50, 60)
+NOBODY = torch.empty(0, dtype=torch.int64)
+
+
+def make_module(cells: Cells, likelihood: str = "negative_binomial") -> Module:
+    torch.manual_seed(0)
+    module = Module({"rna": cells.counts["rna"].n_columns}, {"rna": likelihood}, (), 0, 2, 8, 1, 0.1)
+    module.initialise(cells)
+    return module
+
+
+def fit(module: Module, cells: Cells, *, validation_c: Tensor = VALIDATION_C, seed: int = 0, **plan: Any) -> Any:
+    torch.manual_seed(seed)
+    options = {"max_epochs": 4, "batch_size": 20, **plan}
+    return train.fit(module, cells, TRAIN_C, validation_c, train.Plan(**options), seed)
+
+
+@pytest.fixture(scope="module")
+def cells() -> Cells:
+    return simulate_cells()
+
+
+def script(monkeypatch: pytest.MonkeyPatch, module: Module, elbos: list[Any]) -> list[dict[str, Tensor]]:
+    """Let `evaluate` return the given validation ELBOs (or raise them); the weights it saw are collected."""
+    weights: list[dict[str, Tensor]] = []
+    waiting: Iterator[Any] = iter(elbos)
+
+    def evaluate(module: Module, cells: Cells) -> dict[str, float]:
+        weights.append({name: tensor.clone() for name, tensor in module.state_dict().items()})
+        elbo = next(waiting)
+        if isinstance(elbo, BaseException):
+            raise elbo
+        return {"elbo_validation": elbo, "log_likelihood_validation": elbo, "kl_validation": 0.0}
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    return weights
+
+
+def assert_weights(module: Module, expected: dict[str, Tensor]) -> None:
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+# --- History ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_training_makes_the_elbo_better(cells: Cells, likelihood: str) -> None:
+    module = make_module(cells, likelihood)
+    history = fit(module, cells, max_epochs=15)
+    assert history["elbo_validation"][-1] > history["elbo_validation"][0]
+    assert not module.training
+
+
+def test_history_has_every_quantity_of_every_epoch(cells: Cells) -> None:
+    history = fit(make_module(cells), cells)
+    of_validation = {"elbo_validation", "log_likelihood_validation", "kl_validation"}
+    assert set(history) == {"elbo_train", "kl_weight", "learning_rate", "seconds"} | of_validation
+    for name, values in history.items():
+        assert len(values) == 4, name
+        assert all(type(value) is float and math.isfinite(value) for value in values), name
+    assert history["seconds"] == sorted(history["seconds"])
+
+
+def test_validation_elbo_is_log_likelihood_less_kl(cells: Cells) -> None:
+    history = fit(make_module(cells), cells)
+    for epoch in range(4):
+        difference = history["log_likelihood_validation"][epoch] - history["kl_validation"][epoch]
+        assert history["elbo_validation"][epoch] == pytest.approx(difference)
+
+
+def test_without_validation_cells_history_has_no_validation(cells: Cells) -> None:
+    history = fit(make_module(cells), cells, validation_c=NOBODY)
+    assert set(history) == {"elbo_train", "kl_weight", "learning_rate", "seconds"}
+
+
+def test_kl_weight_warms_up_from_above_zero_to_one(cells: Cells) -> None:
+    weights = fit(make_module(cells), cells, max_epochs=24, early_stopping=False)["kl_weight"]
+    assert 0 < weights[0] < 1
+    assert weights == sorted(weights)
+    assert weights[-1] == 1
+    assert set(fit(make_module(cells), cells, warm_up=False)["kl_weight"]) == {1.0}
+
+
+def test_kl_weight_of_every_step_reaches_the_loss(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    forward = Module.forward
+
+    def spy(self: Module, cells: Cells, kl_weight: float = 1.0) -> Tensor:
+        seen.append(kl_weight)
+        return forward(self, cells, kl_weight)
+
+    monkeypatch.setattr(Module, "forward", spy)
+    history = fit(make_module(cells), cells, max_epochs=12, early_stopping=False)
+    assert len(seen) == 36
+    assert seen[2::3] == history["kl_weight"]
+    assert seen == sorted(seen)
+
+
+def test_learning_rate_rises_to_its_peak_and_falls(cells: Cells) -> None:
+    rates = fit(make_module(cells), cells, max_epochs=20, learning_rate=3e-3, early_stopping=False)["learning_rate"]
+    peak = rates.index(max(rates))
+    assert 0 < peak < 19
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert 2e-3 < rates[peak] <= 3e-3
+    assert 0 <= rates[-1] < rates[0] < rates[peak] / 2
+
+
+def test_decay_is_for_matrices_alone(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[dict[str, Any]] = []
+    adamw = train.AdamW
+
+    def spy(parameters: list[dict[str, Any]], **options: Any) -> Any:
+        optimizer = adamw(parameters, **options)
+        groups.extend(optimizer.param_groups)
+        return optimizer
+
+    monkeypatch.setattr(train, "AdamW", spy)
+    module = make_module(cells)
+    fit(module, cells, max_epochs=1, weight_decay=0.5)
+    decayed = [p for group in groups for p in group["params"] if group["weight_decay"] == 0.5]
+    spared = [p for group in groups for p in group["params"] if group["weight_decay"] == 0]
+    assert all(parameter.ndim > 1 for parameter in decayed)
+    assert all(parameter.ndim <= 1 for parameter in spared)
+    assert sorted(map(id, [*decayed, *spared])) == sorted(map(id, module.parameters()))
+
+
+def test_training_is_reproducible(cells: Cells) -> None:
+    modules = [make_module(cells) for _ in range(3)]
+    histories = [fit(module, cells, seed=seed) for module, seed in zip(modules, (5, 5, 6), strict=True)]
+    for history in histories:
+        del history["seconds"]
+    assert histories[0] == histories[1] != histories[2]
+    assert_weights(modules[0], modules[1].state_dict())
+
+
+# --- The weights that are kept ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("early_stopping", [True, False])
+def test_weights_of_the_best_epoch_are_kept(
+    cells: Cells, monkeypatch: pytest.MonkeyPatch, early_stopping: bool
+) -> None:
+    module = make_module(cells)
+    weights = script(monkeypatch, module, [-9.0, -5.0, -7.0, -6.0])
+    history = fit(module, cells, early_stopping=early_stopping)
+    assert history["elbo_validation"] == [-9.0, -5.0, -7.0, -6.0]
+    assert_weights(module, weights[1])
+    assert any(not torch.equal(tensor, weights[3][name]) for name, tensor in weights[1].items())
+
+
+def test_without_validation_cells_the_last_weights_are_kept(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
+    after_step: list[dict[int, Tensor]] = []
+
+    class Spy(train.AdamW):
+        def step(self, *args: Any, **options: Any) -> Any:
+            result = super().step(*args, **options)
+            after_step.append({id(p): p.detach().clone() for group in self.param_groups for p in group["params"]})
+            return result
+
+    monkeypatch.setattr(train, "AdamW", Spy)
+    module = make_module(cells)
+    fit(module, cells, validation_c=NOBODY)
+    assert len(after_step) == 12
+    assert all(torch.equal(parameter, after_step[-1][id(parameter)]) for parameter in module.parameters())
+    assert not all(torch.equal(parameter, after_step[-2][id(parameter)]) for parameter in module.parameters())
+
+
+def test_early_stopping_waits_and_then_stops(
+    cells: Cells, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = make_module(cells)
+    weights = script(monkeypatch, module, [-9.0, -5.0] + [-6.0] * 58)
+    with caplog.at_level(logging.INFO, logger="celldial"):
+        history = fit(module, cells, max_epochs=60, batch_size=50, early_stopping=True)
+    assert 12 <= len(history["seconds"]) < 60
+    assert "the best was epoch 2" in caplog.text
+    assert_weights(module, weights[1])
+
+
+def test_early_stopping_can_be_switched_off(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make_module(cells)
+    script(monkeypatch, module, [-5.0] + [-6.0] * 59)
+    assert len(fit(module, cells, max_epochs=60, batch_size=50, early_stopping=False)["seconds"]) == 60
+
+
+# --- Going wrong ------------------------------------------------------------------------------------------------------
+
+
+def break_forward(monkeypatch: pytest.MonkeyPatch, step: int, do: Callable[[Tensor], Tensor]) -> None:
+    """Let the loss of one step, counted from 1, become what `do` makes of it."""
+    forward, n_calls = Module.forward, 0
+
+    def broken(self: Module, *args: Any) -> Tensor:
+        nonlocal n_calls
+        n_calls += 1
+        loss = forward(self, *args)
+        return do(loss) if n_calls == step else loss
+
+    monkeypatch.setattr(Module, "forward", broken)
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")  # Pyro sees it too, and only warns
+@pytest.mark.parametrize("validation_c", [VALIDATION_C, NOBODY], ids=["validated", "not validated"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_elbo_that_is_not_finite_names_the_epoch(
+    cells: Cells, monkeypatch: pytest.MonkeyPatch, value: float, validation_c: Tensor
+) -> None:
+    module = make_module(cells)
+    break_forward(monkeypatch, 5, lambda loss: loss * value)  # the second of three steps of epoch 2
+    with pytest.raises(FloatingPointError, match="in epoch 2 of 4: try a lower learning_rate .it was 0.5"):
+        fit(module, cells, validation_c=validation_c, learning_rate=0.5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_validation_elbo_that_is_not_finite_names_the_epoch(
+    cells: Cells, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    module = make_module(cells)
+    script(monkeypatch, module, [-5.0, -4.0, value])
+    with pytest.raises(FloatingPointError, match=f"became {value} in epoch 3 of 4"):
+        fit(module, cells)
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_a_learning_rate_far_too_high_is_no_silent_failure(cells: Cells) -> None:
+    with pytest.raises(FloatingPointError, match="1e\\+30"):
+        fit(make_module(cells), cells, learning_rate=1e30)
+
+
+def interrupt(loss: Tensor) -> Tensor:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("where", ["training", "validation"])
+def test_ctrl_c_keeps_the_best_epoch(
+    cells: Cells, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    module = make_module(cells)
+    weights = script(monkeypatch, module, [-5.0, -6.0, KeyboardInterrupt() if where == "validation" else -4.0])
+    if where == "training":
+        break_forward(monkeypatch, 8, interrupt)  # the second step of epoch 3
+    history = fit(module, cells)
+    assert history["elbo_validation"] == [-5.0, -6.0]
+    assert {len(values) for values in history.values()} == {2}
+    assert_weights(module, weights[0])
+    assert not module.training
+    assert [record.getMessage() for record in caplog.records] == ["interrupted: the model has the weights of epoch 1"]
+
+
+def test_ctrl_c_in_the_first_epoch_is_raised(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_forward(monkeypatch, 2, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        fit(make_module(cells), cells)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 49, 50, 1000])
+def test_any_batch_size_works_also_a_last_minibatch_of_one_cell(cells: Cells, batch_size: int) -> None:
+    history = fit(make_module(cells), cells, max_epochs=2, batch_size=batch_size)
+    assert len(history["elbo_train"]) == 2
+
+
+def test_one_cell_to_train_on_is_enough(cells: Cells) -> None:
+    module = make_module(cells)
+    history = train.fit(module, cells, torch.tensor([3]), NOBODY, train.Plan(max_epochs=2, batch_size=8), 0)
+    assert len(history["elbo_train"]) == 2
+
+
+# --- The progress bar -------------------------------------------------------------------------------------------------
+
+
+def test_progress_shows_epochs_elbo_and_time_left(cells: Cells, capsys: pytest.CaptureFixture[str]) -> None:
+    history = fit(make_module(cells), cells, progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    last = err.split("\r")[-1]
+    assert "4/4" in last
+    assert "epoch" in last
+    assert f"ELBO {history['elbo_validation'][-1]:.1f} nats/cell" in last
+    assert "<" in last  # tqdm: time so far < time left
+
+
+def test_no_progress_shows_nothing(cells: Cells, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(make_module(cells), cells, progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+# --- Evaluation and sizes ---------------------------------------------------------------------------------------------
+
+
+def test_evaluate_is_the_mean_over_cells_however_they_are_batched(
+    cells: Cells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = make_module(cells)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        log_likelihood_c, kl_c = module.eval().elbo(cells)
+    torch.manual_seed(3)
+    terms = train.evaluate(module.train(), cells)
+    assert terms["log_likelihood_validation"] == pytest.approx(float(log_likelihood_c.mean()), rel=1e-5)
+    assert terms["kl_validation"] == pytest.approx(float(kl_c.mean()), rel=1e-5)
+    monkeypatch.setattr(train, "EVALUATION_BATCH_SIZE", 7)
+    assert train.evaluate(module, cells)["kl_validation"] == pytest.approx(terms["kl_validation"], rel=1e-5)
+
+
+@given(n_cells=st.integers(1, 10**7), further=st.integers(0, 10**7))
+def test_sizes_adapt_to_the_number_of_cells(n_cells: int, further: int) -> None:
+    epochs, batch = train.choose_max_epochs(n_cells), train.choose_batch_size(n_cells)
+    assert type(epochs) is type(batch) is int
+    assert epochs >= train.choose_max_epochs(n_cells + further) >= 1
+    assert 1 <= batch <= train.choose_batch_size(n_cells + further)
