@@ -537,3 +537,11 @@ def test_h5ad_round_trip(plain: bool, tmp_path: Any) -> None:
     assert list(back.categories) == list(schema.categories)
     assert list(back.continuous) == list(schema.continuous)
     assert all(type(name) is str for name in back.feature_names["rna"])
+
+
+def test_peaks_among_the_genes_are_refused():
+    adata = AnnData(np.ones((2, 3), dtype=np.float32), var=pd.DataFrame(index=["gene_1", "gene_2", "chr1:1-9"]))
+    adata.var["feature_types"] = ["Gene Expression", "Gene Expression", "Peaks"]
+    with pytest.raises(ValueError, match="'Peaks'.*only gene expression.*feature_types"):
+        Schema.from_anndata(adata)
+    assert Schema.from_anndata(adata[:, :2]).feature_names == {"rna": ("gene_1", "gene_2")}

@@ -25,9 +25,18 @@ __all__ = ["main"]
 SEED = 0
 LABELS = "bulk_labels"
 # Nine colors that color-blind readers tell apart, too (Paul Tol's scheme "muted"), and black for the few CD34+ cells.
-TEN_COLORS = (
-    "#332288 #88CCEE #44AA99 #117733 #999933 #DDCC77 #CC6677 #000000 #AA4499 #882255"  # in the order of the types
-).split()
+COLORS = {
+    "CD4+/CD25 T Reg": "#332288",
+    "CD4+/CD45RA+/CD25- Naive T": "#88CCEE",
+    "CD4+/CD45RO+ Memory": "#44AA99",
+    "CD8+ Cytotoxic T": "#117733",
+    "CD8+/CD45RA+ Naive Cytotoxic": "#999933",
+    "CD14+ Monocyte": "#DDCC77",
+    "CD19+ B": "#CC6677",
+    "CD34+": "#000000",
+    "CD56+ NK": "#AA4499",
+    "Dendritic": "#882255",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,8 +90,9 @@ def epochs(text: str) -> int:
 def show_expression(folder: Path, max_epochs: int | Literal["auto"]) -> None:
     """Show a model of gene expression: fit, cluster, traverse, draw, judge."""
     adata = cd.datasets.pbmc68k_reduced()
-    print(f"Fitting a model to {adata.n_obs} blood cells × {adata.n_vars} genes.")
+    print(f"Fitting a model to {adata.n_obs} blood cells × {adata.n_vars} genes.", flush=True)
     model = cd.VAE(seed=SEED).fit(adata, max_epochs=max_epochs)
+    print("Finding neighbors and clusters, and turning each latent coordinate.", flush=True)
     cluster(adata)
     axis = choose_axis(model, adata)
     name = f"axis_{axis}"
@@ -130,7 +140,7 @@ def draw_umap(adata: AnnData) -> Figure:
 
     figure, (types, clusters) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     options = {"show": False, "frameon": False, "size": 40}
-    sc.pl.umap(adata, color=LABELS, ax=types, title="annotated cell types", palette=TEN_COLORS, **options)
+    sc.pl.umap(adata, color=LABELS, ax=types, title="annotated cell types", palette=COLORS, **options)
     # Clusters have numbers and may be many: written into the map, they need no telling colors apart.
     on_data = {"legend_loc": "on data", "legend_fontoutline": 2}
     sc.pl.umap(adata, color="leiden", ax=clusters, title="clusters in the latent space", **on_data, **options)

@@ -277,11 +277,11 @@ class VAE(BaseEstimator):
             early_stopping=early_stopping,
             progress=progress,
         )
-        # A copy, so that a failure leaves the fitted model as it was.
-        module = self._build(self.schema_)
-        module.load_state_dict(self.module_.state_dict())
         n_epochs_before = len(self.history_["seconds"])
         with seeded(self.seed + n_epochs_before):
+            # A copy, so that a failure leaves the fitted model as it was.
+            module = self._build(self.schema_)
+            module.load_state_dict(self.module_.state_dict())
             history = train.fit(module, cells, train_c, validation_c, plan, self.seed + n_epochs_before)
         embedding_cz = infer(module, cells).mean
         self.module_ = module
@@ -610,7 +610,8 @@ class VAE(BaseEstimator):
             The file is no model, is damaged, or was written by a later version.
         """
         about, tensors = storage.read(Path(path))
-        with storage.damaged_if_this_fails(path):
+        # Seeded, because weights are drawn before they are replaced: the caller's random numbers stay as they are.
+        with storage.damaged_if_this_fails(path), seeded(0):
             model = cls(**about["parameters"])
             model.schema_ = Schema.from_dict(about["schema"])
             model.module_ = model._build(model.schema_)

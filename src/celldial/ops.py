@@ -242,7 +242,7 @@ class _NegativeBinomial(torch.autograd.Function):
             _add_at_(grad_log_theta_cf, entries.flat_n, entries.grad_log_theta_n())
             grad_log_mu_cf = entries.share_cf.mul_(-entries.theta_f)
             _add_at_(grad_log_mu_cf, entries.flat_n, entries.grad_log_mu_n())
-            ctx.save_for_backward(_softmax_backward_(grad_log_mu_cf, entries.probability_cf_()), grad_log_theta_cf)
+            ctx.save_for_backward(entries.softmax_backward_(grad_log_mu_cf), grad_log_theta_cf)
         return log_p_c
 
     @staticmethod
@@ -267,7 +267,7 @@ class _Entries:
         ratio_cf = (logits_cf - peak_c1).exp_()
         scale_c1 = self.library_c1 / ratio_cf.sum(-1, keepdim=True)
         log_ratio_n = logits_cf.flatten()[self.flat_n] + (scale_c1.log() - peak_c1)[row_n, 0] - log_theta_f[column_n]
-        self.ratio_cf = ratio_cf.mul_(scale_c1).div_(self.theta_f)
+        self.ratio_cf = ratio_cf.mul_(scale_c1).mul_(1 / self.theta_f)
         self.log1p_cf = ratio_cf.log1p()
         self.share_cf = ratio_cf / (ratio_cf + 1)  # mu / (theta + mu)
         self.log1p_n = self.log1p_cf.view(-1)[self.flat_n]
@@ -288,9 +288,10 @@ class _Entries:
         digamma_n = torch.digamma(self.x_n + self.theta_n) - torch.digamma(self.theta_f)[self.column_n]
         return self.theta_n * digamma_n - self.grad_log_mu_n()
 
-    def probability_cf_(self) -> Tensor:
-        """Softmax of the logits, in the memory of the ratio."""
-        return self.ratio_cf.mul_(self.theta_f).div_(self.library_c1)
+    def softmax_backward_(self, grad_log_mu_cf: Tensor) -> Tensor:
+        """Turn the gradient by log mean into the one by logits, in place; uses up the ratio."""
+        mu_cf = self.ratio_cf.mul_(self.theta_f)
+        return grad_log_mu_cf.addcmul_(mu_cf, grad_log_mu_cf.sum(-1, keepdim=True) / self.library_c1, value=-1)
 
 
 def zero_inflated_negative_binomial_reference(
@@ -361,7 +362,7 @@ class _ZeroInflatedNegativeBinomial(torch.autograd.Function):
             _add_at_(grad_log_theta_cf, flat_n, entries.grad_log_theta_n())
             grad_log_mu_cf = entries.share_cf.mul_(-theta_f).mul_(kept_cf)
             _add_at_(grad_log_mu_cf, flat_n, entries.grad_log_mu_n())
-            grad_logits_cf = _softmax_backward_(grad_log_mu_cf, entries.probability_cf_())
+            grad_logits_cf = entries.softmax_backward_(grad_log_mu_cf)
             ctx.save_for_backward(grad_logits_cf, grad_dropout_cf, grad_log_theta_cf)
         return log_p_c
 
@@ -378,7 +379,3 @@ def _add_at_(dense_cf: Tensor, flat_n: Tensor, value_n: Tensor) -> Tensor:
     dense_cf.view(-1).index_add_(0, flat_n, value_n)
     return dense_cf
 
-
-def _softmax_backward_(grad_cf: Tensor, probability_cf: Tensor) -> Tensor:
-    """Turn the gradient by log softmax into the one by logits, in place."""
-    return grad_cf.addcmul_(probability_cf, grad_cf.sum(-1, keepdim=True), value=-1)

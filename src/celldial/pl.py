@@ -1,7 +1,7 @@
 """The plots: they read what a model wrote into an AnnData, and need no model, nor torch.
 
 All take ``ax``, ``show`` and ``return_fig`` as scanpy's plots do, leave matplotlib's settings as they are, and tell
-their colours apart for color-blind readers, too.
+their colors apart for color-blind readers, too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["history", "latent_traverse"]
 
-# Three of the colours of Okabe and Ito (2008), "Color Universal Design".
+# Three of the colors of Okabe and Ito (2008), "Color Universal Design".
 BLUE, ORANGE, BLACK = "#0072B2", "#D55E00", "#000000"
 CURVES_PER_ROW = 2
 
@@ -41,8 +41,8 @@ def history(
     adata
         Cells that a model was fitted to: ``adata.uns["celldial"]["history"]`` is drawn.
     ax
-        Where to draw: the panels take the place of these Axes, which must be part of a grid, such as
-        ``plt.subplots(layout="constrained")`` makes. By default in a new figure.
+        Where to draw: the panels take the place of these Axes, which must be part of a grid, such as ``plt.subplots``
+        makes. If the figure has no layout engine it gets the constrained one. By default a new figure is made.
     show
         Whether to show the figure, and return nothing. By default as scanpy does
         (``scanpy.settings.autoshow``), but never where `ax` or `return_fig` is given.
@@ -86,7 +86,7 @@ def history(
     validated = "elbo_validation" in record
     marker = "." if len(epoch_e) < 60 else ""
 
-    figure = _canvas(ax, (6.4, 5.2) if validated else (6.4, 3.6))
+    figure = _canvas(ax, (6.4, 5.8) if validated else (6.4, 4.2))
     panels = figure.subplots(2, sharex=True, height_ratios=[2.5, 1], squeeze=False)[:, 0] if validated else None
     elbo_ax: Axes = figure.subplots() if panels is None else panels[0]
     elbo_ax.plot(epoch_e, record["elbo_train"], color=ORANGE, ls="--", marker=marker, label="training cells")
@@ -117,11 +117,11 @@ def history(
     elbo_ax.set_ylim(low - margin, high + margin)
     n_below = int((np.fmin(record["elbo_train"], record.get("elbo_validation", np.inf)) < low - margin).sum())
     if n_below:
-        epochs = "epoch is" if n_below == 1 else f"{n_below} epochs are"
-        elbo_ax.annotate(
-            f"↓ the first {epochs} below", (0.02, 0.03), xycoords="axes fraction", fontsize="small", color="0.3"
-        )
-    elbo_ax.legend(loc="lower right", fontsize="small")
+        # In the upper left corner there is room: curves that leave the range come from below.
+        note = "1 epoch is below" if n_below == 1 else f"{n_below} epochs are below"
+        elbo_ax.annotate(f"↓ {note}", (0.02, 0.98), xycoords="axes fraction", va="top", fontsize="small")
+    # Outside, where it hides no curve.
+    figure.legend(*elbo_ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small")
 
     drawn = {"elbo": elbo_ax}
     if panels is not None:
@@ -129,7 +129,7 @@ def history(
         kl_ax.plot(epoch_e, record["kl_validation"], color=BLUE, marker=marker)
         kl_ax.set_ylim(bottom=0)
         kl_ax.set_ylabel("KL divergence\n(nats per cell)")
-        kl_ax.set_title("How much the latent state tells about a validation cell", fontsize="medium")
+        kl_ax.set_title("How much the latent state tells about a cell", fontsize="medium")
     for panel in drawn.values():
         panel.axvline(epoch_e[kept], color="0.4", lw=1, ls=":", zorder=1)
         panel.spines[["top", "right"]].set_visible(False)
@@ -170,8 +170,8 @@ def latent_traverse(
     n_heatmap
         Number of rows of the heatmap, which always has the genes that change most.
     ax
-        Where to draw: the panels take the place of these Axes, which must be part of a grid, such as
-        ``plt.subplots(layout="constrained")`` makes. By default in a new figure.
+        Where to draw: the panels take the place of these Axes, which must be part of a grid, such as ``plt.subplots``
+        makes. If the figure has no layout engine it gets the constrained one. By default a new figure is made.
     show
         Whether to show the figure, and return nothing. By default as scanpy does
         (``scanpy.settings.autoshow``), but never where `ax` or `return_fig` is given.
@@ -212,7 +212,7 @@ def latent_traverse(
     top = ranked_f[:n_heatmap]
 
     n_rows = -(-len(chosen) // CURVES_PER_ROW)
-    figure = _canvas(ax, (10.4, max(1.6 + 1.45 * n_rows, 1.6 + 0.17 * len(top))))
+    figure = _canvas(ax, (10.4, max(3.6, 1.6 + 1.45 * n_rows, 1.6 + 0.17 * len(top))))
     figure.suptitle(f"What changes along {stored['axis']}", fontweight="bold")
     grid = figure.add_gridspec(1, 2, width_ratios=[1.1, 1])
     drawn = _draw_curves(figure.add_subfigure(grid[0]), stored, feature_names, chosen)
@@ -237,9 +237,7 @@ def _draw_curves(
             lw=0,
             label="what 90% of cells show",
         )
-        (line,) = panel.plot(
-            stored["position"], stored["mean"][:, feature], color=BLUE, lw=2, label="mean over cells"
-        )
+        (line,) = panel.plot(stored["position"], stored["mean"][:, feature], color=BLUE, lw=2, label="mean over cells")
         panel.set_title(feature_names[feature], fontsize="medium", fontstyle="italic")
         panel.set_ylim(bottom=0)
         panel.margins(x=0)
@@ -283,9 +281,9 @@ def _draw_heatmap(figure: SubFigure, stored: dict[str, Any], feature_names: np.n
     panel.invert_yaxis()
     panel.grid(False)
     panel.set_xlabel(stored["axis"])
-    panel.set_title(f"{len(order_f)} genes that change most, by where they peak", fontsize="medium")
+    panel.set_title(f"the {len(order_f)} genes that change most", fontsize="medium")
     bar = figure.colorbar(mesh, ax=panel, extend="both", shrink=0.6, aspect=30)
-    bar.set_label("mean log expression, standardized for each gene", fontsize="small")
+    bar.set_label("mean log expression,\nstandardized for each gene", fontsize="small")
     return panel
 
 
@@ -328,9 +326,9 @@ def _kept_epoch(record: dict[str, np.ndarray]) -> int:
 
 
 def _robust_range(values: np.ndarray) -> tuple[float, float]:
-    """Return the range to show: without the lowest fifth of the values, where those alone take most of the room."""
-    low, fifth, high = np.nanquantile(values, [0, 0.2, 1])
-    return (low if high - low < 3 * (high - fifth) else fifth), high
+    """Return the range to show: without the lowest tenth of the values, where those alone take most of the room."""
+    low, tenth, high = np.nanquantile(values, [0, 0.1, 1])
+    return (low if high - low < 3 * (high - tenth) else tenth), high
 
 
 def _minus(number: str) -> str:
@@ -347,10 +345,11 @@ def _canvas(ax: Axes | None, figsize: tuple[float, float]) -> Figure | SubFigure
     place = ax.get_subplotspec()
     if place is None:
         raise ValueError(
-            "ax is not part of a grid, so that it cannot be split into panels: make it by "
-            'plt.subplots(layout="constrained"), for example'
+            "ax is not part of a grid, so that it cannot be split into panels: make it by plt.subplots(), for example"
         )
     figure = ax.figure
+    if figure.figure.get_layout_engine() is None:
+        figure.figure.set_layout_engine("constrained")
     ax.remove()
     return figure.add_subfigure(place)
 
@@ -368,7 +367,5 @@ def _finish(
     if show:
         plt.show()
     if return_fig:
-        root = figure.get_figure(root=True)
-        assert root is not None
-        return root
+        return figure.figure  # of a part, the whole
     return None if show else drawn

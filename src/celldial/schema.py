@@ -25,6 +25,9 @@ MIN_OVERLAP = 0.5
 LARGEST = np.finfo(np.float32).max
 """Counts above this would be infinite as float32."""
 
+GENE_EXPRESSION = "Gene Expression"
+"""The value of ``var["feature_types"]`` for genes, in files of 10x Genomics."""
+
 logger = logging.getLogger("celldial")
 
 
@@ -93,12 +96,13 @@ class Schema:
         TypeError
             `adata` is no AnnData, the counts are of an unknown kind, or a continuous covariate is not numeric.
         ValueError
-            `adata` is backed or empty, has a name twice or no counts; a key is given twice; a covariate is missing
+            `adata` is backed or empty, has a name twice, no counts, or features that are not genes; a key is given twice; a covariate is missing
             or infinite in some cell.
         KeyError
             There is no such layer or column.
         """
         check_anndata(adata)
+        check_feature_types(adata)
         count_matrix(adata, layer)
         for keys in (categorical_covariate_keys, continuous_covariate_keys):
             if isinstance(keys, str):
@@ -281,6 +285,16 @@ def check_anndata(adata: Any) -> None:
                 f"adata.{axis}_names has {str(repeated[0])!r} more than once: "
                 f"make names distinct with adata.{axis}_names_make_unique()"
             )
+
+
+def check_feature_types(adata: AnnData) -> None:
+    """Raise where some features are not genes, as 10x marks them: peaks and proteins need models of their own."""
+    others = [name for name in adata.var.get("feature_types", pd.Series(dtype=str)).unique() if name != GENE_EXPRESSION]
+    if others:
+        raise ValueError(
+            f'adata.var["feature_types"] has {listing(others)}, and only gene expression can be modelled: '
+            f'fit adata[:, adata.var["feature_types"] == "{GENE_EXPRESSION}"].copy()'
+        )
 
 
 def describe_layer(layer: str | None) -> str:

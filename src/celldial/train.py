@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
@@ -122,6 +121,8 @@ def fit(
     -----
     Ctrl-C ends training as if it were over: the best epoch's weights stand. During the first epoch it is raised.
     """
+    from lightning_fabric import Fabric  # here because it takes a second, which `import celldial` need not
+
     device = settings.torch_device
     fabric = Fabric(accelerator=device.type, devices=1, precision=settings.precision)
     n_steps = math.ceil(len(train_c) / plan.batch_size) * plan.max_epochs
