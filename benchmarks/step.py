@@ -10,7 +10,7 @@ Without a file it takes the bundled blood cells; of a file with more than 2,000 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def read(path: Path | None) -> ad.AnnData:
     return most_variable_genes(adata) if adata.n_vars > 2000 else adata
 
 
-def forward_and_backward(forward: Callable[[], list[Tensor]], inputs: list[Tensor]) -> Callable[[], object]:
+def forward_and_backward(forward: Callable[[], list[Tensor]], inputs: Sequence[Tensor]) -> Callable[[], object]:
     # Gradients as real matrices, as in training; those of a sum would be one number seen many times.
     gradients = [torch.randn_like(output) for output in forward()]
     return lambda: torch.autograd.grad(forward(), inputs, gradients)
@@ -118,10 +118,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--likelihood", default="negative_binomial")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-
     adata = read(options.data)
+    torch.set_num_threads(options.threads)  # after scanpy: numba sets the number of threads for all of OpenMP
+    torch.manual_seed(0)
     schema = Schema.from_anndata(adata)
     cells = Cells.from_anndata(adata, schema)
     estimator = celldial.VAE(likelihood=options.likelihood)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import sys
 import time
 from pathlib import Path
@@ -25,7 +24,7 @@ def train(adata: ad.AnnData, job: dict[str, Any], out: Path) -> dict[str, Any]:
 
     Without validation cells it is speed that is asked for: then sizes and minibatches are as large as the peer's.
     """
-    sizes = {"n_latent": 10, "n_hidden": 128, "n_layers": 1} if job["validation"] == "none" else {}
+    sizes: dict[str, Any] = {"n_latent": 10, "n_hidden": 128, "n_layers": 1} if job["validation"] == "none" else {}
     model = celldial.VAE(**sizes, seed=job["seed"])
     options: dict[str, Any] = {"max_epochs": job["epochs"]["celldial"] or "auto", "progress": False}
     held_out = 0
@@ -75,7 +74,6 @@ def main(job: dict[str, Any], out: Path) -> None:
         **measured,
         "n_cells": adata.n_obs,
         "threads": torch.get_num_threads(),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     (out / "result.json").write_text(json.dumps(result))
 

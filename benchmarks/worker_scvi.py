@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
-import resource
 import sys
 import time
 import warnings
@@ -91,7 +90,6 @@ def main(job: dict[str, Any], out: Path) -> None:
         **measured,
         "n_cells": adata.n_obs,
         "threads": torch.get_num_threads(),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "scvi-tools")},
     }
     (out / "result.json").write_text(json.dumps(result))

@@ -168,7 +168,7 @@ def compare(adata: AnnData) -> str:
     f1, f1_pca = (cd.metrics.knn_f1(space_cz, adata.obs[LABELS]) for space_cz in spaces)
     return f"""\
 How well the embedding separates the ten cell types, from 0 (not at all) to 1 (perfectly):
-  {nmi:.2f} (PCA: {nmi_pca:.2f})  Clusters found without the labels agree with them to this degree (NMI).
+  {nmi:.2f} (PCA: {nmi_pca:.2f})  The best of seven Leiden clusterings agrees with them to this degree (NMI).
   {f1:.2f} (PCA: {f1_pca:.2f})  The type of a cell is predicted this well from its neighbors' (macro-F1).
 PCA is the yardstick: 10 components of the log-normalized counts."""
 

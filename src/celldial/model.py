@@ -208,7 +208,7 @@ class VAE(BaseEstimator):
             history = train.fit(module, cells, train_c, validation_c, plan, self.seed)
         embedding_cz = infer(module, cells).mean
         self.schema_, self.module_, self.history_ = schema, module, history
-        self.library_size_quantiles_ = np.quantile(total_counts(cells)[train_c], np.linspace(0, 1, 101))
+        self.library_size_quantiles_ = np.quantile(total_counts(cells)[train_c.numpy()], np.linspace(0, 1, 101))
         self._write(adata, embedding_cz, key_added)
         return self
 
@@ -723,7 +723,8 @@ def infer(module: Module, cells: Cells) -> Posterior:
             posterior = module.posterior(minibatch.to(device))
             parts.append((posterior.mean.cpu().numpy(), posterior.stddev.cpu().numpy()))
     mean_cz, deviation_cz = (np.concatenate(part) for part in zip(*parts, strict=True))
-    mean_cz[cells.empty_c], deviation_cz[cells.empty_c] = 0, 1
+    empty_c = cells.empty_c.numpy()  # numpy takes a tensor of one element for a number
+    mean_cz[empty_c], deviation_cz[empty_c] = 0, 1
     finite_c = np.isfinite(mean_cz).all(1) & np.isfinite(deviation_cz).all(1)
     if not finite_c.all():
         raise FloatingPointError(

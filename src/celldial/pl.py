@@ -92,10 +92,10 @@ def history(
     elbo_ax.plot(epoch_e, record["elbo_train"], color=ORANGE, ls="--", marker=marker, label="training cells")
     if validated:
         elbo_ax.plot(epoch_e, record["elbo_validation"], color=BLUE, marker=marker, label="validation cells")
-    kept_elbo = record["elbo_validation" if validated else "elbo_train"][kept]
-    if np.isnan(kept_elbo):  # the last call had no validation cells, an earlier one had
-        kept_elbo = record["elbo_train"][kept]
-    which = "best epoch" if validated and not np.isnan(record["elbo_validation"][kept]) else "last epoch"
+    # Without validation cells, at all or in the last call, the model has the weights of the last epoch.
+    judged = validated and not np.isnan(record["elbo_validation"][kept])
+    kept_elbo = record["elbo_validation" if judged else "elbo_train"][kept]
+    which = "best epoch" if judged else "last epoch"
     elbo_ax.plot(
         epoch_e[kept],
         kept_elbo,
@@ -259,9 +259,10 @@ def _draw_heatmap(figure: SubFigure, stored: dict[str, Any], feature_names: np.n
     """Draw standardized expression of genes in the order in which they peak, the first to peak on top."""
     deviation_f = log_sf.std(0)
     standard_sf = (log_sf - log_sf.mean(0)) / np.where(deviation_f > 0, deviation_f, 1)
-    # Many peak at either end: among those, the ones whose expression lies further to the left come first.
-    steps = np.arange(len(log_sf))
-    order_f = np.lexsort([steps @ standard_sf, standard_sf.argmax(0)])
+    # Many peak at either end: of those, the ones come first whose expression has its center further to the left.
+    above_sf = standard_sf - standard_sf.min(0)
+    center_f = np.arange(len(log_sf)) @ above_sf / np.maximum(above_sf.sum(0), 1e-9)
+    order_f = np.lexsort([center_f, standard_sf.argmax(0)])
 
     panel: Axes = figure.subplots()
     position_s = np.asarray(stored["position"], dtype=float)

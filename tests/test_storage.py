@@ -1,0 +1,338 @@
+"""The file of a model: what comes back, what is refused, and that reading it runs nothing."""
+
+import copy
+import json
+import os
+import pickle
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from anndata import AnnData
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load, save
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+
+from celldial import VAE
+from celldial.likelihoods import LIKELIHOODS
+from celldial.storage import FORMAT_VERSION
+from make_golden import golden_paths, read_cells
+from simulated import COVARIATES, simulate
+
+
+def make_model(adata: AnnData, **parameters: Any) -> VAE:
+    return VAE(2, 8, **parameters).fit(adata, max_epochs=2, progress=False)
+
+
+@pytest.fixture(scope="module")
+def adata() -> AnnData:
+    return simulate()
+
+
+@pytest.fixture(scope="module")
+def model(adata: AnnData) -> VAE:
+    return make_model(adata, **COVARIATES)
+
+
+@pytest.fixture(scope="module")
+def content(model: VAE, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Return the bytes of a good file."""
+    path = tmp_path_factory.mktemp("model") / "good.celldial"
+    model.save(path)
+    return path.read_bytes()
+
+
+# --- What comes back --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("covariates", [{}, COVARIATES], ids=["no covariates", "covariates"])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_round_trip(adata: AnnData, tmp_path: Path, likelihood: str, covariates: dict[str, Any]) -> None:
+    model = make_model(adata.copy(), likelihood=likelihood, n_layers=2, seed=7, **covariates)
+    model.save(tmp_path / "model.celldial")
+    loaded = VAE.load(tmp_path / "model.celldial")
+    np.testing.assert_array_equal(loaded.transform(adata), model.transform(adata))
+    np.testing.assert_array_equal(loaded.posterior(adata).standard_deviation, model.posterior(adata).standard_deviation)
+    np.testing.assert_array_equal(loaded.denoise(adata), model.denoise(adata))
+    assert loaded.score(adata) == model.score(adata)
+    assert loaded.schema_ == model.schema_
+    assert loaded.history_ == model.history_
+    values = {"batch": "b0", "donor": "x", "age": 30.0} if covariates else {}
+    drawn, expected = loaded.sample(20, values), model.sample(20, values)
+    assert (drawn.X != expected.X).nnz == 0
+
+
+def test_parameters_come_back(model: VAE, tmp_path: Path) -> None:
+    model.save(tmp_path / "model.celldial")
+    found = VAE.load(tmp_path / "model.celldial").get_params()
+    expected = model.get_params()
+    assert found == {name: list(v) if isinstance(v, tuple) else v for name, v in expected.items()}
+    assert clone(VAE.load(tmp_path / "model.celldial")).get_params() == found
+
+
+def test_numpy_parameters_are_saved_as_plain_numbers(adata: AnnData, tmp_path: Path) -> None:
+    parameters = {"n_latent": np.int64(2), "n_hidden": np.int32(8), "learning_rate": np.float32(0.25)}
+    model = VAE(**parameters).fit(adata.copy(), max_epochs=1, progress=False)
+    model.save(tmp_path / "model.celldial")
+    found = VAE.load(tmp_path / "model.celldial").get_params()
+    assert {name: found[name] for name in parameters} == {"n_latent": 2, "n_hidden": 8, "learning_rate": 0.25}
+
+
+def test_a_loaded_model_goes_on_as_the_saved_one_would(adata: AnnData, tmp_path: Path) -> None:
+    model = make_model(adata.copy())
+    model.save(tmp_path / "model.celldial")
+    loaded = VAE.load(tmp_path / "model.celldial")
+    for one in (model, loaded):
+        one.partial_fit(adata.copy(), max_epochs=2, progress=False)
+    np.testing.assert_array_equal(loaded.transform(adata), model.transform(adata))
+    assert len(loaded.history_["elbo_train"]) == 4
+
+
+def test_loading_leaves_random_numbers_alone(model: VAE, tmp_path: Path) -> None:
+    model.save(tmp_path / "model.celldial")
+    state = torch.get_rng_state()
+    VAE.load(tmp_path / "model.celldial")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_path_may_be_a_string(model: VAE, adata: AnnData, tmp_path: Path) -> None:
+    path = str(tmp_path / "any name.bin")
+    model.save(path)
+    np.testing.assert_array_equal(VAE.load(path).transform(adata), model.transform(adata))
+
+
+def test_the_file_is_safetensors_with_json(model: VAE, tmp_path: Path) -> None:
+    """Anyone can read it without celldial: the weights by safetensors, all else as JSON."""
+    model.save(tmp_path / "model.celldial")
+    with safe_open(tmp_path / "model.celldial", framework="pt") as file:
+        about = json.loads(file.metadata()["celldial"])
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    expected = model.module_.state_dict()
+    assert set(weights) == set(expected)
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
+    assert about["format_version"] == FORMAT_VERSION
+    assert about["parameters"]["n_latent"] == 2
+    assert about["schema"]["feature_names"]["rna"][:2] == ["g0", "g1"]
+
+
+def test_an_unfitted_model_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(NotFittedError, match="fit"):
+        VAE().save(tmp_path / "model.celldial")
+    assert not list(tmp_path.iterdir())
+
+
+# --- Writing ----------------------------------------------------------------------------------------------------------
+
+
+def test_saving_replaces_a_file(model: VAE, adata: AnnData, tmp_path: Path) -> None:
+    path = tmp_path / "model.celldial"
+    path.write_text("something else")
+    model.save(path)
+    np.testing.assert_array_equal(VAE.load(path).transform(adata), model.transform(adata))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failed_save_leaves_the_old_file(
+    model: VAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    path = tmp_path / "model.celldial"
+    path.write_bytes(b"old")
+
+    def fail(*args: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(OSError, match="no space left"):
+        model.save(path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_is_as_readable_as_any_other(model: VAE, tmp_path: Path) -> None:
+    model.save(tmp_path / "model.celldial")
+    (tmp_path / "other").touch()
+    assert stat.S_IMODE((tmp_path / "model.celldial").stat().st_mode) == stat.S_IMODE(
+        (tmp_path / "other").stat().st_mode
+    )
+
+
+# --- What is refused --------------------------------------------------------------------------------------------------
+
+
+def reseal(content: bytes, change: Callable[[dict[str, Any]], Any], **tensors: torch.Tensor) -> bytes:
+    """Write a good file again with something changed."""
+    length = int.from_bytes(content[:8], "little")
+    about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["celldial"])
+    about = copy.deepcopy(about)
+    change(about)
+    return save(load(content) | tensors, {"celldial": json.dumps(about)})
+
+
+def refuse(path: Path, content: bytes) -> str:
+    """Check that a file is refused by name, and give the message."""
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="model.celldial") as error:
+        VAE.load(path)
+    assert repr(str(path)) in str(error.value)
+    return str(error.value)
+
+
+def test_an_unchanged_file_is_not_refused(content: bytes, tmp_path: Path) -> None:
+    """Show that `reseal` alone breaks nothing."""
+    (tmp_path / "model.celldial").write_bytes(reseal(content, lambda about: None))
+    VAE.load(tmp_path / "model.celldial")
+
+
+FOREIGN = {
+    "empty": b"",
+    "one byte": b"\0",
+    "text": b"model: best one so far\n" * 40,
+    "random bytes": np.random.default_rng(0).bytes(5000),
+    "other safetensors": save({"weight": torch.ones(3)}),
+    "other metadata": save({"weight": torch.ones(3)}, {"format": "pt"}),
+    "no JSON": save({"weight": torch.ones(3)}, {"celldial": "{"}),
+    "a list": save({"weight": torch.ones(3)}, {"celldial": "[1, 2]"}),
+    "deep JSON": save({"weight": torch.ones(3)}, {"celldial": "[" * 100_000}),
+    "no version": save({"weight": torch.ones(3)}, {"celldial": "{}"}),
+    "nothing else": save({"weight": torch.ones(3)}, {"celldial": '{"format_version": 1}'}),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_what_is_no_model_is_refused(kind: str, tmp_path: Path) -> None:
+    assert "is no celldial model, or is damaged" in refuse(tmp_path / "model.celldial", FOREIGN[kind])
+
+
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.999])
+def test_a_truncated_file_is_refused(content: bytes, tmp_path: Path, share: float) -> None:
+    assert "damaged" in refuse(tmp_path / "model.celldial", content[: int(share * len(content))])
+
+
+def test_a_file_with_a_tail_is_refused(content: bytes, tmp_path: Path) -> None:
+    assert "damaged" in refuse(tmp_path / "model.celldial", content + b"\0" * 8)
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "version is text": lambda about: about.update(format_version="one"),
+    "version is null": lambda about: about.update(format_version=None),
+    "no parameters": lambda about: about.pop("parameters"),
+    "parameters are a list": lambda about: about.update(parameters=[]),
+    "unknown parameter": lambda about: about["parameters"].update(evil=1),
+    "unknown likelihood": lambda about: about["parameters"].update(likelihood="os.system"),
+    "likelihood is a list": lambda about: about["parameters"].update(likelihood=[]),
+    "n_latent is another": lambda about: about["parameters"].update(n_latent=3),
+    "n_latent is gigantic": lambda about: about["parameters"].update(n_latent=10**15),
+    "n_latent is more than gigantic": lambda about: about["parameters"].update(n_latent=10**25),
+    "n_latent is text": lambda about: about["parameters"].update(n_latent="2"),
+    "n_layers is negative": lambda about: about["parameters"].update(n_layers=-1),
+    "no schema": lambda about: about.pop("schema"),
+    "features are a number": lambda about: about["schema"]["feature_names"].update(rna=5),
+    "a feature less": lambda about: about["schema"]["feature_names"]["rna"].pop(),
+    "modalities are null": lambda about: about["schema"].update(modalities=None),
+    "a category more": lambda about: about["schema"]["categories"]["batch"].append("b2"),
+    "no mean of a covariate": lambda about: about["schema"]["continuous"].update(age=[]),
+    "no history": lambda about: about.pop("history"),
+    "no library sizes": lambda about: about.pop("library_size_quantiles"),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_what_does_not_fit_together_is_refused(kind: str, content: bytes, tmp_path: Path) -> None:
+    assert "damaged" in refuse(tmp_path / "model.celldial", reseal(content, CHANGES[kind]))
+
+
+def test_weights_that_are_too_many_or_of_wrong_shape_are_refused(content: bytes, tmp_path: Path) -> None:
+    assert "damaged" in refuse(tmp_path / "model.celldial", reseal(content, lambda about: None, extra=torch.ones(2)))
+    name = sorted(load(content))[0]
+    wrong = {name: torch.ones(1, 2, 3)}
+    assert "damaged" in refuse(tmp_path / "model.celldial", reseal(content, lambda about: None, **wrong))
+
+
+@settings(deadline=None, max_examples=200)
+@given(data=st.data())
+def test_a_flipped_byte_is_refused_or_harmless(
+    data: st.DataObject, content: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Whatever is wrong with the bytes, the error is a ValueError that names the file."""
+    length = int.from_bytes(content[:8], "little")
+    position = data.draw(st.integers(0, 7) | st.integers(8, 7 + length) | st.integers(8 + length, len(content) - 1))
+    broken = bytearray(content)
+    broken[position] ^= data.draw(st.integers(1, 255))
+    path = tmp_path_factory.mktemp("flipped") / "model.celldial"
+    path.write_bytes(bytes(broken))
+    try:
+        VAE.load(path)
+    except ValueError as error:
+        message = str(error)
+    else:
+        return
+    assert repr(str(path)) in message
+
+
+def test_a_later_format_is_refused_with_advice(content: bytes, tmp_path: Path) -> None:
+    later = reseal(content, lambda about: about.update(format_version=FORMAT_VERSION + 1))
+    message = refuse(tmp_path / "model.celldial", later)
+    assert f"format version {FORMAT_VERSION + 1}" in message
+    assert "install a newer celldial" in message
+
+
+@pytest.mark.parametrize("name", ["missing.celldial", "folder"])
+def test_no_such_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(FileNotFoundError, match=name):
+        VAE.load(tmp_path / name)
+
+
+class Payload:
+    """When unpickled, creates a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.marker), "w")
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch", "npz"])
+def test_a_pickle_is_refused_and_runs_nothing(kind: str, tmp_path: Path) -> None:
+    marker, path = tmp_path / "marker", tmp_path / "model.celldial"
+    with path.open("wb") as file:
+        if kind == "pickle":
+            pickle.dump(Payload(marker), file)
+        elif kind == "torch":
+            torch.save({"weight": Payload(marker)}, file)
+        else:
+            np.savez(file, weight=np.array([Payload(marker)], dtype=object))
+    refuse(path, path.read_bytes())
+    assert not marker.exists()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_the_payload_of_this_test_works(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Payload(tmp_path / "marker"))).close()
+    assert (tmp_path / "marker").exists()
+
+
+# --- Files of earlier versions ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", range(1, FORMAT_VERSION + 1))
+def test_golden_file(version: int) -> None:
+    """A model that this format's first version saved gives the same answers today."""
+    model_path, cells_path = golden_paths(version)
+    adata, model = read_cells(cells_path), VAE.load(model_path)
+    mean, standard_deviation = model.posterior(adata)
+    expression = model.denoise(adata, transform_batch="b1").to_numpy()
+    with np.load(cells_path, allow_pickle=False) as expected:
+        assert np.ptp(expected["embedding"], axis=0).min() > 0.01
+        np.testing.assert_allclose(mean, expected["embedding"], atol=1e-5)
+        np.testing.assert_allclose(standard_deviation, expected["standard_deviation"], atol=1e-5)
+        np.testing.assert_allclose(expression, expected["expression"], rtol=1e-4)
