@@ -15,7 +15,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from torch import Tensor
 
-import celldial.model
+import celldial.inference
 from celldial import VAE, train
 from celldial.datasets import pbmc68k_reduced
 from celldial.likelihoods import LIKELIHOODS
@@ -129,6 +129,17 @@ def test_before_fit_every_method_says_so(use: Callable[[VAE, AnnData], Any], ada
 def test_fit_returns_self(adata: AnnData) -> None:
     model = VAE(2, 8)
     assert fit(adata, model) is model
+
+
+def test_fit_starts_afresh_each_time(adata: AnnData) -> None:
+    model = fit(simulate(n_cells=30, seed=1), VAE(2, 8, batch_key="batch"))
+    fit(adata, model.set_params(batch_key=None))
+    expected = fit(simulate())
+    np.testing.assert_array_equal(adata.obsm["X_celldial"], expected.transform(adata))
+    np.testing.assert_array_equal(model.transform(adata), expected.transform(adata))
+    assert without_time(model.history_) == without_time(expected.history_)
+    assert model.schema_ == expected.schema_
+    np.testing.assert_array_equal(model.library_size_quantiles_, expected.library_size_quantiles_)
 
 
 def test_fit_transform_is_fit_and_transform(adata: AnnData) -> None:
@@ -316,7 +327,7 @@ def test_each_cell_is_embedded_by_itself(conditional: VAE, adata: AnnData, monke
     expected = conditional.transform(adata)
     np.testing.assert_allclose(conditional.transform(adata[[5, 3]]), expected[[5, 3]], atol=1e-5)
     np.testing.assert_allclose(conditional.transform(adata[7]), expected[[7]], atol=1e-5)
-    monkeypatch.setattr(celldial.model, "INFERENCE_BATCH_SIZE", 7)
+    monkeypatch.setattr(celldial.inference, "BLOCK_SIZE", 7)
     np.testing.assert_allclose(conditional.transform(adata), expected, atol=1e-5)
 
 
@@ -608,7 +619,7 @@ def test_sampling_is_seeded(model: VAE) -> None:
 
 
 def test_sampling_in_parts(model: VAE, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(celldial.model, "INFERENCE_BATCH_SIZE", 7)
+    monkeypatch.setattr(celldial.inference, "BLOCK_SIZE", 7)
     cells = model.sample(30)
     assert cells.shape == (30, 20)
     assert len(np.unique(cells.obsm["z"][:, 0])) == 30
@@ -650,7 +661,9 @@ def test_partial_fit_goes_on(adata: AnnData) -> None:
     first, history = adata.obsm["X_celldial"].copy(), {name: list(v) for name, v in model.history_.items()}
     assert model.partial_fit(adata, max_epochs=3, progress=False) is model
     assert {len(values) for values in model.history_.values()} == {5}
-    assert all(model.history_[name][:2] == values for name, values in history.items())
+    assert all(model.history_[name][:2] == values for name, values in history.items() if name != "kept")
+    assert model.history_["kept"][:2] == [0, 0]
+    assert sum(model.history_["kept"]) == 1
     assert np.abs(adata.obsm["X_celldial"] - first).max() > 1e-5
     np.testing.assert_array_equal(adata.obsm["X_celldial"], model.transform(adata))
     assert len(adata.uns["celldial"]["history"]["elbo_train"]) == 5
@@ -754,8 +767,8 @@ def test_a_traversal_is_reproducible_and_leaves_cells_without_counts_out(conditi
         ({"axis": 2}, "axis is 2: it must be from 0 to 1"),
         ({"axis": -1}, "axis is -1"),
         ({"axis": 0.5}, "axis is 0.5"),
-        ({"n_steps": 1}, "n_steps=1"),
-        ({"span": (0.9, 0.1)}, r"span=\(0.9, 0.1\)"),
+        ({"n_steps": 1}, "n_steps is 1"),
+        ({"span": (0.9, 0.1)}, r"span is \(0.9, 0.1\)"),
         ({"span": (-0.1, 0.5)}, "span"),
         ({"span": (0.5, 1.1)}, "span"),
         ({"n_cells": 0}, "n_cells is 0"),
@@ -863,8 +876,8 @@ BAD_INPUT: dict[str, tuple[Callable[[AnnData], Any] | None, dict[str, Any], dict
     "no counts at all": (empty, {}, {}, ValueError, "none of the 60 cells has a single count"),
     "same gene twice": (lambda a: rename(a, "var"), {}, {}, ValueError, "'g1' more than once"),
     "same cell twice": (lambda a: rename(a, "obs"), {}, {}, ValueError, "'c1' more than once"),
-    "one cell": (lambda a: keep(a, cells=[0]), {"n_latent": 1}, {}, ValueError, "1 cells and 20 features"),
-    "one gene": (lambda a: keep(a, genes=[0]), {"n_latent": 1}, {}, ValueError, "60 cells and 1 features"),
+    "one cell": (lambda a: keep(a, cells=[0]), {"n_latent": 1}, {}, ValueError, "1 cells with counts, and 20 features"),
+    "one gene": (lambda a: keep(a, genes=[0]), {"n_latent": 1}, {}, ValueError, "cells with counts, and 1 features"),
     "no such layer": (None, {"layer": "counts"}, {}, KeyError, "no layer 'counts'"),
     "no such batch": (None, {"batch_key": "btch"}, {}, KeyError, "'btch'.*did you mean 'batch'"),
     "no such covariate": (None, {"continuous_covariate_keys": ["time"]}, {}, KeyError, "'time'"),

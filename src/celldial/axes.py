@@ -24,6 +24,17 @@ class Traversal:
     lower_sf: np.ndarray
     upper_sf: np.ndarray
 
+    @property
+    def log2_fold_change_sf(self) -> np.ndarray:
+        """Mean against that of the first step."""
+        change_sf: np.ndarray = np.log2(self.mean_sf / self.mean_sf[0])
+        return change_sf
+
+    @property
+    def effect_size_f(self) -> np.ndarray:
+        """Largest less smallest log2 fold change of each feature."""
+        return np.ptp(self.log2_fold_change_sf, axis=0)
+
 
 def coordinate_path(mu_cz: np.ndarray, coordinate: int, span: tuple[float, float], n_steps: int) -> np.ndarray:
     """Space the steps evenly between two quantiles of the cells on one coordinate, shape ``(s,)``."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 from scipy import sparse
@@ -15,7 +16,7 @@ from torch import Tensor
 from celldial.ops import SparseRows
 from celldial.schema import Schema
 
-__all__ = ["Cells", "minibatches", "split"]
+__all__ = ["Cells", "choose_cells", "minibatches", "split"]
 
 
 @dataclass(frozen=True)
@@ -193,3 +194,44 @@ def split(n_cells: int, validation_size: float, generator: torch.Generator) -> t
     n_validation = min(max(round(n_cells * validation_size), int(validation_size > 0)), n_cells - 1)
     order_c = torch.randperm(n_cells, generator=generator)
     return order_c[n_validation:].sort().values, order_c[:n_validation].sort().values
+
+
+def choose_cells(
+    adata: AnnData,
+    cells: Cells,
+    validation_size: float,
+    validation_cells: Sequence[Any] | np.ndarray | None,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Say which cells to train and which to validate on, as indices; empty cells are neither.
+
+    Parameters
+    ----------
+    adata, cells
+        The data set.
+    validation_size
+        Share of the cells to validate on.
+    validation_cells
+        The cells to validate on instead: names, or a boolean mask.
+    seed
+        Of the random choice.
+    """
+    filled_c = ~cells.empty_c.numpy()
+    if validation_cells is None:
+        filled = torch.from_numpy(np.flatnonzero(filled_c))
+        train, validation = split(len(filled), validation_size, torch.Generator().manual_seed(seed))
+        return filled[train], filled[validation]
+    held_out_c = np.asarray(validation_cells)
+    if held_out_c.dtype != bool:
+        unknown = pd.Index(held_out_c).difference(adata.obs_names)
+        if len(unknown):
+            raise KeyError(
+                f"validation_cells names {unknown[0]!r}, which is not in adata.obs_names; give names or a mask"
+            )
+        held_out_c = adata.obs_names.isin(held_out_c)
+    if len(held_out_c) != adata.n_obs:
+        raise ValueError(f"validation_cells is a mask of {len(held_out_c)} values for {adata.n_obs} cells")
+    train_c, validation_c = np.flatnonzero(filled_c & ~held_out_c), np.flatnonzero(filled_c & held_out_c)
+    if len(train_c) == 0:
+        raise ValueError("validation_cells holds all cells out: none is left to train on")
+    return torch.from_numpy(train_c), torch.from_numpy(validation_c)

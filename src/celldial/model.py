@@ -3,44 +3,30 @@
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from numbers import Real
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import pyro
 import torch
 from anndata import AnnData, ImplicitModificationWarning
-from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
-from torch import Tensor
 
-from celldial import axes, storage, train
-from celldial.data import Cells, minibatches, split
-from celldial.likelihoods import LIKELIHOODS
+from celldial import axes, checks, inference, storage, train
+from celldial.data import Cells, choose_cells
+from celldial.inference import Covariates, Posterior
 from celldial.module import Module
 from celldial.schema import Schema, covariate_table
 from celldial.settings import seeded, settings
 
-__all__ = ["VAE", "Posterior"]
+__all__ = ["VAE"]
 
-logger = logging.getLogger("celldial")
-
-INFERENCE_BATCH_SIZE = 1024
-
-
-class Posterior(NamedTuple):
-    """What the model believes of each cell's latent state."""
-
-    mean: np.ndarray
-    standard_deviation: np.ndarray
+NO_PART = "they take no part in training and get the prior as their posterior"
 
 
 class VAE(BaseEstimator):
@@ -182,8 +168,8 @@ class VAE(BaseEstimator):
         -----
         Ctrl-C ends training early: the model has the weights of the best epoch so far, and all is written.
         """
-        self._check_parameters()
-        check_options(max_epochs, batch_size, key_added)
+        checks.check_parameters(self.get_params(deep=False))
+        checks.check_options(max_epochs, batch_size, key_added)
         schema = Schema.from_anndata(
             adata,
             layer=self.layer,
@@ -192,8 +178,8 @@ class VAE(BaseEstimator):
             continuous_covariate_keys=self.continuous_covariate_keys,
         )
         cells = Cells.from_anndata(adata, schema)
-        check_size(schema, cells, self.n_latent)
-        warn_of_empty(adata, cells, "they take no part in training and get the prior as their posterior")
+        checks.check_enough(schema, cells, self.n_latent)
+        checks.warn_of_empty(adata, cells, NO_PART)
         train_c, validation_c = choose_cells(adata, cells, validation_size, validation_cells, self.seed)
         plan = train.Plan(
             max_epochs=train.choose_max_epochs(len(train_c)) if max_epochs == "auto" else max_epochs,
@@ -206,9 +192,10 @@ class VAE(BaseEstimator):
             module = self._build(schema)
             module.initialise(cells.select(train_c))
             history = train.fit(module, cells, train_c, validation_c, plan, self.seed)
-        embedding_cz = infer(module, cells).mean
+        embedding_cz = inference.infer(module, cells).mean
         self.schema_, self.module_, self.history_ = schema, module, history
-        self.library_size_quantiles_ = np.quantile(total_counts(cells)[train_c.numpy()], np.linspace(0, 1, 101))
+        library_size_c = torch.stack(list(cells.library_size.values())).sum(0)[train_c]
+        self.library_size_quantiles_ = np.quantile(library_size_c.numpy(), np.linspace(0, 1, 101))
         self._write(adata, embedding_cz, key_added)
         return self
 
@@ -262,12 +249,12 @@ class VAE(BaseEstimator):
                 key_added=key_added,
                 progress=progress,
             )
-        self._check_parameters()
-        check_whole("max_epochs", max_epochs)
-        check_options(max_epochs, batch_size, key_added)
+        checks.check_parameters(self.get_params(deep=False))
+        checks.check_whole("max_epochs", max_epochs)
+        checks.check_options(max_epochs, batch_size, key_added)
         cells = Cells.from_anndata(adata, self.schema_)
-        check_any_count(cells)
-        warn_of_empty(adata, cells, "they take no part in training and get the prior as their posterior")
+        checks.check_any_count(cells)
+        checks.warn_of_empty(adata, cells, NO_PART)
         train_c, validation_c = choose_cells(adata, cells, validation_size, validation_cells, self.seed)
         plan = train.Plan(
             max_epochs=max_epochs,
@@ -283,7 +270,7 @@ class VAE(BaseEstimator):
             module = self._build(self.schema_)
             module.load_state_dict(self.module_.state_dict())
             history = train.fit(module, cells, train_c, validation_c, plan, self.seed + n_epochs_before)
-        embedding_cz = infer(module, cells).mean
+        embedding_cz = inference.infer(module, cells).mean
         self.module_ = module
         # Without validation cells, now or then, the quantities of validation are missing there.
         missing_before, missing_now = ([math.nan] * len(part["seconds"]) for part in (self.history_, history))
@@ -291,6 +278,7 @@ class VAE(BaseEstimator):
             name: self.history_.get(name, missing_before) + history.get(name, missing_now)
             for name in self.history_ | history
         }
+        self.history_["kept"][:n_epochs_before] = [0.0] * n_epochs_before
         self._write(adata, embedding_cz, key_added)
         return self
 
@@ -321,8 +309,8 @@ class VAE(BaseEstimator):
         """
         self._check_fitted()
         cells = Cells.from_anndata(adata, self.schema_)
-        warn_of_empty(adata, cells, "they get the prior as their posterior")
-        return infer(self.module_, cells)
+        checks.warn_of_empty(adata, cells, "they get the prior as their posterior")
+        return inference.infer(self.module_, cells)
 
     def score(self, adata: AnnData, y: None = None) -> float:
         """Mean ELBO of cells that were held out, in nats per cell; higher is better.
@@ -339,10 +327,10 @@ class VAE(BaseEstimator):
         """
         self._check_fitted()
         cells = Cells.from_anndata(adata, self.schema_)
-        check_any_count(cells)
+        checks.check_any_count(cells)
+        filled = cells.select((~cells.empty_c).nonzero()[:, 0]).to(settings.torch_device)
         with seeded(self.seed):
-            terms = train.evaluate(self._module(), cells.select((~cells.empty_c).nonzero()[:, 0]).to(self._device))
-        return terms["elbo_validation"]
+            return train.evaluate(self.module_.to(settings.torch_device), filled)["elbo_validation"]
 
     # --- From latent states to cells ------------------------------------------------------------------------------
 
@@ -369,15 +357,9 @@ class VAE(BaseEstimator):
         Expression, float32, shape ``(cells, features)``, in counts per `library_size`.
         """
         self._check_fitted()
-        z_cz = torch.from_numpy(np.array(z, dtype=np.float32, ndmin=2))
-        if z_cz.ndim != 2 or z_cz.shape[1] != self.n_latent:
-            raise ValueError(f"z has the shape {tuple(np.shape(z))}: it must be (cells, {self.n_latent})")
-        if not z_cz.isfinite().all():
-            raise ValueError("z has values that are NaN or infinite")
-        category_ck, continuous_ck = self.schema_.covariates(
-            {} if covariates is None else covariates, n_cells=len(z_cz)
-        )
-        return self._decode(z_cz, category_ck, continuous_ck) * np.float32(library_size)
+        z_cz = checks.check_latent_states(z, self.n_latent)
+        encoded = self.schema_.covariates({} if covariates is None else covariates, n_cells=len(z_cz))
+        return inference.expression(self.module_, z_cz, Covariates(*encoded), library_size)
 
     def denoise(
         self,
@@ -431,12 +413,11 @@ class VAE(BaseEstimator):
                     "covariate to value"
                 )
             transform_batch = {self.batch_key: transform_batch}
-        seen = Cells.from_anndata(adata, self.schema_)
-        category_ck, continuous_ck = self.schema_.covariates(adata, transform_batch)
+        mean_cz = inference.infer(self.module_, Cells.from_anndata(adata, self.schema_)).mean
+        covariates = Covariates(*self.schema_.covariates(adata, transform_batch))
         columns = None if genes is None else names.get_indexer(wanted)
-        z_cz = torch.from_numpy(infer(self.module_, seen).mean)
-        expression_cf = self._decode(z_cz, category_ck, continuous_ck, columns)
-        table = pd.DataFrame(expression_cf * np.float32(library_size), index=adata.obs_names, columns=wanted)
+        expression_cf = inference.expression(self.module_, mean_cz, covariates, library_size, columns)
+        table = pd.DataFrame(expression_cf, index=adata.obs_names, columns=wanted)
         if key_added is not None:
             with writable(adata):
                 if list(adata.var_names) == list(wanted):
@@ -468,26 +449,14 @@ class VAE(BaseEstimator):
         Counts in ``X`` (CSR, float32), the latent states in ``obsm["z"]``, the covariates in ``obs``.
         """
         self._check_fitted()
-        check_whole("n", n)
+        checks.check_whole("n", n)
         covariates = {} if covariates is None else covariates
-        category_ck, continuous_ck = self.schema_.covariates(covariates, n_cells=n)
-        counts, states = [], []
-        with seeded(self.seed if seed is None else seed), torch.no_grad():
-            quantiles = torch.from_numpy(self.library_size_quantiles_).float()
-            position_c = torch.rand(n) * (len(quantiles) - 1)
-            low_c = position_c.long()
-            library_size_c = torch.lerp(quantiles[low_c], quantiles[low_c + 1], position_c - low_c)
-            for start in range(0, n, INFERENCE_BATCH_SIZE):
-                part = slice(start, start + INFERENCE_BATCH_SIZE)
-                cells = self._without_counts(category_ck[part], continuous_ck[part], library_size_c[part])
-                z_cz = self.module_.latent.prior(len(cells), like=cells.continuous_ck).sample()
-                (observation,) = self._module().decode(z_cz, cells).values()
-                counts.append(sparse.csr_matrix(observation.sample().cpu().numpy()))
-                states.append(z_cz.cpu().numpy())
+        encoded = Covariates(*self.schema_.covariates(covariates, n_cells=n))
+        with seeded(self.seed if seed is None else seed):
+            z_cz, counts = inference.draw_cells(self.module_, encoded, self.library_size_quantiles_)
         obs = covariate_table(covariates, n)[[*self.schema_.categories, *self.schema_.continuous]]
         obs = obs.set_axis(pd.RangeIndex(n).map("sample_{}".format))
-        var = pd.DataFrame(index=list(self.feature_names_))
-        return AnnData(sparse.vstack(counts, format="csr"), obs, var, obsm={"z": np.concatenate(states)})
+        return AnnData(counts, obs, pd.DataFrame(index=list(self.feature_names_)), obsm={"z": z_cz})
 
     def latent_traverse(
         self,
@@ -527,54 +496,55 @@ class VAE(BaseEstimator):
         highest mean. Written: the same as arrays in ``adata.uns["latent_traverse"]["axis_<axis>"]``.
         """
         self._check_fitted()
-        check_whole("axis", axis, 0)
+        checks.check_whole("axis", axis, 0)
         if axis >= self.n_latent:
             raise ValueError(
                 f"axis is {axis}: it must be from 0 to {self.n_latent - 1}, the model's latent coordinates"
             )
-        check_whole("n_cells", n_cells)
-        if n_steps < 2 or not 0 <= span[0] < span[1] <= 1:
-            raise ValueError(
-                f"n_steps={n_steps}, span={span}: at least 2 steps, and quantiles from low to high, are needed"
-            )
+        checks.check_whole("n_steps", n_steps, 2)
+        checks.check_whole("n_cells", n_cells)
+        if not 0 <= span[0] < span[1] <= 1:
+            raise ValueError(f"span is {span}: it must be two quantiles, from low to high, such as (0.01, 0.99)")
         cells = Cells.from_anndata(adata, self.schema_)
-        check_any_count(cells)
-        mean_cz, deviation_cz = infer(self.module_, cells)
+        checks.check_any_count(cells)
+        posterior = inference.infer(self.module_, cells)
         random = np.random.default_rng(self.seed)
-        candidates = np.flatnonzero(~cells.empty_c.numpy())
-        chosen = np.sort(random.choice(candidates, min(n_cells, len(candidates)), replace=False))
-        z_cz = mean_cz[chosen] + deviation_cz[chosen] * random.standard_normal(mean_cz[chosen].shape, dtype=np.float32)
-        category_ck, continuous_ck = cells.category_ck[chosen].numpy(), cells.continuous_ck[chosen].numpy()
-        result = axes.traverse(
-            z_cz,
+        filled = np.flatnonzero(~cells.empty_c.numpy())
+        chosen = np.sort(random.choice(filled, min(n_cells, len(filled)), replace=False))
+        mean_cz, deviation_cz = posterior.mean[chosen], posterior.standard_deviation[chosen]
+        covariates = Covariates(cells.category_ck[chosen].numpy(), cells.continuous_ck[chosen].numpy())
+        traversal = axes.traverse(
+            mean_cz + deviation_cz * random.standard_normal(mean_cz.shape, dtype=np.float32),
             axis,
-            axes.coordinate_path(mean_cz[candidates], axis, span, n_steps),
-            lambda z: self._decode(torch.from_numpy(z), category_ck, continuous_ck) * np.float32(library_size),
+            axes.coordinate_path(posterior.mean[filled], axis, span, n_steps),
+            lambda z_cz: inference.expression(self.module_, z_cz, covariates, library_size),
         )
-        log2_sf = np.log2(result.mean_sf / result.mean_sf[0])
-        traversal = AnnData(
-            result.mean_sf,
-            obs=pd.DataFrame({"position": result.position_s}, index=pd.RangeIndex(n_steps).map("step_{}".format)),
-            var=pd.DataFrame(
-                {"effect_size": np.ptp(log2_sf, axis=0), "peak_step": result.mean_sf.argmax(0)},
-                index=list(self.feature_names_),
-            ),
-            layers={"lower": result.lower_sf, "upper": result.upper_sf, "log2_fold_change": log2_sf},
-            uns={"axis": f"latent coordinate {axis}", "library_size": library_size},
-        )
+        about = {"axis": f"latent coordinate {axis}", "library_size": library_size}
         stored = {
-            "axis": f"latent coordinate {axis}",
-            "library_size": library_size,
-            # Copies: what happens to the AnnData returned is no change to this one.
-            "position": result.position_s.copy(),
+            **about,
+            "position": traversal.position_s,
             "feature_names": np.array(self.feature_names_, dtype=object),
-            "mean": result.mean_sf.copy(),
-            "lower": result.lower_sf.copy(),
-            "upper": result.upper_sf.copy(),
+            "mean": traversal.mean_sf,
+            "lower": traversal.lower_sf,
+            "upper": traversal.upper_sf,
         }
         with writable(adata):
             adata.uns["latent_traverse"] = {**adata.uns.get("latent_traverse", {}), f"axis_{axis}": stored}
-        return traversal
+        # Copies: what is done to the one must not change the other.
+        return AnnData(
+            traversal.mean_sf.copy(),
+            obs=pd.DataFrame({"position": traversal.position_s.copy()}, pd.RangeIndex(n_steps).map("step_{}".format)),
+            var=pd.DataFrame(
+                {"effect_size": traversal.effect_size_f, "peak_step": traversal.mean_sf.argmax(0)},
+                index=list(self.feature_names_),
+            ),
+            layers={
+                "lower": traversal.lower_sf.copy(),
+                "upper": traversal.upper_sf.copy(),
+                "log2_fold_change": traversal.log2_fold_change_sf,
+            },
+            uns=about,
+        )
 
     # --- Keeping a model ------------------------------------------------------------------------------------------
 
@@ -593,7 +563,8 @@ class VAE(BaseEstimator):
             "celldial_version": importlib.metadata.version("celldial"),
             "parameters": parameters_of(self),
             "schema": self.schema_.to_dict(),
-            "history": self.history_,
+            # JSON has no NaN, which stands where an epoch had no validation cells.
+            "history": {k: [None if math.isnan(v) else v for v in values] for k, values in self.history_.items()},
             "library_size_quantiles": self.library_size_quantiles_.tolist(),
         }
         storage.write(Path(path), about, self.module_.state_dict())
@@ -616,7 +587,9 @@ class VAE(BaseEstimator):
             model.schema_ = Schema.from_dict(about["schema"])
             model.module_ = model._build(model.schema_)
             model.module_.load_state_dict(tensors)
-            model.history_ = about["history"]
+            model.history_ = {
+                k: [math.nan if v is None else v for v in values] for k, values in about["history"].items()
+            }
             model.library_size_quantiles_ = np.array(about["library_size_quantiles"])
         model.module_.eval()
         return model
@@ -636,16 +609,6 @@ class VAE(BaseEstimator):
         if not self.__sklearn_is_fitted__():
             raise NotFittedError("this VAE is not fitted yet: call fit(adata) first, or VAE.load(path)")
 
-    def _check_parameters(self) -> None:
-        for name, least in {"n_latent": 1, "n_hidden": 1, "n_layers": 1, "seed": 0}.items():
-            check_whole(name, getattr(self, name), least)
-        if self.likelihood not in LIKELIHOODS:
-            raise ValueError(f"likelihood is {self.likelihood!r}: choose one of {', '.join(map(repr, LIKELIHOODS))}")
-        if not (isinstance(self.dropout_rate, Real) and 0 <= self.dropout_rate < 1):
-            raise ValueError(f"dropout_rate is {self.dropout_rate!r}: it must be at least 0 and below 1")
-        if not (isinstance(self.learning_rate, Real) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate is {self.learning_rate!r}: it must be above 0")
-
     def _build(self, schema: Schema) -> Module:
         return Module(
             n_features={modality: len(names) for modality, names in schema.feature_names.items()},
@@ -657,40 +620,6 @@ class VAE(BaseEstimator):
             n_layers=self.n_layers,
             dropout_rate=self.dropout_rate,
         )
-
-    @property
-    def _device(self) -> torch.device:
-        return settings.torch_device
-
-    def _module(self) -> Module:
-        return self.module_.to(self._device).eval()
-
-    def _without_counts(
-        self, category_ck: np.ndarray, continuous_ck: np.ndarray, library_size_c: Tensor | None = None
-    ) -> Cells:
-        """Cells to decode into: covariates and library size, but nothing observed."""
-        if library_size_c is None:
-            library_size_c = torch.ones(len(category_ck))
-        return Cells(
-            counts={},
-            library_size=dict.fromkeys(self.schema_.feature_names, library_size_c),
-            category_ck=torch.from_numpy(category_ck),
-            continuous_ck=torch.from_numpy(continuous_ck),
-        ).to(self._device)
-
-    @torch.no_grad()
-    def _decode(
-        self, z_cz: Tensor, category_ck: np.ndarray, continuous_ck: np.ndarray, columns: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Share of each feature in the expression of each cell, of all features or of some columns."""
-        parts = []
-        for start in range(0, len(z_cz), INFERENCE_BATCH_SIZE):
-            part = slice(start, start + INFERENCE_BATCH_SIZE)
-            cells = self._without_counts(category_ck[part], continuous_ck[part])
-            (observation,) = self._module().decode(z_cz[part].to(self._device), cells).values()
-            rate_cf = observation.rate.cpu().numpy()
-            parts.append(rate_cf if columns is None else rate_cf[:, columns])
-        return np.concatenate(parts)
 
     def _write(self, adata: AnnData, embedding_cz: np.ndarray, key_added: str) -> None:
         with writable(adata):
@@ -711,107 +640,6 @@ def parameters_of(model: VAE) -> dict[str, Any]:
         value = value.item() if isinstance(value, np.generic) else value
         plain[name] = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
     return plain
-
-
-@torch.no_grad()
-def infer(module: Module, cells: Cells) -> Posterior:
-    """Mean and standard deviation of each cell's latent state; for cells without any count, those of the prior."""
-    device = settings.torch_device
-    module, parts = module.to(device).eval(), []
-    with pyro.validation_enabled(False):  # not finite values have a better error below
-        for minibatch in minibatches(cells, INFERENCE_BATCH_SIZE):
-            posterior = module.posterior(minibatch.to(device))
-            parts.append((posterior.mean.cpu().numpy(), posterior.stddev.cpu().numpy()))
-    mean_cz, deviation_cz = (np.concatenate(part) for part in zip(*parts, strict=True))
-    empty_c = cells.empty_c.numpy()  # numpy takes a tensor of one element for a number
-    mean_cz[empty_c], deviation_cz[empty_c] = 0, 1
-    finite_c = np.isfinite(mean_cz).all(1) & np.isfinite(deviation_cz).all(1)
-    if not finite_c.all():
-        raise FloatingPointError(
-            f"the latent states of {(~finite_c).sum()} of {len(cells)} cells are not finite, so training went wrong: "
-            "try a lower learning_rate, and look for features with extreme counts"
-        )
-    return Posterior(mean_cz, deviation_cz)
-
-
-def total_counts(cells: Cells) -> np.ndarray:
-    """Add up the counts of each cell over all modalities, shape ``(c,)``."""
-    return torch.stack(list(cells.library_size.values())).sum(0).numpy()
-
-
-def check_whole(name: str, value: Any, least: int = 1) -> None:
-    """Raise unless `value` is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{name} is {value!r}: it must be a whole number of at least {least}")
-
-
-def check_options(max_epochs: Any, batch_size: Any, key_added: Any) -> None:
-    """Raise where an option of `VAE.fit` makes no sense, before anything is read."""
-    for name, value in {"max_epochs": max_epochs, "batch_size": batch_size}.items():
-        if value != "auto":
-            check_whole(name, value)
-    if not isinstance(key_added, str):
-        raise TypeError(f"key_added is {key_added!r}: it must be a name, such as 'X_celldial'")
-
-
-def warn_of_empty(adata: AnnData, cells: Cells, consequence: str) -> None:
-    """Warn where cells have no count, in the name of the method of `VAE` that calls this."""
-    empty_c = cells.empty_c.numpy()
-    if empty_c.any():
-        warnings.warn(
-            f"{empty_c.sum()} of {len(empty_c)} cells have no count (the first is {adata.obs_names[empty_c][0]!r}): "
-            f"{consequence}",
-            stacklevel=3,
-        )
-
-
-def check_size(schema: Schema, cells: Cells, n_latent: int) -> None:
-    """Raise where there is too little to learn from."""
-    check_any_count(cells)
-    n_features = sum(map(len, schema.feature_names.values()))
-    if len(cells) < 2 or n_features < 2:
-        raise ValueError(
-            f"adata has {len(cells)} cells and {n_features} features: a model is learned from at least two of each"
-        )
-    if n_latent > n_features:
-        raise ValueError(
-            f"n_latent={n_latent} is more than the {n_features} features: choose VAE(n_latent={n_features})"
-        )
-
-
-def check_any_count(cells: Cells) -> None:
-    """Raise where no cell has a count."""
-    if cells.empty_c.all():
-        raise ValueError(f"none of the {len(cells)} cells has a single count: check the layer and the features")
-
-
-def choose_cells(
-    adata: AnnData,
-    cells: Cells,
-    validation_size: float,
-    validation_cells: Sequence[Any] | np.ndarray | None,
-    seed: int,
-) -> tuple[Tensor, Tensor]:
-    """Say which cells to train and which to validate on, as indices; empty cells are neither."""
-    filled_c = ~cells.empty_c.numpy()
-    filled = np.flatnonzero(filled_c)
-    if validation_cells is None:
-        train, validation = split(len(filled), validation_size, torch.Generator().manual_seed(seed))
-        return torch.from_numpy(filled)[train], torch.from_numpy(filled)[validation]
-    held_out_c = np.asarray(validation_cells)
-    if held_out_c.dtype != bool:
-        unknown = pd.Index(held_out_c).difference(adata.obs_names)
-        if len(unknown):
-            raise KeyError(
-                f"validation_cells names {unknown[0]!r}, which is not in adata.obs_names; give names or a mask"
-            )
-        held_out_c = adata.obs_names.isin(held_out_c)
-    if len(held_out_c) != adata.n_obs:
-        raise ValueError(f"validation_cells is a mask of {len(held_out_c)} values for {adata.n_obs} cells")
-    train_c, validation_c = np.flatnonzero(filled_c & ~held_out_c), np.flatnonzero(filled_c & held_out_c)
-    if len(train_c) == 0:
-        raise ValueError("validation_cells holds all cells out: none is left to train on")
-    return torch.from_numpy(train_c), torch.from_numpy(validation_c)
 
 
 @contextmanager

@@ -378,4 +378,3 @@ def _add_at_(dense_cf: Tensor, flat_n: Tensor, value_n: Tensor) -> Tensor:
     """Add numbers at the stored entries of a dense matrix, in place."""
     dense_cf.view(-1).index_add_(0, flat_n, value_n)
     return dense_cf
-

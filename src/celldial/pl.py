@@ -82,7 +82,7 @@ def history(
         raise KeyError('there is no history in adata.uns["celldial"]: call model.fit(adata) first')
     record = {name: np.asarray(values, dtype=float) for name, values in adata.uns["celldial"]["history"].items()}
     epoch_e = np.arange(1, len(record["seconds"]) + 1)
-    kept = _kept_epoch(record)
+    kept = int(record["kept"].argmax())
     validated = "elbo_validation" in record
     marker = "." if len(epoch_e) < 60 else ""
 
@@ -312,18 +312,6 @@ def _find(feature_names: np.ndarray, genes: Sequence[str]) -> np.ndarray:
     if len(genes) == 0 or len(set(genes)) < len(genes):
         raise ValueError(f"genes is {list(genes)}: name at least one gene, and none twice")
     return np.array([column[gene] for gene in genes])
-
-
-def _kept_epoch(record: dict[str, np.ndarray]) -> int:
-    """Return the index of the epoch whose weights the model has: the best of the last call that trained it.
-
-    The history of `partial_fit` follows that of `fit`, and the clock starts anew with each call.
-    """
-    start = int(np.flatnonzero(np.diff(record["seconds"], prepend=np.inf) < 0)[-1])
-    elbo = record.get("elbo_validation")
-    if elbo is None or np.isnan(elbo[start:]).any():
-        return len(record["seconds"]) - 1
-    return start + int(elbo[start:].argmax())
 
 
 def _robust_range(values: np.ndarray) -> tuple[float, float]:

@@ -96,8 +96,8 @@ class Schema:
         TypeError
             `adata` is no AnnData, the counts are of an unknown kind, or a continuous covariate is not numeric.
         ValueError
-            `adata` is backed or empty, has a name twice, no counts, or features that are not genes; a key is given twice; a covariate is missing
-            or infinite in some cell.
+            `adata` is backed or empty, has a name twice, no counts, or features that are not genes; a key is given
+            twice; a covariate is missing or infinite in some cell.
         KeyError
             There is no such layer or column.
         """

@@ -33,7 +33,7 @@ def write(path: Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     tensors
         The weights.
     """
-    header = json.dumps({"format_version": FORMAT_VERSION, **about})
+    header = json.dumps({"format_version": FORMAT_VERSION, **about}, allow_nan=False)
     content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"celldial": header})
     # Beside the target, because a file is only replaced in one step within a file system.
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -110,7 +110,8 @@ def fit(
     Quantity to its value after each epoch, in nats per cell: ``elbo_train`` (of the epoch's minibatches as they were
     trained: with dropout, and the KL term at its weight), and where there are validation cells ``elbo_validation``,
     ``log_likelihood_validation`` and ``kl_validation`` (one sample per cell, full weight); besides ``kl_weight``,
-    ``learning_rate`` and ``seconds`` since the start.
+    ``learning_rate``, ``seconds`` since the start, and ``kept``, which is 1 for the epoch whose weights the module now
+    has.
 
     Raises
     ------
@@ -134,7 +135,7 @@ def fit(
     validation = cells.select(validation_c) if len(validation_c) else None
     generator = torch.Generator().manual_seed(seed)
 
-    history: dict[str, list[float]] = {}
+    records: list[dict[str, float]] = []
     best: _Best | None = None
     step, start = 0, time.perf_counter()
     bar = tqdm(total=plan.max_epochs, desc="celldial", unit="epoch", disable=not plan.progress)
@@ -160,12 +161,10 @@ def fit(
                     f"the ELBO became {elbo} in epoch {epoch + 1} of {plan.max_epochs}: try a lower learning_rate "
                     f"(it was {plan.learning_rate:g}), and look for features with extreme counts"
                 )
+            record |= {"kl_weight": kl_weight, "learning_rate": float(schedule.get_last_lr()[0])}
+            records.append({**record, "seconds": time.perf_counter() - start})
             if best is None or validation is None or elbo > best.elbo:
                 best = _Best(elbo, epoch, {name: tensor.clone() for name, tensor in module.state_dict().items()})
-            record |= {"kl_weight": kl_weight, "learning_rate": float(schedule.get_last_lr()[0])}
-            record["seconds"] = time.perf_counter() - start
-            for name, value in record.items():
-                history.setdefault(name, []).append(value)
             bar.update()
             bar.set_postfix_str(f"ELBO {elbo:.1f} nats/cell")
             if plan.early_stopping and epoch - best.epoch >= max(10, plan.max_epochs // 4):
@@ -180,7 +179,8 @@ def fit(
     assert best is not None  # there is at least one epoch
     module.load_state_dict(best.weights)
     module.eval()
-    return history
+    history = {name: [record[name] for record in records] for name in records[0]}
+    return {**history, "kept": [float(epoch == best.epoch) for epoch in range(len(records))]}
 
 
 def _optimizer(module: Module, plan: Plan) -> AdamW:

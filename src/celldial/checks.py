@@ -1,0 +1,94 @@
+"""What can be said against arguments before anything is computed: what is wrong, and what to do."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+
+from celldial.data import Cells
+from celldial.likelihoods import LIKELIHOODS
+from celldial.schema import Schema
+
+__all__ = [
+    "check_any_count",
+    "check_enough",
+    "check_latent_states",
+    "check_options",
+    "check_parameters",
+    "check_whole",
+    "warn_of_empty",
+]
+
+
+def check_whole(name: str, value: Any, least: int = 1) -> None:
+    """Raise unless `value` is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} is {value!r}: it must be a whole number of at least {least}")
+
+
+def check_parameters(parameters: dict[str, Any]) -> None:
+    """Raise where a parameter of `VAE` makes no sense."""
+    for name, least in {"n_latent": 1, "n_hidden": 1, "n_layers": 1, "seed": 0}.items():
+        check_whole(name, parameters[name], least)
+    likelihood, dropout_rate, learning_rate = (parameters[k] for k in ("likelihood", "dropout_rate", "learning_rate"))
+    if likelihood not in LIKELIHOODS:
+        raise ValueError(f"likelihood is {likelihood!r}: choose one of {', '.join(map(repr, LIKELIHOODS))}")
+    if not (isinstance(dropout_rate, float | int | np.number) and 0 <= dropout_rate < 1):
+        raise ValueError(f"dropout_rate is {dropout_rate!r}: it must be at least 0 and below 1")
+    if not (isinstance(learning_rate, float | int | np.number) and learning_rate > 0):
+        raise ValueError(f"learning_rate is {learning_rate!r}: it must be above 0")
+
+
+def check_options(max_epochs: Any, batch_size: Any, key_added: Any) -> None:
+    """Raise where an option of `VAE.fit` makes no sense."""
+    for name, value in {"max_epochs": max_epochs, "batch_size": batch_size}.items():
+        if value != "auto":
+            check_whole(name, value)
+    if not isinstance(key_added, str):
+        raise TypeError(f"key_added is {key_added!r}: it must be a name, such as 'X_celldial'")
+
+
+def check_enough(schema: Schema, cells: Cells, n_latent: int) -> None:
+    """Raise where there is too little to learn from."""
+    check_any_count(cells)
+    n_features = sum(map(len, schema.feature_names.values()))
+    n_filled = int((~cells.empty_c).sum())
+    if n_filled < 2 or n_features < 2:
+        raise ValueError(
+            f"adata has {n_filled} cells with counts, and {n_features} features: a model is learned from at least two "
+            "of each"
+        )
+    if n_latent > n_features:
+        raise ValueError(
+            f"n_latent={n_latent} is more than the {n_features} features: choose VAE(n_latent={n_features}) or less"
+        )
+
+
+def check_any_count(cells: Cells) -> None:
+    """Raise where no cell has a count."""
+    if cells.empty_c.all():
+        raise ValueError(f"none of the {len(cells)} cells has a single count: check the layer and the features")
+
+
+def warn_of_empty(adata: AnnData, cells: Cells, consequence: str) -> None:
+    """Warn where cells have no count, in the name of the method of `VAE` that calls this."""
+    empty_c = cells.empty_c.numpy()
+    if empty_c.any():
+        warnings.warn(
+            f"{empty_c.sum()} of {len(empty_c)} cells have no count (the first is {adata.obs_names[empty_c][0]!r}): "
+            f"{consequence}",
+            stacklevel=3,
+        )
+
+
+def check_latent_states(z: Any, n_latent: int) -> np.ndarray:
+    """Give latent states as float32 of shape ``(cells, n_latent)``, or raise."""
+    z_cz = np.array(z, dtype=np.float32, ndmin=2)
+    if z_cz.ndim != 2 or z_cz.shape[1] != n_latent:
+        raise ValueError(f"z has the shape {np.shape(z)}: it must be (cells, {n_latent})")
+    if not np.isfinite(z_cz).all():
+        raise ValueError("z has values that are NaN or infinite: latent states are finite numbers")
+    return z_cz
