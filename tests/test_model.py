@@ -863,11 +863,11 @@ def empty(adata: AnnData) -> None:
     adata.X = sparse.csr_matrix(adata.shape, dtype=np.float32)
 
 
-def keep(adata: AnnData, cells: Any = slice(None), genes: Any = slice(None)) -> None:
-    adata._init_as_actual(adata[cells, genes].copy())
+def only_one_cell_with_counts(adata: AnnData) -> None:
+    adata.X = sparse.vstack([adata.X[:1], sparse.csr_matrix((59, 20))]).tocsr()
 
 
-# Name: what is done to the cells, parameters of the model, options of fit, error, words of its message.
+# Name: what is done to the cells (in place, or giving others), parameters, options of fit, error, words of its message.
 BAD_INPUT: dict[str, tuple[Callable[[AnnData], Any] | None, dict[str, Any], dict[str, Any], type[Exception], str]] = {
     "negative count": (lambda a: set_count(a, -2), {}, {}, ValueError, "value -2 in cell 'c3', gene 'g2'"),
     "NaN count": (lambda a: set_count(a, np.nan), {}, {}, ValueError, "value nan in cell 'c3', gene 'g2'"),
@@ -876,8 +876,9 @@ BAD_INPUT: dict[str, tuple[Callable[[AnnData], Any] | None, dict[str, Any], dict
     "no counts at all": (empty, {}, {}, ValueError, "none of the 60 cells has a single count"),
     "same gene twice": (lambda a: rename(a, "var"), {}, {}, ValueError, "'g1' more than once"),
     "same cell twice": (lambda a: rename(a, "obs"), {}, {}, ValueError, "'c1' more than once"),
-    "one cell": (lambda a: keep(a, cells=[0]), {"n_latent": 1}, {}, ValueError, "1 cells with counts, and 20 features"),
-    "one gene": (lambda a: keep(a, genes=[0]), {"n_latent": 1}, {}, ValueError, "cells with counts, and 1 features"),
+    "one cell": (lambda a: a[:1].copy(), {"n_latent": 1}, {}, ValueError, "1 cells with counts, and 20 features"),
+    "one gene": (lambda a: a[:, :1].copy(), {"n_latent": 1}, {}, ValueError, "cells with counts, and 1 features"),
+    "one cell with counts": (only_one_cell_with_counts, {}, {}, ValueError, "1 cells with counts, and 20 features"),
     "no such layer": (None, {"layer": "counts"}, {}, KeyError, "no layer 'counts'"),
     "no such batch": (None, {"batch_key": "btch"}, {}, KeyError, "'btch'.*did you mean 'batch'"),
     "no such covariate": (None, {"continuous_covariate_keys": ["time"]}, {}, KeyError, "'time'"),
@@ -923,7 +924,7 @@ BAD_INPUT: dict[str, tuple[Callable[[AnnData], Any] | None, dict[str, Any], dict
 def test_bad_input_is_named_and_leaves_all_as_it_was(case: str, adata: AnnData) -> None:
     spoil, parameters, options, error, words = BAD_INPUT[case]
     if spoil is not None:
-        spoil(adata)
+        adata = spoil(adata) or adata
     adata.obsm["X_celldial"] = np.ones((adata.n_obs, 2))
     adata.uns["celldial"] = {"mine": 1}
     before = adata.copy()
@@ -942,7 +943,7 @@ def test_what_is_no_anndata_is_named(model: VAE, adata: AnnData) -> None:
             use(adata.X.toarray())
 
 
-def test_an_unseen_category_is_named_and_can_be_renamed_away(conditional: VAE, adata: AnnData) -> None:
+def test_an_unseen_category_is_named(conditional: VAE, adata: AnnData) -> None:
     adata.obs["batch"] = "b7"
     before = adata.copy()
     with pytest.raises(ValueError, match="'batch'.*not seen in fit: 'b7'.*cell 'c0'"):
@@ -1016,7 +1017,6 @@ def test_a_failure_in_training_leaves_the_fitted_model_as_it_was(
     np.testing.assert_array_equal(model.sample(5, {"batch": "b0"}).X.toarray(), cells)
 
 
-@pytest.mark.filterwarnings("ignore:Encountered NaN")
 @pytest.mark.parametrize("validation_size", [0.1, 0.0])
 @pytest.mark.parametrize("max_epochs", [1, 3])
 def test_no_embedding_is_nan(adata: AnnData, validation_size: float, max_epochs: int) -> None:

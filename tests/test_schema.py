@@ -415,7 +415,7 @@ def test_unseen_category() -> None:
     adata.obs["batch"] = ["b0", "new", "newer"]
     with pytest.raises(ValueError, match="not seen in fit") as error:
         make_schema().covariates(adata)
-    for words in ("'batch'", "'new', 'newer'", "cell 'c1'", "knows 'b0', 'b1'", "fit", "transform_batch='b0'"):
+    for words in ("'batch'", "'new', 'newer'", "cell 'c1'", "knows 'b0', 'b1'", "fit", "set adata.obs['batch']"):
         assert words in message(error)
     adata = make_adata()
     adata.obs["donor"] = "w"

@@ -336,3 +336,16 @@ def test_golden_file(version: int) -> None:
         np.testing.assert_allclose(mean, expected["embedding"], atol=1e-5)
         np.testing.assert_allclose(standard_deviation, expected["standard_deviation"], atol=1e-5)
         np.testing.assert_allclose(expression, expected["expression"], rtol=1e-4)
+
+
+def test_parameters_set_after_fit_wait_for_the_next_one(adata: AnnData, tmp_path: Path) -> None:
+    model = make_model(adata.copy())
+    embedding = model.transform(adata)
+    model.set_params(n_latent=5, n_hidden=4)
+    model.save(tmp_path / "model.celldial")
+    loaded = VAE.load(tmp_path / "model.celldial")
+    np.testing.assert_array_equal(loaded.transform(adata), embedding)
+    assert model.decode(embedding, adata.obs).shape == adata.shape
+    model.partial_fit(adata.copy(), max_epochs=1, progress=False)
+    assert model.transform(adata).shape == embedding.shape
+    assert model.fit(adata.copy(), max_epochs=1, progress=False).transform(adata).shape == (adata.n_obs, 5)

@@ -31,7 +31,7 @@ def check_whole(name: str, value: Any, least: int = 1) -> None:
 
 def check_parameters(parameters: dict[str, Any]) -> None:
     """Raise where a parameter of `VAE` makes no sense."""
-    for name, least in {"n_latent": 1, "n_hidden": 1, "n_layers": 1, "seed": 0}.items():
+    for name, least in {"n_latent": 1, "n_hidden": 2, "n_layers": 1, "seed": 0}.items():
         check_whole(name, parameters[name], least)
     likelihood, dropout_rate, learning_rate = (parameters[k] for k in ("likelihood", "dropout_rate", "learning_rate"))
     if likelihood not in LIKELIHOODS:

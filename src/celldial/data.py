@@ -16,6 +16,8 @@ from torch import Tensor
 from celldial.ops import SparseRows
 from celldial.schema import Schema
 
+MINIBATCHES_AT_A_TIME = 32
+
 __all__ = ["Cells", "choose_cells", "minibatches", "split"]
 
 
@@ -153,15 +155,16 @@ def minibatches(
         )
     if generator is not None:
         order_c = order_c[torch.randperm(len(order_c), generator=generator)]
-    starts = range(0, len(order_c), batch_size)
     if bool((order_c.diff() == 1).all()):
-        for start in starts:
-            part_c = order_c[start : start + batch_size]
-            yield cells.between(int(part_c[0]), int(part_c[-1]) + 1)
+        first, last = (int(order_c[0]), int(order_c[-1]) + 1) if len(order_c) > 0 else (0, 0)
+        for start in range(first, last, batch_size):
+            yield cells.between(start, min(start + batch_size, last))
     else:
-        order_c = order_c.to(cells.category_ck.device)  # once, not at every minibatch
-        for start in starts:
-            yield cells.select(order_c[start : start + batch_size])
+        # Gathered many minibatches at a time, which costs hardly more than one, and little memory.
+        for block_c in order_c.split(MINIBATCHES_AT_A_TIME * batch_size):
+            block = cells.select(block_c)
+            for start in range(0, len(block), batch_size):
+                yield block.between(start, min(start + batch_size, len(block)))
 
 
 def split(n_cells: int, validation_size: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

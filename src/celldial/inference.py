@@ -21,7 +21,7 @@ from celldial.likelihoods import Observation
 from celldial.module import Module
 from celldial.settings import settings
 
-__all__ = ["Covariates", "Posterior", "draw_cells", "expression", "infer"]
+__all__ = ["Covariates", "Posterior", "draw_cells", "expression", "infer", "ready"]
 
 BLOCK_SIZE = 1024
 
@@ -40,6 +40,15 @@ class Covariates(NamedTuple):
     continuous_ck: np.ndarray
 
 
+def ready(module: Module) -> torch.device:
+    """Bring a module to the device where it is to compute, and make it deterministic."""
+    device = settings.torch_device
+    if next(module.parameters()).device != device:
+        module.to(device)
+    module.eval()
+    return device
+
+
 @torch.no_grad()
 def infer(module: Module, cells: Cells) -> Posterior:
     """Infer each cell's latent state; for cells without any count, the prior.
@@ -49,8 +58,7 @@ def infer(module: Module, cells: Cells) -> Posterior:
     FloatingPointError
         A result is not finite.
     """
-    device = settings.torch_device
-    module.to(device).eval()
+    device = ready(module)
     parts = []
     with pyro.validation_enabled(False):  # values that are not finite have a better error below
         for block in minibatches(cells, BLOCK_SIZE):
@@ -130,8 +138,7 @@ def draw_cells(
 @torch.no_grad()
 def _decode(module: Module, z_cz: Tensor, covariates: Covariates, library_size_c: Tensor) -> Iterator[Observation]:
     """Decode block by block."""
-    device = settings.torch_device
-    module.to(device).eval()
+    device = ready(module)
     (modality,) = module.modalities
     cells = Cells({}, {modality: library_size_c}, *map(torch.from_numpy, covariates))
     for start in range(0, len(z_cz), BLOCK_SIZE):

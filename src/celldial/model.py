@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import math
 import warnings
@@ -22,7 +23,7 @@ from celldial.data import Cells, choose_cells
 from celldial.inference import Covariates, Posterior
 from celldial.module import Module
 from celldial.schema import Schema, covariate_table
-from celldial.settings import seeded, settings
+from celldial.settings import seeded
 
 __all__ = ["VAE"]
 
@@ -62,6 +63,8 @@ class VAE(BaseEstimator):
 
     Attributes
     ----------
+    parameters_ : dict of str to object
+        The parameters that `fit` was called with; later changes of the parameters wait for the next `fit`.
     schema_ : Schema
         Features, layer and covariates that `fit` saw.
     module_ : Module
@@ -83,6 +86,7 @@ class VAE(BaseEstimator):
     (700, 10)
     """
 
+    parameters_: dict[str, Any]
     schema_: Schema
     module_: Module
     history_: dict[str, list[float]]
@@ -193,7 +197,7 @@ class VAE(BaseEstimator):
             module.initialise(cells.select(train_c))
             history = train.fit(module, cells, train_c, validation_c, plan, self.seed)
         embedding_cz = inference.infer(module, cells).mean
-        self.schema_, self.module_, self.history_ = schema, module, history
+        self.parameters_, self.schema_, self.module_, self.history_ = parameters_of(self), schema, module, history
         library_size_c = torch.stack(list(cells.library_size.values())).sum(0)[train_c]
         self.library_size_quantiles_ = np.quantile(library_size_c.numpy(), np.linspace(0, 1, 101))
         self._write(adata, embedding_cz, key_added)
@@ -267,8 +271,7 @@ class VAE(BaseEstimator):
         n_epochs_before = len(self.history_["seconds"])
         with seeded(self.seed + n_epochs_before):
             # A copy, so that a failure leaves the fitted model as it was.
-            module = self._build(self.schema_)
-            module.load_state_dict(self.module_.state_dict())
+            module = copy.deepcopy(self.module_)
             history = train.fit(module, cells, train_c, validation_c, plan, self.seed + n_epochs_before)
         embedding_cz = inference.infer(module, cells).mean
         self.module_ = module
@@ -328,9 +331,9 @@ class VAE(BaseEstimator):
         self._check_fitted()
         cells = Cells.from_anndata(adata, self.schema_)
         checks.check_any_count(cells)
-        filled = cells.select((~cells.empty_c).nonzero()[:, 0]).to(settings.torch_device)
+        filled = cells.select((~cells.empty_c).nonzero()[:, 0]).to(inference.ready(self.module_))
         with seeded(self.seed):
-            return train.evaluate(self.module_.to(settings.torch_device), filled)["elbo_validation"]
+            return train.evaluate(self.module_, filled)["elbo_validation"]
 
     # --- From latent states to cells ------------------------------------------------------------------------------
 
@@ -357,7 +360,7 @@ class VAE(BaseEstimator):
         Expression, float32, shape ``(cells, features)``, in counts per `library_size`.
         """
         self._check_fitted()
-        z_cz = checks.check_latent_states(z, self.n_latent)
+        z_cz = checks.check_latent_states(z, self.module_.latent.n_latent)
         encoded = self.schema_.covariates({} if covariates is None else covariates, n_cells=len(z_cz))
         return inference.expression(self.module_, z_cz, Covariates(*encoded), library_size)
 
@@ -407,12 +410,12 @@ class VAE(BaseEstimator):
         if wanted.has_duplicates:
             raise ValueError(f"gene {wanted[wanted.duplicated()][0]!r} is asked for more than once")
         if not isinstance(transform_batch, Mapping | None):
-            if self.batch_key is None:
+            if self.schema_.batch_key is None:
                 raise ValueError(
                     "transform_batch names a batch, and the model was fitted without batch_key: give a dict from "
                     "covariate to value"
                 )
-            transform_batch = {self.batch_key: transform_batch}
+            transform_batch = {self.schema_.batch_key: transform_batch}
         mean_cz = inference.infer(self.module_, Cells.from_anndata(adata, self.schema_)).mean
         covariates = Covariates(*self.schema_.covariates(adata, transform_batch))
         columns = None if genes is None else names.get_indexer(wanted)
@@ -493,14 +496,13 @@ class VAE(BaseEstimator):
         Steps × features: ``X`` the mean over cells, ``layers["lower"]`` and ``layers["upper"]`` the band of 90 % of the
         cells, ``layers["log2_fold_change"]`` the mean against the first step, ``obs["position"]`` the coordinate,
         ``var["effect_size"]`` the largest less the smallest log2 fold change, ``var["peak_step"]`` the step of the
-        highest mean. Written: the same as arrays in ``adata.uns["latent_traverse"]["axis_<axis>"]``.
+        highest mean. Written: positions, mean and band as arrays in ``adata.uns["latent_traverse"]["axis_<axis>"]``.
         """
         self._check_fitted()
         checks.check_whole("axis", axis, 0)
-        if axis >= self.n_latent:
-            raise ValueError(
-                f"axis is {axis}: it must be from 0 to {self.n_latent - 1}, the model's latent coordinates"
-            )
+        n_latent = self.module_.latent.n_latent
+        if axis >= n_latent:
+            raise ValueError(f"axis is {axis}: it must be from 0 to {n_latent - 1}, the model's latent coordinates")
         checks.check_whole("n_steps", n_steps, 2)
         checks.check_whole("n_cells", n_cells)
         if not 0 <= span[0] < span[1] <= 1:
@@ -561,7 +563,7 @@ class VAE(BaseEstimator):
         self._check_fitted()
         about = {
             "celldial_version": importlib.metadata.version("celldial"),
-            "parameters": parameters_of(self),
+            "parameters": self.parameters_,
             "schema": self.schema_.to_dict(),
             # JSON has no NaN, which stands where an epoch had no validation cells.
             "history": {k: [None if math.isnan(v) else v for v in values] for k, values in self.history_.items()},
@@ -584,6 +586,7 @@ class VAE(BaseEstimator):
         # Seeded, because weights are drawn before they are replaced: the caller's random numbers stay as they are.
         with storage.damaged_if_this_fails(path), seeded(0):
             model = cls(**about["parameters"])
+            model.parameters_ = about["parameters"]
             model.schema_ = Schema.from_dict(about["schema"])
             model.module_ = model._build(model.schema_)
             model.module_.load_state_dict(tensors)
@@ -627,7 +630,7 @@ class VAE(BaseEstimator):
             adata.uns["celldial"] = {
                 "version": importlib.metadata.version("celldial"),
                 "key_added": key_added,
-                "parameters": parameters_of(self),
+                "parameters": self.parameters_,
                 "schema": self.schema_.to_dict(),
                 "history": {name: np.array(values) for name, values in self.history_.items()},
             }

@@ -107,7 +107,7 @@ class Encoder(nn.Module):
 
     def normalised(self, counts: SparseRows, library_size_c: Tensor) -> Tensor:
         """Log of one plus counts per median library size, of the stored entries."""
-        return (counts.value_n * (self.median_library_size / library_size_c)[counts.row_n]).log1p()
+        return (counts.value_n * counts.spread(self.median_library_size / library_size_c)).log1p()
 
     def forward(self, counts: SparseRows, library_size_c: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
         """Posterior parameters, shape ``(c, p)``."""

@@ -60,8 +60,7 @@ class SparseRows:
     @cached_property
     def row_n(self) -> Tensor:
         """The row of every stored entry."""
-        rows = torch.arange(self.n_rows, device=self.indptr_c.device)
-        return torch.repeat_interleave(rows, self.indptr_c.diff(), output_size=len(self.value_n))
+        return self.spread(torch.arange(self.n_rows, device=self.indptr_c.device))
 
     @cached_property
     def flat_n(self) -> Tensor:
@@ -80,11 +79,17 @@ class SparseRows:
 
     def with_values(self, value_n: Tensor) -> SparseRows:
         """Return the same pattern with other stored entries."""
-        return SparseRows(self.indptr_c, self.column_n, value_n, self.n_columns)
+        rows = SparseRows(self.indptr_c, self.column_n, value_n, self.n_columns)
+        rows.__dict__.update({name: self.__dict__[name] for name in ("row_n", "flat_n") if name in self.__dict__})
+        return rows
 
     def to(self, device: torch.device) -> SparseRows:
         """Move to a device."""
         return SparseRows(self.indptr_c.to(device), self.column_n.to(device), self.value_n.to(device), self.n_columns)
+
+    def spread(self, value_c: Tensor) -> Tensor:
+        """Give each stored entry the number of its row."""
+        return torch.repeat_interleave(value_c, self.indptr_c.diff(), output_size=len(self.value_n))
 
     def sum_rows(self, value_n: Tensor) -> Tensor:
         """Sum one number per stored entry over each row."""
@@ -269,7 +274,8 @@ class _Entries:
         log_ratio_n = logits_cf.flatten()[self.flat_n] + (scale_c1.log() - peak_c1)[row_n, 0] - log_theta_f[column_n]
         self.ratio_cf = ratio_cf.mul_(scale_c1).mul_(1 / self.theta_f)
         self.log1p_cf = ratio_cf.log1p()
-        self.share_cf = ratio_cf / (ratio_cf + 1)  # mu / (theta + mu)
+        share_cf = ratio_cf + 1
+        self.share_cf = torch.div(ratio_cf, share_cf, out=share_cf)  # mu / (theta + mu)
         self.log1p_n = self.log1p_cf.view(-1)[self.flat_n]
         self.share_n = self.share_cf.view(-1)[self.flat_n]
         self.log_p_n = (

@@ -247,11 +247,9 @@ class Schema:
         }
         category_ck = np.empty((len(table), len(self.categories)), dtype=np.int64)
         for k, (key, categories) in enumerate(self.categories.items()):
-            remedy = "fit a model with these cells"
+            remedy = f"fit a model with these cells, or set adata.obs[{key!r}] to a category that they are like"
             if key in overrides:
                 remedy = "choose a known one"
-            elif key == self.batch_key:
-                remedy += f", or treat all cells as a batch it knows with transform_batch={categories[0]!r}"
             category_ck[:, k] = encode(columns[key], key, categories, remedy)
         continuous_ck = np.empty((len(table), len(self.continuous)), dtype=np.float32)
         for k, (key, (mean, deviation)) in enumerate(self.continuous.items()):

@@ -22,7 +22,8 @@ class Settings:
     device
         Where to compute: ``"auto"`` (a CUDA device where there is one, else the CPU), ``"cpu"`` or ``"cuda"``.
     precision
-        Number format of training, as Lightning Fabric names them: ``"32-true"`` or ``"bf16-mixed"``.
+        Number format of training, as Lightning Fabric names them: ``"32-true"``, ``"bf16-mixed"``, or ``"auto"``, which
+        is ``"32-true"``.
 
     Examples
     --------
@@ -34,7 +35,7 @@ class Settings:
     """
 
     device: str = "auto"
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
 
     @property
     def torch_device(self) -> torch.device:

@@ -125,7 +125,9 @@ def fit(
     from lightning_fabric import Fabric  # here because it takes a second, which `import celldial` need not
 
     device = settings.torch_device
-    fabric = Fabric(accelerator=device.type, devices=1, precision=settings.precision)
+    fabric = Fabric(
+        accelerator=device.type, devices=1, precision="32-true" if settings.precision == "auto" else settings.precision
+    )
     n_steps = math.ceil(len(train_c) / plan.batch_size) * plan.max_epochs
     optimizer = _optimizer(module, plan)
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -156,9 +158,10 @@ def fit(
             if validation is not None:
                 record |= evaluate(module, validation)
             elbo = record.get("elbo_validation", record["elbo_train"])
-            if not math.isfinite(elbo) or not math.isfinite(record["elbo_train"]):
+            wrong = [value for value in (record["elbo_train"], elbo) if not math.isfinite(value)]
+            if wrong:
                 raise FloatingPointError(
-                    f"the ELBO became {elbo} in epoch {epoch + 1} of {plan.max_epochs}: try a lower learning_rate "
+                    f"the ELBO became {wrong[0]} in epoch {epoch + 1} of {plan.max_epochs}: try a lower learning_rate "
                     f"(it was {plan.learning_rate:g}), and look for features with extreme counts"
                 )
             record |= {"kl_weight": kl_weight, "learning_rate": float(schedule.get_last_lr()[0])}
