@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Two worker processes with one thread each: small matrices do not profit from threads, tests do from processes.
 WORKERS ?= 2
+ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
 .DEFAULT_GOAL := help
@@ -21,14 +22,15 @@ help:
 	@echo
 	@echo "The first call makes .venv from $(PYTHON) (Python 3.11 or newer; for another one: make test PYTHON=python3.12)."
 
+# Threads that wait without spinning: on a busy machine, spinning ones make small steps ten times slower.
 demo: $(VENV)/.installed
-	$(BIN)/python -m celldial.demo
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m celldial.demo
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS)
 
 test-all: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m ""
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) -m ""
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
