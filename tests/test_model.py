@@ -1042,3 +1042,17 @@ def test_ctrl_c_leaves_a_usable_model(
     assert len(adata.uns["celldial"]["history"]["elbo_train"]) == 2
     model.save(tmp_path / "model.celldial")
     np.testing.assert_array_equal(VAE.load(tmp_path / "model.celldial").transform(adata), adata.obsm["X_celldial"])
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_what_a_cpu_gives(adata: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The noise differs between devices, so that models agree in what they say of held-out cells, not bit by bit."""
+    scores = []
+    for device in ("cpu", "cuda"):
+        monkeypatch.setattr(celldial.settings, "device", device)
+        cells = adata.copy()
+        fitted = fit(cells, VAE(2, 8, **COVARIATES), max_epochs=20)
+        assert np.isfinite(cells.obsm["X_celldial"]).all()
+        assert next(fitted.module_.parameters()).device.type == device
+        scores.append(fitted.score(cells))
+    assert scores[1] == pytest.approx(scores[0], rel=0.05)
