@@ -15,6 +15,7 @@ from celldial import train
 from celldial.data import Cells
 from celldial.likelihoods import LIKELIHOODS
 from celldial.module import Module
+from celldial.settings import settings
 from simulated import simulate_cells
 
 TRAIN_C, VALIDATION_C = torch.arange(50), torch.arange(50, 60)
@@ -333,3 +334,14 @@ def test_sizes_adapt_to_the_number_of_cells(n_cells: int, further: int) -> None:
     assert type(epochs) is type(batch) is int
     assert epochs >= train.choose_max_epochs(n_cells + further) >= 1
     assert 1 <= batch <= train.choose_batch_size(n_cells + further)
+
+
+def test_half_precision_products_train_as_well(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the matrix products are rounded: weights and likelihoods stay in full precision."""
+    full = fit(make_module(cells), cells, max_epochs=5)["elbo_validation"][-1]
+    monkeypatch.setattr(settings, "precision", "bf16-mixed")
+    module = make_module(cells)
+    rounded = fit(module, cells, max_epochs=5)["elbo_validation"][-1]
+    assert {p.dtype for p in module.parameters()} == {torch.float32}
+    assert rounded != full
+    assert rounded == pytest.approx(full, rel=0.01)

@@ -116,7 +116,8 @@ class Encoder(nn.Module):
         hidden_ch = self.layers[0](hidden_ch, category_ck, continuous_ck)
         for linear, layer in zip(self.linears, self.layers[1:], strict=True):
             hidden_ch = layer(linear(hidden_ch), category_ck, continuous_ck)
-        result: Tensor = self.output(hidden_ch)
+        # The posterior is computed in full precision, also where matrix products are not.
+        result: Tensor = self.output(hidden_ch).to(self.weight_fh.dtype)
         return result
 
 
@@ -164,4 +165,5 @@ class Decoder(nn.Module):
         hidden_ch = z_cz
         for linear, layer in zip(self.linears, self.layers, strict=True):
             hidden_ch = layer(linear(hidden_ch), category_ck, continuous_ck)
-        return [head(hidden_ch) for head in self.heads]
+        # Likelihoods are computed in full precision, also where matrix products are not.
+        return [head(hidden_ch).to(z_cz.dtype) for head in self.heads]

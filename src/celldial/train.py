@@ -132,7 +132,7 @@ def fit(
     optimizer = _optimizer(module, plan)
     peaks = [group["lr"] for group in optimizer.param_groups]
     schedule = OneCycleLR(optimizer, peaks, total_steps=n_steps + 1, pct_start=RISE, div_factor=10)
-    wrapped, optimizer = fabric.setup(module, optimizer)
+    _, optimizer = fabric.setup(module, optimizer)
     cells = cells.to(device)
     validation = cells.select(validation_c) if len(validation_c) else None
     generator = torch.Generator().manual_seed(seed)
@@ -143,12 +143,13 @@ def fit(
     bar = tqdm(total=plan.max_epochs, desc="celldial", unit="epoch", disable=not plan.progress)
     try:
         for epoch in range(plan.max_epochs):
-            wrapped.train()
+            module.train()
             loss_sum = torch.zeros((), device=device)
             for minibatch in minibatches(cells, plan.batch_size, generator=generator, index_c=train_c):
                 step += 1
                 kl_weight = min(1.0, step / (WARM_UP * n_steps)) if plan.warm_up else 1.0
-                loss = wrapped(minibatch, kl_weight)
+                with fabric.autocast():
+                    loss = module(minibatch, kl_weight)
                 optimizer.zero_grad()
                 fabric.backward(loss)
                 optimizer.step()
