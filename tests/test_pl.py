@@ -331,3 +331,10 @@ def test_importing_the_plots_loads_no_matplotlib():
         "m = u.module_from_spec(s); s.loader.exec_module(m); sys.exit('matplotlib' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, pl.__file__], check=False).returncode == 0
+
+
+def test_a_coordinate_along_which_nothing_changes_looks_pale(adata):
+    stored = adata.uns["latent_traverse"]["axis_3"]
+    stored["mean"] = 10 + 0.01 * stored["position"][:, None] * np.ones(40)
+    heatmap = pl.latent_traverse(adata, "axis_3", show=False)["heatmap"]
+    assert np.abs(heatmap.collections[0].get_array()).max() < 0.1

@@ -23,6 +23,8 @@ __all__ = ["history", "latent_traverse"]
 # Three of the colors of Okabe and Ito (2008), "Color Universal Design".
 BLUE, ORANGE, BLACK = "#0072B2", "#D55E00", "#000000"
 CURVES_PER_ROW = 2
+# Of log expression. Smaller changes are not blown up: a coordinate along which nothing changes must look pale.
+MIN_DEVIATION = 0.1
 
 
 def history(
@@ -182,7 +184,8 @@ def latent_traverse(
     -------
     Nothing if the figure is shown, the figure with `return_fig`, otherwise the Axes: one under the name of each gene,
     in counts per library size, and ``"heatmap"``: the logarithm of the mean expression, of each gene less its mean and
-    over its standard deviation along the coordinate.
+    over its standard deviation along the coordinate (0.1 at least, so that a coordinate along which nothing changes
+    looks pale).
 
     Raises
     ------
@@ -257,8 +260,7 @@ def _draw_curves(
 
 def _draw_heatmap(figure: SubFigure, stored: dict[str, Any], feature_names: np.ndarray, log_sf: np.ndarray) -> Axes:
     """Draw standardized expression of genes in the order in which they peak, the first to peak on top."""
-    deviation_f = log_sf.std(0)
-    standard_sf = (log_sf - log_sf.mean(0)) / np.where(deviation_f > 0, deviation_f, 1)
+    standard_sf = (log_sf - log_sf.mean(0)) / np.maximum(log_sf.std(0), MIN_DEVIATION)
     # Many peak at either end: of those, the ones come first whose expression has its center further to the left.
     above_sf = standard_sf - standard_sf.min(0)
     center_f = np.arange(len(log_sf)) @ above_sf / np.maximum(above_sf.sum(0), 1e-9)
