@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -107,12 +107,13 @@ def pca(adata: ad.AnnData) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Bench:
-    """Runs jobs, each in a fresh process."""
+    """Runs jobs, each in a fresh process, and keeps what they measured."""
 
     interpreter: dict[str, str]
     paths: dict[str, Path]
     scratch: Path
     threads: int
+    done: list[Run] = field(default_factory=list)
 
     def run(self, who: str, task: str, data: str, **options: Any) -> Run:
         """Have a worker do one job; what it measured comes back, with the embedding where it made one."""
@@ -124,21 +125,22 @@ class Bench:
             "CUDA_VISIBLE_DEVICES": ""
         }
         print(f"{who:9}{task:12}{data:16}{options or ''}", file=sys.stderr, flush=True)
-        done = subprocess.run(
+        process = subprocess.run(
             [self.interpreter[who], str(WORKERS[who]), json.dumps(job), str(out)],
             env={**os.environ, **environment},
             capture_output=True,
             text=True,
         )
-        if done.returncode != 0:
-            raise RuntimeError(f"{who}, {task} on {data} failed:\n{done.stderr[-3000:]}")
+        if process.returncode != 0:
+            raise RuntimeError(f"{who}, {task} on {data} failed:\n{process.stderr[-3000:]}")
         result: Run = json.loads((out / "result.json").read_text())
         if result["threads"] != self.threads:
             raise RuntimeError(f"{who} ended with {result['threads']} threads instead of {self.threads}")
         if (out / "embedding.npy").exists():
             result["embedding"] = np.load(out / "embedding.npy")
         # In place of the path, which is of no use elsewhere, the name.
-        return {"who": who, **job, **result, "data": data}
+        self.done.append({"who": who, **job, **result, "data": data})
+        return self.done[-1]
 
     def both(self, task: str, data: str, times: int, **options: Any) -> dict[str, list[Run]]:
         """Let the two take turns at the same job."""
@@ -212,40 +214,41 @@ def rows_of_embedding(embeddings: dict[str, list[np.ndarray]], labels: Any) -> l
     return rows
 
 
-def measure(bench: Bench, size: Sizes) -> tuple[list[Row], list[Run]]:
+def measure_quality_of_fit(bench: Bench, size: Sizes) -> list[Row]:
     rows: list[Row] = []
-    everything: list[Run] = []
-
-    def keep(runs: dict[str, list[Run]]) -> dict[str, list[Run]]:
-        everything.extend(run for each in runs.values() for run in each)
-        return runs
-
     for data, aim in (("pbmc68k_counts", 650.0), ("balf", 281.0)):
         epochs = {"celldial": size.our_epochs, "scVI": size.peer_epochs[data]}
-        runs = keep(bench.both("train", data, size.repeats, epochs=epochs, validation="first"))
-        rows += rows_of_training(data, runs, aim)
+        rows += rows_of_training(data, bench.both("train", data, size.repeats, epochs=epochs, validation="first"), aim)
+    fits = [bench.run("celldial", "fit", "balf", epochs={"celldial": size.our_epochs}) for _ in range(size.repeats)]
+    wall = median(run["wall"] for run in fits)
+    rows.append(Row("whole default `fit`, `balf`, wall time", f"{wall:.1f} s", "", wall, "≤ 12 s", wall <= 12))
+    return rows
+
+
+def measure_speed(bench: Bench, size: Sizes) -> list[Row]:
+    rows: list[Row] = []
     for data in DATA_SETS:
         epochs = dict.fromkeys(WORKERS, size.throughput_epochs[data])
-        runs = keep(bench.both("train", data, size.repeats, epochs=epochs, validation="none"))
+        runs = bench.both("train", data, size.repeats, epochs=epochs, validation="none")
         rows.append(row_of_speed(f"training, `{data}`, cells/s", runs, cells_per_second, 3))
     for data in DATA_SETS:
-        runs = keep(bench.both("transform", data, size.repeats, calls=size.transform_calls))
+        runs = bench.both("transform", data, size.repeats, calls=size.transform_calls)
         rows.append(row_of_speed(f"embedding, `{data}`, cells/s", runs, calls_per_second, 5))
+    return rows
 
+
+def measure_embedding(bench: Bench, size: Sizes) -> list[Row]:
     data = "pbmc68k_counts"
     adata = ad.read_h5ad(bench.paths[data])
     embeddings: dict[str, list[np.ndarray]] = {"celldial": [], "scVI": [], "PCA": [pca(adata)]}
     epochs = {"celldial": size.our_epochs, "scVI": size.peer_epochs[data]}
     for seed in range(size.seeds):
-        for who, runs_of in keep(bench.both("train", data, 1, epochs=epochs, validation="random", seed=seed)).items():
-            embeddings[who].append(runs_of[0]["embedding"])
-    rows += rows_of_embedding(embeddings, adata.obs[LABELS])
+        for who, runs in bench.both("train", data, 1, epochs=epochs, validation="random", seed=seed).items():
+            embeddings[who].append(runs[0]["embedding"])
+    return rows_of_embedding(embeddings, adata.obs[LABELS])
 
-    fits = [bench.run("celldial", "fit", "balf", epochs={"celldial": size.our_epochs}) for _ in range(size.repeats)]
-    everything += fits
-    wall = median(run["wall"] for run in fits)
-    rows.append(Row("whole default `fit`, `balf`, wall time", f"{wall:.1f} s", "", wall, "≤ 12 s", wall <= 12))
-    return rows, everything
+
+PARTS = {"fit": measure_quality_of_fit, "speed": measure_speed, "embedding": measure_embedding}
 
 
 # --- Printing ---------------------------------------------------------------------------------------------------------
@@ -287,6 +290,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, type=Path, help="folder of pbmc68k_counts.h5ad and balf.h5ad")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3, help="runs that the median of each time is taken over")
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS), help="the parts to measure (all)")
     parser.add_argument("--out", type=Path, help="where to write the rows and all measurements, as JSON")
     parser.add_argument("--quick", action="store_true", help="three epochs, once: does it run at all?")
     options = parser.parse_args()
@@ -297,7 +301,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         paths = prepare(options.data, Path(scratch))
         interpreter = {"celldial": sys.executable, "scVI": options.peer_python}
-        rows, runs = measure(Bench(interpreter, paths, Path(scratch), options.threads), size)
+        bench = Bench(interpreter, paths, Path(scratch), options.threads)
+        rows = [row for part in options.only for row in PARTS[part](bench, size)]
+        runs = bench.done
     about = conditions(runs, size, options.threads)
     print(markdown(rows))
     print(
