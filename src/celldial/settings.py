@@ -1,4 +1,4 @@
-"""Choices of a session: where to compute, and how much to say. Reproducible randomness is here too."""
+"""Choices for the whole process: where to compute, and how much to say. Reproducible randomness is here, too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Settings", "seeded", "settings"]
 
 @dataclass
 class Settings:
-    """Choices of a session; change the attributes of `celldial.settings`.
+    """Choices for the whole process; change the attributes of `celldial.settings`.
 
     Parameters
     ----------
