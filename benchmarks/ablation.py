@@ -20,8 +20,12 @@ from unittest import mock
 
 import anndata as ad
 import numpy as np
+import scanpy as sc
 import torch
 from rna import LABELS, most_variable_genes
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score, normalized_mutual_info_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 import celldial as cd
 from celldial import likelihoods, nn, train
@@ -92,6 +96,22 @@ def measure(adata: ad.AnnData, parameters: dict[str, Any], patch: Callable[[], A
     return values
 
 
+def supervised(adata: ad.AnnData) -> tuple[float, float]:
+    """Classify by all genes, trained on the labels of the other cells: about the most that these genes can give."""
+    normalized = sc.pp.normalize_total(adata, target_sum=1e4, copy=True)
+    sc.pp.log1p(normalized)
+    sc.pp.scale(normalized, max_value=10)
+    labels = adata.obs[LABELS].astype(str).to_numpy()
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    predicted = cross_val_predict(LogisticRegression(C=0.01, max_iter=3000), normalized.X, labels, cv=folds)
+    names, sizes = np.unique(labels, return_counts=True)
+    common = np.isin(labels, names[sizes >= 10])
+    return (
+        float(normalized_mutual_info_score(labels, predicted)),
+        float(f1_score(labels[common], predicted[common], average="macro", labels=names[sizes >= 10])),
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, required=True, help="folder with pbmc68k_counts.h5ad and balf.h5ad")
@@ -107,6 +127,8 @@ def main() -> None:
         elbo, nmi, f1 = (median(column) for column in zip(*of_small, strict=True))
         (of_large,) = measure(large, parameters, patch, 0)
         print(f"| {name} | {elbo:.1f} | {nmi:.3f} | {f1:.3f} | {of_large:.1f} |", flush=True)
+    nmi, f1 = supervised(small)
+    print(f"\nA logistic regression that is told the labels, out of fold: NMI {nmi:.3f}, F1 {f1:.3f}.")
 
 
 if __name__ == "__main__":
