@@ -205,7 +205,9 @@ class VAE(BaseEstimator):
 
     def fit_transform(self, adata: AnnData, **options: Any) -> np.ndarray:
         """Fit the model (see `fit` for the options) and return the embedding, shape ``(cells, n_latent)``."""
-        return self.fit(adata, **options).transform(adata)
+        self.fit(adata, **options)
+        embedding_cz: np.ndarray = adata.obsm[adata.uns["celldial"]["key_added"]]
+        return embedding_cz.copy()
 
     def partial_fit(
         self,
@@ -344,7 +346,7 @@ class VAE(BaseEstimator):
         *,
         library_size: float = 1e4,
     ) -> np.ndarray:
-        """Compute the expected expression at given latent states.
+        """Compute the expected expression at given latent states; with zero inflation, before counts are lost.
 
         Parameters
         ----------
@@ -374,6 +376,8 @@ class VAE(BaseEstimator):
         library_size: float = 1e4,
     ) -> pd.DataFrame:
         """Compute the expected expression of each cell: what the decoder makes of its posterior mean.
+
+        With zero inflation, that is the expression before counts are lost.
 
         Parameters
         ----------

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 class MeanFieldELBO(TraceMeanField_ELBO):
     """Pyro's ELBO with an analytic KL term, less what costs time in every step and serves nothing here.
 
-    That is the log-probabilities of the latent sites, which the analytic term replaces, and a look at the loss that
-    makes a GPU wait; `celldial.train` looks once an epoch.
+    That is the log-probabilities of the latent sites, which the analytic term replaces, and a warning about NaN in
+    each step; `celldial.train` looks once an epoch, and raises.
     """
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
