@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install
 .PHONY: help demo test test-all lint format types clean distclean
 
 help:
-	@echo "make demo       train on the bundled blood cells and draw the figures, in demo/"
+	@echo "make demo       train on blood cells (RNA) and on simulated ones (RNA and ATAC), and draw figures, in demo/"
 	@echo "make test       ruff, mypy, and the tests but for the slow ones (WORKERS=$(WORKERS) processes)"
 	@echo "make test-all   the same with the slow tests"
 	@echo "make lint       ruff and mypy only"

@@ -10,16 +10,9 @@ other, and a slow minute of the machine does not hit one alone. See benchmarks/R
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import json
-import math
-import os
-import platform
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,15 +20,26 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import scanpy as sc
+from bench import (
+    HERE,
+    Bench,
+    Row,
+    Run,
+    best,
+    cells_per_second,
+    conditions,
+    markdown,
+    row_of_speed,
+    row_of_time,
+    write_report,
+)
 
 from celldial.metrics import knn_f1, leiden_nmi
 
-HERE = Path(__file__).resolve().parent
 WORKERS = {"celldial": HERE / "worker_celldial.py", "scVI": HERE / "worker_scvi.py"}
+BOTH = ("celldial", "scVI")
 DATA_SETS = ("pbmc68k_counts", "balf")
 LABELS = "bulk_labels"
-
-Run = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -54,18 +58,6 @@ def sizes(repeats: int, quick: bool) -> Sizes:
     if quick:
         return Sizes(1, dict.fromkeys(DATA_SETS, 3), 3, dict.fromkeys(DATA_SETS, 3), 3, 1)
     return Sizes(repeats, {"pbmc68k_counts": 400, "balf": 200}, None, {"pbmc68k_counts": 60, "balf": 8}, 15, 5)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table. `value` is what the aim is about; None where there is no number."""
-
-    measure: str
-    ours: str
-    peer: str
-    value: float | None
-    aim: str = ""
-    reached: bool | None = None
 
 
 # --- Data -------------------------------------------------------------------------------------------------------------
@@ -102,104 +94,22 @@ def pca(adata: ad.AnnData) -> np.ndarray:
     return logged.obsm["X_pca"][:, :10]
 
 
-# --- Measuring --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Runs jobs, each in a fresh process, and keeps what they measured."""
-
-    interpreter: dict[str, str]
-    paths: dict[str, Path]
-    scratch: Path
-    threads: int
-    done: list[Run] = field(default_factory=list)
-
-    def run(self, who: str, task: str, data: str, **options: Any) -> Run:
-        """Have a worker do one job; what it measured comes back, with the embedding where it made one."""
-        job = {"task": task, "data": str(self.paths[data]), "threads": self.threads, "seed": 0, **options}
-        out = Path(tempfile.mkdtemp(dir=self.scratch))
-        # Set before numpy, torch and numba load, because they read it then. No GPU: the comparison is of CPUs.
-        threads = ("OMP", "MKL", "OPENBLAS", "NUMBA")
-        environment = {f"{library}_NUM_THREADS": str(self.threads) for library in threads} | {
-            "CUDA_VISIBLE_DEVICES": ""
-        }
-        print(f"{who:9}{task:12}{data:16}{options or ''}", file=sys.stderr, flush=True)
-        process = subprocess.run(
-            [self.interpreter[who], str(WORKERS[who]), json.dumps(job), str(out)],
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-        )
-        if process.returncode != 0:
-            raise RuntimeError(f"{who}, {task} on {data} failed:\n{process.stderr[-3000:]}")
-        result: Run = json.loads((out / "result.json").read_text())
-        if result["threads"] != self.threads:
-            raise RuntimeError(f"{who} ended with {result['threads']} threads instead of {self.threads}")
-        if (out / "embedding.npy").exists():
-            result["embedding"] = np.load(out / "embedding.npy")
-        # In place of the path, which is of no use elsewhere, the name.
-        self.done.append({"who": who, **job, **result, "data": data})
-        return self.done[-1]
-
-    def both(self, task: str, data: str, times: int, **options: Any) -> dict[str, list[Run]]:
-        """Let the two take turns at the same job."""
-        runs: dict[str, list[Run]] = {who: [] for who in WORKERS}
-        for _ in range(times):
-            for who in WORKERS:
-                runs[who].append(self.run(who, task, data, **options))
-        return runs
-
-
 # --- From measurements to rows ----------------------------------------------------------------------------------------
-
-
-def seconds_to(run: Run, target: float) -> float:
-    """Seconds of training until the negative ELBO of the validation cells is at the target; infinite if it never is."""
-    reached = (second for second, loss in zip(run["seconds"], run["loss"], strict=True) if loss <= target)
-    return next(reached, math.inf)
-
-
-def cells_per_second(run: Run) -> float:
-    """Steady state: the first epoch, which warms caches and allocators, does not count."""
-    return run["n_train"] / median(np.diff(run["seconds"]).tolist())
 
 
 def calls_per_second(run: Run) -> float:
     return run["n_cells"] / median(run["calls"])
 
 
-def as_fraction(share: float) -> str:
-    return f"1/{1 / share:.0f}" if share < 0.5 else f"{share:.1f}×"
-
-
 def rows_of_training(data: str, runs: dict[str, list[Run]], aim: float) -> list[Row]:
     """Best validation ELBO, and the time to reach the peer's best."""
-    ours, peer = (median(min(run["loss"]) for run in runs[who]) for who in WORKERS)
-    targets = [min(run["loss"]) for run in runs["scVI"]]
-    our_time = median(seconds_to(run, target) for run, target in zip(runs["celldial"], targets, strict=True))
-    peer_time = median(seconds_to(run, target) for run, target in zip(runs["scVI"], targets, strict=True))
-    share = our_time / peer_time
+    ours, peer = (median(best(run) for run in runs[who]) for who in BOTH)
     return [
         Row(
             f"best validation −ELBO, `{data}`, nats/cell", f"{ours:.1f}", f"{peer:.1f}", ours, f"≤ {aim:g}", ours <= aim
         ),
-        Row(
-            f"time to the peer's best ELBO, `{data}`",
-            f"{our_time:.2f} s ({as_fraction(share)})" if math.isfinite(our_time) else "not reached",
-            f"{peer_time:.1f} s",
-            share if math.isfinite(share) else None,
-            "≤ 1/40",
-            share <= 1 / 40,
-        ),
+        row_of_time(f"time to the peer's best ELBO, `{data}`", runs, *BOTH),
     ]
-
-
-def row_of_speed(measure: str, runs: dict[str, list[Run]], speed: Callable[[Run], float], aim: float) -> Row:
-    """A throughput, and how many times the peer's it is."""
-    ours, peer = (median(map(speed, runs[who])) for who in WORKERS)
-    ratio = ours / peer
-    return Row(measure, f"{ours:,.0f} ({ratio:.1f}×)", f"{peer:,.0f}", ratio, f"≥ {aim:g}×", ratio >= aim)
 
 
 def rows_of_embedding(embeddings: dict[str, list[np.ndarray]], labels: Any) -> list[Row]:
@@ -218,7 +128,9 @@ def measure_quality_of_fit(bench: Bench, size: Sizes) -> list[Row]:
     rows: list[Row] = []
     for data, aim in (("pbmc68k_counts", 650.0), ("balf", 281.0)):
         epochs = {"celldial": size.our_epochs, "scVI": size.peer_epochs[data]}
-        rows += rows_of_training(data, bench.both("train", data, size.repeats, epochs=epochs, validation="first"), aim)
+        rows += rows_of_training(
+            data, bench.turns(BOTH, "train", data, size.repeats, epochs=epochs, validation="first"), aim
+        )
     fits = [bench.run("celldial", "fit", "balf", epochs={"celldial": size.our_epochs}) for _ in range(size.repeats)]
     wall = median(run["wall"] for run in fits)
     rows.append(Row("whole default `fit`, `balf`, wall time", f"{wall:.1f} s", "", wall, "≤ 12 s", wall <= 12))
@@ -229,11 +141,11 @@ def measure_speed(bench: Bench, size: Sizes) -> list[Row]:
     rows: list[Row] = []
     for data in DATA_SETS:
         epochs = dict.fromkeys(WORKERS, size.throughput_epochs[data])
-        runs = bench.both("train", data, size.repeats, epochs=epochs, validation="none")
-        rows.append(row_of_speed(f"training, `{data}`, cells/s", runs, cells_per_second, 3))
+        runs = bench.turns(BOTH, "train", data, size.repeats, epochs=epochs, validation="none")
+        rows.append(row_of_speed(f"training, `{data}`, cells/s", runs, *BOTH, cells_per_second, 3))
     for data in DATA_SETS:
-        runs = bench.both("transform", data, size.repeats, calls=size.transform_calls)
-        rows.append(row_of_speed(f"embedding, `{data}`, cells/s", runs, calls_per_second, 5))
+        runs = bench.turns(BOTH, "transform", data, size.repeats, calls=size.transform_calls)
+        rows.append(row_of_speed(f"embedding, `{data}`, cells/s", runs, *BOTH, calls_per_second, 5))
     return rows
 
 
@@ -243,45 +155,12 @@ def measure_embedding(bench: Bench, size: Sizes) -> list[Row]:
     embeddings: dict[str, list[np.ndarray]] = {"celldial": [], "scVI": [], "PCA": [pca(adata)]}
     epochs = {"celldial": size.our_epochs, "scVI": size.peer_epochs[data]}
     for seed in range(size.seeds):
-        for who, runs in bench.both("train", data, 1, epochs=epochs, validation="random", seed=seed).items():
+        for who, runs in bench.turns(BOTH, "train", data, 1, epochs=epochs, validation="random", seed=seed).items():
             embeddings[who].append(runs[0]["embedding"])
     return rows_of_embedding(embeddings, adata.obs[LABELS])
 
 
 PARTS = {"fit": measure_quality_of_fit, "speed": measure_speed, "embedding": measure_embedding}
-
-
-# --- Printing ---------------------------------------------------------------------------------------------------------
-
-
-def markdown(rows: list[Row]) -> str:
-    lines = ["| measure | celldial | scVI | aim | reached |", "|---|---|---|---|---|"]
-    verdict = {True: "yes", False: "no", None: ""}
-    lines += [f"| {r.measure} | {r.ours} | {r.peer} | {r.aim} | {verdict[r.reached]} |" for r in rows]
-    return "\n".join(lines)
-
-
-def conditions(runs: list[Run], size: Sizes, threads: int) -> dict[str, Any]:
-    """Everything that the numbers depend on, and no name of a machine."""
-    peer = next(run for run in runs if run["who"] == "scVI")
-    return {
-        "threads": threads,
-        "cores": os.cpu_count(),
-        "processor": processor(),
-        "python": platform.python_version(),
-        "celldial": importlib.metadata.version("celldial"),
-        "torch": {"celldial": importlib.metadata.version("torch"), "scVI": peer["versions"]["torch"]},
-        "scvi-tools": peer["versions"]["scvi-tools"],
-        "sizes": asdict(size),
-    }
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def main() -> None:
@@ -301,11 +180,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         paths = prepare(options.data, Path(scratch))
         interpreter = {"celldial": sys.executable, "scVI": options.peer_python}
-        bench = Bench(interpreter, paths, Path(scratch), options.threads)
+        bench = Bench(interpreter, WORKERS, paths, Path(scratch), options.threads)
         rows = [row for part in options.only for row in PARTS[part](bench, size)]
         runs = bench.done
-    about = conditions(runs, size, options.threads)
-    print(markdown(rows))
+    about = conditions(runs, "scVI", asdict(size), options.threads)
+    print(markdown(rows, "scVI"))
     print(
         f"\n{options.threads} threads, {about['processor']}; celldial {about['celldial']} and scvi-tools "
         f"{about['scvi-tools']}, torch {about['torch']['celldial']}; medians of {size.repeats} runs."
@@ -313,9 +192,7 @@ def main() -> None:
     if options.quick:
         print("QUICK: three epochs, so these numbers mean nothing.")
     if options.out is not None:
-        measured = [{key: value for key, value in run.items() if key != "embedding"} for run in runs]
-        report = {"conditions": about, "rows": [asdict(row) for row in rows], "runs": measured}
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+        write_report(options.out, about, rows, runs)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 Run once for a format version, ``python tests/make_golden.py``, and commit the files. They are never written again:
 `test_storage.py` holds all later versions to them.
+
+Version 1 has genes alone, version 2 genes and peaks, of which some cells have only one.
 """
 
 from pathlib import Path
@@ -16,6 +18,7 @@ from celldial.storage import FORMAT_VERSION
 from simulated import simulate
 
 FOLDER = Path(__file__).parent / "golden"
+N_CELLS, N_GENES, N_PEAKS = 60, 20, 30
 
 
 def golden_paths(version: int) -> tuple[Path, Path]:
@@ -26,32 +29,55 @@ def golden_paths(version: int) -> tuple[Path, Path]:
 def read_cells(path: Path) -> AnnData:
     """Make an AnnData of the cells in a golden file."""
     with np.load(path, allow_pickle=False) as stored:
+        obs = {name: stored[name] for name in ("batch", "age", "has_rna", "has_atac") if name in stored}
+        var = {name: stored[name] for name in ("feature_types",) if name in stored}
         return AnnData(
             sparse.csr_matrix(stored["counts"]),
-            obs=pd.DataFrame({"batch": stored["batch"], "age": stored["age"]}, index=stored["cells"]),
-            var=pd.DataFrame(index=stored["genes"]),
+            obs=pd.DataFrame(obs, index=stored["cells"]),
+            var=pd.DataFrame(var, index=stored["genes"]),
         )
+
+
+def make_cells() -> AnnData:
+    """Simulate genes, and peaks that are open by the same state; a third of the cells have one of both, each half."""
+    adata = simulate(N_CELLS, N_GENES + N_PEAKS)
+    adata.var_names = [*(f"g{gene}" for gene in range(N_GENES)), *(f"p{peak}" for peak in range(N_PEAKS))]
+    adata.var["feature_types"] = ["Gene Expression"] * N_GENES + ["Peaks"] * N_PEAKS
+    order_c = np.arange(N_CELLS)
+    adata.obs["has_rna"], adata.obs["has_atac"] = order_c % 6 != 4, order_c % 6 != 5
+    x = adata.X.toarray()
+    x[~adata.obs["has_rna"], :N_GENES] = 0
+    x[~adata.obs["has_atac"], N_GENES:] = 0
+    x[:, N_GENES:] = x[:, N_GENES:] > 4
+    adata.X = sparse.csr_matrix(x)
+    return adata
 
 
 def main() -> None:
     """Fit a tiny model with a batch and a continuous covariate, and write it with its answers."""
     model_path, cells_path = golden_paths(FORMAT_VERSION)
-    adata = simulate(n_cells=60, n_genes=20)
+    adata = make_cells()
     model = celldial.VAE(n_latent=3, n_hidden=8, batch_key="batch", continuous_covariate_keys=["age"])
     model.fit(adata, max_epochs=10, progress=False)
     FOLDER.mkdir(exist_ok=True)
     model.save(model_path)
     mean, standard_deviation = model.posterior(adata)
+    has = {name: adata.obs[name].to_numpy() for name in ("has_rna", "has_atac")}
     np.savez_compressed(
         cells_path,
         counts=adata.X.toarray().astype(np.int32),
         cells=adata.obs_names.to_numpy(str),
         genes=adata.var_names.to_numpy(str),
+        feature_types=adata.var["feature_types"].to_numpy(str),
         batch=adata.obs["batch"].to_numpy(str),
         age=adata.obs["age"].to_numpy(),
+        **has,
         embedding=mean,
         standard_deviation=standard_deviation,
+        embedding_rna=model.transform(adata[has["has_rna"]], modality="rna"),
+        embedding_atac=model.transform(adata[has["has_atac"]], modality="atac"),
         expression=model.denoise(adata, transform_batch="b1").to_numpy(),
+        probability=model.impute(adata[has["has_rna"]].copy(), "atac", from_="rna").to_numpy(),
     )
     for path in (model_path, cells_path):
         print(f"wrote {path} ({path.stat().st_size:,} bytes)")

@@ -1,4 +1,6 @@
-"""Small simulated data for the tests: two cell types, two batches, one continuous covariate."""
+"""Small simulated data for the tests: two cell types, two batches, one continuous covariate; genes, and peaks."""
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -45,4 +47,45 @@ def simulate(n_cells: int = 60, n_genes: int = 20, seed: int = 0) -> AnnData:
 def simulate_cells(n_cells: int = 60, n_genes: int = 20, seed: int = 0, covariates: bool = False) -> Cells:
     """Draw the same counts as `simulate`, as tensors."""
     adata = simulate(n_cells, n_genes, seed)
+    return Cells.from_anndata(adata, Schema.from_anndata(adata, **(COVARIATES if covariates else {})))
+
+
+def simulate_two(
+    n_cells: int = 60,
+    n_genes: int = 20,
+    n_peaks: int = 30,
+    seed: int = 0,
+    lacking: Mapping[str, Sequence[int]] | None = None,
+) -> AnnData:
+    """Add peaks p0, p1, ... to the cells of `simulate`, open (1) or not (0); genes come first.
+
+    Each peak's rate depends on the cell's type alone, and every peak is open in some cell. `lacking` says which cells
+    have no count of a modality, ``{"atac": [0, 1]}`` say.
+    """
+    genes = simulate(n_cells, n_genes, seed)
+    random = np.random.default_rng([seed, 1])
+    rate_cf = np.exp(random.normal(0, 0.5, n_peaks) + np.outer(genes.obs["type"] == "B", random.normal(0, 1, n_peaks)))
+    exposure_c1 = random.lognormal(np.log(n_peaks / 3), 0.3, (n_cells, 1))
+    x_cf = 1 * (random.poisson(exposure_c1 * rate_cf / rate_cf.sum(1, keepdims=True)) > 0)
+    x_cf[np.arange(max(n_cells, n_peaks)) % n_cells, np.arange(max(n_cells, n_peaks)) % n_peaks] = 1
+    counts = {"rna": genes.X.toarray(), "atac": x_cf.astype(np.float32)}
+    for modality, cells in (lacking or {}).items():
+        counts[modality][list(cells)] = 0
+    var = pd.DataFrame(
+        {"feature_types": ["Gene Expression"] * n_genes + ["Peaks"] * n_peaks},
+        index=[*genes.var_names, *(f"p{peak}" for peak in range(n_peaks))],
+    )
+    return AnnData(sparse.csr_matrix(np.hstack(list(counts.values()))), genes.obs, var)
+
+
+def simulate_two_cells(
+    n_cells: int = 60,
+    n_genes: int = 20,
+    n_peaks: int = 30,
+    seed: int = 0,
+    lacking: Mapping[str, Sequence[int]] | None = None,
+    covariates: bool = False,
+) -> Cells:
+    """Draw the same counts as `simulate_two`, as tensors of the modalities "rna" and "atac"."""
+    adata = simulate_two(n_cells, n_genes, n_peaks, seed, lacking)
     return Cells.from_anndata(adata, Schema.from_anndata(adata, **(COVARIATES if covariates else {})))

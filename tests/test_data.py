@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import sparse
 
-from celldial.data import Cells, minibatches, split
+from celldial.data import (
+    MAX_BLOCK_CELLS,
+    MAX_BLOCK_ENTRIES,
+    Cells,
+    block_size,
+    check_linked,
+    minibatches,
+    split,
+)
 from celldial.schema import Schema
 
 COUNTS = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=7), elements=st.integers(0, 9))
@@ -47,8 +55,13 @@ def numbers(cells: Cells) -> list[int]:
 
 def assert_same(cells: Cells, expected: Cells, index: Any) -> None:
     """Check that `cells` are those at `index` in `expected`, every part dense."""
-    assert torch.equal(cells.counts["rna"].to_dense(), expected.counts["rna"].to_dense()[index])
-    assert torch.equal(cells.library_size["rna"], expected.library_size["rna"][index])
+    assert list(cells.counts) == list(expected.counts)
+    for modality, rows in expected.counts.items():
+        assert torch.equal(cells.counts[modality].to_dense(), rows.to_dense()[index])
+        assert torch.equal(cells.library_size[modality], expected.library_size[modality][index])
+    assert list(cells.present) == list(expected.present)
+    for modality, present_c in expected.present.items():
+        assert torch.equal(cells.present[modality], present_c[index])
     assert torch.equal(cells.category_ck, expected.category_ck[index])
     assert torch.equal(cells.continuous_ck, expected.continuous_ck[index])
 
@@ -231,3 +244,148 @@ def test_split_wants_a_share(validation_size: float) -> None:
 def test_split_wants_cells() -> None:
     with pytest.raises(ValueError, match="0 cells"):
         split(0, 0.1, torch.Generator())
+
+
+# --- Several modalities -----------------------------------------------------------------------------------------------
+
+
+def make_mosaic(**lacking: list[int]) -> Cells:
+    """Make four cells with two features in each modality named, where the cells given have no count."""
+    x, types = [], []
+    for number, (modality, cells) in enumerate(lacking.items()):
+        x_cf = np.arange(1, 9, dtype=np.float32).reshape(4, 2) + 10 * number
+        x_cf[cells] = 0
+        x.append(x_cf)
+        types += [modality] * 2
+    adata = make_adata(np.concatenate(x, axis=1))
+    adata.var["feature_types"] = types
+    schema = Schema.from_anndata(
+        adata, batch_key="batch", modalities={modality: modality for modality in lacking}, likelihood="poisson"
+    )
+    return Cells.from_anndata(adata, schema)
+
+
+def test_what_all_cells_have_is_not_noted() -> None:
+    assert make_mosaic(rna=[], protein=[]).present == {}
+    cells = make_mosaic(rna=[], protein=[1, 2])
+    assert list(cells.present) == ["protein"]
+    assert cells.present["protein"].tolist() == [True, False, False, True]
+    assert cells.having("rna") is None
+    assert cells.having("protein").tolist() == [0, 3]
+    assert cells.having("protein").dtype == torch.int64
+    assert make_mosaic(rna=[2]).present["rna"].tolist() == [True, True, False, True]
+
+
+@given(lacking=st.lists(st.integers(0, 3), unique=True), data=st.data())
+def test_presence_goes_with_the_cells(lacking: list[int], data: st.DataObject) -> None:
+    cells = make_mosaic(rna=[], protein=lacking)
+    index = torch.tensor(data.draw(st.lists(st.integers(0, 3))), dtype=torch.int64)
+    assert_same(cells.select(index), cells, index)
+    assert_same(cells.between(1, 3), cells, slice(1, 3))
+    assert_same(cells.to("cpu"), cells, slice(None))
+    for minibatch in minibatches(cells, 2, generator=torch.Generator().manual_seed(0)):
+        for modality, total_c in minibatch.library_size.items():
+            indices = minibatch.having(modality)
+            having = torch.arange(len(minibatch)) if indices is None else indices
+            assert torch.equal(having, (total_c > 0).nonzero().squeeze(1))
+
+
+def test_presence_is_kept_where_a_part_lacks_nothing() -> None:
+    part = make_mosaic(rna=[], protein=[1]).between(2, 4)
+    assert part.present["protein"].tolist() == [True, True]
+    assert part.having("protein").tolist() == [0, 1]
+
+
+def test_only() -> None:
+    cells = make_mosaic(rna=[0], protein=[1], atac=[])
+    only = cells.only("protein")
+    assert list(only.counts) == ["rna", "atac", "protein"]
+    assert only.counts["protein"] is cells.counts["protein"]
+    assert only.category_ck is cells.category_ck
+    for other in ("rna", "atac"):
+        assert only.counts[other].to_dense().tolist() == [[0, 0]] * 4
+        assert only.library_size[other].tolist() == [0] * 4
+        assert only.having(other).tolist() == []
+    assert only.having("protein").tolist() == [0, 2, 3]
+    assert only.empty_c.tolist() == [False, True, False, False]
+    index = torch.tensor([3, 1])
+    assert_same(only.select(index), only, index)
+    assert_same(only.between(1, 3), only, slice(1, 3))
+    # As if it were so from the start.
+    assert cells.having("atac") is None
+    assert cells.having("rna").tolist() == [1, 2, 3]
+
+
+def test_only_some_of_several() -> None:
+    cells = make_mosaic(rna=[0], protein=[1], atac=[])
+    only = cells.only("atac", "rna")
+    for kept in ("rna", "atac"):
+        assert only.counts[kept] is cells.counts[kept]
+        assert torch.equal(only.library_size[kept], cells.library_size[kept])
+        assert torch.equal(only.has(kept), cells.has(kept))
+    assert only.having("atac") is None
+    assert only.observed("protein").n_rows == 0
+    assert only.empty_c.tolist() == [False] * 4
+    assert_same(cells.only("rna", "protein", "atac"), cells, slice(None))
+    assert_same(only.only("rna"), cells.only("rna"), slice(None))
+    assert cells.only("rna").empty_c.tolist() == [True, False, False, False]
+
+
+@given(lacking=st.lists(st.integers(0, 3), unique=True))
+def test_has_having_and_observed_say_the_same(lacking: list[int]) -> None:
+    cells = make_mosaic(rna=[], protein=lacking)
+    present_c = cells.has("protein")
+    assert present_c.dtype == torch.bool
+    assert present_c.tolist() == [cell not in lacking for cell in range(4)]
+    assert cells.has("rna").tolist() == [True] * 4
+    observed = cells.observed("protein")
+    assert torch.equal(observed.to_dense(), cells.counts["protein"].to_dense()[present_c])
+    assert (observed is cells.counts["protein"]) == (not lacking)
+
+
+def test_masks_are_left_out_for_cells_that_have_all() -> None:
+    cells = make_mosaic(rna=[0], protein=[1])
+    assert cells.masked_for(torch.tensor([2, 3])).present == {}
+    masked = cells.masked_for(torch.tensor([1, 2]))
+    assert list(masked.present) == ["protein"]
+    assert masked.counts is cells.counts
+    assert list(cells.present) == ["rna", "protein"]
+
+
+@given(n_features=st.integers(1, 10**9))
+def test_blocks_of_expected_values_are_small(n_features: int) -> None:
+    n_cells = block_size(n_features)
+    assert type(n_cells) is int
+    assert 1 <= n_cells <= MAX_BLOCK_CELLS
+    assert n_cells == 1 or n_cells * n_features <= MAX_BLOCK_ENTRIES
+    # As many as are allowed.
+    assert n_cells == MAX_BLOCK_CELLS or (n_cells + 1) * n_features > MAX_BLOCK_ENTRIES
+
+
+def test_linked() -> None:
+    check_linked(make_mosaic(rna=[]))
+    check_linked(make_mosaic(rna=[], atac=[]))
+    check_linked(make_mosaic(rna=[0], atac=[1, 2]))
+    check_linked(
+        make_mosaic(rna=[2, 3], atac=[0, 1, 2], protein=[0])
+    )  # atac and protein in cell 3, protein and rna in 1
+
+
+def test_not_linked() -> None:
+    with pytest.raises(ValueError, match="no cell has both rna and atac: nothing links them.*fit a model of each"):
+        check_linked(make_mosaic(rna=[0, 1], atac=[2, 3]))
+    with pytest.raises(ValueError, match="no cell has both any of rna, protein and atac: nothing links"):
+        check_linked(make_mosaic(rna=[0, 1], atac=[2, 3], protein=[0, 1]))
+    with pytest.raises(ValueError, match="no cell has a count of protein: there is nothing to learn it from"):
+        check_linked(make_mosaic(rna=[], protein=[0, 1, 2, 3]))
+
+
+def test_cells_to_train_on_must_be_linked() -> None:
+    """Else, where the cells to validate on are chosen by hand, what has nothing to start from would start at NaN."""
+    cells = make_mosaic(rna=[0], protein=[1, 2])
+    check_linked(cells)
+    check_linked(cells, torch.tensor([1, 3]))
+    with pytest.raises(ValueError, match="no cell to train on has a count of protein"):
+        check_linked(cells, torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match="no cell to train on has both rna and protein"):
+        check_linked(cells, torch.tensor([0, 1, 2]))

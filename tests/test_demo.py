@@ -5,21 +5,35 @@ import pytest
 
 from celldial import demo
 
-FILES = {"pbmc68k.h5ad", "umap.png", "history.png", "latent_traverse.png"}
+EXPRESSION = {"pbmc68k.h5ad", "umap.png", "history.png", "latent_traverse.png"}
+MULTIOME = {"multiome.h5ad", "multiome_umap.png", "multiome_impute.png", "multiome_latent_traverse.png"}
 
 
 # scanpy 1.11 sets the color of missing values as matplotlib 3.11 will not have it one day; Python does not show this.
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The set_bad function:PendingDeprecationWarning")
-def test_demo_writes_cells_and_figures(tmp_path, capsys):
+def test_demo_writes_cells_and_figures(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "N_CELLS", 300)
     folder = tmp_path / "new" / "folder"
     assert demo.main(["--out", str(folder), "--max-epochs", "2"]) == 0
 
-    assert {path.name for path in folder.iterdir()} == FILES
-    for name in FILES - {"pbmc68k.h5ad"}:
-        assert (folder / name).read_bytes().startswith(b"\x89PNG")
-        assert (folder / name).stat().st_size > 10_000
-    adata = anndata.read_h5ad(folder / "pbmc68k.h5ad")
+    assert {path.name for path in folder.iterdir()} == EXPRESSION | MULTIOME
+    for path in folder.glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert path.stat().st_size > 10_000
+    check_expression(anndata.read_h5ad(folder / "pbmc68k.h5ad"))
+    check_multiome(anndata.read_h5ad(folder / "multiome.h5ad"))
+
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in EXPRESSION | MULTIOME)
+    assert str(folder) in printed
+    assert printed.count("(PCA: 0.") == 3
+    assert printed.count("(LSI: 0.") == printed.count("(mean: ") == 1
+    assert "50% of the cells have both" in printed
+    assert "nan" not in printed
+
+
+def check_expression(adata):
     assert adata.shape == (700, 765)
     assert adata.obsm["X_celldial"].shape == (700, 10)
     assert adata.obsm["X_umap"].shape == (700, 2)
@@ -27,10 +41,27 @@ def test_demo_writes_cells_and_figures(tmp_path, capsys):
     assert len(adata.uns["celldial"]["history"]["elbo_validation"]) == 2
     assert set(adata.uns["latent_traverse"]) == {f"axis_{axis}" for axis in range(10)}
 
-    printed = capsys.readouterr().out
-    assert all(name in printed for name in FILES)
-    assert str(folder) in printed
-    assert printed.count("(PCA: 0.") == 2
+
+def check_multiome(adata):
+    assert adata.shape == (300, 3500)
+    assert adata.obsm["X_celldial"].shape == (300, 10)
+    assert adata.obs["measured"].value_counts().to_dict() == {"both": 150, "RNA only": 75, "ATAC only": 75}
+    assert ((adata.obs["measured"] != "ATAC only") == adata.obs["has_rna"]).all()
+    assert list(adata.uns["celldial"]["schema"]["modalities"]) == ["rna", "atac"]
+    assert set(adata.uns["latent_traverse"]) == {f"axis_{axis}" for axis in range(10)}
+    # The answers are not among the questions.
+    assert "mean" not in adata.layers
+    assert set(adata.obsm) == {"X_celldial", "X_umap"}
+
+
+def test_cells_measured_again_are_the_same_cells():
+    import celldial as cd
+
+    mosaic, complete = (cd.datasets.simulate_multiome(200, mosaic=m, truth=True) for m in (demo.MOSAIC, (1, 0, 0)))
+    truth = demo.openness(mosaic)
+    assert truth.equals(demo.openness(complete))
+    assert complete.var.loc[truth.columns, "is_marker_of"].notna().all()
+    assert ((truth > 0) & (truth < 1)).all(axis=None)
 
 
 def test_colors_are_those_of_the_types():

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import NegativeBinomial, Poisson
+from torch.distributions import Bernoulli, NegativeBinomial, Poisson
 from torch.nn.functional import logsigmoid
 
 from celldial.likelihoods import LIKELIHOODS, THETA_BOUNDS, Observation
@@ -25,9 +25,11 @@ def make_observation(name: str, n_cells: int = 5, seed: int = 0) -> Observation:
     torch.manual_seed(seed)
     likelihood = LIKELIHOODS[name](N_FEATURES).double()
     for parameter in likelihood.parameters():
-        torch.nn.init.normal_(parameter)
+        parameter.data += 0.5 * torch.randn_like(parameter)
     heads = [torch.randn(n_cells, N_FEATURES, dtype=torch.float64) for _ in range(likelihood.n_heads)]
-    return Observation(likelihood, heads, torch.rand(n_cells, dtype=torch.float64) * 30 + 10)
+    # Few open peaks, so that none is open in all draws.
+    scale = 0.1 if name == "bernoulli" else 1.0
+    return Observation(likelihood, heads, scale * (torch.rand(n_cells, dtype=torch.float64) * 30 + 10))
 
 
 def mu_of(observation: Observation) -> Tensor:
@@ -44,6 +46,18 @@ def negative_binomial(observation: Observation) -> NegativeBinomial:
     return NegativeBinomial(theta_f.expand_as(mu_of(observation)), logits=(mu_of(observation) / theta_f).log())
 
 
+def lambda_of(observation: Observation) -> Tensor:
+    """Rate of fragments on each peak: a power law of the library size, shared out by the softmax."""
+    likelihood = observation.likelihood
+    exposure_c = likelihood.exposure_offset.exp() * observation.library_size_c**likelihood.exposure_slope
+    return exposure_c[:, None] * torch.softmax(observation.heads[0], -1)
+
+
+def bernoulli(observation: Observation) -> Bernoulli:
+    # The log-odds of 1 - exp(-rate), which in float64 would round to 1.
+    return Bernoulli(logits=torch.expm1(lambda_of(observation)).log())
+
+
 def zero_inflated(observation: Observation, x_cf: Tensor) -> Tensor:
     lost_cf = observation.heads[1]
     kept_cf = logsigmoid(-lost_cf) + negative_binomial(observation).log_prob(x_cf)
@@ -52,6 +66,7 @@ def zero_inflated(observation: Observation, x_cf: Tensor) -> Tensor:
 
 # A likelihood that is added needs a row here: log-probability of each count, written with what torch offers.
 LOG_PROB: dict[str, Callable[[Observation, Tensor], Tensor]] = {
+    "bernoulli": lambda observation, x_cf: bernoulli(observation).log_prob((x_cf > 0).double()),
     "negative_binomial": lambda observation, x_cf: negative_binomial(observation).log_prob(x_cf),
     "poisson": lambda observation, x_cf: Poisson(mu_of(observation)).log_prob(x_cf),
     "zero_inflated_negative_binomial": zero_inflated,
@@ -60,6 +75,8 @@ LOG_PROB: dict[str, Callable[[Observation, Tensor], Tensor]] = {
 
 def moments(name: str, observation: Observation) -> tuple[Tensor, Tensor]:
     """Mean and variance of each count in closed form."""
+    if name == "bernoulli":
+        return 1 - (-lambda_of(observation)).exp(), bernoulli(observation).variance
     mu_cf = mu_of(observation)
     if name == "poisson":
         return mu_cf, mu_cf
@@ -118,10 +135,54 @@ def test_draws_where_a_rate_is_zero(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
-def test_rates_are_shares_in_the_order_of_the_first_head(name: str) -> None:
+def test_mean_is_in_the_order_of_the_first_head(name: str) -> None:
     observation = make_observation(name)
-    torch.testing.assert_close(observation.rate.sum(-1), torch.ones(5, dtype=torch.float64))
-    assert torch.equal(observation.rate.argsort(-1), observation.heads[0].argsort(-1))
+    assert observation.mean.shape == (5, N_FEATURES)
+    assert torch.equal(observation.mean.argsort(-1), observation.heads[0].argsort(-1))
+
+
+@pytest.mark.parametrize("name", [name for name in LIKELIHOODS if name != "bernoulli"])
+def test_mean_of_counts_is_the_share_of_the_library(name: str) -> None:
+    """Also where counts are then lost."""
+    observation = make_observation(name)
+    torch.testing.assert_close(observation.mean, mu_of(observation))
+    torch.testing.assert_close(observation.mean.sum(-1), observation.library_size_c)
+
+
+def test_mean_of_bernoulli_is_the_probability() -> None:
+    observation = make_observation("bernoulli")
+    torch.testing.assert_close(observation.mean, bernoulli(observation).probs)
+    assert ((observation.mean > 0) & (observation.mean < 1)).all()
+
+
+def test_exposure_is_a_power_of_the_library_size() -> None:
+    likelihood = LIKELIHOODS["bernoulli"](N_FEATURES)
+    library_c = torch.tensor([1.0, 10.0, 1e5])
+    torch.testing.assert_close(likelihood.log_exposure(library_c), library_c.log())  # the start
+    with torch.no_grad():
+        likelihood.exposure_offset.fill_(0.3)
+        likelihood.exposure_slope.fill_(2.0)
+    torch.testing.assert_close(likelihood.log_exposure(library_c), 0.3 + 2 * library_c.log())
+    assert likelihood.log_exposure(torch.zeros(1)).isfinite().all()
+
+
+def test_bernoulli_has_few_fragments_where_few_peaks_are_open() -> None:
+    """With a slope of 1, twice the library size is twice the rate of fragments, not twice the probability."""
+    likelihood, heads = LIKELIHOODS["bernoulli"](N_FEATURES), [torch.randn(1, N_FEATURES)]
+    once, twice = (likelihood.mean(heads, torch.tensor([size])) for size in (3.0, 6.0))
+    torch.testing.assert_close(1 - twice, (1 - once) ** 2)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_every_parameter_and_head_gets_a_gradient(name: str) -> None:
+    observation = make_observation(name)
+    for head in observation.heads:
+        head.requires_grad_()
+    x_cf = torch.poisson(torch.rand(5, N_FEATURES, dtype=torch.float64) * 4)
+    observation.log_prob(sparse_rows(x_cf)).sum().backward()
+    for tensor in (*observation.likelihood.parameters(), *observation.heads):
+        assert tensor.grad.isfinite().all()
+        assert tensor.grad.any()
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
@@ -144,7 +205,7 @@ def simulate_counts(theta_f: Tensor, n_cells: int = 20_000) -> tuple[SparseRows,
     return sparse_rows(x_cf), library_c
 
 
-OVERDISPERSED = [name for name in LIKELIHOODS if name != "poisson"]
+OVERDISPERSED = [name for name in LIKELIHOODS if name not in ("poisson", "bernoulli")]
 
 
 @pytest.mark.parametrize("name", OVERDISPERSED)

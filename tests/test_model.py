@@ -15,6 +15,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from torch import Tensor
 
+import celldial.data
 import celldial.inference
 from celldial import VAE, train
 from celldial.datasets import pbmc68k_reduced
@@ -117,6 +118,8 @@ def test_parameters_can_be_read_set_and_cloned(model: VAE) -> None:
         lambda model, adata: model.score(adata),
         lambda model, adata: model.decode(np.zeros((1, 2))),
         lambda model, adata: model.denoise(adata),
+        lambda model, adata: model.impute(adata, "rna"),
+        lambda model, adata: model.impute_to_file(adata, "rna", "never written"),
         lambda model, adata: model.sample(3),
         lambda model, adata: model.latent_traverse(adata),
     ],
@@ -139,7 +142,8 @@ def test_fit_starts_afresh_each_time(adata: AnnData) -> None:
     np.testing.assert_array_equal(model.transform(adata), expected.transform(adata))
     assert without_time(model.history_) == without_time(expected.history_)
     assert model.schema_ == expected.schema_
-    np.testing.assert_array_equal(model.library_size_quantiles_, expected.library_size_quantiles_)
+    assert list(model.library_size_quantiles_) == list(expected.library_size_quantiles_) == ["rna"]
+    np.testing.assert_array_equal(model.library_size_quantiles_["rna"], expected.library_size_quantiles_["rna"])
 
 
 def test_fit_transform_is_fit_and_transform(adata: AnnData) -> None:
@@ -199,9 +203,20 @@ def test_another_seed_is_another_result() -> None:
         lambda model, adata: model.score(adata),
         lambda model, adata: model.sample(5),
         lambda model, adata: model.denoise(adata),
+        lambda model, adata: model.impute(adata, "rna"),
         lambda model, adata: model.latent_traverse(adata),
     ],
-    ids=["fit", "partial_fit of a new model", "partial_fit", "transform", "score", "sample", "denoise", "traverse"],
+    ids=[
+        "fit",
+        "partial_fit of a new one",
+        "partial_fit",
+        "transform",
+        "score",
+        "sample",
+        "denoise",
+        "impute",
+        "traverse",
+    ],
 )
 def test_global_random_numbers_are_left_alone(use: Callable[[VAE, AnnData], Any], model: VAE, adata: AnnData) -> None:
     of_torch, of_numpy = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002 (the global state is meant)
@@ -327,7 +342,7 @@ def test_each_cell_is_embedded_by_itself(conditional: VAE, adata: AnnData, monke
     expected = conditional.transform(adata)
     np.testing.assert_allclose(conditional.transform(adata[[5, 3]]), expected[[5, 3]], atol=1e-5)
     np.testing.assert_allclose(conditional.transform(adata[7]), expected[[7]], atol=1e-5)
-    monkeypatch.setattr(celldial.inference, "BLOCK_SIZE", 7)
+    monkeypatch.setattr(celldial.inference, "MAX_BLOCK_CELLS", 7)
     np.testing.assert_allclose(conditional.transform(adata), expected, atol=1e-5)
 
 
@@ -369,6 +384,20 @@ def test_cells_without_counts_have_the_prior_and_a_warning(model: VAE, adata: An
     np.testing.assert_allclose(mean[others], model.transform(adata)[others], atol=1e-5)
     with pytest.warns(UserWarning, match=words):
         np.testing.assert_array_equal(model.transform(emptied), mean)
+
+
+def test_warnings_point_to_the_line_of_the_user(model: VAE, adata: AnnData) -> None:
+    emptied = with_empty_cells(adata, 4)
+    for use in (
+        lambda: fit(emptied),
+        lambda: model.transform(emptied),
+        lambda: model.posterior(emptied),
+        lambda: model.denoise(emptied),
+        lambda: model.impute(emptied, "rna"),
+    ):
+        with pytest.warns(UserWarning, match="1 of 60 cells have no count .the first is 'c4'.: ") as record:
+            use()
+        assert [warning.filename for warning in record] == [__file__]
 
 
 def test_cells_without_counts_take_no_part_in_training(adata: AnnData) -> None:
@@ -619,7 +648,7 @@ def test_sampling_is_seeded(model: VAE) -> None:
 
 
 def test_sampling_in_parts(model: VAE, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(celldial.inference, "BLOCK_SIZE", 7)
+    monkeypatch.setattr(celldial.data, "MAX_BLOCK_CELLS", 7)
     cells = model.sample(30)
     assert cells.shape == (30, 20)
     assert len(np.unique(cells.obsm["z"][:, 0])) == 30

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from celldial.data import Cells
-from celldial.nn import Decoder, Encoder
+from celldial.nn import HEAD_SCALE, Decoder, Encoder
 from simulated import simulate_cells
 
 N_FEATURES = 20
@@ -102,6 +102,25 @@ def test_decoder_starts_at_the_mean_expression(n_layers: int) -> None:
         (logits_cf,) = decoder(torch.randn(4, 3), torch.empty(4, 0, dtype=torch.int64), torch.empty(4, 0))
     total_f = rows.to_dense().sum(0) + 1
     torch.testing.assert_close(torch.softmax(logits_cf, -1), (total_f / total_f.sum()).expand(4, -1))
+
+
+@pytest.mark.parametrize("n_heads", [1, 2])
+def test_decoder_starts_hardly_dependent_on_the_latent_state(n_heads: int) -> None:
+    started, raw = make_decoder(n_heads=n_heads), make_decoder(n_heads=n_heads)
+    started.initialise(simulate_cells().counts["rna"])
+    assert HEAD_SCALE == 0.1
+    for head, raw_head in zip(started.heads, raw.heads, strict=True):
+        torch.testing.assert_close(head.weight, raw_head.weight / 10)
+
+
+def test_encoder_starts_from_the_cells_that_it_is_given() -> None:
+    """Cells without a count are not among them: see `Module.initialise`."""
+    cells = simulate_cells()
+    encoder = make_encoder(cells)
+    assert encoder.median_library_size == cells.library_size["rna"].median()
+    log_n = encoder.normalised(cells.counts["rna"], cells.library_size["rna"])
+    hidden_ch = cells.counts["rna"].with_values(log_n).to_dense() @ encoder.weight_fh + encoder.bias_h
+    torch.testing.assert_close(hidden_ch.mean(0), torch.zeros(8), atol=1e-5, rtol=0)
 
 
 @SIZES

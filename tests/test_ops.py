@@ -1,5 +1,7 @@
 """Each fused operation against its plain reference: value, gradient, and gradcheck in float64."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,16 +9,22 @@ from hypothesis import strategies as st
 
 from celldial import ops
 
+# Fused and plain; how many parameters a feature and outputs of the decoder it takes; whether the exposure is learned.
 LIKELIHOODS = {
-    "poisson": (ops.poisson, ops.poisson_reference, 0, 1),
-    "negative_binomial": (ops.negative_binomial, ops.negative_binomial_reference, 1, 1),
+    "bernoulli": (ops.bernoulli, ops.bernoulli_reference, 0, 1, True),
+    "poisson": (ops.poisson, ops.poisson_reference, 0, 1, False),
+    "negative_binomial": (ops.negative_binomial, ops.negative_binomial_reference, 1, 1, False),
     "zero_inflated_negative_binomial": (
         ops.zero_inflated_negative_binomial,
         ops.zero_inflated_negative_binomial_reference,
         1,
         2,
+        False,
     ),
 }
+
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+EVERY_LIKELIHOOD = pytest.mark.parametrize("name", LIKELIHOODS)
 
 
 def sparse_rows(dense_cf):
@@ -24,7 +32,14 @@ def sparse_rows(dense_cf):
     return ops.SparseRows(sparse.crow_indices(), sparse.col_indices(), sparse.values(), dense_cf.shape[1])
 
 
-def example(n_cells, n_features, n_feature_parameters, n_heads, seed=0, scale=1.0, dtype=torch.float64):
+def without_entries(n_cells, n_features, dtype=torch.float64):
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return ops.SparseRows(torch.zeros(n_cells + 1, dtype=torch.int64), nothing, nothing.to(dtype), n_features)
+
+
+def example(name, n_cells, n_features, seed=0, scale=1.0, dtype=torch.float64):
+    """Give what the gradient is taken by, and the arguments after it: library size or nothing, and counts."""
+    _, _, n_feature_parameters, n_heads, learns_exposure = LIKELIHOODS[name]
     generator = torch.Generator().manual_seed(seed)
     x_cf = torch.poisson(torch.rand(n_cells, n_features, generator=generator) * 2, generator=generator).to(dtype)
     x_cf[:, 0] = 1  # no empty cell
@@ -35,56 +50,118 @@ def example(n_cells, n_features, n_feature_parameters, n_heads, seed=0, scale=1.
     parameters = [
         torch.randn(n_features, generator=generator, dtype=dtype).requires_grad_() for _ in range(n_feature_parameters)
     ]
-    return heads + parameters, x_cf.sum(-1) * 1.5, sparse_rows(x_cf)
+    library_c = x_cf.sum(-1) * 1.5
+    if learns_exposure:
+        return [*heads, library_c.log().requires_grad_()], (sparse_rows(x_cf),)
+    return heads + parameters, (library_c, sparse_rows(x_cf))
 
 
-@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@EVERY_LIKELIHOOD
 def test_value_and_gradient_equal_the_reference(name):
-    fused, reference, n_feature_parameters, n_heads = LIKELIHOODS[name]
-    inputs, library_c, counts = example(7, 11, n_feature_parameters, n_heads)
+    fused, reference, *_ = LIKELIHOODS[name]
+    inputs, given = example(name, 7, 11)
     weight_c = torch.linspace(-1, 2, 7, dtype=torch.float64)
-    value_c, expected_c = fused(*inputs, library_c, counts), reference(*inputs, library_c, counts)
+    value_c, expected_c = fused(*inputs, *given), reference(*inputs, *given)
     torch.testing.assert_close(value_c, expected_c)
     gradients = torch.autograd.grad(value_c @ weight_c, inputs)
     torch.testing.assert_close(gradients, torch.autograd.grad(expected_c @ weight_c, inputs))
 
 
-@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@EVERY_LIKELIHOOD
 def test_gradcheck(name):
-    fused, _, n_feature_parameters, n_heads = LIKELIHOODS[name]
-    inputs, library_c, counts = example(3, 5, n_feature_parameters, n_heads)
-    assert torch.autograd.gradcheck(lambda *t: fused(*t, library_c, counts), inputs)
+    inputs, given = example(name, 3, 5)
+    assert torch.autograd.gradcheck(lambda *t: LIKELIHOODS[name][0](*t, *given), inputs)
 
 
-@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@EVERY_LIKELIHOOD
 @pytest.mark.parametrize("scale", [0.01, 30.0])
 def test_float32_stays_finite_and_close(name, scale):
-    fused, reference, n_feature_parameters, n_heads = LIKELIHOODS[name]
-    inputs, library_c, counts = example(5, 40, n_feature_parameters, n_heads, scale=scale)
-    expected_c = reference(*inputs, library_c, counts)
+    fused, reference, *_ = LIKELIHOODS[name]
+    inputs, given = example(name, 5, 40, scale=scale)
+    expected_c = reference(*inputs, *given)
     singles = [t.detach().float().requires_grad_() for t in inputs]
-    value_c = fused(*singles, library_c.float(), counts.with_values(counts.value_n.float()))
+    *library, counts = given
+    library = [library_c.float() for library_c in library]
+    value_c = fused(*singles, *library, counts.with_values(counts.value_n.float()))
     torch.testing.assert_close(value_c.double(), expected_c, rtol=1e-4, atol=1e-3)
     assert all(g.isfinite().all() for g in torch.autograd.grad(value_c.sum(), singles))
 
 
-@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@EVERY_LIKELIHOOD
 def test_gradient_twice_and_without_grad(name):
-    fused, _, n_feature_parameters, n_heads = LIKELIHOODS[name]
-    inputs, library_c, counts = example(4, 6, n_feature_parameters, n_heads)
-    value_c = fused(*inputs, library_c, counts)
+    fused = LIKELIHOODS[name][0]
+    inputs, given = example(name, 4, 6)
+    value_c = fused(*inputs, *given)
     first = torch.autograd.grad(value_c.sum(), inputs, retain_graph=True)
     torch.testing.assert_close(first, torch.autograd.grad(value_c.sum(), inputs))
     with torch.no_grad():
-        torch.testing.assert_close(fused(*inputs, library_c, counts), value_c.detach())
+        torch.testing.assert_close(fused(*inputs, *given), value_c.detach())
+
+
+@EVERY_LIKELIHOOD
+def test_cells_without_stored_entries(name):
+    fused, reference, *_ = LIKELIHOODS[name]
+    inputs, (*library, _) = example(name, 4, 6)
+    given = (*library, without_entries(4, 6))
+    value_c, expected_c = fused(*inputs, *given), reference(*inputs, *given)
+    torch.testing.assert_close(value_c, expected_c)
+    gradients = torch.autograd.grad(value_c.sum(), inputs)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected_c.sum(), inputs))
+
+
+@EVERY_LIKELIHOOD
+def test_no_cell_at_all(name):
+    """As in a minibatch of which no cell has the modality."""
+    inputs, (*library, counts) = example(name, 4, 6)
+    of_nobody = [t[:0].detach().requires_grad_() if len(t) == 4 else t for t in inputs]
+    value_c = LIKELIHOODS[name][0](*of_nobody, *(t[:0] for t in library), counts.select(torch.arange(0)))
+    assert value_c.shape == (0,)
+    for gradient, t in zip(torch.autograd.grad(value_c.sum(), of_nobody), of_nobody, strict=True):
+        assert torch.equal(gradient, torch.zeros_like(t))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.floats(-80, 80), st.sampled_from([0.0, 1.0, 100.0, 1e4]), st.integers(0, 10**6))
+def test_bernoulli_is_finite_however_extreme(log_exposure, scale, seed):
+    inputs, (counts,) = example("bernoulli", 3, 8, seed, scale, torch.float32)
+    inputs[1] = torch.full((3,), log_exposure, requires_grad=True)
+    value_c = ops.bernoulli(*inputs, counts)
+    assert value_c.isfinite().all()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(value_c.sum(), inputs))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.floats(-60, 3), st.sampled_from([1.0, 100.0]), st.integers(0, 10**6))
+def test_bernoulli_in_float32_is_close_where_rates_are_tiny(log_exposure, scale, seed):
+    """There log(1 - exp(-rate)) is the log rate itself, and must not be lost to rounding."""
+    inputs, (counts,) = example("bernoulli", 3, 8, seed, scale)
+    logits_cf, log_exposure_c = inputs[0].detach(), torch.full((3,), log_exposure, dtype=torch.float64)
+    log_lambda_cf = torch.log_softmax(logits_cf, -1) + log_exposure_c[:, None]
+    lambda_cf = log_lambda_cf.exp()
+    open_cf = torch.where(lambda_cf < 1e-9, log_lambda_cf, (-torch.expm1(-lambda_cf)).log())
+    expected_c = torch.where(counts.to_dense() > 0, open_cf, -lambda_cf).sum(-1)
+    single = counts.with_values(counts.value_n.float())
+    value_c = ops.bernoulli(logits_cf.float(), log_exposure_c.float(), single)
+    torch.testing.assert_close(value_c.double(), expected_c, rtol=1e-5, atol=1e-4)
+
+
+def test_bernoulli_takes_every_stored_entry_for_a_success():
+    inputs, (counts,) = example("bernoulli", 4, 6)
+    ones = counts.with_values(torch.ones_like(counts.value_n))
+    assert torch.equal(ops.bernoulli(*inputs, counts), ops.bernoulli(*inputs, ones))
+
+
+def test_bernoulli_sums_to_one():
+    """Over all patterns of five features that are seen or not."""
+    patterns_cf = torch.tensor(list(itertools.product([0.0, 1.0], repeat=5)), dtype=torch.float64)
+    logits_cf = torch.linspace(-2, 1, 5, dtype=torch.float64).expand(32, -1)
+    log_exposure_c = torch.full((32,), 1.2, dtype=torch.float64)
+    total = ops.bernoulli(logits_cf, log_exposure_c, sparse_rows(patterns_cf)).exp().sum()
+    torch.testing.assert_close(total, torch.ones_like(total))
 
 
 def test_negative_binomial_tends_to_poisson():
-    (logits_cf,), library_c, counts = example(4, 6, 0, 1)
+    (logits_cf,), (library_c, counts) = example("poisson", 4, 6)
     log_theta_f = torch.full((6,), 20.0, dtype=torch.float64)
     torch.testing.assert_close(
         ops.negative_binomial(logits_cf, log_theta_f, library_c, counts),

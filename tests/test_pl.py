@@ -241,6 +241,122 @@ def test_more_genes_are_wanted_than_there_are(adata):
     assert len(axes["heatmap"].get_yticks()) == 40
 
 
+# --- Several modalities -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def multiome(adata) -> AnnData:
+    """The first 24 of the 40 features stay genes, the others become peaks: their means are probabilities."""
+    stored = adata.uns["latent_traverse"]["axis_3"]
+    for name in ("mean", "lower", "upper"):
+        stored[name][:, 24:] /= 100
+    stored["mean"][:, :24] *= 1e4 / stored["mean"][:, :24].sum(1, keepdims=True)
+    stored["modality"] = np.array(["rna"] * 24 + ["atac"] * 16, dtype=object)
+    stored["feature_names"] = np.array([f"GENE{i}" if i < 24 else f"chr1:{i}00-{i}50" for i in range(40)], dtype=object)
+    adata.uns["celldial"]["schema"] = {
+        "modalities": ["rna", "atac"],
+        "likelihood": {"rna": "negative_binomial", "atac": "bernoulli"},
+    }
+    return adata
+
+
+def test_history_of_several_modalities_has_an_axis_for_weights(multiome):
+    history = multiome.uns["celldial"]["history"]
+    for name in ("log_likelihood", "log_likelihood_rna", "log_likelihood_atac"):
+        history[f"{name}_validation"] = history["elbo_validation"] / 2
+    history["elbo_train"] = history["elbo_train"] / 3
+    axes = pl.history(multiome, show=False)
+    assert list(axes) == ["elbo", "kl", "elbo_train"]
+    assert axes["elbo"].get_ylim()[1] < -600
+    assert axes["elbo_train"].get_ylim()[0] > -300
+    assert "training cells, modalities weighted\n(axis on the right)" in texts(plt.gcf())
+    assert "ELBO with weights" in texts(plt.gcf())
+    assert all_inside(plt.gcf())
+
+    history["kept"] = np.eye(30)[-1]
+    history["elbo_validation"][-3:] = np.nan
+    assert pl.history(multiome, show=False)["elbo_train"].lines[1].get_ydata() == history["elbo_train"][-1]
+
+
+def test_each_modality_has_a_column_of_curves_and_a_heatmap(multiome):
+    figure = pl.latent_traverse(multiome, "axis_3", return_fig=True)
+    written = texts(figure)
+    assert {"the 15 genes that change most", "the 15 peaks that change most", "counts per 10,000"} <= written
+    assert "probability open" in written
+    assert not any(text.startswith("expression") for text in written)
+    assert all_inside(figure)
+    *curves, rna, atac = axes = pl.latent_traverse(multiome, "axis_3", show=False)
+    assert (rna, atac) == ("heatmap_rna", "heatmap_atac")
+    assert [name.startswith("GENE") for name in curves] == [True, False] * 3
+    for name in curves:
+        expected = "counts per 10,000" if name.startswith("GENE") else "probability open"
+        assert axes[name].get_ylabel() == expected
+        assert axes[name].title.get_fontstyle() == ("italic" if name.startswith("GENE") else "normal")
+    assert len(axes["heatmap_atac"].get_yticks()) == 15
+    assert all(label.get_text().startswith("chr1:") for label in axes["heatmap_atac"].get_yticklabels())
+
+
+def test_peaks_are_ranked_alike_at_any_depth(multiome):
+    stored = multiome.uns["latent_traverse"]["axis_3"]
+    before = list(pl.latent_traverse(multiome, "axis_3", show=False))
+    stored["mean"][:, 24:] /= 50
+    assert list(pl.latent_traverse(multiome, "axis_3", show=False)) == before
+
+
+def test_numbers_are_shared_out_over_modalities(multiome):
+    *curves, _, _ = axes = pl.latent_traverse(multiome, "axis_3", n_genes=5, n_heatmap=40, show=False)
+    assert [name.startswith("GENE") for name in curves] == [True, False, True, False, True]
+    assert len(axes["heatmap_rna"].get_yticks()) == 20
+    assert len(axes["heatmap_atac"].get_yticks()) == 16
+    assert len(pl.latent_traverse(multiome, "axis_3", n_genes=1, n_heatmap=1, show=False)) == 4
+
+
+def test_curves_of_named_genes_and_peaks(multiome):
+    axes = pl.latent_traverse(multiome, "axis_3", ["chr1:3000-3050", "GENE2"], show=False)
+    assert list(axes) == ["chr1:3000-3050", "GENE2", "heatmap_rna", "heatmap_atac"]
+    with pytest.raises(KeyError, match="no gene 'chr1-3000-3050': did you mean 'chr1:3000-3050'?"):
+        pl.latent_traverse(multiome, "axis_3", "chr1-3000-3050")
+
+
+def test_counts_of_peaks_are_no_probabilities(multiome):
+    multiome.uns["celldial"]["schema"]["likelihood"]["atac"] = "poisson"
+    stored = multiome.uns["latent_traverse"]["axis_3"]
+    stored["mean"][:, 24:] *= 500 / stored["mean"][:, 24:].sum(1, keepdims=True)
+    pl.latent_traverse(multiome, "axis_3", show=False)
+    assert {"counts per 10,000", "counts per 500"} <= texts(plt.gcf())
+    assert "probability open" not in texts(plt.gcf())
+
+
+def test_without_a_schema_peaks_are_probabilities_where_none_is_above_1(multiome):
+    del multiome.uns["celldial"]["schema"]
+    pl.latent_traverse(multiome, "axis_3", show=False)
+    assert "probability open" in texts(plt.gcf())
+    multiome.uns["latent_traverse"]["axis_3"]["mean"][:, 24:] *= 100
+    pl.latent_traverse(multiome, "axis_3", show=False)
+    assert "probability open" not in texts(plt.gcf())
+
+
+def test_peaks_alone(multiome):
+    stored = multiome.uns["latent_traverse"]["axis_3"]
+    del stored["modality"]
+    for name in ("mean", "lower", "upper"):
+        stored[name] = stored[name][:, 24:]
+    stored["feature_names"], stored["library_size"] = stored["feature_names"][24:], 900.0
+    multiome.uns["celldial"]["schema"] = {"modalities": np.array(["atac"]), "likelihood": {"atac": "bernoulli"}}
+    axes = pl.latent_traverse(multiome, "axis_3", show=False)
+    assert list(axes)[-1] == "heatmap"
+    assert {"probability open", "the 16 peaks that change most"} <= texts(plt.gcf())
+
+
+def test_a_model_of_several_modalities_is_drawn():
+    import celldial as cd
+
+    cells = cd.datasets.simulate_multiome(120, 60, 200, mosaic=(0.6, 0.2, 0.2))
+    cd.VAE(n_latent=3, n_hidden=16).fit(cells, max_epochs=1, progress=False).latent_traverse(cells, n_cells=20)
+    assert list(pl.latent_traverse(cells, n_genes=2, show=False))[2:] == ["heatmap_rna", "heatmap_atac"]
+    assert {"counts per 10,000", "probability open"} <= texts(plt.gcf())
+
+
 # --- Errors -----------------------------------------------------------------------------------------------------------
 
 

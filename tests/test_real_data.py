@@ -28,3 +28,34 @@ def test_held_out_blood_cells_are_explained_as_well_as_stated():
     model = VAE().fit(adata, validation_cells=np.arange(700) < 70, progress=False)
     assert max(model.history_["elbo_validation"]) >= -650
     assert model.score(adata[:70].copy()) >= -651
+
+
+def test_proteins_of_donors_without_them_are_predicted_from_their_rna(shared_data, tmp_path):
+    """Of four donors one has no protein and one no RNA; each type of cell is predicted as it was measured elsewhere."""
+    adata = read_h5ad(shared_data / "cite_mosaic.h5ad")
+    model = VAE(batch_key="batch").fit(adata, max_epochs=8, progress=False)
+    assert model.schema_.presence_keys == {"rna": "has_rna", "protein": "has_protein"}
+    assert adata.obsm["X_celldial"].shape == (1600, 10)
+    no_rna, no_protein = (~adata.obs[key].to_numpy() for key in ("has_rna", "has_protein"))
+    assert no_rna.sum() == no_protein.sum() == 400
+    with pytest.warns(UserWarning, match="400 of 1600 cells have no count of rna"):
+        by_rna = model.transform(adata, modality="rna")
+    np.testing.assert_allclose(by_rna[no_protein], adata.obsm["X_celldial"][no_protein], atol=1e-5)
+    assert (by_rna[no_rna] == 0).all()
+
+    proteins = (adata.var["feature_types"] == "Antibody Capture").to_numpy()
+    query = adata[no_protein, ~proteins].copy()
+    predicted = model.impute(query, "protein", from_="rna", batch="p3_0")
+    share = adata.to_df().loc[~no_protein, proteins]
+    measured = share.div(share.sum(axis=1), axis=0) * 1e4
+    types = ["B", "CD4 T", "Mono", "NK"]
+    by_type = [table.groupby(adata.obs["celltype"], observed=True).mean().loc[types] for table in (predicted, measured)]
+    found, known = (np.log1p(table) - np.log1p(table).mean() for table in by_type)
+    varying = known.std() > 0.4
+    assert varying.sum() > 30
+    assert np.corrcoef(found.loc[:, varying].to_numpy().ravel(), known.loc[:, varying].to_numpy().ravel())[0, 1] > 0.85
+
+    model.impute_to_file(query, "protein", tmp_path / "proteins.h5ad", from_="rna", batch="p3_0")
+    np.testing.assert_array_equal(read_h5ad(tmp_path / "proteins.h5ad").X, predicted)
+    model.save(tmp_path / "model.celldial")
+    np.testing.assert_array_equal(VAE.load(tmp_path / "model.celldial").transform(adata), adata.obsm["X_celldial"])

@@ -498,28 +498,46 @@ def test_covariates_in_a_data_frame() -> None:
 
 # --- Storage ----------------------------------------------------------------------------------------------------------
 
-SCHEMAS = st.builds(
-    Schema,
-    st.dictionaries(st.text(), st.lists(st.text()).map(tuple)),
-    st.none() | st.text(),
-    st.none() | st.text(),
-    st.dictionaries(st.text(), st.lists(st.text()).map(tuple)),
-    st.dictionaries(st.text(), st.tuples(*[st.floats(allow_nan=False, allow_infinity=False)] * 2)),
-)
+NAMES = st.lists(st.text()).map(tuple)
 
 
-@given(schema=SCHEMAS)
+@st.composite
+def schemas(draw: st.DrawFn) -> Schema:
+    feature_names = draw(st.dictionaries(st.text(), NAMES))
+    per_modality = st.fixed_dictionaries(dict.fromkeys(feature_names, st.text()))
+    return Schema(
+        feature_names=feature_names,
+        sources=draw(per_modality),
+        likelihood=draw(per_modality),
+        presence_keys={key: draw(st.text()) for key in feature_names if draw(st.booleans())},
+        layer=draw(st.none() | st.text()),
+        batch_key=draw(st.none() | st.text()),
+        categories=draw(st.dictionaries(st.text(), NAMES)),
+        continuous=draw(st.dictionaries(st.text(), st.tuples(*[st.floats(allow_nan=False, allow_infinity=False)] * 2))),
+    )
+
+
+@given(schema=schemas())
 def test_json_round_trip(schema: Schema) -> None:
     back = Schema.from_dict(json.loads(json.dumps(schema.to_dict())))
     assert back == schema
     assert list(back.categories) == list(schema.categories)
 
 
-@pytest.mark.parametrize("plain", [True, False])
-def test_h5ad_round_trip(plain: bool, tmp_path: Any) -> None:
+@pytest.mark.parametrize("kind", ["plain", "covariates", "modalities"])
+def test_h5ad_round_trip(kind: str, tmp_path: Any) -> None:
     adata = make_adata()
-    if plain:
+    if kind == "plain":
         schema = Schema.from_anndata(adata)
+    elif kind == "modalities":
+        # Keys not in alphabetical order, which is the order an h5ad file gives them back in.
+        adata.var["feature_types"] = ["Peaks", "Gene Expression", "Gene Expression", "Peaks"]
+        adata.obs["has_atac"] = [True, False, True]
+        adata.obsm["counts"] = COUNTS
+        modalities = {"z": "obsm/counts", "atac": "Peaks", "rna": "Gene Expression"}
+        schema = Schema.from_anndata(adata, modalities=modalities)
+        assert list(schema.feature_names) == ["rna", "atac", "z"]
+        assert schema.presence_keys == {"atac": "has_atac"}
     else:
         adata.layers["counts"] = adata.X
         # Keys not in alphabetical order, which is the order an h5ad file gives them back in.
@@ -536,12 +554,14 @@ def test_h5ad_round_trip(plain: bool, tmp_path: Any) -> None:
     assert back == schema
     assert list(back.categories) == list(schema.categories)
     assert list(back.continuous) == list(schema.continuous)
+    assert list(back.feature_names) == list(schema.feature_names)
     assert all(type(name) is str for name in back.feature_names["rna"])
 
 
-def test_peaks_among_the_genes_are_refused():
-    adata = AnnData(np.ones((2, 3), dtype=np.float32), var=pd.DataFrame(index=["gene_1", "gene_2", "chr1:1-9"]))
-    adata.var["feature_types"] = ["Gene Expression", "Gene Expression", "Peaks"]
-    with pytest.raises(ValueError, match="'Peaks'.*only gene expression.*feature_types"):
-        Schema.from_anndata(adata)
-    assert Schema.from_anndata(adata[:, :2]).feature_names == {"rna": ("gene_1", "gene_2")}
+@pytest.mark.parametrize("likelihood", [None, "poisson"])
+def test_dicts_of_before_modalities_are_read(likelihood: str | None) -> None:
+    schema = Schema.from_anndata(make_adata(), batch_key="batch", likelihood=likelihood)
+    stored = schema.to_dict()
+    for key in ("sources", "likelihood", "presence_keys"):
+        del stored[key]
+    assert Schema.from_dict(stored, **({} if likelihood is None else {"likelihood": likelihood})) == schema

@@ -226,8 +226,15 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no parameters": lambda about: about.pop("parameters"),
     "parameters are a list": lambda about: about.update(parameters=[]),
     "unknown parameter": lambda about: about["parameters"].update(evil=1),
-    "unknown likelihood": lambda about: about["parameters"].update(likelihood="os.system"),
-    "likelihood is a list": lambda about: about["parameters"].update(likelihood=[]),
+    "unknown likelihood": lambda about: about["schema"]["likelihood"].update(rna="os.system"),
+    "likelihood is a list": lambda about: about["schema"].update(likelihood=[]),
+    "likelihood of no modality": lambda about: about["schema"].update(likelihood={}),
+    "parameter of an unknown likelihood": lambda about: about["parameters"].update(likelihood="os.system"),
+    "unknown fusion": lambda about: about["parameters"].update(fusion="sum"),
+    "weights are a number": lambda about: about["parameters"].update(modality_weights=3),
+    "another modality": lambda about: about["schema"]["modalities"].append("atac"),
+    "modality with a dot": lambda about: about["schema"].update(modalities=["a.b"], feature_names={"a.b": ["g0"]}),
+    "no quantiles of a modality": lambda about: about.update(library_size_quantiles={"atac": [1.0]}),
     "n_latent is another": lambda about: about["parameters"].update(n_latent=3),
     "n_latent is gigantic": lambda about: about["parameters"].update(n_latent=10**15),
     "n_latent is more than gigantic": lambda about: about["parameters"].update(n_latent=10**25),
@@ -326,16 +333,40 @@ def test_the_payload_of_this_test_works(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", range(1, FORMAT_VERSION + 1))
 def test_golden_file(version: int) -> None:
-    """A model that this format's first version saved gives the same answers today."""
+    """A model that an earlier version saved gives the same answers today."""
     model_path, cells_path = golden_paths(version)
     adata, model = read_cells(cells_path), VAE.load(model_path)
+    with np.load(cells_path, allow_pickle=False) as stored:
+        expected = dict(stored)
+    assert np.ptp(expected["embedding"], axis=0).min() > 0.01
     mean, standard_deviation = model.posterior(adata)
+    np.testing.assert_allclose(mean, expected["embedding"], atol=1e-5)
+    np.testing.assert_allclose(standard_deviation, expected["standard_deviation"], atol=1e-5)
     expression = model.denoise(adata, transform_batch="b1").to_numpy()
-    with np.load(cells_path, allow_pickle=False) as expected:
-        assert np.ptp(expected["embedding"], axis=0).min() > 0.01
-        np.testing.assert_allclose(mean, expected["embedding"], atol=1e-5)
-        np.testing.assert_allclose(standard_deviation, expected["standard_deviation"], atol=1e-5)
-        np.testing.assert_allclose(expression, expected["expression"], rtol=1e-4)
+    np.testing.assert_allclose(expression, expected["expression"], rtol=1e-4)
+    if version == 1:
+        assert model.schema_.modalities == ("rna",)
+        assert list(model.library_size_quantiles_) == ["rna"]
+        return
+    for modality in model.schema_.modalities:
+        embedding = model.transform(adata[expected[f"has_{modality}"]], modality=modality)
+        np.testing.assert_allclose(embedding, expected[f"embedding_{modality}"], atol=1e-5)
+    probability = model.impute(adata[expected["has_rna"]].copy(), "atac", from_="rna").to_numpy()
+    np.testing.assert_allclose(probability, expected["probability"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("version", range(1, FORMAT_VERSION + 1))
+def test_a_golden_model_is_not_only_read(version: int, tmp_path: Path) -> None:
+    """It goes on training, and is saved in the present format."""
+    model_path, cells_path = golden_paths(version)
+    adata, model = read_cells(cells_path), VAE.load(model_path)
+    model.partial_fit(adata, max_epochs=1, progress=False)
+    model.latent_traverse(adata, n_steps=2)
+    model.save(tmp_path / "model.celldial")
+    loaded = VAE.load(tmp_path / "model.celldial")
+    np.testing.assert_array_equal(loaded.transform(adata), adata.obsm["X_celldial"])
+    assert loaded.sample(3, {"batch": "b0", "age": 30.0}).shape == (3, adata.n_vars)
+    assert clone(loaded).fit(adata, max_epochs=1, progress=False).schema_ == model.schema_
 
 
 def test_parameters_set_after_fit_wait_for_the_next_one(adata: AnnData, tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from celldial import train
 from celldial.data import Cells
+from celldial.fusion import FUSIONS
 from celldial.likelihoods import LIKELIHOODS
 from celldial.module import Module
+from celldial.ops import SparseRows
 from celldial.settings import settings
-from simulated import simulate_cells
+from simulated import simulate_cells, simulate_two_cells
 
 TRAIN_C, VALIDATION_C = torch.arange(50), torch.arange(50, 60)
 NOBODY = torch.empty(0, dtype=torch.int64)
@@ -65,10 +67,12 @@ def assert_weights(module: Module, expected: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
-def test_training_makes_the_elbo_better(cells: Cells, likelihood: str) -> None:
+def test_training_makes_the_elbo_better(likelihood: str) -> None:
+    cells = simulate_cells(n_cells=250)
     module = make_module(cells, likelihood)
-    history = fit(module, cells, max_epochs=15)
-    assert history["elbo_validation"][-1] > history["elbo_validation"][0]
+    plan = train.Plan(max_epochs=30, batch_size=20)
+    history = train.fit(module, cells, torch.arange(50, 250), torch.arange(50), plan, 0)
+    assert max(history["elbo_validation"]) > history["elbo_validation"][0] + 0.3
     assert not module.training
 
 
@@ -128,23 +132,79 @@ def test_learning_rate_rises_to_its_peak_and_falls(cells: Cells) -> None:
     assert 0 <= rates[-1] < rates[0] < rates[peak] / 2
 
 
-def test_decay_is_for_matrices_alone(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
+def spy_on_groups(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Collect the groups of parameters that the optimizer gets."""
     groups: list[dict[str, Any]] = []
-    adamw = train.AdamW
 
-    def spy(parameters: list[dict[str, Any]], **options: Any) -> Any:
-        optimizer = adamw(parameters, **options)
-        groups.extend(optimizer.param_groups)
-        return optimizer
+    class Spy(train.Adam):
+        def __init__(self, parameters: Any, **options: Any) -> None:
+            super().__init__(parameters, **options)
+            groups.extend(self.param_groups)
 
-    monkeypatch.setattr(train, "AdamW", spy)
-    module = make_module(cells)
+    monkeypatch.setattr(train, "Adam", Spy)
+    return groups
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_decay_is_for_matrices_alone_and_loadings_have_a_prior(
+    cells: Cells, monkeypatch: pytest.MonkeyPatch, likelihood: str
+) -> None:
+    groups = spy_on_groups(monkeypatch)
+    module = make_module(cells, likelihood)
     fit(module, cells, max_epochs=1, weight_decay=0.5)
-    decayed = [p for group in groups for p in group["params"] if group["weight_decay"] == 0.5]
-    spared = [p for group in groups for p in group["params"] if group["weight_decay"] == 0]
+    loadings = [head.weight for head in module.modalities["rna"].decoder.heads]
+    with_prior = [group for group in groups if not group["decoupled_weight_decay"]]
+    assert [id(p) for group in with_prior for p in group["params"]] == [id(p) for p in loadings]
+    # Minus the log of the prior, per cell, is decay / 2 times the sum of squares; 8 hidden units, 50 cells.
+    assert with_prior[0]["weight_decay"] == pytest.approx(8 / LIKELIHOODS[likelihood].loading_scale ** 2 / 50)
+    others = [group for group in groups if group["decoupled_weight_decay"]]
+    decayed = [p for group in others for p in group["params"] if group["weight_decay"] == 0.5]
+    spared = [p for group in others for p in group["params"] if group["weight_decay"] == 0]
     assert all(parameter.ndim > 1 for parameter in decayed)
     assert all(parameter.ndim <= 1 for parameter in spared)
-    assert sorted(map(id, [*decayed, *spared])) == sorted(map(id, module.parameters()))
+    assert sorted(map(id, [*loadings, *decayed, *spared])) == sorted(map(id, module.parameters()))
+
+
+def test_parameters_of_likelihoods_are_ten_times_as_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = spy_on_groups(monkeypatch)
+    cells = simulate_two_cells()
+    module = make_two(cells)
+    fit(module, cells, max_epochs=1)
+    # The schedule keeps the peak of each group.
+    fast = {id(p) for group in groups for p in group["params"] if group["max_lr"] == pytest.approx(10 * 8e-3)}
+    slow = {id(p) for group in groups for p in group["params"] if group["max_lr"] == pytest.approx(8e-3)}
+    assert fast == {id(p) for _, modality in module.by_modality() for p in modality.likelihood.parameters()}
+    assert fast | slow == {id(p) for p in module.parameters()}
+
+
+@pytest.mark.parametrize("likelihood", ["poisson", "bernoulli"])
+def test_training_ends_at_the_mode_of_the_posterior_of_the_loadings(
+    cells: Cells, monkeypatch: pytest.MonkeyPatch, likelihood: str
+) -> None:
+    """As if each of 50 cells had seen each loading as 1, with a standard error of 1: the prior's part is known."""
+
+    def forward(self: Module, *args: Any) -> Tensor:
+        return 0.5 * (self.modalities["rna"].decoder.heads[0].weight - 1).square().sum()
+
+    monkeypatch.setattr(Module, "forward", forward)
+    module = make_module(cells, likelihood)
+    fit(module, cells, max_epochs=300, batch_size=50, validation_c=NOBODY, learning_rate=0.05, early_stopping=False)
+    mode = 50 / (50 + 8 / LIKELIHOODS[likelihood].loading_scale ** 2)
+    weight_fh = module.modalities["rna"].decoder.heads[0].weight.detach()
+    torch.testing.assert_close(weight_fh, torch.full_like(weight_fh, mode), rtol=0, atol=1e-3)
+
+
+def test_a_narrow_prior_holds_the_loadings_whatever_the_data_say(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
+    spreads = []
+    for scale in (1.7, 0.01):
+        monkeypatch.setattr(LIKELIHOODS["poisson"], "loading_scale", scale)
+        module = make_module(cells, "poisson")
+        fit(module, cells, max_epochs=30, validation_c=NOBODY, early_stopping=False)
+        with torch.no_grad():
+            (logits_cf,) = module.decode(torch.linspace(-2, 2, 120).reshape(60, 2), cells)["rna"].heads
+        spreads.append(float(logits_cf.std(0).mean()))
+    assert spreads[0] > 0.2
+    assert spreads[1] < 0.02
 
 
 def test_training_is_reproducible(cells: Cells) -> None:
@@ -154,6 +214,92 @@ def test_training_is_reproducible(cells: Cells) -> None:
         del history["seconds"]
     assert histories[0] == histories[1] != histories[2]
     assert_weights(modules[0], modules[1].state_dict())
+
+
+# --- Several modalities -----------------------------------------------------------------------------------------------
+
+
+def make_two(cells: Cells, fusion: Any = "product") -> Module:
+    torch.manual_seed(0)
+    likelihood = {"rna": "negative_binomial", "atac": "bernoulli"}
+    module = Module(
+        {name: rows.n_columns for name, rows in cells.counts.items()}, likelihood, (), 0, 2, 8, 1, 0.1, fusion
+    )
+    module.initialise(cells)
+    return module
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_log_likelihoods_of_the_modalities_sum_to_the_whole(fusion: str) -> None:
+    cells = simulate_two_cells(lacking={"atac": range(10, 30), "rna": [0, 1, 58]})
+    history = fit(make_two(cells, fusion), cells)
+    parts = ["log_likelihood_rna_validation", "log_likelihood_atac_validation"]
+    assert {name for name in history if name.startswith("log_likelihood")} == {"log_likelihood_validation", *parts}
+    for epoch in range(4):
+        whole = history["log_likelihood_validation"][epoch]
+        assert sum(history[part][epoch] for part in parts) == pytest.approx(whole)
+        assert history["elbo_validation"][epoch] == pytest.approx(whole - history["kl_validation"][epoch])
+
+
+def test_log_likelihood_of_a_modality_is_per_cell_of_all() -> None:
+    """Of ten cells to validate on, one has peaks: the others count as 0."""
+    cells = simulate_two_cells(lacking={"atac": range(51, 60)})
+    module = make_two(cells)
+    torch.manual_seed(3)
+    terms = train.evaluate(module, cells.select(VALIDATION_C))
+    torch.manual_seed(3)
+    with torch.no_grad():
+        log_likelihood, _ = module.elbo(cells.select(VALIDATION_C))
+    assert terms["log_likelihood_atac_validation"] == pytest.approx(float(log_likelihood["atac"][0]) / 10, rel=1e-5)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("batch_size", [1, 4, 50])
+def test_minibatches_in_which_no_cell_has_a_modality_are_trained_on(fusion: str, batch_size: int) -> None:
+    """Of 50 cells to train on, three have peaks and two of these no genes; of ten to validate on, none has."""
+    cells = simulate_two_cells(lacking={"atac": range(3, 60), "rna": [0, 1]})
+    module = make_two(cells, fusion)
+    history = fit(module, cells, max_epochs=2, batch_size=batch_size)
+    assert all(math.isfinite(value) for values in history.values() for value in values)
+    assert history["log_likelihood_atac_validation"] == [0, 0]
+    assert all(tensor.isfinite().all() for tensor in module.state_dict().values())
+
+
+def test_masks_are_left_out_where_all_chosen_cells_have_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell that has nothing, and is not chosen, must not cost a gathering in each step."""
+    cells = simulate_two_cells(lacking={"atac": [7], "rna": [7]})
+    seen = []
+    forward = Module.forward
+
+    def spy(self: Module, cells: Cells, *args: Any) -> Tensor:
+        seen.append(cells.present)
+        return forward(self, cells, *args)
+
+    monkeypatch.setattr(Module, "forward", spy)
+    chosen_c = torch.tensor([c for c in range(50) if c != 7])
+    train.fit(make_two(cells), cells, chosen_c, VALIDATION_C, train.Plan(max_epochs=1, batch_size=20), 0)
+    assert seen == [{}] * 3
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_training_on_several_modalities_makes_no_dense_copy(fusion: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = simulate_two_cells(lacking={"atac": [1, 2, 55], "rna": [3]})
+
+    def refuse(*args: Any, **options: Any) -> Any:
+        raise AssertionError("a dense copy of the counts")
+
+    for owner in (SparseRows, Tensor):
+        monkeypatch.setattr(owner, "to_dense", refuse)
+    fit(make_two(cells, fusion), cells, max_epochs=1)
+
+
+def test_training_on_several_modalities_is_reproducible() -> None:
+    cells = simulate_two_cells(lacking={"atac": [1, 2, 55], "rna": [3]})
+    modules = [make_two(cells, "mixture_of_products") for _ in range(3)]
+    for module, seed in zip(modules, (5, 5, 6), strict=True):
+        fit(module, cells, seed=seed)
+    assert_weights(modules[0], modules[1].state_dict())
+    assert any(not torch.equal(a, b) for a, b in zip(modules[0].parameters(), modules[2].parameters(), strict=True))
 
 
 # --- The weights that are kept ----------------------------------------------------------------------------------------
@@ -175,13 +321,13 @@ def test_weights_of_the_best_epoch_are_kept(
 def test_without_validation_cells_the_last_weights_are_kept(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
     after_step: list[dict[int, Tensor]] = []
 
-    class Spy(train.AdamW):
+    class Spy(train.Adam):
         def step(self, *args: Any, **options: Any) -> Any:
             result = super().step(*args, **options)
             after_step.append({id(p): p.detach().clone() for group in self.param_groups for p in group["params"]})
             return result
 
-    monkeypatch.setattr(train, "AdamW", Spy)
+    monkeypatch.setattr(train, "Adam", Spy)
     forward = Module.forward
     # The training ELBO gets worse from step to step, which is no reason to go back.
     monkeypatch.setattr(Module, "forward", lambda self, *args: forward(self, *args) + 100 * len(after_step))
@@ -319,12 +465,12 @@ def test_evaluate_is_the_mean_over_cells_however_they_are_batched(
     module = make_module(cells)
     torch.manual_seed(3)
     with torch.no_grad():
-        log_likelihood_c, kl_c = module.eval().elbo(cells)
+        log_likelihood, kl_c = module.eval().elbo(cells)
     torch.manual_seed(3)
     terms = train.evaluate(module.train(), cells)
-    assert terms["log_likelihood_validation"] == pytest.approx(float(log_likelihood_c.mean()), rel=1e-5)
+    assert terms["log_likelihood_validation"] == pytest.approx(float(log_likelihood["rna"].mean()), rel=1e-5)
     assert terms["kl_validation"] == pytest.approx(float(kl_c.mean()), rel=1e-5)
-    monkeypatch.setattr(train, "EVALUATION_BATCH_SIZE", 7)
+    monkeypatch.setattr(train, "block_size", lambda n_features: 7)
     assert train.evaluate(module, cells)["kl_validation"] == pytest.approx(terms["kl_validation"], rel=1e-5)
 
 

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from anndata import AnnData
 
 from celldial.data import Cells
+from celldial.fusion import FUSIONS
 from celldial.likelihoods import LIKELIHOODS
+from celldial.lookup import listing
 from celldial.schema import Schema
 
 __all__ = [
     "check_any_count",
     "check_enough",
     "check_latent_states",
+    "check_library_size",
+    "check_modality_key",
+    "check_modality_weights",
     "check_options",
     "check_parameters",
     "check_whole",
     "warn_of_empty",
 ]
+
+
+FEATURE_TYPES_COLUMN = "feature_types"
 
 
 def check_whole(name: str, value: Any, least: int = 1) -> None:
@@ -34,8 +43,11 @@ def check_parameters(parameters: dict[str, Any]) -> None:
     for name, least in {"n_latent": 1, "n_hidden": 2, "n_layers": 1, "seed": 0}.items():
         check_whole(name, parameters[name], least)
     likelihood, dropout_rate, learning_rate = (parameters[k] for k in ("likelihood", "dropout_rate", "learning_rate"))
-    if likelihood not in LIKELIHOODS:
-        raise ValueError(f"likelihood is {likelihood!r}: choose one of {', '.join(map(repr, LIKELIHOODS))}")
+    for name in likelihood.values() if isinstance(likelihood, Mapping) else [likelihood]:
+        if name not in LIKELIHOODS and likelihood is not None:
+            raise ValueError(f"likelihood is {name!r}: choose one of {', '.join(map(repr, LIKELIHOODS))}")
+    if parameters["fusion"] not in FUSIONS:
+        raise ValueError(f"fusion is {parameters['fusion']!r}: choose one of {', '.join(map(repr, FUSIONS))}")
     if not (isinstance(dropout_rate, float | int | np.number) and 0 <= dropout_rate < 1):
         raise ValueError(f"dropout_rate is {dropout_rate!r}: it must be at least 0 and below 1")
     if not (isinstance(learning_rate, float | int | np.number) and learning_rate > 0):
@@ -67,20 +79,52 @@ def check_enough(schema: Schema, cells: Cells, n_latent: int) -> None:
         )
 
 
-def check_any_count(cells: Cells) -> None:
-    """Raise where no cell has a count."""
+def check_modality_key(modality_key: str, adata: AnnData) -> None:
+    """Raise where a column other than the usual one is named, and is not there: all would be taken for genes."""
+    if modality_key not in adata.var and modality_key != FEATURE_TYPES_COLUMN:
+        raise KeyError(
+            f"modality_key is {modality_key!r}, which is not among the columns of adata.var: {listing(adata.var)}"
+        )
+
+
+def check_modality_weights(weights: Any, schema: Schema) -> None:
+    """Raise unless weights are positive numbers by modality."""
+    if weights is None:
+        return
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"modality_weights is {weights!r}: it must be a dict from modality to a number above 0")
+    for modality, weight in weights.items():
+        if modality not in schema.modalities:
+            raise KeyError(f"modality_weights names {modality!r}; the modalities are {', '.join(schema.modalities)}")
+        if not (isinstance(weight, float | int | np.number) and 0 < weight < np.inf):
+            raise ValueError(f"the weight of {modality} is {weight!r}: it must be a number above 0")
+
+
+def check_library_size(library_size: Any) -> float:
+    """Give a library size to decode with as a float, or raise."""
+    if not (isinstance(library_size, float | int | np.number) and 0 < library_size < np.inf):
+        raise ValueError(f"library_size is {library_size!r}: it must be a number above 0")
+    return float(library_size)
+
+
+def check_any_count(cells: Cells, modalities: Sequence[str] | None = None) -> None:
+    """Raise where no cell has a count, of some modalities where named."""
     if cells.empty_c.all():
-        raise ValueError(f"none of the {len(cells)} cells has a single count: check the layer and the features")
+        of = "" if modalities is None else f" of {' or '.join(modalities)}"
+        raise ValueError(f"none of the {len(cells)} cells has a single count{of}: check the layer and the features")
 
 
-def warn_of_empty(adata: AnnData, cells: Cells, consequence: str) -> None:
-    """Warn where cells have no count, in the name of the method of `VAE` that calls this."""
+def warn_of_empty(
+    adata: AnnData, cells: Cells, consequence: str, modality: str | None = None, stacklevel: int = 3
+) -> None:
+    """Warn where cells have no count, in the name of who called the method of `VAE` that calls this."""
     empty_c = cells.empty_c.numpy()
     if empty_c.any():
+        of = "" if modality is None else f" of {modality}"
         warnings.warn(
-            f"{empty_c.sum()} of {len(empty_c)} cells have no count (the first is {adata.obs_names[empty_c][0]!r}): "
-            f"{consequence}",
-            stacklevel=3,
+            f"{empty_c.sum()} of {len(empty_c)} cells have no count{of} (the first is "
+            f"{adata.obs_names[empty_c][0]!r}): {consequence}",
+            stacklevel=stacklevel,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,9 @@ from celldial.schema import Schema
 
 MINIBATCHES_AT_A_TIME = 32
 
-__all__ = ["Cells", "choose_cells", "minibatches", "split"]
+MAX_BLOCK_CELLS, MAX_BLOCK_ENTRIES = 1024, 2**22
+
+__all__ = ["Cells", "block_size", "check_linked", "choose_cells", "minibatches", "split"]
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,16 @@ class Cells:
         Codes of the categorical covariates, int64, shape ``(c, n_categorical)``.
     continuous_ck
         Standardized continuous covariates, float32, shape ``(c, n_continuous)``.
+    present
+        Modality to which cells have it, that is, have a count there, bool, shape ``(c,)``. Modalities that all cells
+        have are left out, so that nothing needs to be gathered for them.
     """
 
     counts: dict[str, SparseRows]
     library_size: dict[str, Tensor]
     category_ck: Tensor
     continuous_ck: Tensor
+    present: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def from_anndata(cls, adata: AnnData, schema: Schema, overrides: Mapping[str, Any] | None = None) -> Cells:
@@ -57,11 +63,14 @@ class Cells:
         """
         counts = schema.counts(adata)
         category_ck, continuous_ck = schema.covariates(adata, overrides)
+        library_size = {modality: row_totals(matrix) for modality, matrix in counts.items()}
+        present = {modality: total_c > 0 for modality, total_c in library_size.items()}
         return cls(
             counts={modality: to_sparse_rows(matrix) for modality, matrix in counts.items()},
-            library_size={modality: row_totals(matrix) for modality, matrix in counts.items()},
+            library_size=library_size,
             category_ck=torch.from_numpy(category_ck),
             continuous_ck=torch.from_numpy(continuous_ck),
+            present={modality: present_c for modality, present_c in present.items() if not present_c.all()},
         )
 
     def __len__(self) -> int:
@@ -76,6 +85,37 @@ class Cells:
     def empty_c(self) -> Tensor:
         """Which cells have no count in any modality, bool, shape ``(c,)``."""
         return torch.stack(list(self.library_size.values())).sum(0) == 0
+
+    def having(self, modality: str) -> Tensor | None:
+        """Give the cells that have a modality, as indices in ascending order, int64; None where all have it."""
+        present_c = self.present.get(modality)
+        return None if present_c is None else present_c.nonzero().squeeze(1)
+
+    def has(self, modality: str) -> Tensor:
+        """Tell which cells have a modality, bool, shape ``(c,)``."""
+        present_c = self.present.get(modality)
+        return torch.ones_like(self.library_size[modality], dtype=torch.bool) if present_c is None else present_c
+
+    def observed(self, modality: str) -> SparseRows:
+        """Give the counts of a modality in the cells that have it."""
+        index_c = self.having(modality)
+        return self.counts[modality] if index_c is None else self.counts[modality].select(index_c)
+
+    def only(self, *modalities: str) -> Cells:
+        """Take the same cells as if nothing but `modalities` had been measured."""
+        lacked_c = torch.zeros(len(self), dtype=torch.bool, device=self.category_ck.device)
+        others = [name for name in self.counts if name not in modalities]
+        return replace(
+            self,
+            counts={**self.counts, **{name: without_entries(self.counts[name]) for name in others}},
+            library_size={**self.library_size, **{name: torch.zeros_like(self.library_size[name]) for name in others}},
+            present={**self.present, **dict.fromkeys(others, lacked_c)},
+        )
+
+    def masked_for(self, index_c: Tensor) -> Cells:
+        """Leave out the masks of modalities that all of the cells `index_c` have, where only these will be used."""
+        masks = {name: present_c for name, present_c in self.present.items() if not bool(present_c[index_c].all())}
+        return replace(self, present=masks)
 
     def select(self, index_c: Tensor) -> Cells:
         """Gather the cells ``index_c`` (int64, on any device), in that order."""
@@ -98,7 +138,13 @@ class Cells:
             library_size={modality: of_tensor(total_c) for modality, total_c in self.library_size.items()},
             category_ck=of_tensor(self.category_ck),
             continuous_ck=of_tensor(self.continuous_ck),
+            present={modality: of_tensor(present_c) for modality, present_c in self.present.items()},
         )
+
+
+def block_size(n_features: int) -> int:
+    """Choose how many cells to decode at once: a block of expected values stays below 16 MB, or is one cell."""
+    return max(1, min(MAX_BLOCK_CELLS, MAX_BLOCK_ENTRIES // n_features))
 
 
 def to_sparse_rows(matrix: sparse.csr_matrix) -> SparseRows:
@@ -121,6 +167,11 @@ def slice_rows(rows: SparseRows, start: int, stop: int) -> SparseRows:
     indptr_c = rows.indptr_c[start : stop + 1]
     first, last = int(indptr_c[0]), int(indptr_c[-1])
     return SparseRows(indptr_c - first, rows.column_n[first:last], rows.value_n[first:last], rows.n_columns)
+
+
+def without_entries(rows: SparseRows) -> SparseRows:
+    """Make as many rows, all empty."""
+    return SparseRows(torch.zeros_like(rows.indptr_c), rows.column_n[:0], rows.value_n[:0], rows.n_columns)
 
 
 def minibatches(
@@ -238,3 +289,47 @@ def choose_cells(
     if len(train_c) == 0:
         raise ValueError("validation_cells holds all cells out: none is left to train on")
     return torch.from_numpy(train_c), torch.from_numpy(validation_c)
+
+
+def check_linked(cells: Cells, index_c: Tensor | None = None) -> None:
+    """Raise unless cells that have several modalities link all of them, directly or through others.
+
+    Without such cells nothing says which states of one modality belong to which of the other, and each could be laid
+    out in the latent space as if the other were not there.
+
+    Parameters
+    ----------
+    cells
+        The data set.
+    index_c
+        The cells to train on, int64; by default all.
+
+    Raises
+    ------
+    ValueError
+        No cell has counts of some modality; or no cell has both of some that nothing else links.
+    """
+    part = slice(None) if index_c is None else index_c
+    has = {modality: total_c[part] > 0 for modality, total_c in cells.library_size.items()}
+    cell = "cell" if index_c is None else "cell to train on"
+    if len(has) < 2:
+        return
+    for modality, has_c in has.items():
+        if not has_c.any():
+            raise ValueError(
+                f"no {cell} has a count of {modality}: there is nothing to learn it from. Check the layer and the "
+                "features, or leave the modality out"
+            )
+    linked, rest = [], list(has)
+    reached = rest[:1]
+    while reached:
+        modality = reached.pop()
+        rest.remove(modality)
+        linked.append(modality)
+        reached += [name for name in rest if name not in reached and (has[name] & has[modality]).any()]
+    if rest:
+        one, other = (names[0] if len(names) == 1 else f"any of {', '.join(names)}" for names in (linked, rest))
+        raise ValueError(
+            f"no {cell} has both {one} and {other}: nothing links them, and what is learned of one would say nothing "
+            "of the other. Add cells in which both were measured, or fit a model of each"
+        )

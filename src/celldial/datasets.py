@@ -1,4 +1,4 @@
-"""Data to start with: real counts that come with the installed packages, no download."""
+"""Data to start with, without a download: real counts that come with the installed packages, and simulated ones."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
+from celldial.simulation import simulate_multiome
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["pbmc68k_reduced"]
+__all__ = ["pbmc68k_reduced", "simulate_multiome"]
 
 # scanpy ships log1p(counts * 10,000 / n_counts), rounded to three decimals: half a unit in the last place, and float32.
 _LOG_TOLERANCE = 5.01e-4

@@ -1,7 +1,8 @@
-"""Show on 700 blood cells what the package does: ``python -m celldial.demo``, or ``make demo``.
+"""Show what the package does: ``python -m celldial.demo``, or ``make demo``.
 
-Trains a model, clusters the cells in its latent space, turns the latent coordinate that changes most genes, and writes
-the cells and three figures to a folder.
+First on the RNA of 700 blood cells: trains a model, clusters the cells in its latent space, and turns the latent
+coordinate that changes most genes. Then on 2,000 simulated cells with RNA and chromatin, many of which lack one of the
+two: trains one model of both, and predicts the chromatin that was not measured. Writes cells and figures to a folder.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 
 import celldial as cd
 
@@ -37,6 +39,13 @@ COLORS = {
     "CD56+ NK": "#AA4499",
     "Dendritic": "#882255",
 }
+# Of the simulated cells: how many, and which share of them is measured in both, in RNA only, in ATAC only.
+N_CELLS = 2000
+MOSAIC = (0.5, 0.25, 0.25)
+N_NEIGHBORS = 100
+TYPE_COLORS = ["#332288", "#88CCEE", "#117733", "#DDCC77", "#CC6677"]
+MEASURED_COLORS = {"both": "#BBBBBB", "RNA only": "#0072B2", "ATAC only": "#D55E00"}
+BATCH_COLORS = ["#009E73", "#CC79A7"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         show_expression(options.out, options.max_epochs or "auto")
+        print()
+        show_multiome(options.out, options.max_epochs or "auto")
     except OSError as error:
         print(f"cannot write to {options.out}: {error}", file=sys.stderr)
         return 1
@@ -87,25 +98,27 @@ def epochs(text: str) -> int:
     return int(text)
 
 
+# --- RNA of blood cells -----------------------------------------------------------------------------------------------
+
+
 def show_expression(folder: Path, max_epochs: int | Literal["auto"]) -> None:
     """Show a model of gene expression: fit, cluster, traverse, draw, judge."""
+    import scanpy as sc
+
     adata = cd.datasets.pbmc68k_reduced()
     print(f"Fitting a model to {adata.n_obs} blood cells × {adata.n_vars} genes.", flush=True)
     model = cd.VAE(seed=SEED).fit(adata, max_epochs=max_epochs)
     print("Finding neighbors and clusters, and turning each latent coordinate.", flush=True)
-    cluster(adata)
+    make_map(adata)
+    sc.tl.leiden(adata, flavor="igraph", n_iterations=2, directed=False, random_state=SEED)
     axis = choose_axis(model, adata)
-    name = f"axis_{axis}"
-
-    figures: dict[str, Any] = {
+    figures = {
         "umap.png": draw_umap(adata),
         "history.png": cd.pl.history(adata, return_fig=True),
-        "latent_traverse.png": cd.pl.latent_traverse(adata, name, return_fig=True),
+        "latent_traverse.png": cd.pl.latent_traverse(adata, f"axis_{axis}", return_fig=True),
     }
     adata.write_h5ad(folder / "pbmc68k.h5ad")
-    for file_name, figure in figures.items():
-        save(figure, folder / file_name)
-
+    save(figures, folder)
     print(f"\nWritten to {folder}/:")
     print('  pbmc68k.h5ad         the cells, with the embedding in obsm["X_celldial"] and all traversals in uns')
     print("  umap.png             the cells, colored by type and by cluster")
@@ -114,20 +127,19 @@ def show_expression(folder: Path, max_epochs: int | Literal["auto"]) -> None:
     print("\n" + compare(adata))
 
 
-def cluster(adata: AnnData) -> None:
-    """Find neighbors, draw a map, and find clusters in the embedding, as a scanpy user does."""
+def make_map(adata: AnnData) -> None:
+    """Find neighbors in the embedding and draw a map of them, as a scanpy user does."""
     import scanpy as sc
 
     sc.pp.neighbors(adata, use_rep="X_celldial", random_state=SEED)
     sc.tl.umap(adata, random_state=SEED)
-    sc.tl.leiden(adata, flavor="igraph", n_iterations=2, directed=False, random_state=SEED)
 
 
 def choose_axis(model: cd.VAE, adata: AnnData) -> int:
-    """Turn each latent coordinate, and choose the one along which expression changes most, on average over genes.
+    """Turn each latent coordinate, and choose the one along which expression changes most, on average over features.
 
-    The change of a gene is the range of its log-normalized mean, so that genes which are hardly expressed count little.
-    All traversals stay in ``adata.uns``.
+    The change of a feature is the range of its log-normalized mean, so that genes which are hardly expressed count
+    little, and peaks, whose means are probabilities, hardly at all. All traversals stay in ``adata.uns``.
     """
     traversals = [model.latent_traverse(adata, axis) for axis in range(model.n_latent)]
     return int(np.argmax([np.ptp(np.log1p(traversal.X), axis=0).mean() for traversal in traversals]))
@@ -147,23 +159,30 @@ def draw_umap(adata: AnnData) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure to a file, and forget it."""
+def save(figures: dict[str, Any], folder: Path) -> None:
+    """Write figures to files, and forget them."""
     import matplotlib.pyplot as plt
 
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    for name, figure in figures.items():
+        figure.savefig(folder / name, dpi=150)
+        plt.close(figure)
 
 
-def compare(adata: AnnData) -> str:
-    """Say in plain words how well the embedding separates the cell types, with PCA as the yardstick."""
+def principal_components(adata: AnnData) -> np.ndarray:
+    """Compute ten principal components of the log-normalized counts."""
     import scanpy as sc
 
     normalized = adata.copy()
     sc.pp.normalize_total(normalized, target_sum=1e4)
     sc.pp.log1p(normalized)
     sc.pp.pca(normalized, n_comps=10, random_state=SEED)
-    spaces = (adata.obsm["X_celldial"], normalized.obsm["X_pca"])
+    components_cz: np.ndarray = normalized.obsm["X_pca"]
+    return components_cz
+
+
+def compare(adata: AnnData) -> str:
+    """Say in plain words how well the embedding separates the cell types, with PCA as the yardstick."""
+    spaces = (adata.obsm["X_celldial"], principal_components(adata))
     nmi, nmi_pca = (cd.metrics.leiden_nmi(space_cz, adata.obs[LABELS]) for space_cz in spaces)
     f1, f1_pca = (cd.metrics.knn_f1(space_cz, adata.obs[LABELS]) for space_cz in spaces)
     return f"""\
@@ -171,6 +190,152 @@ How well the embedding separates the ten cell types, from 0 (not at all) to 1 (p
   {nmi:.2f} (PCA: {nmi_pca:.2f})  The best of seven Leiden clusterings agrees with them to this degree (NMI).
   {f1:.2f} (PCA: {f1_pca:.2f})  The type of a cell is predicted this well from its neighbors' (macro-F1).
 PCA is the yardstick: 10 components of the log-normalized counts."""
+
+
+# --- RNA and chromatin of simulated cells -----------------------------------------------------------------------------
+
+
+def show_multiome(folder: Path, max_epochs: int | Literal["auto"]) -> None:
+    """Show one model of two modalities, of cells that often lack one: fit, map, traverse, impute, judge."""
+    adata = cd.datasets.simulate_multiome(N_CELLS, mosaic=MOSAIC, seed=SEED)
+    # The same cells measured once more, and in full: the answers to what the model has to guess.
+    complete = cd.datasets.simulate_multiome(N_CELLS, truth=True, seed=SEED)
+    measured = np.select([~adata.obs["has_atac"], ~adata.obs["has_rna"]], ["RNA only", "ATAC only"], "both")
+    adata.obs["measured"] = pd.Categorical(measured, list(MEASURED_COLORS))
+    n_genes, n_peaks = adata.var["feature_types"].value_counts()[["Gene Expression", "Peaks"]]
+    print(
+        f"Fitting a model to {N_CELLS} simulated cells × {n_genes} genes and {n_peaks} peaks; "
+        f"{(measured == 'both').mean():.0%} of the cells have both.",
+        flush=True,
+    )
+    model = cd.VAE(batch_key="batch", seed=SEED).fit(adata, max_epochs=max_epochs)
+    print("Finding neighbors, turning each latent coordinate, and predicting chromatin from RNA.", flush=True)
+    make_map(adata)
+    axis = choose_axis(model, adata)
+    lacking = adata[measured == "RNA only"].copy()
+    truth = openness(complete[lacking.obs_names])
+    peaks = truth.columns.tolist()
+    predicted = model.impute(lacking, "atac", from_="rna", features=peaks)
+    averaged = average_of_neighbors(adata, peaks)
+    figures = {
+        "multiome_umap.png": draw_multiome(adata),
+        "multiome_impute.png": draw_imputed(lacking, predicted, truth, averaged),
+        "multiome_latent_traverse.png": cd.pl.latent_traverse(adata, f"axis_{axis}", return_fig=True),
+    }
+    adata.write_h5ad(folder / "multiome.h5ad")
+    save(figures, folder)
+    print(f"\nWritten to {folder}/:")
+    print("  multiome.h5ad                 the cells, with one embedding of all and the traversals")
+    print("  multiome_umap.png             the cells, colored by type, by what was measured, and by batch")
+    print("  multiome_impute.png           chromatin predicted from RNA, where it was not measured, beside the truth")
+    print(f"  multiome_latent_traverse.png  which genes and peaks change along latent coordinate {axis}")
+    print("\n" + compare_multiome(model, complete, measured, predicted, truth, averaged))
+
+
+def openness(complete: AnnData) -> pd.DataFrame:
+    """Look up how likely the peaks that mark a cell type truly are to be seen open, at the median depth."""
+    markers = complete[:, (complete.var["feature_types"] == "Peaks") & complete.var["is_marker_of"].notna()]
+    depth_c = complete.obs["atac_library_size"].to_numpy()
+    mean_cf = markers.layers["mean"] * (np.median(depth_c) / depth_c)[:, None]
+    return pd.DataFrame(-np.expm1(-mean_cf), index=markers.obs_names, columns=markers.var_names)
+
+
+def average_of_neighbors(adata: AnnData, peaks: list[str]) -> pd.DataFrame:
+    """Predict peaks from RNA the simple way: how many of the cells with the most similar RNA have them open."""
+    from sklearn.neighbors import KNeighborsRegressor
+
+    with_rna = adata[adata.obs["measured"] != "ATAC only"]
+    components_cz = principal_components(with_rna[:, with_rna.var["feature_types"] == "Gene Expression"])
+    paired_c = (with_rna.obs["measured"] == "both").to_numpy()
+    neighbors = KNeighborsRegressor(min(N_NEIGHBORS, paired_c.sum()))
+    neighbors.fit(components_cz[paired_c], with_rna[paired_c, peaks].to_df() > 0)
+    lacking = with_rna.obs_names[~paired_c]
+    return pd.DataFrame(neighbors.predict(components_cz[~paired_c]), index=lacking, columns=peaks)
+
+
+def draw_multiome(adata: AnnData) -> Figure:
+    """Draw the map three times: cell types, what was measured, batches."""
+    import matplotlib.pyplot as plt
+    import scanpy as sc
+
+    figure, panels = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
+    titles = {"cell_type": "cell types, as simulated", "measured": "what was measured", "batch": "batches"}
+    palettes = (TYPE_COLORS, MEASURED_COLORS, BATCH_COLORS)
+    for panel, (column, title), palette in zip(panels, titles.items(), palettes, strict=True):
+        sc.pl.umap(adata, color=column, ax=panel, title=title, palette=palette, show=False, frameon=False, size=18)
+    return figure
+
+
+def draw_imputed(lacking: AnnData, predicted: pd.DataFrame, truth: pd.DataFrame, averaged: pd.DataFrame) -> Figure:
+    """Draw one peak on the map, predicted and true, beside how well all of them are predicted."""
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 3, figsize=(14, 4.4), layout="constrained", width_ratios=[1, 1, 1.15])
+    figure.suptitle(f"{len(lacking)} cells whose chromatin was not measured", fontweight="bold")
+    peak = truth.std().idxmax()
+    x_c, y_c = lacking.obsm["X_umap"].T
+    for panel, values, what in zip(panels, (predicted, truth), ("predicted from RNA", "the truth"), strict=False):
+        points = panel.scatter(x_c, y_c, c=values[peak], s=14, cmap="viridis", vmin=0, vmax=truth[peak].max())
+        panel.set_title(f"{peak}, {what}", fontsize="medium")
+        panel.set_axis_off()
+    figure.colorbar(points, ax=panels[:2], label="probability to be seen open\n", shrink=0.8)
+
+    right = panels[2]
+    edges = np.linspace(-1, 1, 81)
+    simple = f"mean of the {N_NEIGHBORS} cells with the most similar RNA"
+    right.hist(averaged.corrwith(truth), edges, color="0.7", label=simple)
+    right.hist(
+        predicted.corrwith(truth), edges, color="#0072B2", alpha=0.75, label="predicted by the model from RNA alone"
+    )
+    right.set_xlabel("correlation with the truth over these cells")
+    right.set_ylabel("number of peaks")
+    right.set_title(f"all {truth.shape[1]} peaks that mark a cell type", fontsize="medium")
+    right.set_xlim(-0.4, 1)
+    right.spines[["top", "right"]].set_visible(False)
+    right.margins(y=0.25)
+    right.legend(frameon=False, loc="upper left", fontsize="small")
+    return figure
+
+
+def lsi(complete: AnnData) -> np.ndarray:
+    """Compute ten components of the chromatin as is customary: TF-IDF, then a singular value decomposition."""
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfTransformer
+
+    peaks_cf = complete[:, complete.var["feature_types"] == "Peaks"].X > 0
+    weighted_cf = TfidfTransformer(sublinear_tf=True).fit_transform(peaks_cf.astype(np.float32))
+    components_cz: np.ndarray = TruncatedSVD(10, random_state=SEED).fit_transform(weighted_cf)
+    return components_cz
+
+
+def compare_multiome(
+    model: cd.VAE,
+    complete: AnnData,
+    measured: np.ndarray,
+    predicted: pd.DataFrame,
+    truth: pd.DataFrame,
+    averaged: pd.DataFrame,
+) -> str:
+    """Say in plain words how well types, cells and peaks are found, with simple methods as yardsticks."""
+    rna_cz, atac_cz = (model.transform(complete, modality=name) for name in ("rna", "atac"))
+    genes = complete[:, complete.var["feature_types"] == "Gene Expression"]
+    spaces = (model.transform(complete), rna_cz, principal_components(genes), atac_cz, lsi(complete))
+    f1, f1_rna, f1_pca, f1_atac, f1_lsi = (cd.metrics.knn_f1(space, complete.obs["cell_type"]) for space in spaces)
+    alone = measured != "both"
+    closer = cd.metrics.foscttm(rna_cz[alone], atac_cz[alone])
+    correlation, correlation_averaged = (values.corrwith(truth).median() for values in (predicted, averaged))
+    return f"""\
+How well the types of all cells, measured once more, are predicted from their neighbors' (macro-F1, 1 at best):
+  {f1:.2f}               from both modalities
+  {f1_rna:.2f} (PCA: {f1_pca:.2f})   from RNA alone
+  {f1_atac:.2f} (LSI: {f1_lsi:.2f})   from ATAC alone
+How well RNA and ATAC find each other, in cells of which the model had seen only one of the two:
+  {closer:.2f}               of the other cells are closer than the right one (FOSCTTM, 0 at best; 0.5 is chance).
+How well marker peaks are predicted from RNA, in cells whose chromatin was not measured:
+  {correlation:.2f} (mean: {correlation_averaged:.2f})  is the correlation with the truth, median over the peaks.
+PCA, LSI and the mean are yardsticks: 10 components of the log-normalized RNA; 10 of the TF-IDF of the peaks; and the
+mean of the {N_NEIGHBORS} cells with both modalities whose RNA is most similar.
+The cells are simulated: these numbers say that it works as meant, not how well it does on yours."""
 
 
 if __name__ == "__main__":

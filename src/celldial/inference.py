@@ -7,23 +7,20 @@ Axis suffixes: ``c`` cells, ``f`` features, ``k`` covariates, ``q`` quantiles, `
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import pyro
 import torch
 from scipy import sparse
-from torch import Tensor
 
-from celldial.data import Cells, minibatches
+from celldial.data import MAX_BLOCK_CELLS, Cells, block_size, minibatches
 from celldial.likelihoods import Observation
 from celldial.module import Module
 from celldial.settings import settings
 
-__all__ = ["Covariates", "Posterior", "draw_cells", "expression", "infer", "ready"]
-
-BLOCK_SIZE = 1024
+__all__ = ["Covariates", "Posterior", "draw_cells", "expected", "infer", "ready"]
 
 
 class Posterior(NamedTuple):
@@ -61,7 +58,7 @@ def infer(module: Module, cells: Cells) -> Posterior:
     device = ready(module)
     parts = []
     with pyro.validation_enabled(False):  # values that are not finite have a better error below
-        for block in minibatches(cells, BLOCK_SIZE):
+        for block in minibatches(cells, MAX_BLOCK_CELLS):
             posterior = module.posterior(block.to(device))
             parts.append((posterior.mean.cpu().numpy(), posterior.stddev.cpu().numpy()))
     mean_cz, deviation_cz = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -76,39 +73,45 @@ def infer(module: Module, cells: Cells) -> Posterior:
     return Posterior(mean_cz, deviation_cz)
 
 
-def expression(
-    module: Module, z_cz: np.ndarray, covariates: Covariates, library_size: float, columns: np.ndarray | None = None
-) -> np.ndarray:
-    """Decode latent states to the expected counts of cells of a library size.
+@torch.no_grad()
+def expected(
+    module: Module,
+    modality: str,
+    z_cz: np.ndarray,
+    covariates: Covariates,
+    library_size: float,
+    columns: np.ndarray | None = None,
+) -> Iterator[np.ndarray]:
+    """Decode latent states to the expected values of one modality, block by block of cells.
 
     Parameters
     ----------
     module
         What decodes.
+    modality
+        What to decode to.
     z_cz
         Latent states, float32.
     covariates
         Of the same cells.
     library_size
-        What the expression of a cell sums to, over all features.
+        Of every cell, in this modality.
     columns
         Indices of the features wanted; all by default.
 
-    Returns
-    -------
-    Expression, float32, shape ``(c, f)``.
+    Yields
+    ------
+    Expected counts, or probabilities under a Bernoulli likelihood, float32, shape ``(c, f)``.
     """
-    blocks = _decode(module, torch.from_numpy(z_cz), covariates, torch.full((len(z_cz),), float(library_size)))
-    parts = []
-    for observation in blocks:
-        expected_cf = (observation.rate * observation.library_size_c[:, None]).cpu().numpy()
-        parts.append(expected_cf if columns is None else expected_cf[:, columns])
-    return np.concatenate(parts)
+    for observation in _decode(module, modality, z_cz, covariates, np.full(len(z_cz), library_size)):
+        expected_cf = observation.mean
+        yield (expected_cf if columns is None else expected_cf[:, columns]).cpu().numpy()
 
 
+@torch.no_grad()
 def draw_cells(
-    module: Module, covariates: Covariates, library_size_q: np.ndarray
-) -> tuple[np.ndarray, sparse.csr_matrix]:
+    module: Module, covariates: Covariates, library_size_q: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, dict[str, sparse.csr_matrix]]:
     """Draw latent states from the prior and counts from the model, by torch's generator.
 
     Parameters
@@ -118,29 +121,39 @@ def draw_cells(
     covariates
         Of the cells to draw.
     library_size_q
-        Evenly spaced quantiles of the library sizes to draw from.
+        Modality to evenly spaced quantiles of the library sizes to draw from.
 
     Returns
     -------
-    Latent states, shape ``(c, z)``, and counts, float32, shape ``(c, f)``.
+    Latent states, shape ``(c, z)``, and by modality the counts, float32, shape ``(c, f)``.
     """
     n_cells = len(covariates.category_ck)
-    quantiles = torch.from_numpy(library_size_q).float()
-    position_c = torch.rand(n_cells) * (len(quantiles) - 1)
-    low_c = position_c.long()
-    library_size_c = torch.lerp(quantiles[low_c], quantiles[low_c + 1], position_c - low_c)
-    z_cz = module.latent.prior(n_cells, like=library_size_c).sample()
-    blocks = _decode(module, z_cz, covariates, library_size_c)
-    counts = sparse.vstack([sparse.csr_matrix(block.sample().cpu().numpy()) for block in blocks], format="csr")
-    return z_cz.numpy(), counts
+    library_size = {}
+    for modality, quantile_q in library_size_q.items():
+        position_c = torch.rand(n_cells).numpy() * (len(quantile_q) - 1)
+        library_size[modality] = np.interp(position_c, np.arange(len(quantile_q)), quantile_q)
+    z_cz = module.latent.prior(n_cells, like=torch.empty(0)).sample().numpy()
+    counts = {}
+    for modality, library_size_c in library_size.items():
+        blocks = _decode(module, modality, z_cz, covariates, library_size_c)
+        counts[modality] = sparse.vstack(
+            [sparse.csr_matrix(block.sample().cpu().numpy()) for block in blocks], format="csr"
+        )
+    return z_cz, counts
 
 
 @torch.no_grad()
-def _decode(module: Module, z_cz: Tensor, covariates: Covariates, library_size_c: Tensor) -> Iterator[Observation]:
+def _decode(
+    module: Module, modality: str, z_cz: np.ndarray, covariates: Covariates, library_size_c: np.ndarray
+) -> Iterator[Observation]:
     """Decode block by block."""
     device = ready(module)
-    (modality,) = module.modalities
-    cells = Cells({}, {modality: library_size_c}, *map(torch.from_numpy, covariates))
-    for start in range(0, len(z_cz), BLOCK_SIZE):
-        block = cells.between(start, start + BLOCK_SIZE).to(device)
-        yield module.decode(z_cz[start : start + BLOCK_SIZE].to(device), block)[modality]
+    library_size = {modality: torch.from_numpy(library_size_c).float()}
+    category_ck, continuous_ck = map(torch.from_numpy, covariates)
+    cells = Cells({}, library_size, category_ck, continuous_ck)
+    n_cells = block_size(module.n_features[modality])
+    for start in range(0, len(z_cz), n_cells):
+        stop = start + n_cells
+        yield module.decode_one(
+            modality, torch.from_numpy(z_cz[start:stop]).to(device), cells.between(start, stop).to(device)
+        )

@@ -40,10 +40,14 @@ class Gaussian:
         zero_cz = like.new_zeros(n_cells, self.n_latent)
         return Normal(zero_cz, torch.ones_like(zero_cz)).to_event(1)
 
-    def posterior(self, parameters_cp: Tensor) -> Independent:
-        """Distribution of ``z`` given the encoder's outputs, which start it at standard deviation 1."""
-        mu_cz, raw_cz = parameters_cp.chunk(2, -1)
-        return Normal(mu_cz, softplus(raw_cz + SOFTPLUS_ONE) + MIN_SCALE).to_event(1)
+    def parameters(self, output_cp: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation given the encoder's outputs, which start them about 0 and 1."""
+        mu_cz, raw_cz = output_cp.chunk(2, -1)
+        return mu_cz, softplus(raw_cz + SOFTPLUS_ONE) + MIN_SCALE
+
+    def posterior(self, mu_cz: Tensor, sigma_cz: Tensor) -> Independent:
+        """Distribution of ``z`` given counts."""
+        return Normal(mu_cz, sigma_cz).to_event(1)
 
 
 # softplus(SOFTPLUS_ONE) = 1

@@ -1,4 +1,4 @@
-"""How good is an embedding: arrays in, floats out."""
+"""How good is an embedding, and how good an imputation: arrays in, numbers out."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_matrix, issparse
+from scipy.spatial.distance import cdist
+from scipy.stats import rankdata
 from sklearn.metrics import f1_score, normalized_mutual_info_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["knn_f1", "leiden_nmi"]
+__all__ = ["auroc_per_cell", "foscttm", "ilisi", "knn_f1", "leiden_nmi", "pearson_per_cell"]
+
+# Matrices larger than this are worked through in blocks of rows: 32 MB of float64.
+_BLOCK_ENTRIES = 4_000_000
 
 
 def leiden_nmi(
@@ -161,35 +167,316 @@ def knn_f1(
     return float(f1_score(code_c, predicted_c, average="macro"))
 
 
-def _checked(embedding_cz: ArrayLike, labels: Any) -> tuple[NDArray[np.floating], NDArray[np.intp]]:
+def ilisi(
+    embedding_cz: ArrayLike,
+    batches: ArrayLike | pd.Series | pd.Categorical,
+    n_neighbors: int = 90,
+) -> float:
+    """How well batches mix: the effective number of batches around a cell, median over cells.
+
+    The integration local inverse Simpson's index [1]_. The neighbors of each cell are weighted by exp(−β · distance),
+    with β such that the weights have a perplexity of ``n_neighbors / 3``; with the weight p_b of each batch, the index
+    of the cell is 1 / Σ_b p_b².
+
+    Parameters
+    ----------
+    embedding_cz
+        Coordinates of the cells, shape ``(n_cells, n_latent)``.
+    batches
+        The batch of each cell, length ``n_cells``.
+    n_neighbors
+        Size of the neighborhoods (the cell itself counts as one, but has no weight).
+
+    Returns
+    -------
+    Between 1 (around a cell there is one batch) and the number of batches (all of them, evenly): not rescaled to 0 … 1,
+    as some packages do. Where batches differ in size, perfect mixing stays below the number of batches.
+
+    Raises
+    ------
+    ValueError
+        If the embedding is not a finite matrix, if batches are missing or of another length, if there are fewer than
+        two of them, or if there are not more cells than neighbors.
+
+    References
+    ----------
+    .. [1] Korsunsky et al. (2019), Fast, sensitive and accurate integration of single-cell data with Harmony,
+       Nature Methods 16, 1289-1296. doi:10.1038/s41592-019-0619-0
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import celldial as cd
+    >>> batches = np.tile(["first", "second"], 100)
+    >>> embedding_cz = np.random.default_rng(0).normal(size=(200, 2))
+    >>> round(cd.metrics.ilisi(embedding_cz, batches), 1)
+    2.0
+    >>> round(cd.metrics.ilisi(embedding_cz + 20 * (batches == "first")[:, None], batches), 1)
+    1.0
+    """
+    embedding_cz, code_c = _checked(embedding_cz, batches, "batches")
+    n_batches = int(code_c.max(initial=-1)) + 1
+    if n_batches < 2:
+        raise ValueError(f"`batches` has {n_batches} different values; two are needed for anything to mix.")
+    if n_neighbors < 6:
+        raise ValueError(f"`n_neighbors` is {n_neighbors}; at least 6 are needed, so that the perplexity is 2.")
+    _check_n_neighbors(n_neighbors, len(code_c), "cells")
+
+    # Asked for the neighbors of its own points, sklearn leaves out the point itself.
+    distance_cn, neighbor_cn = NearestNeighbors(n_neighbors=n_neighbors - 1).fit(embedding_cz).kneighbors()
+    weight_cn = _weights_of_perplexity(distance_cn, n_neighbors / 3)
+    share_cb = np.stack([(weight_cn * (code_c[neighbor_cn] == b)).sum(axis=1) for b in range(n_batches)], axis=1)
+    return float(np.median(1 / (share_cb**2).sum(axis=1)))
+
+
+def foscttm(x_cz: ArrayLike, y_cz: ArrayLike) -> float:
+    """How well two embeddings of the same cells agree: the fraction of samples closer than the true match.
+
+    For each cell of the first embedding, the share of the other cells whose position in the second is closer
+    (Euclidean) than that of the cell itself; and the same from the second to the first. The mean over all cells and
+    both directions [1]_. Ties count half, so that an embedding that puts all cells in one place is at chance.
+
+    Parameters
+    ----------
+    x_cz, y_cz
+        Two embeddings of the same cells into the same space, in the same order, shape ``(n_cells, n_latent)``: of their
+        RNA alone and of their chromatin alone, for example.
+
+    Returns
+    -------
+    Between 0 (each cell is its own nearest) and 1; .5 is chance.
+
+    Raises
+    ------
+    ValueError
+        If the embeddings are not finite matrices of one shape, with at least two cells.
+
+    References
+    ----------
+    .. [1] Liu, Huang, Singh, Vert and Noble (2019), Jointly embedding multiple single-cell omics measurements,
+       Workshop on Algorithms in Bioinformatics, LIPIcs 143, 10. doi:10.4230/LIPIcs.WABI.2019.10
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import celldial as cd
+    >>> rna_cz = np.random.default_rng(0).normal(size=(100, 2))
+    >>> cd.metrics.foscttm(rna_cz, rna_cz + 0.001)
+    0.0
+    >>> cd.metrics.foscttm(rna_cz, 0 * rna_cz)
+    0.5
+    """
+    x_cz, y_cz = _checked_matrix(x_cz, "x_cz"), _checked_matrix(y_cz, "y_cz")
+    if x_cz.shape != y_cz.shape:
+        raise ValueError(f"`x_cz` has shape {x_cz.shape}, `y_cz` has {y_cz.shape}: the same cells in the same space.")
+    if len(x_cz) < 2:
+        raise ValueError(f"`x_cz` has {len(x_cz)} cells; at least two are needed.")
+    return float((_share_closer(x_cz, y_cz).mean() + _share_closer(y_cz, x_cz).mean()) / 2)
+
+
+def auroc_per_cell(observed_cf: ArrayLike | csr_matrix, predicted_cf: ArrayLike) -> NDArray[np.float64]:
+    """How well predicted openness ranks the peaks that were seen open: area under the ROC curve, one for each cell.
+
+    The probability that a peak which is open in the cell was predicted higher than one which is not; a tie counts half.
+    It is the rank-sum statistic [1]_. Only the order of the predictions within a cell matters, not their scale, so
+    that a cell's sequencing depth makes no difference.
+
+    Parameters
+    ----------
+    observed_cf
+        What was measured, shape ``(n_cells, n_features)``, dense or any scipy sparse matrix. Open is what is not zero.
+    predicted_cf
+        Predictions of any scale, dense, of the same shape and order.
+
+    Returns
+    -------
+    Shape ``(n_cells,)``: 1 where all open peaks were ranked above the others, .5 at chance, NaN for cells with no open
+    peak or nothing but open ones. :func:`numpy.nanmean` sums up.
+
+    Raises
+    ------
+    ValueError
+        If the two are not finite matrices of one shape.
+
+    References
+    ----------
+    .. [1] Hanley and McNeil (1982), The meaning and use of the area under a receiver operating characteristic (ROC)
+       curve, Radiology 143, 29-36. doi:10.1148/radiology.143.1.7063747
+
+    Examples
+    --------
+    >>> import celldial as cd
+    >>> cd.metrics.auroc_per_cell([[0, 1, 0, 1], [0, 0, 0, 0]], [[0.1, 0.8, 0.2, 0.9], [0.1, 0.2, 0.3, 0.4]])
+    array([ 1., nan])
+    """
+    observed_cf, predicted_cf = _checked_pair(observed_cf, predicted_cf)
+    n_cells, n_features = predicted_cf.shape
+    auroc_c = np.full(n_cells, np.nan)
+    for cell in range(n_cells):
+        open_n = _row(observed_cf, cell).nonzero()[0]
+        if 0 < len(open_n) < n_features:
+            rank_f = rankdata(predicted_cf[cell])
+            above = rank_f[open_n].sum() - len(open_n) * (len(open_n) + 1) / 2
+            auroc_c[cell] = above / (len(open_n) * (n_features - len(open_n)))
+    return auroc_c
+
+
+def pearson_per_cell(observed_cf: ArrayLike | csr_matrix, predicted_cf: ArrayLike) -> NDArray[np.float64]:
+    """How well predicted expression follows the measured one: the correlation over features, one for each cell.
+
+    Pearson's correlation [1]_. Give both on the scale of interest, such as log1p of counts per 10,000: on plain counts,
+    a few abundant genes decide.
+
+    Parameters
+    ----------
+    observed_cf
+        What was measured, shape ``(n_cells, n_features)``, dense or any scipy sparse matrix.
+    predicted_cf
+        Predictions, dense, of the same shape and order.
+
+    Returns
+    -------
+    Shape ``(n_cells,)``, between −1 and 1; NaN for cells where either is constant. :func:`numpy.nanmean` sums up.
+
+    Raises
+    ------
+    ValueError
+        If the two are not finite matrices of one shape.
+
+    References
+    ----------
+    .. [1] Pearson (1895), Notes on regression and inheritance in the case of two parents, Proceedings of the Royal
+       Society of London 58, 240-242. doi:10.1098/rspl.1895.0041
+
+    Examples
+    --------
+    >>> import celldial as cd
+    >>> cd.metrics.pearson_per_cell([[0, 1, 2], [0, 1, 2], [0, 0, 0]], [[3, 4, 5], [0, -1, -2], [1, 2, 3]])
+    array([ 1., -1., nan])
+    """
+    observed_cf, predicted_cf = _checked_pair(observed_cf, predicted_cf)
+    pearson_c = np.full(len(predicted_cf), np.nan)
+    for cell in range(len(predicted_cf)):
+        x_f, y_f = _row(observed_cf, cell).astype(np.float64), predicted_cf[cell].astype(np.float64)
+        # Asked before centering: the rounding of a mean would make a constant vary.
+        if len(x_f) > 0 and np.ptp(x_f) > 0 and np.ptp(y_f) > 0:
+            x_f, y_f = x_f - x_f.mean(), y_f - y_f.mean()
+            # Each is brought to unit length first: squares of tiny predictions would underflow.
+            x_f, y_f = x_f / np.abs(x_f).max(), y_f / np.abs(y_f).max()
+            pearson_c[cell] = np.clip(x_f @ y_f / np.sqrt((x_f @ x_f) * (y_f @ y_f)), -1, 1)
+    return pearson_c
+
+
+def _share_closer(x_cz: NDArray[np.floating], y_cz: NDArray[np.floating]) -> NDArray[np.float64]:
+    """For each row of x, the share of the other rows of y that are closer than its own; block by block."""
+    n_cells = len(x_cz)
+    share_c = np.empty(n_cells)
+    rows = max(1, _BLOCK_ENTRIES // n_cells)
+    for start in range(0, n_cells, rows):
+        block = np.arange(start, min(start + rows, n_cells))
+        distance_cc = cdist(x_cz[block], y_cz, "sqeuclidean")
+        match_c = distance_cc[np.arange(len(block)), block][:, None]
+        # The match ties with itself.
+        ties_c = (distance_cc == match_c).sum(axis=1) - 1
+        share_c[block] = ((distance_cc < match_c).sum(axis=1) + ties_c / 2) / (n_cells - 1)
+    return share_c
+
+
+def _weights_of_perplexity(distance_cn: NDArray[np.floating], perplexity: float) -> NDArray[np.floating]:
+    """Weights exp(−β · distance), summing to 1 in each row, with β such that exp(entropy) is the perplexity.
+
+    β is found by bisection, for all rows at once. Where even β → ∞ leaves the perplexity above (many neighbors at the
+    same smallest distance), they share the weight.
+    """
+    # Only differences of distances matter. Divided by their mean, β is of the order of one whatever the scale.
+    distance_cn = distance_cn - distance_cn[:, :1]
+    mean_c = distance_cn.mean(axis=1, keepdims=True)
+    distance_cn = distance_cn / np.where(mean_c > 0, mean_c, 1)
+    low_c, high_c = np.full(len(distance_cn), -20.0), np.full(len(distance_cn), 20.0)  # log β
+    for _ in range(50):
+        middle_c = (low_c + high_c) / 2
+        scaled_cn = np.exp(middle_c)[:, None] * distance_cn
+        weight_cn = np.exp(-scaled_cn)
+        total_c = weight_cn.sum(axis=1)
+        entropy_c = np.log(total_c) + (scaled_cn * weight_cn).sum(axis=1) / total_c
+        flat_c = entropy_c > np.log(perplexity)
+        low_c, high_c = np.where(flat_c, middle_c, low_c), np.where(flat_c, high_c, middle_c)
+    return weight_cn / total_c[:, None]
+
+
+def _checked(
+    embedding_cz: ArrayLike, labels: Any, name: str = "labels"
+) -> tuple[NDArray[np.floating], NDArray[np.intp]]:
     """Check an embedding and its labels; return a float matrix and integer codes of the labels."""
-    array_cz = np.asarray(embedding_cz)
-    if array_cz.ndim != 2 or array_cz.shape[1] == 0:
-        raise ValueError(
-            f"`embedding_cz` has shape {array_cz.shape}; it must be a matrix, cells in rows and one latent a column."
-        )
-    if array_cz.dtype.kind not in "fiub":
-        raise TypeError(f"`embedding_cz` is of dtype {array_cz.dtype}; it must hold real numbers.")
-    if array_cz.dtype not in (np.float32, np.float64):
-        array_cz = array_cz.astype(np.float32 if array_cz.dtype == np.float16 else np.float64)
-    bad_c = ~np.isfinite(array_cz).all(axis=1)
-    if bad_c.any():
-        raise ValueError(
-            f"`embedding_cz` has NaN or infinite values in {int(bad_c.sum())} of {len(bad_c)} cells, the first in row "
-            f"{int(bad_c.argmax())}. Leave these cells out, or find out why the model gave them no position."
-        )
+    array_cz = _checked_matrix(embedding_cz, "embedding_cz")
     series = pd.Series(labels).reset_index(drop=True)
     if len(series) != len(array_cz):
-        raise ValueError(f"`labels` has {len(series)} entries, `embedding_cz` has {len(array_cz)} rows: one a cell.")
+        raise ValueError(f"`{name}` has {len(series)} entries, `embedding_cz` has {len(array_cz)} rows: one a cell.")
     missing_c = series.isna().to_numpy()
     if missing_c.any():
         raise ValueError(
-            f"`labels` is missing for {int(missing_c.sum())} of {len(missing_c)} cells, the first in row "
+            f"`{name}` is missing for {int(missing_c.sum())} of {len(missing_c)} cells, the first in row "
             f"{int(missing_c.argmax())}. Leave these cells out of both arrays."
         )
     # Numbered by name, not by first appearance: a tied vote goes to the lower number.
     _, code_c = np.unique(series.astype(str).to_numpy(dtype=str), return_inverse=True)
     return array_cz, code_c.astype(np.intp)
+
+
+def _checked_matrix(array: ArrayLike, name: str) -> NDArray[np.floating]:
+    """Check an embedding; return it as a matrix of float32 or float64."""
+    array_cz = np.asarray(array)
+    if array_cz.ndim != 2 or array_cz.shape[1] == 0:
+        raise ValueError(
+            f"`{name}` has shape {array_cz.shape}; it must be a matrix, cells in rows and one latent a column."
+        )
+    if array_cz.dtype.kind not in "fiub":
+        raise TypeError(f"`{name}` is of dtype {array_cz.dtype}; it must hold real numbers.")
+    if array_cz.dtype not in (np.float32, np.float64):
+        array_cz = array_cz.astype(np.float32 if array_cz.dtype == np.float16 else np.float64)
+    bad_c = ~np.isfinite(array_cz).all(axis=1)
+    if bad_c.any():
+        raise ValueError(
+            f"`{name}` has NaN or infinite values in {int(bad_c.sum())} of {len(bad_c)} cells, the first in row "
+            f"{int(bad_c.argmax())}. Leave these cells out, or find out why the model gave them no position."
+        )
+    return array_cz
+
+
+def _checked_pair(observed: Any, predicted: Any) -> tuple[Any, NDArray[Any]]:
+    """Check what was measured and what was predicted: real, finite, of one shape. What is sparse comes out as CSR."""
+    observed_cf = csr_matrix(observed) if issparse(observed) else np.asarray(observed)
+    if issparse(predicted):
+        raise TypeError("`predicted_cf` is sparse; predictions must be dense. `.toarray()` makes them so.")
+    predicted_cf = np.asarray(predicted)
+    for name, matrix_cf in (("observed_cf", observed_cf), ("predicted_cf", predicted_cf)):
+        if matrix_cf.ndim != 2:
+            raise ValueError(f"`{name}` has shape {matrix_cf.shape}; it must be a matrix, cells × features.")
+        if matrix_cf.dtype.kind not in "fiub":
+            raise TypeError(f"`{name}` is of dtype {matrix_cf.dtype}; it must hold real numbers.")
+    if observed_cf.shape != predicted_cf.shape:
+        raise ValueError(
+            f"`observed_cf` has shape {observed_cf.shape}, `predicted_cf` has {predicted_cf.shape}: "
+            "the same cells and features, in the same order."
+        )
+    for name, matrix_cf in (("observed_cf", observed_cf), ("predicted_cf", predicted_cf)):
+        bad = [cell for cell in range(matrix_cf.shape[0]) if not np.isfinite(_row(matrix_cf, cell)).all()]
+        if bad:
+            raise ValueError(
+                f"`{name}` has NaN or infinite values in {len(bad)} of {matrix_cf.shape[0]} cells, the first in row "
+                f"{bad[0]}. Leave these cells out."
+            )
+    return observed_cf, predicted_cf
+
+
+def _row(matrix_cf: Any, cell: int) -> NDArray[Any]:
+    """One row of a dense or a CSR matrix, dense."""
+    if not issparse(matrix_cf):
+        return matrix_cf[cell]
+    stored = slice(matrix_cf.indptr[cell], matrix_cf.indptr[cell + 1])
+    row_f = np.zeros(matrix_cf.shape[1], dtype=matrix_cf.dtype)
+    row_f[matrix_cf.indices[stored]] = matrix_cf.data[stored]
+    return row_f
 
 
 def _check_n_neighbors(n_neighbors: int, n_cells: int, what: str) -> None:

@@ -8,34 +8,47 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData, ImplicitModificationWarning
+from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
-from celldial import axes, checks, inference, storage, train
-from celldial.data import Cells, choose_cells
+from celldial import axes, checks, export, inference, memory, storage, train
+from celldial.covariates import covariate_table
+from celldial.data import Cells, check_linked, choose_cells
+from celldial.fusion import FusionName
 from celldial.inference import Covariates, Posterior
+from celldial.joined import joined
 from celldial.module import Module
-from celldial.schema import Schema, covariate_table
-from celldial.settings import seeded
+from celldial.schema import BERNOULLI, Schema
+from celldial.settings import seeded, settings
 
 __all__ = ["VAE"]
 
 NO_PART = "they take no part in training and get the prior as their posterior"
+PER_TEN_THOUSAND = 1e4
+# Larger tables are only made where they are asked for.
+MAX_ENTRIES = 25_000_000
 
 
 class VAE(BaseEstimator):
-    r"""Conditional variational autoencoder for single-cell counts.
+    r"""Conditional variational autoencoder for single-cell counts, of one modality or of several.
 
-    Each cell has a latent state :math:`z \sim N(0, I)`; a neural network decodes it, together with the covariates, to
-    the share of each gene in the cell's expression; the counts scatter around library size times share. Fitting writes
-    the mean of every cell's posterior to ``adata.obsm["X_celldial"]``, ready for ``scanpy.pp.neighbors``.
+    Each cell has a latent state :math:`z \sim N(0, I)`; for each modality a neural network decodes it, together with
+    the covariates, to the share of each feature in what is counted in the cell; the counts scatter around library size
+    times share. Fitting writes the mean of every cell's posterior to ``adata.obsm["X_celldial"]``, ready for
+    ``scanpy.pp.neighbors``.
+
+    What each feature is stands in ``adata.var["feature_types"]``: genes (``"Gene Expression"``, modality ``"rna"``),
+    chromatin peaks (``"Peaks"``, ``"atac"``), proteins (``"Antibody Capture"``, ``"protein"``). Cells may lack a
+    modality: one encoder a modality judges the latent state, and those of the modalities that a cell has are fused.
+    Every method that takes an AnnData takes a MuData, too.
 
     Parameters
     ----------
@@ -46,8 +59,26 @@ class VAE(BaseEstimator):
     n_layers
         Number of hidden layers of encoder and decoder.
     likelihood
-        How counts scatter around their mean: ``"negative_binomial"`` (one dispersion per gene), ``"poisson"``, or
-        ``"zero_inflated_negative_binomial"``.
+        How counts scatter around their mean: ``"negative_binomial"`` (one dispersion per feature), ``"poisson"``,
+        ``"zero_inflated_negative_binomial"``, or ``"bernoulli"`` (whether there is a count at all; counts above 1 are
+        taken as 1, and each cell's depth is accounted for: see `celldial.likelihoods.Bernoulli`). One for all
+        modalities, or a dict by modality. By default Bernoulli for ``"atac"``, negative binomial for others;
+        ``{"atac": "poisson"}`` models fragment counts.
+    modalities
+        Name of each modality to a value of ``adata.var[modality_key]``, or to ``"obsm/key"`` for a matrix or DataFrame
+        in ``adata.obsm``; features of other values are left out. By default all, which must be of known types.
+    modality_key
+        Column of ``adata.var`` that says what each feature is. Without it all features are genes, or peaks where
+        `likelihood` is ``"bernoulli"``.
+    presence_keys
+        Modality to the boolean column of ``adata.obs`` that says which cells have it; by default
+        ``"has_<modality>"``, if there is one. Otherwise a cell without a single count of a modality lacks it.
+    modality_weights
+        Modality to the weight of its log-likelihood in training. By default 1, and less for a modality that is wider
+        than the first: the root of the ratio of their numbers of features, lest 50,000 peaks drown 1,000 genes.
+    fusion
+        How the posteriors of several modalities become one: ``"product"``, ``"mixture"``, ``"mixture_of_products"`` or
+        ``"mean"``; see `celldial.fusion.Fusion`.
     batch_key
         Column of ``adata.obs`` with the batch, whose effect is to be kept out of the latent state.
     categorical_covariate_keys, continuous_covariate_keys
@@ -66,11 +97,13 @@ class VAE(BaseEstimator):
     parameters_ : dict of str to object
         The parameters that `fit` was called with; later changes of the parameters wait for the next `fit`.
     schema_ : Schema
-        Features, layer and covariates that `fit` saw.
+        Modalities, features, layer and covariates that `fit` saw.
     module_ : Module
         The networks.
     history_ : dict of str to list of float
         Quantities after each epoch, in nats per cell; see `celldial.train.fit`.
+    library_size_quantiles_ : dict of str to numpy.ndarray
+        Modality to 101 evenly spaced quantiles of the library sizes of the cells trained on.
 
     References
     ----------
@@ -90,7 +123,7 @@ class VAE(BaseEstimator):
     schema_: Schema
     module_: Module
     history_: dict[str, list[float]]
-    library_size_quantiles_: np.ndarray
+    library_size_quantiles_: dict[str, np.ndarray]
 
     def __init__(
         self,
@@ -98,7 +131,12 @@ class VAE(BaseEstimator):
         n_hidden: int = 128,
         n_layers: int = 1,
         *,
-        likelihood: Literal["negative_binomial", "poisson", "zero_inflated_negative_binomial"] = "negative_binomial",
+        likelihood: str | Mapping[str, str] | None = None,
+        modalities: Mapping[str, str] | None = None,
+        modality_key: str = "feature_types",
+        presence_keys: Mapping[str, str] | None = None,
+        modality_weights: Mapping[str, float] | None = None,
+        fusion: FusionName = "product",
         batch_key: str | None = None,
         categorical_covariate_keys: Sequence[str] = (),
         continuous_covariate_keys: Sequence[str] = (),
@@ -111,6 +149,11 @@ class VAE(BaseEstimator):
         self.n_hidden = n_hidden
         self.n_layers = n_layers
         self.likelihood = likelihood
+        self.modalities = modalities
+        self.modality_key = modality_key
+        self.presence_keys = presence_keys
+        self.modality_weights = modality_weights
+        self.fusion = fusion
         self.batch_key = batch_key
         self.categorical_covariate_keys = categorical_covariate_keys
         self.continuous_covariate_keys = continuous_covariate_keys
@@ -138,7 +181,7 @@ class VAE(BaseEstimator):
         Parameters
         ----------
         adata
-            Cells with raw counts. Cells without any count take no part and get the prior.
+            Cells with raw counts; cells may lack modalities. Cells without any count take no part and get the prior.
         max_epochs
             Passes over the cells; ``"auto"`` chooses by their number.
         batch_size
@@ -165,6 +208,8 @@ class VAE(BaseEstimator):
         ValueError, TypeError, KeyError
             Something about the arguments, counts or covariates; the message says what, where, and what to do. The
             AnnData is then as it was.
+        MemoryError
+            Training would need more memory than there is; the message has the figures.
         FloatingPointError
             The ELBO became infinite or NaN.
 
@@ -174,17 +219,26 @@ class VAE(BaseEstimator):
         """
         checks.check_parameters(self.get_params(deep=False))
         checks.check_options(max_epochs, batch_size, key_added)
+        table = joined(adata, layer=self.layer, modality_key=self.modality_key)
         schema = Schema.from_anndata(
-            adata,
+            table,
             layer=self.layer,
             batch_key=self.batch_key,
             categorical_covariate_keys=self.categorical_covariate_keys,
             continuous_covariate_keys=self.continuous_covariate_keys,
+            likelihood=self.likelihood,
+            modalities=self.modalities,
+            modality_key=self.modality_key,
+            presence_keys=self.presence_keys,
         )
-        cells = Cells.from_anndata(adata, schema)
+        checks.check_modality_key(self.modality_key, table)
+        checks.check_modality_weights(self.modality_weights, schema)
+        cells = Cells.from_anndata(table, schema)
         checks.check_enough(schema, cells, self.n_latent)
-        checks.warn_of_empty(adata, cells, NO_PART)
-        train_c, validation_c = choose_cells(adata, cells, validation_size, validation_cells, self.seed)
+        check_linked(cells)
+        checks.warn_of_empty(table, cells, NO_PART)
+        train_c, validation_c = choose_cells(table, cells, validation_size, validation_cells, self.seed)
+        check_linked(cells, train_c)
         plan = train.Plan(
             max_epochs=train.choose_max_epochs(len(train_c)) if max_epochs == "auto" else max_epochs,
             batch_size=train.choose_batch_size(len(train_c)) if batch_size == "auto" else batch_size,
@@ -192,14 +246,18 @@ class VAE(BaseEstimator):
             early_stopping=early_stopping,
             progress=progress,
         )
+        memory.check(cells, schema.likelihood, self.n_hidden, plan.batch_size, settings.torch_device)
         with seeded(self.seed):
             module = self._build(schema)
             module.initialise(cells.select(train_c))
             history = train.fit(module, cells, train_c, validation_c, plan, self.seed)
         embedding_cz = inference.infer(module, cells).mean
         self.parameters_, self.schema_, self.module_, self.history_ = parameters_of(self), schema, module, history
-        library_size_c = torch.stack(list(cells.library_size.values())).sum(0)[train_c]
-        self.library_size_quantiles_ = np.quantile(library_size_c.numpy(), np.linspace(0, 1, 101))
+        trained_on = cells.select(train_c)
+        self.library_size_quantiles_ = {
+            modality: np.quantile(library_size_c[trained_on.has(modality)].numpy(), np.linspace(0, 1, 101))
+            for modality, library_size_c in trained_on.library_size.items()
+        }
         self._write(adata, embedding_cz, key_added)
         return self
 
@@ -258,10 +316,10 @@ class VAE(BaseEstimator):
         checks.check_parameters(self.get_params(deep=False))
         checks.check_whole("max_epochs", max_epochs)
         checks.check_options(max_epochs, batch_size, key_added)
-        cells = Cells.from_anndata(adata, self.schema_)
+        table, cells = self._read(adata)
         checks.check_any_count(cells)
-        checks.warn_of_empty(adata, cells, NO_PART)
-        train_c, validation_c = choose_cells(adata, cells, validation_size, validation_cells, self.seed)
+        checks.warn_of_empty(table, cells, NO_PART)
+        train_c, validation_c = choose_cells(table, cells, validation_size, validation_cells, self.seed)
         plan = train.Plan(
             max_epochs=max_epochs,
             batch_size=train.choose_batch_size(len(train_c)) if batch_size == "auto" else batch_size,
@@ -274,7 +332,11 @@ class VAE(BaseEstimator):
         with seeded(self.seed + n_epochs_before):
             # A copy, so that a failure leaves the fitted model as it was.
             module = copy.deepcopy(self.module_)
+            for name, modality in module.by_modality():
+                # What no cell has would be forgotten: nothing holds its weights against their decay.
+                modality.requires_grad_(bool(cells.has(name)[train_c].any()))
             history = train.fit(module, cells, train_c, validation_c, plan, self.seed + n_epochs_before)
+            module.requires_grad_(True)
         embedding_cz = inference.infer(module, cells).mean
         self.module_ = module
         # Without validation cells, now or then, the quantities of validation are missing there.
@@ -289,21 +351,35 @@ class VAE(BaseEstimator):
 
     # --- From cells to latent states ------------------------------------------------------------------------------
 
-    def transform(self, adata: AnnData) -> np.ndarray:
+    def transform(self, adata: AnnData, *, modality: str | None = None, key_added: str | None = None) -> np.ndarray:
         """Embed cells: the mean of each cell's posterior, float32, shape ``(cells, n_latent)``.
 
         Parameters
         ----------
         adata
-            Any cells with the features of the model (in any order, at least half of them) and its covariates. Cells
-            without any count get the prior mean, 0, and a warning says how many they are.
+            Any cells with the features of the model (in any order, at least half of them) and its covariates, with
+            all of the model's modalities or some. Cells without any count get the prior mean, 0, and a warning says how
+            many they are.
+        modality
+            Hear this modality alone, as if nothing else had been measured; by default all that a cell has.
+        key_added
+            Where in ``adata.obsm`` to write the embedding, such as ``"X_celldial_rna"``. By default it is not written.
         """
-        return self.posterior(adata).mean
+        embedding_cz = self._posterior(adata, modality).mean
+        if key_added is not None:
+            with writable(adata):
+                adata.obsm[key_added] = embedding_cz.copy()
+        return embedding_cz
 
-    def posterior(self, adata: AnnData) -> Posterior:
+    def posterior(self, adata: AnnData, *, modality: str | None = None) -> Posterior:
         """Mean and standard deviation of each cell's latent state, float32, each of shape ``(cells, n_latent)``.
 
         Cells without any count get the prior, mean 0 and standard deviation 1, and a warning says how many they are.
+
+        Parameters
+        ----------
+        adata, modality
+            As in `transform`.
 
         Examples
         --------
@@ -312,10 +388,7 @@ class VAE(BaseEstimator):
         >>> model = celldial.VAE().fit(adata, max_epochs=1, progress=False)
         >>> mean, standard_deviation = model.posterior(adata)
         """
-        self._check_fitted()
-        cells = Cells.from_anndata(adata, self.schema_)
-        checks.warn_of_empty(adata, cells, "they get the prior as their posterior")
-        return inference.infer(self.module_, cells)
+        return self._posterior(adata, modality)
 
     def score(self, adata: AnnData, y: None = None) -> float:
         """Mean ELBO of cells that were held out, in nats per cell; higher is better.
@@ -331,7 +404,7 @@ class VAE(BaseEstimator):
             Ignored; scikit-learn's convention.
         """
         self._check_fitted()
-        cells = Cells.from_anndata(adata, self.schema_)
+        _, cells = self._read(adata)
         checks.check_any_count(cells)
         filled = cells.select((~cells.empty_c).nonzero()[:, 0]).to(inference.ready(self.module_))
         with seeded(self.seed):
@@ -344,9 +417,10 @@ class VAE(BaseEstimator):
         z: np.ndarray,
         covariates: Mapping[str, Any] | pd.DataFrame | None = None,
         *,
-        library_size: float = 1e4,
+        modality: str | None = None,
+        library_size: float | None = None,
     ) -> np.ndarray:
-        """Compute the expected expression at given latent states; with zero inflation, before counts are lost.
+        """Compute what is expected at given latent states; with zero inflation, before counts are lost.
 
         Parameters
         ----------
@@ -354,26 +428,33 @@ class VAE(BaseEstimator):
             Latent states, shape ``(cells, n_latent)``.
         covariates
             Covariate to one value for all cells, or to one a cell; or a table such as ``adata.obs``.
+        modality
+            What to decode to; by default the model's first, ``"rna"`` where it has that.
         library_size
-            What the expression of a cell sums to.
+            The total count of a cell in this modality. By default 10,000, or under a Bernoulli likelihood the median of
+            the cells of `fit`.
 
         Returns
         -------
-        Expression, float32, shape ``(cells, features)``, in counts per `library_size`.
+        Expected counts, or probabilities under a Bernoulli likelihood, float32, shape ``(cells, features)``.
         """
         self._check_fitted()
         z_cz = checks.check_latent_states(z, self.module_.latent.n_latent)
-        encoded = self.schema_.covariates({} if covariates is None else covariates, n_cells=len(z_cz))
-        return inference.expression(self.module_, z_cz, Covariates(*encoded), library_size)
+        encoded = Covariates(*self.schema_.covariates({} if covariates is None else covariates, n_cells=len(z_cz)))
+        name = self._modality(modality)
+        return np.concatenate(
+            list(inference.expected(self.module_, name, z_cz, encoded, self._library_size(name, library_size)))
+        )
 
     def denoise(
         self,
         adata: AnnData,
         genes: Sequence[str] | str | None = None,
         *,
+        modality: str | None = None,
         key_added: str | None = None,
         transform_batch: Any = None,
-        library_size: float = 1e4,
+        library_size: float | None = None,
     ) -> pd.DataFrame:
         """Compute the expected expression of each cell: what the decoder makes of its posterior mean.
 
@@ -384,14 +465,16 @@ class VAE(BaseEstimator):
         adata
             Cells to denoise.
         genes
-            Names of the features wanted; all by default, which for many cells takes much memory.
+            Names of the features wanted; all of the modality by default, which for many cells takes much memory.
+        modality
+            What to decode to; by default the model's first, ``"rna"`` where it has that.
         key_added
             Where to write the result: with all features ``adata.layers[key_added]`` (where those are the features of
             `adata`, in that order), otherwise a table in ``adata.obsm[key_added]``. By default it is not written.
         transform_batch
             Decode as if all cells were of this batch; or a dict from covariate to value, for any covariate.
         library_size
-            What the expression of a cell sums to, over all features.
+            As in `decode`.
 
         Returns
         -------
@@ -406,32 +489,108 @@ class VAE(BaseEstimator):
         (700, 2)
         """
         self._check_fitted()
-        names = pd.Index(self.feature_names_)
-        wanted = names if genes is None else pd.Index([genes] if isinstance(genes, str) else genes)
-        unknown = wanted[~wanted.isin(names)]
-        if len(unknown):
-            raise KeyError(f"the model has no gene {unknown[0]!r} ({len(unknown)} of those asked for are unknown)")
-        if wanted.has_duplicates:
-            raise ValueError(f"gene {wanted[wanted.duplicated()][0]!r} is asked for more than once")
-        if not isinstance(transform_batch, Mapping | None):
-            if self.schema_.batch_key is None:
-                raise ValueError(
-                    "transform_batch names a batch, and the model was fitted without batch_key: give a dict from "
-                    "covariate to value"
-                )
-            transform_batch = {self.schema_.batch_key: transform_batch}
-        mean_cz = inference.infer(self.module_, Cells.from_anndata(adata, self.schema_)).mean
-        covariates = Covariates(*self.schema_.covariates(adata, transform_batch))
-        columns = None if genes is None else names.get_indexer(wanted)
-        expression_cf = inference.expression(self.module_, mean_cz, covariates, library_size, columns)
-        table = pd.DataFrame(expression_cf, index=adata.obs_names, columns=wanted)
+        to_decode = self._prepare(adata, modality, None, genes, transform_batch, "transform_batch", library_size)
+        table = to_decode.table(self.module_)
         if key_added is not None:
             with writable(adata):
-                if list(adata.var_names) == list(wanted):
+                if isinstance(adata, AnnData) and list(adata.var_names) == list(table.columns):
                     adata.layers[key_added] = table.to_numpy(copy=True)
                 else:
                     adata.obsm[key_added] = table.copy()
         return table
+
+    def impute(
+        self,
+        adata: AnnData,
+        modality: str,
+        *,
+        from_: str | Sequence[str] | None = None,
+        features: Sequence[str] | str | None = None,
+        batch: Any = None,
+        library_size: float | None = None,
+        key_added: str | None = None,
+        dense: bool = False,
+    ) -> pd.DataFrame:
+        """Predict one modality from others: which peaks are open, given the RNA of a cell, or the other way round.
+
+        Parameters
+        ----------
+        adata
+            Cells, which may lack `modality` altogether.
+        modality
+            What to predict.
+        from_
+            The modality, or modalities, to predict from; others are not looked at. By default all that a cell has,
+            which may include `modality` itself.
+        features
+            Names of the features wanted; all of the modality by default.
+        batch
+            Predict as if all cells were of this batch; or a dict from covariate to value, for any covariate.
+        library_size
+            As in `decode`.
+        key_added
+            Where in ``adata.obsm`` the table goes; ``"imputed_<modality>"`` by default.
+        dense
+            Whether to make a table of more than 25 million entries (0.1 GB); `impute_to_file` needs no memory for it.
+
+        Returns
+        -------
+        Expected counts, or probabilities under a Bernoulli likelihood, cells × features, float32. Written: the same to
+        ``adata.obsm[key_added]``.
+
+        Raises
+        ------
+        ValueError
+            The table would be large and `dense` is False; or no cell has any of `from_`.
+        KeyError
+            A modality, feature or covariate is not of the model.
+
+        Examples
+        --------
+        >>> import celldial
+        >>> adata = celldial.datasets.simulate_multiome(200, 100, 300)
+        >>> model = celldial.VAE().fit(adata, max_epochs=1, progress=False)
+        >>> model.impute(adata, "atac", from_="rna").shape
+        (200, 300)
+        """
+        self._check_fitted()
+        to_decode = self._prepare(adata, self._modality(modality), from_, features, batch, "batch", library_size)
+        n_entries = len(to_decode.z_cz) * len(to_decode.names)
+        if n_entries > MAX_ENTRIES and not dense:
+            raise ValueError(
+                f"the table of {len(to_decode.z_cz)} cells × {len(to_decode.names)} features takes "
+                f"{4 * n_entries / 1e9:.1f} GB: name the features=[...] you need, use impute_to_file, or "
+                "pass dense=True"
+            )
+        table = to_decode.table(self.module_)
+        with writable(adata):
+            adata.obsm[f"imputed_{to_decode.modality}" if key_added is None else key_added] = table.copy()
+        return table
+
+    def impute_to_file(
+        self,
+        adata: AnnData,
+        modality: str,
+        path: str | Path,
+        *,
+        from_: str | Sequence[str] | None = None,
+        features: Sequence[str] | str | None = None,
+        batch: Any = None,
+        library_size: float | None = None,
+    ) -> None:
+        """Predict one modality from others, block by block, into an h5ad file; memory does not grow with the cells.
+
+        Parameters
+        ----------
+        adata, modality, from_, features, batch, library_size
+            As in `impute`. Nothing is written to `adata`.
+        path
+            The file to write, whole or not at all: an AnnData of cells × features with the table in ``X``, float32,
+            and the cells' ``obs``. ``anndata.read_h5ad(path, backed="r")`` reads parts of it.
+        """
+        self._check_fitted()
+        to_decode = self._prepare(adata, self._modality(modality), from_, features, batch, "batch", library_size)
+        export.write_blocks(Path(path), to_decode.blocks(self.module_), to_decode.obs, to_decode.names)
 
     def sample(
         self,
@@ -441,6 +600,8 @@ class VAE(BaseEstimator):
         seed: int | None = None,
     ) -> AnnData:
         """Draw new cells: latent states from the prior, library sizes as in the cells of `fit`, counts from the model.
+
+        Library sizes of several modalities are drawn independently of each other.
 
         Parameters
         ----------
@@ -453,7 +614,8 @@ class VAE(BaseEstimator):
 
         Returns
         -------
-        Counts in ``X`` (CSR, float32), the latent states in ``obsm["z"]``, the covariates in ``obs``.
+        Counts in ``X`` (CSR, float32), the latent states in ``obsm["z"]``, the covariates in ``obs``; with several
+        modalities ``var["modality"]`` says which a feature is of.
         """
         self._check_fitted()
         checks.check_whole("n", n)
@@ -463,7 +625,8 @@ class VAE(BaseEstimator):
             z_cz, counts = inference.draw_cells(self.module_, encoded, self.library_size_quantiles_)
         obs = covariate_table(covariates, n)[[*self.schema_.categories, *self.schema_.continuous]]
         obs = obs.set_axis(pd.RangeIndex(n).map("sample_{}".format))
-        return AnnData(counts, obs, pd.DataFrame(index=list(self.feature_names_)), obsm={"z": z_cz})
+        joint = sparse.hstack([counts[modality] for modality in self.schema_.modalities], format="csr")
+        return AnnData(joint, obs, self._features(), obsm={"z": z_cz})
 
     def latent_traverse(
         self,
@@ -473,9 +636,9 @@ class VAE(BaseEstimator):
         n_steps: int = 25,
         span: tuple[float, float] = (0.01, 0.99),
         n_cells: int = 200,
-        library_size: float = 1e4,
+        library_size: float | None = None,
     ) -> AnnData:
-        """Turn one latent coordinate like a knob, and see which genes change.
+        """Turn one latent coordinate like a knob, and see which genes and peaks change.
 
         For a random sample of cells, latent states are drawn from their posteriors, the coordinate is set to each
         step in turn, and the result is decoded.
@@ -493,14 +656,15 @@ class VAE(BaseEstimator):
         n_cells
             Number of cells in the sample.
         library_size
-            What the expression of a cell sums to.
+            As in `decode`; a number is taken for all modalities that are counted, and for no Bernoulli one.
 
         Returns
         -------
-        Steps × features: ``X`` the mean over cells, ``layers["lower"]`` and ``layers["upper"]`` the band of 90 % of the
-        cells, ``layers["log2_fold_change"]`` the mean against the first step, ``obs["position"]`` the coordinate,
-        ``var["effect_size"]`` the largest less the smallest log2 fold change, ``var["peak_step"]`` the step of the
-        highest mean. Written: positions, mean and band as arrays in ``adata.uns["latent_traverse"]["axis_<axis>"]``.
+        Steps × features, those of all modalities: ``X`` the mean over cells, ``layers["lower"]`` and
+        ``layers["upper"]`` the band of 90 % of the cells, ``layers["log2_fold_change"]`` the mean against the first
+        step, ``obs["position"]`` the coordinate, ``var["effect_size"]`` the largest less the smallest log2 fold change,
+        ``var["peak_step"]`` the step of the highest mean, and with several modalities ``var["modality"]``. Written:
+        positions, mean and band as arrays in ``adata.uns["latent_traverse"]["axis_<axis>"]``.
         """
         self._check_fitted()
         checks.check_whole("axis", axis, 0)
@@ -511,7 +675,7 @@ class VAE(BaseEstimator):
         checks.check_whole("n_cells", n_cells)
         if not 0 <= span[0] < span[1] <= 1:
             raise ValueError(f"span is {span}: it must be two quantiles, from low to high, such as (0.01, 0.99)")
-        cells = Cells.from_anndata(adata, self.schema_)
+        _, cells = self._read(adata)
         checks.check_any_count(cells)
         posterior = inference.infer(self.module_, cells)
         random = np.random.default_rng(self.seed)
@@ -519,31 +683,40 @@ class VAE(BaseEstimator):
         chosen = np.sort(random.choice(filled, min(n_cells, len(filled)), replace=False))
         mean_cz, deviation_cz = posterior.mean[chosen], posterior.standard_deviation[chosen]
         covariates = Covariates(cells.category_ck[chosen].numpy(), cells.continuous_ck[chosen].numpy())
+        depth = {
+            name: self._library_size(name, None if likelihood == BERNOULLI else library_size)
+            for name, likelihood in self.schema_.likelihood.items()
+        }
+
+        def expected(z_cz: np.ndarray) -> np.ndarray:
+            blocks = (list(inference.expected(self.module_, name, z_cz, covariates, depth[name])) for name in depth)
+            return np.concatenate([np.concatenate(each) for each in blocks], axis=1)
+
         traversal = axes.traverse(
             mean_cz + deviation_cz * random.standard_normal(mean_cz.shape, dtype=np.float32),
             axis,
             axes.coordinate_path(posterior.mean[filled], axis, span, n_steps),
-            lambda z_cz: inference.expression(self.module_, z_cz, covariates, library_size),
+            expected,
         )
-        about = {"axis": f"latent coordinate {axis}", "library_size": library_size}
-        stored = {
+        var = self._features()
+        about = {"axis": f"latent coordinate {axis}", "library_size": next(iter(depth.values()))}
+        stored: dict[str, Any] = {
             **about,
             "position": traversal.position_s,
-            "feature_names": np.array(self.feature_names_, dtype=object),
+            "feature_names": np.array(var.index, dtype=object),
             "mean": traversal.mean_sf,
             "lower": traversal.lower_sf,
             "upper": traversal.upper_sf,
         }
+        if "modality" in var:
+            stored["modality"] = var["modality"].to_numpy(dtype=object)
         with writable(adata):
             adata.uns["latent_traverse"] = {**adata.uns.get("latent_traverse", {}), f"axis_{axis}": stored}
         # Copies: what is done to the one must not change the other.
         return AnnData(
             traversal.mean_sf.copy(),
             obs=pd.DataFrame({"position": traversal.position_s.copy()}, pd.RangeIndex(n_steps).map("step_{}".format)),
-            var=pd.DataFrame(
-                {"effect_size": traversal.effect_size_f, "peak_step": traversal.mean_sf.argmax(0)},
-                index=list(self.feature_names_),
-            ),
+            var=var.assign(effect_size=traversal.effect_size_f, peak_step=traversal.mean_sf.argmax(0)),
             layers={
                 "lower": traversal.lower_sf.copy(),
                 "upper": traversal.upper_sf.copy(),
@@ -571,7 +744,7 @@ class VAE(BaseEstimator):
             "schema": self.schema_.to_dict(),
             # JSON has no NaN, which stands where an epoch had no validation cells.
             "history": {k: [None if math.isnan(v) else v for v in values] for k, values in self.history_.items()},
-            "library_size_quantiles": self.library_size_quantiles_.tolist(),
+            "library_size_quantiles": {name: q.tolist() for name, q in self.library_size_quantiles_.items()},
         }
         storage.write(Path(path), about, self.module_.state_dict())
 
@@ -590,14 +763,19 @@ class VAE(BaseEstimator):
         # Seeded, because weights are drawn before they are replaced: the caller's random numbers stay as they are.
         with storage.damaged_if_this_fails(path), seeded(0):
             model = cls(**about["parameters"])
+            checks.check_parameters(model.get_params(deep=False))
             model.parameters_ = about["parameters"]
-            model.schema_ = Schema.from_dict(about["schema"])
+            # Before format version 2 there was one modality, and the schema did not know its likelihood.
+            model.schema_ = Schema.from_dict(about["schema"], about["parameters"]["likelihood"])
             model.module_ = model._build(model.schema_)
             model.module_.load_state_dict(tensors)
             model.history_ = {
                 k: [math.nan if v is None else v for v in values] for k, values in about["history"].items()
             }
-            model.library_size_quantiles_ = np.array(about["library_size_quantiles"])
+            quantiles = about["library_size_quantiles"]
+            if isinstance(quantiles, list):
+                quantiles = dict.fromkeys(model.schema_.modalities, quantiles)
+            model.library_size_quantiles_ = {name: np.array(quantiles[name]) for name in model.schema_.modalities}
         model.module_.eval()
         return model
 
@@ -605,9 +783,8 @@ class VAE(BaseEstimator):
 
     @property
     def feature_names_(self) -> tuple[str, ...]:
-        """Names of the features that the model decodes, in its order."""
-        (names,) = self.schema_.feature_names.values()
-        return names
+        """Names of all features that the model decodes, in its order; those of its modalities one after the other."""
+        return tuple(self._features().index)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "module_")
@@ -619,13 +796,105 @@ class VAE(BaseEstimator):
     def _build(self, schema: Schema) -> Module:
         return Module(
             n_features={modality: len(names) for modality, names in schema.feature_names.items()},
-            likelihood=dict.fromkeys(schema.feature_names, self.likelihood),
+            likelihood=schema.likelihood,
             n_categories=[len(names) for names in schema.categories.values()],
             n_continuous=len(schema.continuous),
             n_latent=self.n_latent,
             n_hidden=self.n_hidden,
             n_layers=self.n_layers,
             dropout_rate=self.dropout_rate,
+            fusion=self.fusion,
+            modality_weights=self.modality_weights,
+        )
+
+    def _read(self, adata: AnnData, from_: Sequence[str] | None = None) -> tuple[AnnData, Cells]:
+        """Read cells of the fitted model: as one AnnData, and as tensors; of some modalities only where named."""
+        parameters = self.parameters_
+        modality_key = parameters.get("modality_key", "feature_types")
+        table = joined(adata, layer=parameters["layer"], modality_key=modality_key, schema=self.schema_)
+        cells = Cells.from_anndata(table, self.schema_)
+        return table, cells if from_ is None else cells.only(*from_)
+
+    def _posterior(self, adata: AnnData, modality: str | None) -> Posterior:
+        self._check_fitted()
+        table, cells = self._read(adata, None if modality is None else [self._modality(modality)])
+        checks.warn_of_empty(table, cells, "they get the prior as their posterior", modality, stacklevel=4)
+        return inference.infer(self.module_, cells)
+
+    def _modality(self, modality: str | None) -> str:
+        """Check the name of a modality; the first is meant where none is named."""
+        known = self.schema_.modalities
+        if modality is None:
+            return known[0]
+        if modality not in known:
+            raise KeyError(f"the model has no modality {modality!r}: choose of {', '.join(map(repr, known))}")
+        return modality
+
+    def _library_size(self, modality: str, library_size: float | None) -> float:
+        """Choose the library size to decode with where none is given."""
+        if library_size is not None:
+            return checks.check_library_size(library_size)
+        if self.schema_.likelihood[modality] == BERNOULLI:
+            return float(np.median(self.library_size_quantiles_[modality]))
+        return PER_TEN_THOUSAND
+
+    def _features(self) -> pd.DataFrame:
+        """All features, one a row; where there are several modalities, the column ``modality`` names that of each."""
+        by_modality = self.schema_.feature_names
+        if len(by_modality) == 1:
+            (names,) = by_modality.values()
+            return pd.DataFrame(index=list(names))
+        modality_f = [modality for modality, names in by_modality.items() for _ in names]
+        index = pd.Index([name for names in by_modality.values() for name in names], dtype=object)
+        if index.has_duplicates:  # of modalities in obsm
+            index = pd.Index([f"{modality}:{name}" for modality, name in zip(modality_f, index, strict=True)])
+        return pd.DataFrame({"modality": modality_f}, index=index)
+
+    def _prepare(
+        self,
+        adata: AnnData,
+        modality: str | None,
+        from_: str | Sequence[str] | None,
+        features: Sequence[str] | str | None,
+        batch: Any,
+        batch_argument: str,
+        library_size: float | None,
+    ) -> ToDecode:
+        """Infer the latent states of cells, and look up what is to be decoded from them."""
+        modality = self._modality(modality)
+        names = pd.Index(self.schema_.feature_names[modality])
+        wanted = names if features is None else pd.Index([features] if isinstance(features, str) else features)
+        unknown = wanted[~wanted.isin(names)]
+        kind = {"rna": "gene", "atac": "peak", "protein": "protein"}.get(modality, "feature")
+        if len(unknown):
+            raise KeyError(f"the model has no {kind} {unknown[0]!r} ({len(unknown)} of those asked for are unknown)")
+        if wanted.has_duplicates:
+            raise ValueError(f"{kind} {wanted[wanted.duplicated()][0]!r} is asked for more than once")
+        if not isinstance(batch, Mapping | None):
+            if self.schema_.batch_key is None:
+                raise ValueError(
+                    f"{batch_argument} names a batch, and the model was fitted without batch_key: give a dict from "
+                    "covariate to value"
+                )
+            batch = {self.schema_.batch_key: batch}
+        sources = None
+        if from_ is not None:
+            sources = [self._modality(name) for name in ([from_] if isinstance(from_, str) else from_)]
+            if not sources:
+                raise ValueError("from_ is empty: name a modality, or leave it at None for all that a cell has")
+        table, cells = self._read(adata, sources)
+        if sources is not None:
+            checks.check_any_count(cells, sources)
+        of = None if sources is None else " or ".join(sources)
+        checks.warn_of_empty(table, cells, "for them the prior mean is decoded", of, stacklevel=4)
+        return ToDecode(
+            modality,
+            inference.infer(self.module_, cells).mean,
+            Covariates(*self.schema_.covariates(table, batch)),
+            self._library_size(modality, library_size),
+            None if features is None else names.get_indexer(wanted),
+            wanted,
+            table.obs,
         )
 
     def _write(self, adata: AnnData, embedding_cz: np.ndarray, key_added: str) -> None:
@@ -640,13 +909,40 @@ class VAE(BaseEstimator):
             }
 
 
+@dataclass(frozen=True)
+class ToDecode:
+    """Cells and features of one modality whose expected values are asked for."""
+
+    modality: str
+    z_cz: np.ndarray
+    covariates: Covariates
+    library_size: float
+    columns: np.ndarray | None
+    names: pd.Index
+    obs: pd.DataFrame
+
+    def blocks(self, module: Module) -> Iterator[np.ndarray]:
+        """Decode, block by block of cells."""
+        return inference.expected(module, self.modality, self.z_cz, self.covariates, self.library_size, self.columns)
+
+    def table(self, module: Module) -> pd.DataFrame:
+        """Decode to one table."""
+        values_cf = np.concatenate(list(self.blocks(module)))
+        return pd.DataFrame(values_cf, index=self.obs.index, columns=self.names)
+
+
 def parameters_of(model: VAE) -> dict[str, Any]:
     """Return the constructor's arguments in JSON types."""
-    plain: dict[str, Any] = {}
-    for name, value in model.get_params(deep=False).items():
-        value = value.item() if isinstance(value, np.generic) else value
-        plain[name] = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
-    return plain
+    return {name: plain(value) for name, value in model.get_params(deep=False).items()}
+
+
+def plain(value: Any) -> Any:
+    """Turn numpy's numbers, and sequences and dicts of them, into those of JSON."""
+    if isinstance(value, Mapping):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(part) for part in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 @contextmanager

@@ -7,11 +7,13 @@ Axis suffixes: ``c`` cells, ``f`` features, ``k`` covariates, ``z`` latent coord
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pyro
+import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.infer import TraceMeanField_ELBO
@@ -19,6 +21,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
+from celldial.fusion import Fusion, FusionName
 from celldial.latents import Gaussian
 from celldial.likelihoods import LIKELIHOODS, Likelihood, Observation
 from celldial.nn import Decoder, Encoder
@@ -66,7 +69,7 @@ class Module(nn.Module):
     Parameters
     ----------
     n_features
-        Modality to its number of features. Today there is one modality, ``"rna"``.
+        Modality to its number of features.
     likelihood
         Modality to the name of its observation model, a key of `celldial.likelihoods.LIKELIHOODS`.
     n_categories
@@ -81,6 +84,10 @@ class Module(nn.Module):
         Number of hidden layers of encoder and decoder, at least 1.
     dropout_rate
         Share of the stored counts that is hidden from the encoder during training.
+    fusion
+        How the posteriors of several modalities become one; see `celldial.fusion.Fusion`.
+    modality_weights
+        Modality to the weight of its log-likelihood in training; see `balance` for those that are not named.
     """
 
     def __init__(
@@ -93,12 +100,19 @@ class Module(nn.Module):
         n_hidden: int,
         n_layers: int,
         dropout_rate: float,
+        fusion: FusionName = "product",
+        modality_weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
+        self.fusion = Fusion(fusion)
+        self.modality_weights = balance(n_features) | dict(modality_weights or {})
         sizes = (n_categories, n_continuous, n_hidden, n_layers)
         self.latent = Gaussian(n_latent)
+        self.n_features = dict(n_features)
         self.modalities = nn.ModuleDict()
         for modality, n in n_features.items():
+            if hasattr(self.modalities, modality):
+                raise ValueError(f"a modality cannot be called {modality!r}, which means something to torch: rename it")
             observation_model = LIKELIHOODS[likelihood[modality]](n)
             self.modalities[modality] = Modality(
                 Encoder(n, *sizes, self.latent.n_parameters, dropout_rate),
@@ -116,39 +130,65 @@ class Module(nn.Module):
     def initialise(self, cells: Cells) -> None:
         """Start biases, input scales and dispersions from the cells to train on."""
         for name, modality in self.by_modality():
-            counts, library_size_c = cells.counts[name], cells.library_size[name]
+            counts, library_size_c = cells.observed(name), cells.library_size[name][cells.has(name)]
             modality.encoder.initialise(counts, library_size_c)
             modality.decoder.initialise(counts)
             modality.likelihood.initialise(counts, library_size_c)
 
     def model(self, cells: Cells, kl_weight: float = 1.0) -> None:
         """Say how cells come about: a latent state from the prior, decoded with the covariates, gives the counts."""
-        with pyro.plate("cells", len(cells)):
-            with poutine.scale(scale=kl_weight):
-                z_cz = pyro.sample("z", self.latent.prior(len(cells), like=cells.continuous_ck))
-            for name, observation in self.decode(z_cz, cells).items():
-                pyro.sample(name, observation, obs=cells.counts[name])
+        with pyro.plate("cells", len(cells)), poutine.scale(scale=kl_weight):
+            z_cz = pyro.sample("z", self.latent.prior(len(cells), like=cells.continuous_ck))
+        for name, observation in self.decode(z_cz, cells).items():
+            # A minibatch in which no cell has the modality: Pyro knows no plate of nothing.
+            (n_cells,) = observation.batch_shape
+            plate = pyro.plate(f"cells_{name}", n_cells) if n_cells else nullcontext()
+            with plate, poutine.scale(scale=self.modality_weights[name]):
+                pyro.sample(f"counts_{name}", observation, obs=cells.observed(name))
 
     def guide(self, cells: Cells, kl_weight: float = 1.0) -> None:
         """Judge by its counts what the latent state of each cell was."""
         with pyro.plate("cells", len(cells)), poutine.scale(scale=kl_weight):
-            pyro.sample("z", self.posterior(cells))
+            pyro.sample("z", self.posterior(cells, draw=True))
 
-    def posterior(self, cells: Cells) -> TorchDistribution:
-        """Distribution of the latent state ``z_cz`` given counts and covariates."""
-        (parameters_cp,) = (
-            modality.encoder(cells.counts[name], cells.library_size[name], cells.category_ck, cells.continuous_ck)
+    def posterior(self, cells: Cells, draw: bool = False) -> TorchDistribution:
+        """Distribution of the latent state ``z_cz`` given counts and covariates.
+
+        Parameters
+        ----------
+        cells
+            What was observed.
+        draw
+            Whether the modalities that are heard are drawn, as the fusion has it; otherwise all are that a cell has.
+        """
+        experts = [
+            self.latent.parameters(
+                modality.encoder(cells.counts[name], cells.library_size[name], cells.category_ck, cells.continuous_ck)
+            )
             for name, modality in self.by_modality()
-        )
-        return self.latent.posterior(parameters_cp)
+        ]
+        if len(experts) == 1:
+            return self.latent.posterior(*experts[0])
+        mu_mcz, sigma_mcz = (torch.stack(part) for part in zip(*experts, strict=True))
+        present_mc = torch.stack([cells.has(name) for name in self.modalities])
+        if draw:
+            present_mc = self.fusion.draw(present_mc, self.training)
+        return self.latent.posterior(*self.fusion.combine(mu_mcz, sigma_mcz, present_mc))
 
     def decode(self, z_cz: Tensor, cells: Cells) -> dict[str, Observation]:
-        """Distribution of the counts of each modality given latent state, covariates and library size."""
-        observations = {}
-        for name, modality in self.by_modality():
-            heads = modality.decoder(z_cz, cells.category_ck, cells.continuous_ck)
-            observations[name] = Observation(modality.likelihood, heads, cells.library_size[name])
-        return observations
+        """Distribution of each modality's counts, of the cells that have it, given latent state and covariates."""
+        return {name: self.decode_one(name, z_cz, cells) for name in self.modalities}
+
+    def decode_one(self, name: str, z_cz: Tensor, cells: Cells) -> Observation:
+        """Distribution of the counts of one modality."""
+        modality = self.modalities[name]
+        assert isinstance(modality, Modality)
+        inputs = [z_cz, cells.category_ck, cells.continuous_ck, cells.library_size[name]]
+        index_c = cells.having(name)
+        if index_c is not None:
+            inputs = [tensor[index_c] for tensor in inputs]
+        *to_decode, library_size_c = inputs
+        return Observation(modality.likelihood, modality.decoder(*to_decode), library_size_c)
 
     def forward(self, cells: Cells, kl_weight: float = 1.0) -> Tensor:
         """Negative ELBO in nats per cell, differentiable, with one sample per cell."""
@@ -156,15 +196,28 @@ class Module(nn.Module):
             loss: Tensor = self._elbo.differentiable_loss(self.model, self.guide, cells, kl_weight)
         return loss / len(cells)
 
-    def elbo(self, cells: Cells) -> tuple[Tensor, Tensor]:
-        """Per cell, in nats: log-likelihood at one sample, and KL divergence. Their difference is the ELBO."""
+    def elbo(self, cells: Cells) -> tuple[dict[str, Tensor], Tensor]:
+        """Per cell, in nats: log-likelihood of each modality at one sample, and KL divergence.
+
+        The sum of the log-likelihoods, 0 for a modality that a cell lacks, less the KL divergence is the ELBO.
+        """
         with _without_validation():
-            guide_trace = poutine.trace(self.guide).get_trace(cells)
-            model_trace = poutine.trace(poutine.replay(self.model, guide_trace)).get_trace(cells)
-            reconstruction_c = sum(model_trace.nodes[m]["fn"].log_prob(rows) for m, rows in cells.counts.items())
-            kl_c = kl_divergence(guide_trace.nodes["z"]["fn"], model_trace.nodes["z"]["fn"])
-        assert isinstance(reconstruction_c, Tensor)
-        return reconstruction_c, kl_c
+            posterior = self.posterior(cells, draw=True)
+            z_cz = posterior.rsample()
+            log_likelihood = {}
+            for name, observation in self.decode(z_cz, cells).items():
+                log_p_c, index_c = observation.log_prob(cells.observed(name)), cells.having(name)
+                if index_c is not None:
+                    log_p_c = log_p_c.new_zeros(len(cells)).index_copy(0, index_c, log_p_c)
+                log_likelihood[name] = log_p_c
+            kl_c = kl_divergence(posterior, self.latent.prior(len(cells), like=cells.continuous_ck))
+        return log_likelihood, kl_c
+
+
+def balance(n_features: Mapping[str, int]) -> dict[str, float]:
+    """Weigh the modalities: the first by 1, and those that are wider by the root of the ratio of their widths."""
+    first = next(iter(n_features.values()))
+    return {modality: min(1.0, math.sqrt(first / n)) for modality, n in n_features.items()}
 
 
 @contextmanager

@@ -19,6 +19,9 @@ __all__ = ["Decoder", "Encoder"]
 
 # A feature seen in almost no cell would otherwise start with an enormous weight.
 MIN_DEVIATION = 0.05
+# The decoder's weights start this much below torch's default: with few counts a feature, what is drawn at random has to
+# be unlearned first.
+HEAD_SCALE = 0.1
 
 
 class CovariateShift(nn.Module):
@@ -153,8 +156,11 @@ class Decoder(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(n_hidden, n_features) for _ in range(n_heads))
 
     def initialise(self, counts: SparseRows) -> None:
-        """Start the first head at the log of each feature's mean rate."""
+        """Start the first head at the log of each feature's mean rate, and hardly dependent on the latent state."""
         with torch.no_grad():
+            for head in self.heads:
+                assert isinstance(head, nn.Linear)
+                head.weight.mul_(HEAD_SCALE)
             log_total_f = (counts.sum_columns(counts.value_n) + 1).log()
             rates = self.heads[0]
             assert isinstance(rates, nn.Linear)

@@ -20,6 +20,8 @@ from torch.nn.functional import embedding_bag, softplus
 
 __all__ = [
     "SparseRows",
+    "bernoulli",
+    "bernoulli_reference",
     "negative_binomial",
     "negative_binomial_reference",
     "poisson",
@@ -137,6 +139,65 @@ class _SparseLinear(torch.autograd.Function):
             check_invariants=False,
         )
         return transposed @ grad_ch, None
+
+
+def bernoulli_reference(logits_cf: Tensor, log_exposure_c: Tensor, counts: SparseRows) -> Tensor:
+    """Bernoulli log-likelihood per cell, written plainly; every stored entry is a success."""
+    lambda_cf = log_exposure_c.exp()[:, None] * torch.softmax(logits_cf, -1)
+    open_cf = counts.to_dense() > 0
+    return torch.where(open_cf, torch.log(-torch.expm1(-lambda_cf)), -lambda_cf).sum(-1)
+
+
+def bernoulli(logits_cf: Tensor, log_exposure_c: Tensor, counts: SparseRows) -> Tensor:
+    r"""Bernoulli log-likelihood per cell, success probability ``1 - exp(-exposure * softmax(logits))``.
+
+    That is the chance that a Poisson count of mean :math:`\lambda = \text{exposure} \cdot \text{softmax}` is not zero
+    (the complementary log-log link), so that a cell's depth scales rates and not odds. The rates of a cell sum to its
+    exposure whatever the logits, so that beyond the log-partition only successes matter:
+    :math:`\log p = \sum_{x_f = 1} \log(e^{\lambda_f} - 1) - \text{exposure}`.
+
+    Parameters
+    ----------
+    logits_cf
+        Log rates up to a constant per cell.
+    log_exposure_c
+        Log of the sum of the rates of a cell.
+    counts
+        What was observed: each stored entry is a success, whatever its value.
+
+    Returns
+    -------
+    Log-likelihood in nats, shape ``(c,)``.
+    """
+    result: Tensor = _Bernoulli.apply(logits_cf, log_exposure_c, counts)
+    return result
+
+
+class _Bernoulli(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_cf: Tensor, log_exposure_c: Tensor, counts: SparseRows) -> Tensor:
+        row_n, flat_n = counts.row_n, counts.flat_n
+        peak_c1 = logits_cf.amax(-1, keepdim=True)
+        share_cf = (logits_cf - peak_c1).mul_(LOG2_E).exp2_()
+        total_c1 = share_cf.sum(-1, keepdim=True)
+        exposure_c = log_exposure_c.exp()
+        log_lambda_n = logits_cf.flatten()[flat_n] + (log_exposure_c - (peak_c1 + total_c1.log())[:, 0])[row_n]
+        # log(e^r - 1) = log r + r + log((1 - e^-r) / r), of which the last is lost to rounding near 0.
+        lambda_n = log_lambda_n.exp().clamp_min(torch.finfo(logits_cf.dtype).tiny)
+        closed_n = -torch.expm1(-lambda_n)
+        log_p_c = counts.sum_rows(log_lambda_n + lambda_n + (closed_n / lambda_n).log()) - exposure_c
+        if any(ctx.needs_input_grad):
+            grad_log_lambda_n = lambda_n / closed_n
+            total_grad_c = counts.sum_rows(grad_log_lambda_n)
+            grad_cf = share_cf.mul_(-total_grad_c[:, None] / total_c1)
+            ctx.save_for_backward(_add_at_(grad_cf, flat_n, grad_log_lambda_n), total_grad_c - exposure_c)
+        return log_p_c
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_c: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad_logits_cf, grad_log_exposure_c = ctx.saved_tensors
+        return grad_logits_cf * grad_c[:, None], grad_log_exposure_c * grad_c, None
 
 
 def poisson_reference(logits_cf: Tensor, library_c: Tensor, counts: SparseRows) -> Tensor:

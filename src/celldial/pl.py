@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -53,9 +53,9 @@ def history(
 
     Returns
     -------
-    Nothing if the figure is shown, the figure with `return_fig`, otherwise the Axes: ``"elbo"`` and, where there were
-    validation cells, ``"kl"``. Both are in nats per cell. A higher ELBO is better; a KL divergence near 0 means that
-    the latent state tells nothing about a cell.
+    Nothing if the figure is shown, the figure with `return_fig`, otherwise the Axes: ``"elbo"``, where there were
+    validation cells ``"kl"``, and with several modalities ``"elbo_train"``. All are in nats per cell. A higher ELBO is
+    better; a KL divergence near 0 means that the latent state tells nothing about a cell.
 
     Raises
     ------
@@ -67,7 +67,8 @@ def history(
     Notes
     -----
     The two curves are not quite comparable: the ELBO of the training cells is that of the minibatches as they were
-    trained, with dropout, and it is too high while the weight of the KL term still rises (the gray area).
+    trained, with dropout, and it is too high while the weight of the KL term still rises (the gray area). With several
+    modalities it also has their weights, and an axis of its own, on the right.
 
     Examples
     --------
@@ -91,14 +92,18 @@ def history(
     figure = _canvas(ax, (6.4, 5.8) if validated else (6.4, 4.2))
     panels = figure.subplots(2, sharex=True, height_ratios=[2.5, 1], squeeze=False)[:, 0] if validated else None
     elbo_ax: Axes = figure.subplots() if panels is None else panels[0]
-    elbo_ax.plot(epoch_e, record["elbo_train"], color=ORANGE, ls="--", marker=marker, label="training cells")
+    # In training, modalities have weights: another quantity, on another scale.
+    weighted = sum(name.startswith("log_likelihood_") for name in record) > 1
+    train_ax: Axes = elbo_ax.twinx() if weighted else elbo_ax
+    label = "training cells, modalities weighted\n(axis on the right)" if weighted else "training cells"
+    train_ax.plot(epoch_e, record["elbo_train"], color=ORANGE, ls="--", marker=marker, label=label)
     if validated:
         elbo_ax.plot(epoch_e, record["elbo_validation"], color=BLUE, marker=marker, label="validation cells")
     # Without validation cells, at all or in the last call, the model has the weights of the last epoch.
     judged = validated and not np.isnan(record["elbo_validation"][kept])
     kept_elbo = record["elbo_validation" if judged else "elbo_train"][kept]
     which = "best epoch" if judged else "last epoch"
-    elbo_ax.plot(
+    (elbo_ax if judged else train_ax).plot(
         epoch_e[kept],
         kept_elbo,
         color=BLACK,
@@ -113,17 +118,23 @@ def history(
         elbo_ax.axvspan(0.5, rising.sum() + 0.5, color="0.92", lw=0, zorder=0, label="weight of KL term still rises")
     elbo_ax.set_ylabel("ELBO (nats per cell)\nhigher is better")
     elbo_ax.set_title("How well the model explains the cells")
-    curves = np.concatenate([record[name] for name in ("elbo_train", "elbo_validation") if name in record])
-    low, high = _robust_range(curves)
-    margin = 0.06 * (high - low) or 1.0
-    elbo_ax.set_ylim(low - margin, high + margin)
-    n_below = int((np.fmin(record["elbo_train"], record.get("elbo_validation", np.inf)) < low - margin).sum())
-    if n_below:
+    shown = {elbo_ax: ["elbo_train", "elbo_validation"]}
+    if weighted:
+        shown = {elbo_ax: ["elbo_validation"], train_ax: ["elbo_train"]}
+    below_e = np.zeros(len(epoch_e), dtype=bool)
+    for panel, names in shown.items():
+        curves_ne = np.stack([record[name] for name in names if name in record])
+        low, high = _robust_range(curves_ne)
+        margin = 0.06 * (high - low) or 1.0
+        panel.set_ylim(low - margin, high + margin)
+        below_e |= np.fmin.reduce(curves_ne) < low - margin
+    if below_e.any():
         # In the upper left corner there is room: curves that leave the range come from below.
-        note = "1 epoch is below" if n_below == 1 else f"{n_below} epochs are below"
+        note = "1 epoch is below" if below_e.sum() == 1 else f"{below_e.sum()} epochs are below"
         elbo_ax.annotate(f"↓ {note}", (0.02, 0.98), xycoords="axes fraction", va="top", fontsize="small")
     # Outside, where it hides no curve.
-    figure.legend(*elbo_ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small")
+    handles = [handle for panel in reversed(shown) for handle in panel.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize="small")
 
     drawn = {"elbo": elbo_ax}
     if panels is not None:
@@ -136,6 +147,12 @@ def history(
         panel.axvline(epoch_e[kept], color="0.4", lw=1, ls=":", zorder=1)
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(False)
+    if weighted:
+        train_ax.set_ylabel("ELBO with weights", color=ORANGE)
+        train_ax.tick_params(axis="y", labelcolor=ORANGE)
+        train_ax.spines["top"].set_visible(False)
+        train_ax.grid(False)
+        drawn["elbo_train"] = train_ax
     panel.set_xlabel("epoch")
     panel.set_xlim(0.5, len(epoch_e) + 0.5)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -155,9 +172,10 @@ def latent_traverse(
 ) -> dict[str, Axes] | Figure | None:
     """Draw what changes along a latent coordinate, as `celldial.VAE.latent_traverse` computed it.
 
-    On the left, a curve for each of some genes: the mean over cells, and the band that 90 % of the cells are in. On the
-    right, the genes that change most, in the order in which they peak. How much a gene changes is the range of
-    ``log(1 + mean expression per 10,000)`` along the coordinate, in which genes that are hardly expressed count little.
+    On the left, a curve for each of some features: the mean over cells, and the band that 90 % of the cells are in. On
+    the right, the features that change most, in the order in which they peak; those of each modality by themselves. How
+    much a feature changes is the range along the coordinate of ``log(1 + mean expression per 10,000)``, or for peaks of
+    ``log(1 + probability to be seen open over that of the average peak)``: what is hardly there counts little.
 
     Parameters
     ----------
@@ -166,11 +184,11 @@ def latent_traverse(
     name
         Which traversal: ``"axis_0"`` for latent coordinate 0.
     genes
-        Genes to draw curves of; by default the `n_genes` that change most.
+        Genes, peaks or proteins to draw curves of; by default the `n_genes` that change most, as many of each modality.
     n_genes
-        Number of curves where `genes` is not given.
+        Number of curves where `genes` is not given, at least one for each modality.
     n_heatmap
-        Number of rows of the heatmap, which always has the genes that change most.
+        Number of rows of the heatmap, which always has the features that change most; as many of each modality.
     ax
         Where to draw: the panels take the place of these Axes, which must be part of a grid, such as ``plt.subplots``
         makes. If the figure has no layout engine it gets the constrained one. By default a new figure is made.
@@ -182,17 +200,18 @@ def latent_traverse(
 
     Returns
     -------
-    Nothing if the figure is shown, the figure with `return_fig`, otherwise the Axes: one under the name of each gene,
-    in counts per library size, and ``"heatmap"``: the logarithm of the mean expression, of each gene less its mean and
-    over its standard deviation along the coordinate (0.1 at least, so that a coordinate along which nothing changes
-    looks pale).
+    Nothing if the figure is shown, the figure with `return_fig`, otherwise the Axes: one under the name of each
+    feature, in counts per library size or as a probability at the median depth; and ``"heatmap"``, where there are
+    several modalities ``"heatmap_rna"``, ``"heatmap_atac"`` and so on: the logarithm above, of each feature less its
+    mean and over its standard deviation along the coordinate (0.1 at least, so that a coordinate along which nothing
+    changes looks pale).
 
     Raises
     ------
     KeyError
-        There is no such traversal, or no such gene in it.
+        There is no such traversal, or no such feature in it.
     ValueError
-        A gene is named twice, a number of genes is less than 1, or `ax` is not part of a grid.
+        A feature is named twice, a number of features is less than 1, or `ax` is not part of a grid.
 
     Examples
     --------
@@ -207,28 +226,88 @@ def latent_traverse(
     if n_genes < 1 or n_heatmap < 1:
         raise ValueError(f"n_genes={n_genes}, n_heatmap={n_heatmap}: at least 1 gene is needed for each")
     stored = _traversal(adata, name)
+    parts = _parts(adata, stored)
     feature_names = np.asarray(stored["feature_names"]).astype(str)
-    per_10_000 = 1e4 / stored["library_size"]
-    log_sf = np.log1p(np.asarray(stored["mean"], dtype=float) * per_10_000)
-    ranked_f = np.argsort(-np.ptp(log_sf, axis=0), kind="stable")
-    chosen = ranked_f[:n_genes] if genes is None else _find(feature_names, [genes] if isinstance(genes, str) else genes)
-    top = ranked_f[:n_heatmap]
-
+    if genes is None:
+        chosen = _in_turns(parts, n_genes)
+    else:
+        chosen = list(_find(feature_names, [genes] if isinstance(genes, str) else genes))
     n_rows = -(-len(chosen) // CURVES_PER_ROW)
-    figure = _canvas(ax, (10.4, max(3.6, 1.6 + 1.45 * n_rows, 1.6 + 0.17 * len(top))))
+    n_top = max(1, n_heatmap // len(parts))
+    n_lines = sum(min(n_top, len(part.column_f)) + 3 * (len(parts) > 1) for part in parts)
+    figure = _canvas(ax, (10.4, max(3.6, 1.6 + 1.45 * n_rows, 1.6 + 0.17 * n_lines)))
     figure.suptitle(f"What changes along {stored['axis']}", fontweight="bold")
     grid = figure.add_gridspec(1, 2, width_ratios=[1.1, 1])
-    drawn = _draw_curves(figure.add_subfigure(grid[0]), stored, feature_names, chosen)
-    drawn["heatmap"] = _draw_heatmap(figure.add_subfigure(grid[1]), stored, feature_names[top], log_sf[:, top])
+    drawn = _draw_curves(figure.add_subfigure(grid[0]), stored, feature_names, chosen, parts)
+    drawn |= _draw_heatmaps(figure.add_subfigure(grid[1]), stored, feature_names, n_top, parts)
     return _finish(figure, drawn, ax, show, return_fig)
 
 
+class _Part(NamedTuple):
+    """The features of one modality in a traversal: their columns, and how they change on a scale to compare them on."""
+
+    modality: str
+    column_f: np.ndarray
+    log_sf: np.ndarray
+    unit: str
+
+    @property
+    def noun(self) -> str:
+        return {"rna": "gene", "atac": "peak", "protein": "protein"}.get(self.modality, "feature")
+
+    @property
+    def style(self) -> str:
+        return "italic" if self.modality == "rna" else "normal"
+
+    def ranked(self, n: int) -> np.ndarray:
+        """Find the features that change most, as columns of this part."""
+        return np.argsort(-np.ptp(self.log_sf, axis=0), kind="stable")[:n]
+
+    def changing(self, n: int) -> np.ndarray:
+        """Find the features that change most, as columns of the traversal."""
+        return self.column_f[self.ranked(n)]
+
+
+def _parts(adata: AnnData, stored: dict[str, Any]) -> list[_Part]:
+    """Take a traversal apart into modalities."""
+    schema = adata.uns.get("celldial", {}).get("schema", {})
+    modalities = [str(name) for name in schema.get("modalities", ["rna"])]
+    mean_sf = np.asarray(stored["mean"], dtype=float)
+    sole = modalities[0] if len(modalities) == 1 else "rna"
+    modality_f = np.asarray(stored.get("modality", [sole] * mean_sf.shape[1])).astype(str)
+    parts = []
+    for modality in dict.fromkeys(modality_f):
+        column_f = np.flatnonzero(modality_f == modality)
+        values_sf = mean_sf[:, column_f]
+        likelihood = schema.get("likelihood", {}).get(modality)
+        # A model that was fitted to other cells left no schema here.
+        likely = likelihood is None and modality == "atac" and values_sf.max() <= 1
+        if likelihood == "bernoulli" or likely:
+            log_sf = np.log1p(values_sf / max(values_sf.mean(), 1e-9))
+            unit = "probability open" if modality == "atac" else "probability"
+        else:
+            # The library size that is stored is the first modality's; the expected counts sum to each one's own.
+            size = stored["library_size"] if "modality" not in stored else values_sf.sum(1).mean()
+            log_sf = np.log1p(values_sf * 1e4 / size)
+            unit = f"counts per {size:,.0f}"
+        parts.append(_Part(modality, column_f, log_sf, unit))
+    return parts
+
+
+def _in_turns(parts: Sequence[_Part], n: int) -> list[int]:
+    """Take in turns from each modality what changes most, so that of two modalities each has a column of its own."""
+    n_each = [max(1, n // len(parts) + (turn < n % len(parts))) for turn in range(len(parts))]
+    groups = [part.changing(n_of_part) for part, n_of_part in zip(parts, n_each, strict=True)]
+    return [group[turn] for turn in range(max(map(len, groups))) for group in groups if turn < len(group)]
+
+
 def _draw_curves(
-    figure: SubFigure, stored: dict[str, Any], feature_names: np.ndarray, chosen: np.ndarray
+    figure: SubFigure, stored: dict[str, Any], feature_names: np.ndarray, chosen: Sequence[int], parts: Sequence[_Part]
 ) -> dict[str, Axes]:
-    """Draw a small panel for each gene, all with the same horizontal and each with its own vertical axis."""
+    """Draw a small panel for each feature, all with the same horizontal and each with its own vertical axis."""
     n_columns = min(len(chosen), CURVES_PER_ROW)
     panels = figure.subplots(-(-len(chosen) // n_columns), n_columns, sharex=True, squeeze=False).flat
+    part_of = {column: part for part in parts for column in part.column_f}
     drawn = {}
     for panel, feature in zip(panels, chosen, strict=False):
         band = panel.fill_between(
@@ -241,7 +320,10 @@ def _draw_curves(
             label="what 90% of cells show",
         )
         (line,) = panel.plot(stored["position"], stored["mean"][:, feature], color=BLUE, lw=2, label="mean over cells")
-        panel.set_title(feature_names[feature], fontsize="medium", fontstyle="italic")
+        part = part_of[feature]
+        panel.set_title(feature_names[feature], fontsize="medium", fontstyle=part.style)
+        if len(parts) > 1:
+            panel.set_ylabel(part.unit, fontsize="small")
         panel.set_ylim(bottom=0)
         panel.margins(x=0)
         panel.grid(False)
@@ -253,21 +335,44 @@ def _draw_curves(
     for panel in list(drawn.values())[-n_columns:]:
         panel.xaxis.set_tick_params(labelbottom=True)
     figure.supxlabel(stored["axis"], fontsize="medium")
-    figure.supylabel(f"expression (counts per {stored['library_size']:,.0f})", fontsize="medium")
+    if len(parts) == 1:
+        unit = parts[0].unit
+        figure.supylabel(unit if unit.startswith("probability") else f"expression ({unit})", fontsize="medium")
     figure.legend(handles=[line, band], loc="outside upper center", ncols=2, frameon=False, fontsize="small")
     return drawn
 
 
-def _draw_heatmap(figure: SubFigure, stored: dict[str, Any], feature_names: np.ndarray, log_sf: np.ndarray) -> Axes:
-    """Draw standardized expression of genes in the order in which they peak, the first to peak on top."""
+def _draw_heatmaps(
+    figure: SubFigure, stored: dict[str, Any], feature_names: np.ndarray, n_top: int, parts: Sequence[_Part]
+) -> dict[str, Axes]:
+    """Draw a heatmap of the features that change most, for each modality by itself, with one scale of colors."""
+    n_rows = [min(n_top, len(part.column_f)) for part in parts]
+    panels = figure.subplots(len(parts), squeeze=False, sharex=True, height_ratios=n_rows)[:, 0]
+    drawn = {}
+    for panel, part in zip(panels, parts, strict=True):
+        top = part.ranked(n_top)
+        mesh = _draw_heatmap(panel, stored["position"], feature_names[part.column_f[top]], part.log_sf[:, top])
+        panel.set_title(f"the {len(top)} {part.noun}s that change most", fontsize="medium")
+        for label in panel.get_yticklabels():
+            label.set_fontstyle(part.style)
+        drawn["heatmap" if len(parts) == 1 else f"heatmap_{part.modality}"] = panel
+    panels[-1].set_xlabel(stored["axis"])
+    bar = figure.colorbar(mesh, ax=list(panels), extend="both", shrink=0.6, aspect=30)
+    what = "mean log expression,\nstandardized for each gene"
+    if [part.modality for part in parts] != ["rna"]:
+        what = "log of the mean over cells,\nstandardized for each feature"
+    bar.set_label(what, fontsize="small")
+    return drawn
+
+
+def _draw_heatmap(panel: Axes, position_s: Any, feature_names: np.ndarray, log_sf: np.ndarray) -> Any:
+    """Draw standardized values of features in the order in which they peak, the first to peak on top."""
     standard_sf = (log_sf - log_sf.mean(0)) / np.maximum(log_sf.std(0), MIN_DEVIATION)
-    # Many peak at either end: of those, the ones come first whose expression has its center further to the left.
+    # Many peak at either end: of those, the ones come first whose values have their center further to the left.
     above_sf = standard_sf - standard_sf.min(0)
     center_f = np.arange(len(log_sf)) @ above_sf / np.maximum(above_sf.sum(0), 1e-9)
     order_f = np.lexsort([center_f, standard_sf.argmax(0)])
-
-    panel: Axes = figure.subplots()
-    position_s = np.asarray(stored["position"], dtype=float)
+    position_s = np.asarray(position_s, dtype=float)
     middle = (position_s[1:] + position_s[:-1]) / 2
     edges = [2 * position_s[0] - middle[0], *middle, 2 * position_s[-1] - middle[-1]]
     mesh = panel.pcolormesh(
@@ -279,15 +384,11 @@ def _draw_heatmap(figure: SubFigure, stored: dict[str, Any], feature_names: np.n
         vmax=2,
         rasterized=True,  # no hairlines between the cells in a PDF
     )
-    panel.set_yticks(range(len(order_f)), feature_names[order_f], fontsize="small", fontstyle="italic")
+    panel.set_yticks(range(len(order_f)), feature_names[order_f], fontsize="small")
     panel.tick_params(axis="y", length=0)
     panel.invert_yaxis()
     panel.grid(False)
-    panel.set_xlabel(stored["axis"])
-    panel.set_title(f"the {len(order_f)} genes that change most", fontsize="medium")
-    bar = figure.colorbar(mesh, ax=panel, extend="both", shrink=0.6, aspect=30)
-    bar.set_label("mean log expression,\nstandardized for each gene", fontsize="small")
-    return panel
+    return mesh
 
 
 def _traversal(adata: AnnData, name: str) -> dict[str, Any]:
@@ -304,12 +405,13 @@ def _traversal(adata: AnnData, name: str) -> dict[str, Any]:
 
 
 def _find(feature_names: np.ndarray, genes: Sequence[str]) -> np.ndarray:
-    """Return the columns of genes."""
+    """Return the columns of features."""
     column = {name: index for index, name in enumerate(feature_names)}
     for gene in genes:
         if gene not in column:
-            similar = difflib.get_close_matches(str(gene).upper(), column, n=1)
-            hint = f": did you mean {str(similar[0])!r}?" if similar else ""
+            folded = {name.upper(): name for name in column}
+            similar = difflib.get_close_matches(str(gene).upper(), folded, n=1)
+            hint = f": did you mean {str(folded[similar[0]])!r}?" if similar else ""
             raise KeyError(f"the traversal has no gene {gene!r}{hint}")
     if len(genes) == 0 or len(set(genes)) < len(genes):
         raise ValueError(f"genes is {list(genes)}: name at least one gene, and none twice")

@@ -1,4 +1,4 @@
-"""What a model saw when it was fit: features, layer and covariates; and the checks that hold any AnnData against it.
+"""What a model saw when it was fit: features of each modality, layer and covariates; and what any AnnData is held to.
 
 Numbers leave this file as numpy and scipy arrays. Nothing is ever written to an AnnData.
 """
@@ -6,10 +6,8 @@ Numbers leave this file as numpy and scipy arrays. Nothing is ever written to an
 from __future__ import annotations
 
 import logging
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -17,16 +15,34 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-__all__ = ["MIN_OVERLAP", "Schema"]
+from celldial.counts import (
+    MIN_OVERLAP,
+    align,
+    canonical,
+    check_anndata,
+    check_counts,
+    check_overlap,
+    count_matrix,
+    describe_layer,
+    describe_obsm,
+    locate,
+    obsm_matrix,
+)
+from celldial.covariates import as_column, as_numbers, covariate_table, encode, find_categories, location_scale
+from celldial.lookup import find_column, listing
+from celldial.modalities import (
+    ALL_FEATURES,
+    check_presence,
+    choose_likelihoods,
+    find_modalities,
+    find_presence,
+    obsm_key,
+)
 
-MIN_OVERLAP = 0.5
-"""Smallest share of the model's features that an AnnData must have; the others are taken as zeros."""
+__all__ = ["BERNOULLI", "MIN_OVERLAP", "Schema"]
 
-LARGEST = np.finfo(np.float32).max
-"""Counts above this would be infinite as float32."""
-
-GENE_EXPRESSION = "Gene Expression"
-"""The value of ``var["feature_types"]`` for genes, in files of 10x Genomics."""
+BERNOULLI = "bernoulli"
+"""The observation model that knows only whether there is a count."""
 
 logger = logging.getLogger("celldial")
 
@@ -38,9 +54,16 @@ class Schema:
     Parameters
     ----------
     feature_names
-        Modality to the names of its features, in the order of the model.
+        Modality to the names of its features, in the order of the model: ``"rna"``, ``"atac"``, ``"protein"``, others.
+    sources
+        Modality to where its features came from: a value of the column of ``var`` that says what a feature is,
+        ``"obsm/key"``, or `celldial.modalities.ALL_FEATURES` where there is no such column.
+    likelihood
+        Modality to the name of its observation model.
+    presence_keys
+        Modality to the boolean column of ``obs`` that says which cells have it; only those that there are.
     layer
-        The layer that holds the counts; ``None`` for ``adata.X``.
+        The layer that holds the counts of features in ``var``; ``None`` for ``adata.X``.
     batch_key
         The categorical covariate that is the batch, also the first key of `categories`; ``None`` without batches.
     categories
@@ -54,12 +77,20 @@ class Schema:
     >>> from anndata import AnnData
     >>> from celldial.schema import Schema
     >>> obs = pd.DataFrame({"donor": ["b", "a"]}, index=["cell_1", "cell_2"])
-    >>> schema = Schema.from_anndata(AnnData(np.eye(2, dtype=np.float32), obs), batch_key="donor")
+    >>> var = pd.DataFrame({"feature_types": ["Gene Expression"] * 2 + ["Peaks"] * 2}, index=["g1", "g2", "p1", "p2"])
+    >>> schema = Schema.from_anndata(AnnData(np.ones((2, 4), dtype=np.float32), obs, var), batch_key="donor")
+    >>> schema.feature_names
+    {'rna': ('g1', 'g2'), 'atac': ('p1', 'p2')}
+    >>> schema.likelihood
+    {'rna': 'negative_binomial', 'atac': 'bernoulli'}
     >>> schema.categories
     {'donor': ('a', 'b')}
     """
 
     feature_names: dict[str, tuple[str, ...]]
+    sources: dict[str, str]
+    likelihood: dict[str, str]
+    presence_keys: dict[str, str]
     layer: str | None
     batch_key: str | None
     categories: dict[str, tuple[str, ...]]
@@ -74,6 +105,10 @@ class Schema:
         batch_key: str | None = None,
         categorical_covariate_keys: Sequence[str] = (),
         continuous_covariate_keys: Sequence[str] = (),
+        likelihood: str | Mapping[str, str] | None = None,
+        modalities: Mapping[str, str] | None = None,
+        modality_key: str = "feature_types",
+        presence_keys: Mapping[str, str] | None = None,
     ) -> Schema:
         """Note the features and covariates of the cells to fit.
 
@@ -84,26 +119,44 @@ class Schema:
         adata
             The cells to fit, in memory.
         layer
-            The layer that holds raw counts; ``None`` for ``adata.X``.
+            The layer that holds raw counts; ``None`` for ``adata.X``. Modalities in ``obsm`` have no layers.
         batch_key
             Column of ``adata.obs`` with the batch.
         categorical_covariate_keys, continuous_covariate_keys
             Further columns of ``adata.obs``. Categories keep their order where the column is categorical, less the
             unused ones, and are sorted otherwise.
+        likelihood
+            Name of the observation model, or modality to its name; by default ``"bernoulli"`` for ``"atac"`` and
+            ``"negative_binomial"`` for the others.
+        modalities
+            Name of each modality to a value of ``adata.var[modality_key]``, or to ``"obsm/key"``, where ``adata.obsm``
+            has a matrix, an array or a DataFrame of counts; other features are left out. By default all values are
+            taken, and must be in `celldial.modalities.FEATURE_TYPES`.
+        modality_key
+            Column of ``adata.var`` that says what each feature is. Without it all are genes, ``"rna"``, or peaks,
+            ``"atac"``, where `likelihood` is ``"bernoulli"``.
+        presence_keys
+            Modality to the boolean column of ``adata.obs`` that says which cells have it; by default
+            ``"has_<modality>"``, such as ``"has_protein"``, if there is one. Without a column, cells that have no count
+            of a modality lack it.
 
         Raises
         ------
         TypeError
             `adata` is no AnnData, the counts are of an unknown kind, or a continuous covariate is not numeric.
         ValueError
-            `adata` is backed or empty, has a name twice, no counts, or features that are not genes; a key is given
-            twice; a covariate is missing or infinite in some cell.
+            `adata` is backed or empty, has a name twice, or no counts; a feature is of an unknown type, or the only one
+            of its modality; a key is given twice; a covariate or a presence is missing or infinite in some cell.
         KeyError
-            There is no such layer or column.
+            There is no such layer, column, modality or feature type.
         """
-        check_anndata(adata)
-        check_feature_types(adata)
-        count_matrix(adata, layer)
+        all_in_obsm = isinstance(modalities, Mapping) and all(obsm_key(str(source)) for source in modalities.values())
+        check_anndata(adata, needs_features=not all_in_obsm)
+        sole = "atac" if likelihood == BERNOULLI else "rna"
+        sources, feature_names = find_modalities(adata, modalities, modality_key, sole)
+        check_features(feature_names)
+        if any(obsm_key(source) is None for source in sources.values()):
+            count_matrix(adata, layer)
         for keys in (categorical_covariate_keys, continuous_covariate_keys):
             if isinstance(keys, str):
                 raise TypeError(f"covariate keys must be a list of names, not one string: use [{keys!r}]")
@@ -115,12 +168,20 @@ class Schema:
                     f"covariate {key!r} is given more than once (batch, categorical, continuous): keep one"
                 )
         return cls(
-            feature_names={"rna": tuple(map(str, adata.var_names))},
+            feature_names=feature_names,
+            sources=sources,
+            likelihood=choose_likelihoods(sources, likelihood),
+            presence_keys=find_presence(adata.obs, sources, presence_keys),
             layer=layer,
             batch_key=batch_key,
             categories={key: find_categories(find_column(adata.obs, key), key) for key in categorical_keys},
             continuous={key: location_scale(find_column(adata.obs, key), key) for key in continuous_covariate_keys},
         )
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities, in the order of the model."""
+        return tuple(self.feature_names)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the schema in plain JSON types; :meth:`from_dict` gives it back exactly.
@@ -130,6 +191,9 @@ class Schema:
         return {
             "modalities": list(self.feature_names),
             "feature_names": {modality: list(names) for modality, names in self.feature_names.items()},
+            "sources": dict(self.sources),
+            "likelihood": dict(self.likelihood),
+            "presence_keys": dict(self.presence_keys),
             "layer": self.layer,
             "batch_key": self.batch_key,
             "categorical_covariate_keys": list(self.categories),
@@ -139,10 +203,21 @@ class Schema:
         }
 
     @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Schema:
-        """Read what :meth:`to_dict` gave, also after a way through JSON or through ``adata.uns`` and an h5ad file."""
+    def from_dict(cls, stored: Mapping[str, Any], likelihood: str = "negative_binomial") -> Schema:
+        """Read what :meth:`to_dict` gave, also after a way through JSON or through ``adata.uns`` and an h5ad file.
+
+        Dicts of before there were several modalities have one, which was all of ``var``; `likelihood` tells its
+        observation model, which they did not.
+        """
+        modalities = list(stored["modalities"])
+        sources = stored.get("sources", dict.fromkeys(modalities, ALL_FEATURES))
+        likelihoods = stored.get("likelihood", dict.fromkeys(modalities, likelihood))
+        presence_keys = stored.get("presence_keys", {})
         return cls(
-            feature_names={key: tuple(map(str, stored["feature_names"][key])) for key in stored["modalities"]},
+            feature_names={key: tuple(map(str, stored["feature_names"][key])) for key in modalities},
+            sources={key: str(sources[key]) for key in modalities},
+            likelihood={key: str(likelihoods[key]) for key in modalities},
+            presence_keys={key: str(presence_keys[key]) for key in modalities if key in presence_keys},
             layer=stored["layer"],
             batch_key=stored["batch_key"],
             categories={
@@ -158,8 +233,9 @@ class Schema:
         """Give the counts of the model's features, checked.
 
         Features are put in the order of the schema; features that the model does not know are left out, and features
-        that `adata` lacks are zeros. A float32 CSR matrix in canonical form that needs none of this is not copied: the
-        result then shares its memory, so do not write to it.
+        that `adata` lacks are zeros. Where the model has several modalities, `adata` may lack some of them wholly. A
+        cell lacks a modality if, and only if, its row there is empty. A float32 CSR matrix in canonical form that needs
+        none of this is not copied: the result then shares its memory, so do not write to it.
 
         Parameters
         ----------
@@ -168,7 +244,8 @@ class Schema:
 
         Returns
         -------
-        Modality to float32 counts, shape ``(cells, features)``: sorted columns, no duplicates, no stored zeros.
+        Each modality to float32 counts, shape ``(cells, features)``: sorted columns, no duplicates, no stored zeros.
+        Where the likelihood is ``"bernoulli"``, they are ones.
 
         Raises
         ------
@@ -176,25 +253,65 @@ class Schema:
             `adata` is no AnnData, or its counts are neither a numpy array nor a scipy sparse matrix of numbers.
         ValueError
             `adata` is backed or empty or has a name twice; a count is negative, not finite or not a whole number;
-            or fewer than `MIN_OVERLAP` of the model's features are present.
+            fewer than `MIN_OVERLAP` of the model's features are present; or a cell has counts of a modality that it
+            should lack.
         KeyError
             The layer is missing.
 
         Warns
         -----
         UserWarning
-            Some of the model's features are missing.
+            Some of the model's features are missing; or a cell should have a modality and has no count of it.
         """
-        check_anndata(adata)
-        matrix = canonical(count_matrix(adata, self.layer))
+        several = len(self.feature_names) > 1
+        keys = {modality: obsm_key(source) for modality, source in self.sources.items()}
+        check_anndata(adata, needs_features=all(key is None for key in keys.values()))
+        position_f = {
+            modality: locate(adata.var_names, self.feature_names[modality])
+            for modality, key in keys.items()
+            if key is None
+        }
+        lacking = self._lacking(adata, position_f) if several else set()
+        n_known = sum(int((at >= 0).sum()) for at in position_f.values())
+        if n_known < adata.n_vars:
+            logger.info("ignoring %d features that the model does not know", adata.n_vars - n_known)
+        in_var = canonical(count_matrix(adata, self.layer)) if position_f.keys() - lacking else None
         counts = {}
         for modality, names in self.feature_names.items():
-            rows = align(matrix, adata.var_names, names)
-            check_counts(rows, adata, names, self.layer)
-            counts[modality] = sparse.csr_matrix(
-                (rows.data.astype(np.float32, copy=False), rows.indices, rows.indptr), shape=rows.shape
-            )
+            if modality in lacking:
+                logger.info("no cell has %s: adata has none of its %d features", modality, len(names))
+                counts[modality] = sparse.csr_matrix((adata.n_obs, len(names)), dtype=np.float32)
+                continue
+            of = modality if several else ""
+            key = keys[modality]
+            if key is None:
+                where = describe_layer(self.layer)
+                check_overlap(position_f[modality], adata.var_names, names, "adata.var_names", of)
+                rows = align(in_var, position_f[modality])
+            else:
+                where = describe_obsm(key)
+                matrix, found = obsm_matrix(adata, key)
+                rows = align(canonical(matrix), locate_in_obsm(matrix, found, names, where, of))
+            check_counts(rows, adata, names, where, modality)
+            check_presence(adata.obs, self.presence_keys.get(modality), modality, rows, several)
+            counts[modality] = observed(rows, modality, self.likelihood[modality])
         return counts
+
+    def _lacking(self, adata: AnnData, position_f: Mapping[str, np.ndarray]) -> set[str]:
+        """Say which modalities `adata` has no feature of; raise where it is all of them."""
+        lacking = {modality for modality, at in position_f.items() if (at < 0).all()}
+        for modality, source in self.sources.items():
+            key = obsm_key(source)
+            if key is not None and key not in adata.obsm:
+                lacking.add(modality)
+        if len(lacking) == len(self.feature_names):
+            starts = "; ".join(f"{modality} {listing(names, 3)}" for modality, names in self.feature_names.items())
+            raise ValueError(
+                f"adata has no feature of any modality of the model, whose features start {starts} (sources: "
+                f"{listing(self.sources.values())}); those of adata start {listing(adata.var_names, 3)}. "
+                "Give adata the same kind of names (genes: symbols or Ensembl ids)"
+            )
+        return lacking
 
     def covariates(
         self,
@@ -257,262 +374,38 @@ class Schema:
         return category_ck, continuous_ck
 
 
-def listing(names: Iterable[Any], limit: int = 10) -> str:
-    """Write names for an error message, the first few where there are many."""
-    shown = [repr(str(name)) for name in names]
-    if not shown:
-        return "none"
-    return ", ".join(shown[:limit]) + (f", ... ({len(shown)} in all)" if len(shown) > limit else "")
-
-
-# --- The AnnData and its counts ---------------------------------------------------------------------------------------
-
-
-def check_anndata(adata: Any) -> None:
-    """Raise unless `adata` is an AnnData in memory with cells, features and distinct names."""
-    if not isinstance(adata, AnnData):
-        raise TypeError(f"expected an AnnData, got {type(adata).__module__}.{type(adata).__name__}")
-    if adata.isbacked:
-        raise ValueError("adata is backed by a file: read it into memory first, adata = adata.to_memory()")
-    if 0 in adata.shape:
-        raise ValueError(f"adata has {adata.n_obs} cells and {adata.n_vars} features: at least one of each is needed")
-    for axis, index in (("obs", adata.obs_names), ("var", adata.var_names)):
-        repeated = index[index.duplicated()]
-        if len(repeated) > 0:
+def check_features(feature_names: Mapping[str, tuple[str, ...]]) -> None:
+    """Raise where one of several modalities has too few features; a model of one is checked when it is fit."""
+    for modality, names in feature_names.items():
+        if len(names) < 2 and (len(feature_names) > 1 or not names):
             raise ValueError(
-                f"adata.{axis}_names has {str(repeated[0])!r} more than once: "
-                f"make names distinct with adata.{axis}_names_make_unique()"
+                f"modality {modality!r} has {len(names)} features ({listing(names)}): a modality is learned from at "
+                "least two. Leave it out, by naming the others in modalities"
             )
 
 
-def check_feature_types(adata: AnnData) -> None:
-    """Raise where some features are not genes, as 10x marks them: peaks and proteins need models of their own."""
-    others = [name for name in adata.var.get("feature_types", pd.Series(dtype=str)).unique() if name != GENE_EXPRESSION]
-    if others:
+def locate_in_obsm(
+    matrix: Any, found: tuple[str, ...] | None, names: tuple[str, ...], where: str, of: str
+) -> np.ndarray:
+    """Find the columns of a matrix in obsm, checked: by name where it has names, else as they come."""
+    if found is not None:
+        position_f = locate(pd.Index(found, dtype=object), names)
+        check_overlap(position_f, pd.Index(found, dtype=object), names, f"the columns of {where}", of)
+        return position_f
+    if matrix.shape[1] != len(names):
         raise ValueError(
-            f'adata.var["feature_types"] has {listing(others)}, and only gene expression can be modelled: '
-            f'fit adata[:, adata.var["feature_types"] == "{GENE_EXPRESSION}"].copy()'
+            f"{where} has {matrix.shape[1]} columns without names, and the model {len(names)} features there: give the "
+            "same columns, or a DataFrame with names"
         )
+    return np.arange(len(names))
 
 
-def describe_layer(layer: str | None) -> str:
-    """Write where counts are, as the user would."""
-    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-
-
-def layer_names(adata: AnnData) -> list[str]:
-    """List the layers, less the one named None, which since anndata 0.13 is ``adata.X``."""
-    return [name for name in adata.layers if name is not None]
-
-
-def count_matrix(adata: AnnData, layer: str | None) -> Any:
-    """Find the matrix of counts and check that it is of a kind that is read; its values are not looked at."""
-    layers = layer_names(adata)
-    if layer is not None and layer not in layers:
-        raise KeyError(f"adata has no layer {layer!r}; its layers: {listing(layers)}. Layer None stands for adata.X")
-    matrix = adata.X if layer is None else adata.layers[layer]
-    if matrix is None:
-        remedy = f'name the layer that holds raw counts, VAE(layer="{layers[0]}")' if layers else "put raw counts there"
-        raise ValueError(f"adata.X is None; layers: {listing(layers)}. Please {remedy}")
-    if not is_readable(matrix):
-        kind = f"{type(matrix).__module__}.{type(matrix).__name__} of {getattr(matrix, 'dtype', 'unknown dtype')}"
-        raise TypeError(
-            f"{describe_layer(layer)} is a {kind}: make it a numpy array or a scipy sparse matrix of int, bool, "
-            "float32 or float64 (a dask array: with .compute())"
-        )
-    return matrix
-
-
-def is_readable(matrix: Any) -> bool:
-    """Tell whether this is a numpy array or scipy sparse matrix of a dtype that scipy.sparse can hold."""
-    if not (isinstance(matrix, np.ndarray) or sparse.issparse(matrix)):
-        return False
-    return matrix.dtype.kind in "biuf" and matrix.dtype != np.float16
-
-
-def canonical(matrix: Any) -> sparse.csr_matrix:
-    """Give CSR with sorted columns, no duplicates and no stored zeros; shares the memory of `matrix` if it is that."""
-    rows = matrix.tocsr() if sparse.issparse(matrix) else sparse.csr_matrix(np.asarray(matrix))
-    # From its three arrays, so that nothing done to the result (sorting, flags) is done to the user's matrix.
-    rows = sparse.csr_matrix((rows.data, rows.indices, rows.indptr), shape=rows.shape)
-    if not (rows.has_canonical_format and rows.data.all()):
-        rows = rows.copy()
-        rows.sum_duplicates()
-        rows.eliminate_zeros()
-    return rows
-
-
-def align(rows: sparse.csr_matrix, found: pd.Index, wanted: tuple[str, ...]) -> sparse.csr_matrix:
-    """Put the columns `found` in the order `wanted`: unknown ones left out, missing ones zero."""
-    if tuple(found) == wanted:
-        return rows
-    target = pd.Index(wanted).get_indexer(found)
-    source = np.flatnonzero(target >= 0)
-    n_present, n_wanted = len(source), len(wanted)
-    overlap = f"{n_present} of the model's {n_wanted} features ({n_present / n_wanted:.1%}) are in adata.var_names"
-    if n_present < MIN_OVERLAP * n_wanted:
-        raise ValueError(
-            f"only {overlap}; at least {MIN_OVERLAP:.0%} are needed. The model's start {listing(wanted, 3)}, those of "
-            f"adata {listing(found, 3)}. Give adata the same kind of names (gene symbols or Ensembl ids)"
-        )
-    if n_present < n_wanted:
-        warnings.warn(f"{overlap}; the others are taken as zeros", UserWarning, stacklevel=3)
-    if n_present < len(found):
-        logger.info("ignoring %d features that the model does not know", len(found) - n_present)
-    placement = sparse.csr_matrix(
-        (np.ones(n_present, dtype=rows.dtype), (source, target[source])), shape=(len(found), n_wanted)
-    )
-    aligned = rows @ placement
-    aligned.sort_indices()
-    return aligned
-
-
-def not_counts(values: np.ndarray) -> np.ndarray:
-    """Mark the values that are negative, not finite (as float32) or not whole numbers."""
-    if values.dtype.kind in "bu":
-        return np.zeros(values.shape, dtype=bool)
-    if values.dtype.kind == "i":
-        return values < 0
-    good: np.ndarray = (values >= 0) & (values <= LARGEST) & (values == np.rint(values))
-    return ~good
-
-
-def check_counts(rows: sparse.csr_matrix, adata: AnnData, feature_names: Sequence[str], layer: str | None) -> None:
-    """Raise unless all entries are counts, naming the first that is not and where counts are to be had."""
-    wrong = np.flatnonzero(not_counts(rows.data))
-    if len(wrong) == 0:
-        return
-    entry = wrong[0]
-    value = rows.data[entry]
-    cell = adata.obs_names[np.searchsorted(rows.indptr, entry, side="right") - 1]
-    kind = "negative" if value < 0 else "not a whole number" if value <= LARGEST else "not finite as float32"
-    raise ValueError(
-        f"{describe_layer(layer)} has the value {value:g} in cell {str(cell)!r}, gene "
-        f"{feature_names[rows.indices[entry]]!r}, which is {kind}: raw counts are needed. {find_counts(adata, layer)}"
-    )
-
-
-def find_counts(adata: AnnData, layer: str | None) -> str:
-    """Say where else in `adata` there are raw counts."""
-    for name in [None, *layer_names(adata)]:
-        if name != layer and holds_counts(adata.X if name is None else adata.layers[name]):
-            argument = "None" if name is None else f'"{name}"'
-            return f"{describe_layer(name)} holds counts: use VAE(layer={argument})"
-    if adata.raw is not None and holds_counts(adata.raw.X):
-        return "adata.raw holds counts: use adata.raw.to_adata()"
-    return "Use the data from before normalization, log transform and scaling"
-
-
-def holds_counts(matrix: Any) -> bool:
-    """Tell whether all entries are nonnegative whole numbers."""
-    if not is_readable(matrix):
-        return False
-    return not not_counts(matrix.data if sparse.issparse(matrix) else np.asarray(matrix)).any()
-
-
-# --- Covariates -------------------------------------------------------------------------------------------------------
-
-
-def covariate_table(obs: AnnData | pd.DataFrame | Mapping[str, Any], n_cells: int | None) -> pd.DataFrame:
-    """Make a table with one row a cell."""
-    if isinstance(obs, Mapping):
-        if n_cells is None:
-            raise ValueError("covariates in a dict do not tell how many cells there are: give n_cells")
-        index = pd.RangeIndex(n_cells)
-        for key, value in obs.items():
-            if np.ndim(value) != 0 and len(value) != n_cells:
-                raise ValueError(
-                    f"covariate {key!r} has {len(value)} values for {n_cells} cells: give one, or one a cell"
-                )
-        return pd.DataFrame({key: as_column(value, index) for key, value in obs.items()}, index=index)
-    table = obs.obs if isinstance(obs, AnnData) else obs
-    if not isinstance(table, pd.DataFrame):
-        raise TypeError(f"expected covariates in an AnnData, a DataFrame or a dict, got {type(obs).__name__}")
-    if n_cells is not None and n_cells != len(table):
-        raise ValueError(f"covariates of {len(table)} cells are given for {n_cells} cells: give one row a cell")
-    return table
-
-
-def as_column(value: Any, index: pd.Index) -> pd.Series:
-    """Make a column of one value for all cells, or of one value a cell."""
-    if np.ndim(value) == 0:
-        return pd.Series(np.asarray(value)[()], index=index)
-    # A list goes in as it is, because numpy would turn the NaN in ["a", nan] into text; the labels of a Series are
-    # dropped, because values are matched to cells by position.
-    return pd.Series(value if isinstance(value, list | tuple) else np.asarray(value), index=index)
-
-
-def find_column(table: pd.DataFrame, key: str) -> pd.Series:
-    """Look a covariate up."""
-    if key not in table.columns:
-        close = get_close_matches(str(key), [str(column) for column in table.columns])
-        hint = f"did you mean {listing(close)}? There" if close else "there"
-        raise KeyError(f"covariate {key!r} is not among the columns given; {hint} are: {listing(table.columns)}")
-    return table[key]
-
-
-def check_complete(column: pd.Series, key: str) -> None:
-    """Raise where a value is missing."""
-    missing = np.flatnonzero(column.isna())
-    if len(missing) > 0:
-        raise ValueError(
-            f"covariate {key!r} is missing (NaN) in cell {str(column.index[missing[0]])!r} ({len(missing)} of "
-            f"{len(column)} cells): fill it in, or leave these cells out"
-        )
-
-
-def find_categories(column: pd.Series, key: str) -> tuple[str, ...]:
-    """Find the categories of a column, as text: in their order if it is categorical, else sorted."""
-    check_complete(column, key)
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        values = list(column.cat.remove_unused_categories().cat.categories)
-    elif pd.api.types.is_numeric_dtype(column):
-        values = sorted(column.unique())
-    else:
-        values = sorted(map(str, column.unique()))
-    return tuple(dict.fromkeys(map(str, values)))  # distinct values may read the same
-
-
-def encode(column: pd.Series, key: str, categories: tuple[str, ...], remedy: str) -> np.ndarray:
-    """Turn categories into their codes, int64, shape ``(cells,)``."""
-    check_complete(column, key)
-    value_c, values = pd.factorize(column)
-    names = [str(value) for value in values]
-    code_of_name = {name: code for code, name in enumerate(categories)}
-    code_c = np.array([code_of_name.get(name, -1) for name in names], dtype=np.int64)[value_c]
-    unseen = np.flatnonzero(code_c < 0)
-    if len(unseen) > 0:
-        raise ValueError(
-            f"covariate {key!r} has categories that were not seen in fit: "
-            f"{listing(name for name in names if name not in code_of_name)} (such as in cell "
-            f"{str(column.index[unseen[0]])!r}); the model knows {listing(categories)} and cannot place cells of "
-            f"others: {remedy}"
-        )
-    return code_c
-
-
-def as_numbers(column: pd.Series, key: str) -> np.ndarray:
-    """Turn a continuous covariate into float64, shape ``(cells,)``."""
-    if not pd.api.types.is_numeric_dtype(column):
-        raise TypeError(
-            f"continuous covariate {key!r} is of dtype {column.dtype}, not numeric: convert it to float, or give it as "
-            "a categorical covariate"
-        )
-    check_complete(column, key)
-    value_c = column.to_numpy(dtype=np.float64)
-    infinite = np.flatnonzero(np.isinf(value_c))
-    if len(infinite) > 0:
-        raise ValueError(
-            f"covariate {key!r} is infinite in cell {str(column.index[infinite[0]])!r}: mend it, or leave the cell out"
-        )
-    return value_c
-
-
-def location_scale(column: pd.Series, key: str) -> tuple[float, float]:
-    """Compute mean and standard deviation, the latter taken as 1 for a constant."""
-    value_c = as_numbers(column, key)
-    deviation = float(value_c.std())
-    # Rounding can give a constant a deviation above 0, and tiny differences one of 0.
-    if deviation == 0 or value_c.min() == value_c.max():
-        deviation = 1.0
-    return float(value_c.mean()), deviation
+def observed(rows: sparse.csr_matrix, modality: str, likelihood: str) -> sparse.csr_matrix:
+    """Give checked counts as the model is to see them, float32; the rows given are left as they are."""
+    value_n = rows.data
+    if likelihood == BERNOULLI:
+        n_above = np.count_nonzero(value_n > 1)
+        if n_above:
+            logger.info("%s: %d counts above 1 are taken as 1 (%s)", modality, n_above, BERNOULLI)
+            value_n = np.ones(len(value_n), dtype=np.float32)
+    return sparse.csr_matrix((value_n.astype(np.float32, copy=False), rows.indices, rows.indptr), shape=rows.shape)

@@ -15,10 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-__all__ = ["FORMAT_VERSION", "damaged_if_this_fails", "read", "write"]
+__all__ = ["FORMAT_VERSION", "damaged_if_this_fails", "read", "umask", "write"]
 
 # Raise it when a file written by this version cannot be read by earlier ones; `read` must go on reading earlier files.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def write(path: Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -42,7 +42,7 @@ def write(path: Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~umask())
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
@@ -82,7 +82,7 @@ def damaged_if_this_fails(path: str | Path) -> Iterator[None]:
         raise ValueError(f"{str(path)!r} is no celldial model, or is damaged: {error}") from error
 
 
-def _umask() -> int:
+def umask() -> int:
     """Permissions that new files lack; there is no way to ask but to set."""
     mask = os.umask(0)
     os.umask(mask)

@@ -11,15 +11,16 @@ import logging
 import math
 import time
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW
+from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
-from celldial.data import minibatches
+from celldial.data import block_size, minibatches
 from celldial.settings import settings
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ logger = logging.getLogger("celldial")
 WARM_UP = 1 / 6
 RISE = 0.3
 DISPERSION_SPEED = 10
-EVALUATION_BATCH_SIZE = 1024
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Plan:
     learning_rate
         Peak of the learning rate.
     weight_decay
-        Of the weight matrices; biases and dispersions have none.
+        Of the weight matrices but for the decoder's last, which have a prior; biases and dispersions have none.
     early_stopping
         Stop when the validation ELBO has not become better for a quarter of the epochs, 10 at least.
     warm_up
@@ -109,7 +109,8 @@ def fit(
     -------
     Quantity to its value after each epoch, in nats per cell: ``elbo_train`` (of the epoch's minibatches as they were
     trained: with dropout, and the KL term at its weight), and where there are validation cells ``elbo_validation``,
-    ``log_likelihood_validation`` and ``kl_validation`` (one sample per cell, full weight); besides ``kl_weight``,
+    ``log_likelihood_validation`` and ``kl_validation`` (one sample per cell, full weight; with several modalities also
+    ``log_likelihood_<modality>_validation``, per cell of all); besides ``kl_weight``,
     ``learning_rate``, ``seconds`` since the start, and ``kept``, which is 1 for the epoch whose weights the module now
     has.
 
@@ -129,11 +130,12 @@ def fit(
         accelerator=device.type, devices=1, precision="32-true" if settings.precision == "auto" else settings.precision
     )
     n_steps = math.ceil(len(train_c) / plan.batch_size) * plan.max_epochs
-    optimizer = _optimizer(module, plan)
+    optimizer = _optimizer(module, plan, len(train_c))
     peaks = [group["lr"] for group in optimizer.param_groups]
     schedule = OneCycleLR(optimizer, peaks, total_steps=n_steps + 1, pct_start=RISE, div_factor=10)
     _, optimizer = fabric.setup(module, optimizer)
-    cells = cells.to(device)
+    # Empty cells are not among those chosen, and without them there may be nothing to gather in each step.
+    cells = cells.masked_for(torch.cat([train_c, validation_c])).to(device)
     validation = cells.select(validation_c) if len(validation_c) else None
     generator = torch.Generator().manual_seed(seed)
 
@@ -150,9 +152,9 @@ def fit(
                 kl_weight = min(1.0, step / (WARM_UP * n_steps)) if plan.warm_up else 1.0
                 with fabric.autocast():
                     loss = module(minibatch, kl_weight)
-                optimizer.zero_grad()
                 fabric.backward(loss)
                 optimizer.step()
+                optimizer.zero_grad()  # now: the next forward pass needs memory, and wide gradients have much
                 schedule.step()
                 loss_sum += loss.detach() * len(minibatch)
             record = {"elbo_train": -float(loss_sum) / len(train_c)}
@@ -167,8 +169,12 @@ def fit(
                 )
             record |= {"kl_weight": kl_weight, "learning_rate": float(schedule.get_last_lr()[0])}
             records.append({**record, "seconds": time.perf_counter() - start})
-            if best is None or validation is None or elbo > best.elbo:
+            if best is None:
                 best = _Best(elbo, epoch, {name: tensor.clone() for name, tensor in module.state_dict().items()})
+            elif validation is None or elbo > best.elbo:
+                best.elbo, best.epoch = elbo, epoch
+                for name, tensor in module.state_dict().items():
+                    best.weights[name].copy_(tensor)  # into the same memory: wide models are large
             bar.update()
             bar.set_postfix_str(f"ELBO {elbo:.1f} nats/cell")
             if plan.early_stopping and epoch - best.epoch >= max(10, plan.max_epochs // 4):
@@ -187,30 +193,53 @@ def fit(
     return {**history, "kept": [float(epoch == best.epoch) for epoch in range(len(records))]}
 
 
-def _optimizer(module: Module, plan: Plan) -> AdamW:
-    """Decay matrices alone; let dispersions, which live on a log scale of several decades, move faster."""
-    dispersions = [p for _, modality in module.by_modality() for p in modality.likelihood.parameters()]
-    networks = [p for p in module.parameters() if all(p is not dispersion for dispersion in dispersions)]
+def _optimizer(module: Module, plan: Plan, n_cells: int) -> Adam:
+    """Hold each part of the module as it needs it, and let dispersions, which live on a log scale, move faster.
+
+    The loadings, that is the decoder's last weights, have a normal prior: a feature that is seen in few cells says
+    little of its own, and without a prior Adam, which makes steps of one size of any gradient, would fit its noise.
+    Other matrices decay, vectors do not.
+    """
+    modalities = [modality for _, modality in module.by_modality()]
+    dispersions = [p for modality in modalities for p in modality.likelihood.parameters()]
+    loadings = {modality: [h for h in modality.decoder.heads.parameters() if h.ndim > 1] for modality in modalities}
+    others = {id(p) for p in chain(dispersions, *loadings.values())}
+    networks = [p for p in module.parameters() if id(p) not in others]
     groups: list[dict[str, Any]] = [
+        *(
+            {
+                "params": heads,
+                # The gradient of minus the log of a normal prior, per cell as the loss is.
+                "weight_decay": heads[0].shape[1] / (modality.likelihood.loading_scale**2 * n_cells),
+                "decoupled_weight_decay": False,
+            }
+            for modality, heads in loadings.items()
+        ),
         {"params": [p for p in networks if p.ndim > 1], "weight_decay": plan.weight_decay},
         {"params": [p for p in networks if p.ndim <= 1]},
         {"params": dispersions, "lr": DISPERSION_SPEED * plan.learning_rate},
     ]
-    return AdamW([g for g in groups if g["params"]], lr=plan.learning_rate, weight_decay=0.0, fused=True)
+    groups = [group for group in groups if group["params"]]
+    return Adam(groups, lr=plan.learning_rate, weight_decay=0.0, decoupled_weight_decay=True, fused=True)
 
 
 @torch.no_grad()
 def evaluate(module: Module, cells: Cells) -> dict[str, float]:
     """Mean ELBO of cells in nats per cell, and its two terms, with one latent sample per cell."""
     module.eval()
-    total_log_likelihood = total_kl = 0.0
-    for minibatch in minibatches(cells, EVALUATION_BATCH_SIZE):
-        log_likelihood_c, kl_c = module.elbo(minibatch)
-        total_log_likelihood += float(log_likelihood_c.double().sum())
+    total = dict.fromkeys(module.modalities, 0.0)
+    total_kl = 0.0
+    for minibatch in minibatches(cells, block_size(max(rows.n_columns for rows in cells.counts.values()))):
+        log_likelihood, kl_c = module.elbo(minibatch)
+        for modality, log_likelihood_c in log_likelihood.items():
+            total[modality] += float(log_likelihood_c.double().sum())
         total_kl += float(kl_c.double().sum())
-    log_likelihood, kl = total_log_likelihood / len(cells), total_kl / len(cells)
-    return {
-        "elbo_validation": log_likelihood - kl,
-        "log_likelihood_validation": log_likelihood,
+    log_likelihood_validation, kl = sum(total.values()) / len(cells), total_kl / len(cells)
+    record = {
+        "elbo_validation": log_likelihood_validation - kl,
+        "log_likelihood_validation": log_likelihood_validation,
         "kl_validation": kl,
     }
+    if len(total) > 1:
+        record |= {f"log_likelihood_{modality}_validation": total[modality] / len(cells) for modality in total}
+    return record

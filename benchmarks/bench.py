@@ -1,0 +1,214 @@
+"""What the benchmarks beside a peer have in common: jobs in processes of their own, and a table of what they measured.
+
+The workers, of which some run in the peers' environment, import this file, too: no celldial here, and no scanpy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+
+Run = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `value` is what the aim is about; None where there is no number."""
+
+    measure: str
+    ours: str
+    peer: str
+    value: float | None
+    aim: str = ""
+    reached: bool | None = None
+
+
+# --- Measuring --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Runs jobs, each in a fresh process, and keeps what they measured."""
+
+    interpreter: dict[str, str]
+    worker: dict[str, Path]
+    paths: dict[str, Path]
+    scratch: Path
+    threads: int
+    done: list[Run] = field(default_factory=list)
+    keep: Path | None = None  # where `once` looks for what an earlier call measured
+    known: dict[str, Run] = field(default_factory=dict)
+
+    def run(self, who: str, task: str, data: str, out: Path | None = None, **options: Any) -> Run:
+        """Have a worker do one job; what it measured comes back, with the arrays that it made."""
+        job = {"who": who, "task": task, "data": str(self.paths[data]), "threads": self.threads, "seed": 0, **options}
+        if out is None:
+            out = Path(tempfile.mkdtemp(dir=self.scratch))
+        # Set before numpy, torch and numba load, because they read it then. No GPU: the comparison is of CPUs.
+        threads = ("OMP", "MKL", "OPENBLAS", "NUMBA")
+        environment = {f"{library}_NUM_THREADS": str(self.threads) for library in threads} | {
+            "CUDA_VISIBLE_DEVICES": ""
+        }
+        print(f"{who:9}{task:12}{data:16}{options or ''}", file=sys.stderr, flush=True)
+        process = subprocess.run(
+            [self.interpreter[who], str(self.worker[who]), json.dumps(job), str(out)],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+        )
+        if process.returncode != 0:
+            raise RuntimeError(f"{who}, {task} on {data} failed:\n{process.stderr[-3000:]}")
+        return self.read(out, job, data)
+
+    def read(self, out: Path, job: dict[str, Any], data: str) -> Run:
+        """Note what a finished job left in its folder."""
+        result: Run = json.loads((out / "result.json").read_text())
+        if result["threads"] != self.threads:
+            raise RuntimeError(f"{job['who']} ended with {result['threads']} threads instead of {self.threads}")
+        # Mapped, not read: an imputed matrix is large, and most rows of the table need none.
+        arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(out.glob("*.npy"))}
+        # In place of the path, which is of no use elsewhere, the name.
+        self.done.append({**job, **result, **arrays, "data": data})
+        return self.done[-1]
+
+    def once(self, who: str, task: str, data: str, **options: Any) -> Run:
+        """Do a job only if it was not done yet by this process, or, if it is a peer's, by any that had the same `keep`.
+
+        The peers do not change; celldial does.
+        """
+        key = json.dumps([who, task, data, self.threads, options], sort_keys=True)
+        if key not in self.known:
+            out = None
+            if self.keep is not None and who != "celldial":
+                out = self.keep / f"{who}-{task}-{data}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+                out.mkdir(parents=True, exist_ok=True)
+            if out is not None and (out / "result.json").exists():
+                print(f"{who:9}{task:12}{data:16}kept from an earlier call", file=sys.stderr, flush=True)
+                self.known[key] = self.read(out, {"who": who, "task": task, **options, "kept": True}, data)
+            else:
+                self.known[key] = self.run(who, task, data, out, **options)
+        return self.known[key]
+
+    def turns(self, whos: Sequence[str], task: str, data: str, times: int, **options: Any) -> dict[str, list[Run]]:
+        """Let several take turns at the same job."""
+        runs: dict[str, list[Run]] = {who: [] for who in whos}
+        for _ in range(times):
+            for who in whos:
+                runs[who].append(self.run(who, task, data, **options))
+        return runs
+
+
+def resident_mb(peak: bool = False) -> float:
+    """Memory of this process, now or at its highest, in MB.
+
+    Not `resource.getrusage`: its peak is inherited by a process from the one that started it.
+    """
+    name = "VmHWM" if peak else "VmRSS"
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+
+
+# --- From measurements to rows ----------------------------------------------------------------------------------------
+
+
+def seconds_to(run: Run, target: float, key: str = "loss") -> float:
+    """Seconds of training until a loss of the validation cells is at the target; infinite if it never is."""
+    after_epoch = zip(run["seconds"], run[key], strict=True)
+    return next((second for second, loss in after_epoch if loss is not None and loss <= target), math.inf)
+
+
+def best(run: Run, key: str = "loss") -> float:
+    """The lowest loss of the validation cells after any epoch."""
+    return min(loss for loss in run[key] if loss is not None)
+
+
+def cells_per_second(run: Run) -> float:
+    """Steady state: the first epoch, which warms caches and allocators, does not count."""
+    return run["n_train"] / median(np.diff(run["seconds"]).tolist())
+
+
+def as_fraction(share: float) -> str:
+    return f"1/{1 / share:.0f}" if share < 0.5 else f"{share:.1f}×"
+
+
+def row_of_time(measure: str, runs: dict[str, list[Run]], ours: str, peer: str, key: str = "loss") -> Row:
+    """The time to reach the peer's best, beside the time that the peer took; medians over the repeats."""
+    # Where there is one run of the peer, it stands beside each of ours.
+    peers = runs[peer] * (len(runs[ours]) if len(runs[peer]) == 1 else 1)
+    targets = [best(run, key) for run in peers]
+    our_time = median(seconds_to(run, target, key) for run, target in zip(runs[ours], targets, strict=True))
+    peer_time = median(seconds_to(run, target, key) for run, target in zip(peers, targets, strict=True))
+    share = our_time / peer_time
+    return Row(
+        measure,
+        f"{our_time:.2f} s ({as_fraction(share)})" if math.isfinite(our_time) else "not reached",
+        f"{peer_time:.1f} s",
+        share if math.isfinite(share) else None,
+        "≤ 1/40",
+        share <= 1 / 40,
+    )
+
+
+def row_of_speed(
+    measure: str, runs: dict[str, list[Run]], ours: str, peer: str, speed: Callable[[Run], float], aim: float
+) -> Row:
+    """A throughput, and how many times the peer's it is."""
+    our_speed, peer_speed = (median(map(speed, runs[who])) for who in (ours, peer))
+    ratio = our_speed / peer_speed
+    return Row(measure, f"{our_speed:,.0f} ({ratio:.1f}×)", f"{peer_speed:,.0f}", ratio, f"≥ {aim:g}×", ratio >= aim)
+
+
+# --- Printing ---------------------------------------------------------------------------------------------------------
+
+
+def markdown(rows: list[Row], peer: str) -> str:
+    lines = [f"| measure | celldial | {peer} | aim | reached |", "|---|---|---|---|---|"]
+    verdict = {True: "yes", False: "no", None: ""}
+    lines += [f"| {r.measure} | {r.ours} | {r.peer} | {r.aim} | {verdict[r.reached]} |" for r in rows]
+    return "\n".join(lines)
+
+
+def conditions(runs: list[Run], peer: str, sizes: dict[str, Any], threads: int) -> dict[str, Any]:
+    """Everything that the numbers depend on, and no name of a machine. `peer` may be of several; versions are alike."""
+    versions = next((run["versions"] for run in runs if "versions" in run), {})
+    return {
+        "threads": threads,
+        "cores": os.cpu_count(),
+        "processor": processor(),
+        "python": platform.python_version(),
+        "celldial": importlib.metadata.version("celldial"),
+        "torch": {"celldial": importlib.metadata.version("torch"), peer: versions.get("torch")},
+        "scvi-tools": versions.get("scvi-tools"),
+        "sizes": sizes,
+    }
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def write_report(path: Path, about: dict[str, Any], rows: list[Row], runs: list[Run]) -> None:
+    """Write rows and measurements, without the arrays, as JSON."""
+    measured = [{key: value for key, value in run.items() if not isinstance(value, np.ndarray)} for run in runs]
+    report = {"conditions": about, "rows": [asdict(row) for row in rows], "runs": measured}
+    path.write_text(json.dumps(report, indent=1) + "\n")

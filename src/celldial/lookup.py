@@ -1,0 +1,28 @@
+"""Things looked up by name, and what to say where a name is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+import pandas as pd
+
+__all__ = ["find_column", "listing"]
+
+
+def listing(names: Iterable[Any], limit: int = 10) -> str:
+    """Write names for an error message, the first few where there are many."""
+    shown = [repr(str(name)) for name in names]
+    if not shown:
+        return "none"
+    return ", ".join(shown[:limit]) + (f", ... ({len(shown)} in all)" if len(shown) > limit else "")
+
+
+def find_column(table: pd.DataFrame, key: str, what: str = "covariate") -> pd.Series:
+    """Look a column up; `what` says in the error what it was wanted for."""
+    if key not in table.columns:
+        close = get_close_matches(str(key), [str(column) for column in table.columns])
+        hint = f"did you mean {listing(close)}? There" if close else "there"
+        raise KeyError(f"{what} {key!r} is not among the columns given; {hint} are: {listing(table.columns)}")
+    return table[key]
