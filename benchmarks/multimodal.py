@@ -342,17 +342,19 @@ def measure_embedding(bench: Bench, size: Sizes) -> list[Row]:
 
 def measure_atac(bench: Bench, size: Sizes) -> list[Row]:
     adata = ad.read_h5ad(bench.paths["pbmc10k_atac"])
-    embeddings = our_fits(bench, size, "pbmc10k_atac")
+    # Fragment counts hold more than whether there is one; the aim is that of the better of the two.
+    embeddings = {name: our_fits(bench, size, "pbmc10k_atac", likelihood=name) for name in ("poisson", "bernoulli")}
     others = {
         "PEAKVI": np.asarray(peer_training(bench, size, "pbmc10k_atac")["embedding"]),
         "TF-IDF + SVD-15": atac_components(counts_of(adata, "Peaks")),
     }
     rows = []
     for name, metric, aim in (("Leiden NMI (best of 7)", leiden_nmi, 0.62), ("15-NN macro-F1", knn_f1, 0.47)):
-        ours = median(metric(z_cz, adata.obs["celltype"]) for z_cz in embeddings)
         beside = {who: metric(z_cz, adata.obs["celltype"]) for who, z_cz in others.items()}
-        measure = f"`pbmc10k_atac`, {name} of `celltype`, median of {size.seeds} seeds"
-        rows.append(at_least(measure, ours, beside, aim))
+        for likelihood, each in embeddings.items():
+            ours = median(metric(z_cz, adata.obs["celltype"]) for z_cz in each)
+            measure = f"`pbmc10k_atac`, {name} of `celltype`, {likelihood}, median of {size.seeds} seeds"
+            rows.append(at_least(measure, ours, beside, aim if likelihood == "poisson" else None))
     return rows
 
 

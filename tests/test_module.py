@@ -103,6 +103,8 @@ def test_gradient_of_the_loss_is_that_of_the_elbo() -> None:
 def test_covariates_change_what_is_decoded(covariate: str) -> None:
     cells = simulate_cells(covariates=True)
     module = make_module(cells).eval()
+    for embedding in (part for part in module.modules() if isinstance(part, torch.nn.Embedding)):
+        torch.nn.init.normal_(embedding.weight)  # all categories start alike
     category_ck, continuous_ck = cells.category_ck.clone(), cells.continuous_ck.clone()
     if covariate == "age":
         continuous_ck += 1

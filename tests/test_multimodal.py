@@ -309,7 +309,7 @@ def test_a_mudata_is_as_the_anndata_made_of_it(tmp_path: Path) -> None:
     np.testing.assert_allclose(model.transform(data[10:20]), data.obsm["X_celldial"][10:20], atol=1e-5)
     table = model.impute(data, "protein", batch="b0")
     np.testing.assert_array_equal(table, expected.impute(adata, "protein", batch="b0"))
-    pd.testing.assert_frame_equal(data.obsm["imputed_protein"], table)
+    np.testing.assert_array_equal(data.obsm["imputed_protein"], table)
     pd.testing.assert_frame_equal(model.denoise(data, key_added="denoised"), expected.denoise(adata))
     path = model.latent_traverse(data, n_steps=3)
     np.testing.assert_array_equal(path.X, expected.latent_traverse(adata, n_steps=3).X)
@@ -511,7 +511,7 @@ def test_imputing(model: VAE, multiome: AnnData) -> None:
     assert (table.dtypes == np.float32).all()
     assert table.to_numpy().min() > 0
     assert table.to_numpy().max() < 1
-    pd.testing.assert_frame_equal(adata.obsm.pop("imputed_atac"), table)
+    np.testing.assert_array_equal(adata.obsm.pop("imputed_atac"), table)
     check()
     expected = model.decode(model.transform(adata, modality="rna"), adata.obs, modality="atac")
     np.testing.assert_array_equal(table, expected)
@@ -519,9 +519,9 @@ def test_imputing(model: VAE, multiome: AnnData) -> None:
     genes = model.impute(adata, "rna", from_="atac", key_added="genes")
     np.testing.assert_allclose(genes.sum(axis=1), 1e4, rtol=1e-4)
     np.testing.assert_allclose(model.impute(adata, "rna", from_="atac", library_size=10) * 1e3, genes, rtol=1e-4)
-    pd.testing.assert_frame_equal(adata.obsm["genes"], genes)
+    np.testing.assert_array_equal(adata.obsm["genes"], genes)
     genes.iloc[:, :] = 0
-    assert adata.obsm["genes"].to_numpy().min() > 0
+    assert adata.obsm["genes"].min() > 0
 
 
 def test_imputing_from_one_several_or_all(trimodal: VAE) -> None:
@@ -785,7 +785,7 @@ def test_sampled_cells_have_all_modalities(trimodal: VAE, tmp_path: Path) -> Non
     cells.write_h5ad(tmp_path / "cells.h5ad")
     # They can be embedded, and fitted again.
     assert trimodal.transform(cells).shape == (50, 2)
-    assert fit(cells, VAE(2, 8, modality_key="modality")).schema_.modalities == ALL
+    assert fit(cells, VAE(2, 8)).schema_.modalities == ALL
 
 
 def test_sampled_library_sizes_are_those_of_the_cells_that_have_the_modality() -> None:

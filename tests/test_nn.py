@@ -140,6 +140,11 @@ def test_decoder_depends_on_state_and_every_covariate(n_layers: int) -> None:
             return decoder(torch.full((1, 3), z), torch.tensor([[batch, donor]]), torch.tensor([[age]]))[0]
 
     start = decode(0.5, 0, 0, 0.0)
+    # Until training tells them apart, categories are alike.
+    assert torch.equal(decode(0.5, 1, 2, 0.0), start)
+    for embedding in (module for module in decoder.modules() if isinstance(module, torch.nn.Embedding)):
+        torch.nn.init.normal_(embedding.weight)
+    start = decode(0.5, 0, 0, 0.0)
     torch.testing.assert_close(decode(0.5, 0, 0, 0.0), start)
     for other in (decode(1.5, 0, 0, 0.0), decode(0.5, 1, 0, 0.0), decode(0.5, 0, 2, 0.0), decode(0.5, 0, 0, 1.0)):
         assert (other - start).abs().max() > 1e-3

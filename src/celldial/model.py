@@ -529,14 +529,15 @@ class VAE(BaseEstimator):
         library_size
             As in `decode`.
         key_added
-            Where in ``adata.obsm`` the table goes; ``"imputed_<modality>"`` by default.
+            Where in ``adata.obsm`` the result goes; ``"imputed_<modality>"`` by default.
         dense
             Whether to make a table of more than 25 million entries (0.1 GB); `impute_to_file` needs no memory for it.
 
         Returns
         -------
         Expected counts, or probabilities under a Bernoulli likelihood, cells × features, float32. Written: the same to
-        ``adata.obsm[key_added]``.
+        ``adata.obsm[key_added]``, as a table where `features` are named, else as an array in the order of the model's
+        features of this modality.
 
         Raises
         ------
@@ -564,7 +565,9 @@ class VAE(BaseEstimator):
             )
         table = to_decode.table(self.module_)
         with writable(adata):
-            adata.obsm[f"imputed_{to_decode.modality}" if key_added is None else key_added] = table.copy()
+            # A table of very many columns takes minutes to write to a file, an array does not.
+            kept = table.to_numpy(copy=True) if features is None else table.copy()
+            adata.obsm[f"imputed_{to_decode.modality}" if key_added is None else key_added] = kept
         return table
 
     def impute_to_file(
@@ -626,7 +629,12 @@ class VAE(BaseEstimator):
         obs = covariate_table(covariates, n)[[*self.schema_.categories, *self.schema_.continuous]]
         obs = obs.set_axis(pd.RangeIndex(n).map("sample_{}".format))
         joint = sparse.hstack([counts[modality] for modality in self.schema_.modalities], format="csr")
-        return AnnData(joint, obs, self._features(), obsm={"z": z_cz})
+        var = self._features()
+        if self.schema_.modalities != ("rna",):  # so that a model can be fitted to them as to the cells they are like
+            var[self.parameters_.get("modality_key", "feature_types")] = [
+                modality for modality, names in self.schema_.feature_names.items() for _ in names
+            ]
+        return AnnData(joint, obs, var, obsm={"z": z_cz})
 
     def latent_traverse(
         self,

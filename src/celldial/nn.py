@@ -30,6 +30,10 @@ class CovariateShift(nn.Module):
     def __init__(self, n_categories: Sequence[int], n_continuous: int, n_hidden: int) -> None:
         super().__init__()
         self.categorical = nn.ModuleList(nn.Embedding(n, n_hidden) for n in n_categories)
+        for embedding in self.categorical:
+            assert isinstance(embedding, nn.Embedding)
+            # A batch that was never seen with a modality is then decoded as the average of all, and not at random.
+            nn.init.zeros_(embedding.weight)
         self.continuous = nn.Linear(n_continuous, n_hidden, bias=False) if n_continuous else None
 
     def forward(self, hidden_ch: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
