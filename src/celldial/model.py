@@ -253,10 +253,9 @@ class VAE(BaseEstimator):
             history = train.fit(module, cells, train_c, validation_c, plan, self.seed)
         embedding_cz = inference.infer(module, cells).mean
         self.parameters_, self.schema_, self.module_, self.history_ = parameters_of(self), schema, module, history
-        trained_on = cells.select(train_c)
+        totals = {modality: library_size_c[train_c].numpy() for modality, library_size_c in cells.library_size.items()}
         self.library_size_quantiles_ = {
-            modality: np.quantile(library_size_c[trained_on.has(modality)].numpy(), np.linspace(0, 1, 101))
-            for modality, library_size_c in trained_on.library_size.items()
+            modality: np.quantile(total_c[total_c > 0], np.linspace(0, 1, 101)) for modality, total_c in totals.items()
         }
         self._write(adata, embedding_cz, key_added)
         return self
