@@ -42,6 +42,16 @@ def test_knn_f1_of_pca(pbmc_pca):
     assert knn_f1(*pbmc_pca) == pytest.approx(0.717, abs=5e-4)
 
 
+@pytest.mark.slow
+def test_leiden_nmi_of_many_cells_that_cannot_be_written_to():
+    """Above 8,192 cells scanpy finds neighbors by pynndescent, which writes to what it is given."""
+    labels = np.repeat(["B", "T"], 4200)
+    embedding_cz = np.random.default_rng(0).normal(size=(8400, 3)).astype(np.float32) + 50 * (labels == "T")[:, None]
+    embedding_cz = embedding_cz.astype(np.float32)
+    embedding_cz.flags.writeable = False
+    assert leiden_nmi(embedding_cz, labels, resolutions=[0.001]) == pytest.approx(1.0)
+
+
 def test_clear_types_score_one(blobs):
     assert leiden_nmi(*blobs, resolutions=[0.01]) == pytest.approx(1.0)
     assert knn_f1(*blobs) == 1.0

@@ -133,7 +133,7 @@ class Bernoulli(Likelihood):
     :math:`P(x_{cf} = 1) = 1 - \exp(-\ell_c \, \text{softmax}_f(\text{logits}_c))`. **Depth**: the exposure
     :math:`\ell_c` is a power law of the cell's library size :math:`n_c` (here its number of open peaks),
     :math:`\log \ell_c = a + b \log n_c`, with :math:`a` and :math:`b` learned, because the deeper a cell the more
-    fragments fall on peaks that are open already. The latent state is thus spared the depth. ``benchmarks/depth.py``
+    fragments fall on peaks that are open already. The latent state need not carry the depth. ``benchmarks/depth.py``
     compares this on held-out cells with a log-odds offset and with no model of depth.
 
     References

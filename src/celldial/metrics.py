@@ -82,7 +82,8 @@ def leiden_nmi(
     from anndata import AnnData
 
     graph = AnnData(obs=pd.DataFrame(index=pd.RangeIndex(len(code_c)).astype(str)))
-    graph.obsm["embedding"] = embedding_cz
+    # A copy where it cannot be written to, as in a memory-mapped file: above 8,192 cells pynndescent would fail.
+    graph.obsm["embedding"] = np.require(embedding_cz, requirements="W")
     sc.pp.neighbors(graph, n_neighbors=n_neighbors, use_rep="embedding", random_state=seed)
     best = 0.0
     for resolution in resolutions:
