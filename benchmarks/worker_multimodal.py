@@ -72,7 +72,7 @@ def mosaic(adata: ad.AnnData, job: dict[str, Any], out: Path) -> dict[str, Any]:
     keep_cf = csr_matrix(adata.X).tocoo()
     kept_n = np.where(of_rna_f[keep_cf.col], has_c[keep_cf.row] != 1, has_c[keep_cf.row] != 0)
     adata.X = csr_matrix((keep_cf.data[kept_n], (keep_cf.row[kept_n], keep_cf.col[kept_n])), shape=adata.shape)
-    model = celldial.VAE(seed=job["seed"])
+    model = celldial.VAE(**job.get("arguments", {}), seed=job["seed"])
     epochs = job["epochs"]["celldial"] or "auto"
     measured = {"n_train": adata.n_obs, **train_model(model, adata, max_epochs=epochs)}
     np.save(out / "embedding.npy", adata.obsm["X_celldial"])
