@@ -173,9 +173,12 @@ def test_wrong_modalities(modalities: Any, error: type[Exception], words: str) -
 
 
 def test_several_modalities_need_the_column() -> None:
-    adata = make_adata()
-    with pytest.raises(KeyError, match="no column 'type' that says which features are 'rna', 'atac'"):
-        Schema.from_anndata(adata, modalities={"rna": "Gene Expression", "atac": "Peaks"}, modality_key="type")
+    adata, modalities = make_adata(), {"rna": "Gene Expression", "atac": "Peaks"}
+    with pytest.raises(KeyError, match="modality_key is 'type', which is not among the columns"):
+        Schema.from_anndata(adata, modalities=modalities, modality_key="type")
+    del adata.var["feature_types"]
+    with pytest.raises(KeyError, match="no column 'feature_types' that says which features are 'rna', 'atac'"):
+        Schema.from_anndata(adata, modalities=modalities)
 
 
 # --- Modalities in obsm -----------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from anndata import AnnData
 from celldial.data import Cells
 from celldial.fusion import FUSIONS
 from celldial.likelihoods import LIKELIHOODS
-from celldial.lookup import listing
 from celldial.schema import Schema
 
 __all__ = [
@@ -20,16 +19,12 @@ __all__ = [
     "check_enough",
     "check_latent_states",
     "check_library_size",
-    "check_modality_key",
     "check_modality_weights",
     "check_options",
     "check_parameters",
     "check_whole",
     "warn_of_empty",
 ]
-
-
-FEATURE_TYPES_COLUMN = "feature_types"
 
 
 def check_whole(name: str, value: Any, least: int = 1) -> None:
@@ -76,14 +71,6 @@ def check_enough(schema: Schema, cells: Cells, n_latent: int) -> None:
     if n_latent > n_features:
         raise ValueError(
             f"n_latent={n_latent} is more than the {n_features} features: choose VAE(n_latent={n_features}) or less"
-        )
-
-
-def check_modality_key(modality_key: str, adata: AnnData) -> None:
-    """Raise where a column other than the usual one is named, and is not there: all would be taken for genes."""
-    if modality_key not in adata.var and modality_key != FEATURE_TYPES_COLUMN:
-        raise KeyError(
-            f"modality_key is {modality_key!r}, which is not among the columns of adata.var: {listing(adata.var)}"
         )
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from celldial.lookup import listing
+from celldial.lookup import listing, noun_of
 
 __all__ = [
     "MIN_OVERLAP",
@@ -32,14 +32,6 @@ MIN_OVERLAP = 0.5
 
 LARGEST = np.finfo(np.float32).max
 """Counts above this would be infinite as float32."""
-
-NOUNS = {"rna": "gene", "atac": "peak"}
-"""What a feature of a modality is called, where that is not the modality's own name or just a feature."""
-
-
-def noun_of(modality: str) -> str:
-    """Name what one feature of a modality is."""
-    return NOUNS.get(modality, "protein" if modality == "protein" else "feature")
 
 
 def check_anndata(adata: Any, needs_features: bool = True) -> None:

@@ -8,7 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-__all__ = ["find_column", "listing"]
+__all__ = ["find_column", "listing", "noun_of"]
+
+NOUNS = {"rna": "gene", "atac": "peak", "protein": "protein"}
+
+
+def noun_of(modality: str) -> str:
+    """Name what one feature of a modality is."""
+    return NOUNS.get(modality, "feature")
 
 
 def listing(names: Iterable[Any], limit: int = 10) -> str:

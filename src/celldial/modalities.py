@@ -38,6 +38,9 @@ FEATURE_TYPES = {
 }
 """Values of ``var["feature_types"]`` and the modality that each means."""
 
+USUAL_KEY = "feature_types"
+"""The column of ``var`` that says what a feature is; only this one may be absent."""
+
 MODALITIES = tuple(dict.fromkeys(FEATURE_TYPES.values()))
 """The modalities known by name, in the order in which a model has them; others come after."""
 
@@ -94,6 +97,10 @@ def find_modalities(
 def feature_types(adata: AnnData, modality_key: str) -> pd.Series | None:
     """Read what each feature is, as text; None where no column says it."""
     if modality_key not in adata.var:
+        if modality_key != USUAL_KEY:  # misspelt, perhaps; all would be taken for genes
+            raise KeyError(
+                f"modality_key is {modality_key!r}, which is not among the columns of adata.var: {listing(adata.var)}"
+            )
         return None
     column = adata.var[modality_key]
     missing = np.flatnonzero(column.isna())

@@ -25,6 +25,7 @@ from celldial.data import Cells, check_linked, choose_cells
 from celldial.fusion import FusionName
 from celldial.inference import Covariates, Posterior
 from celldial.joined import joined
+from celldial.lookup import noun_of
 from celldial.module import Module
 from celldial.schema import BERNOULLI, Schema
 from celldial.settings import seeded, settings
@@ -231,7 +232,6 @@ class VAE(BaseEstimator):
             modality_key=self.modality_key,
             presence_keys=self.presence_keys,
         )
-        checks.check_modality_key(self.modality_key, table)
         checks.check_modality_weights(self.modality_weights, schema)
         cells = Cells.from_anndata(table, schema)
         checks.check_enough(schema, cells, self.n_latent)
@@ -554,7 +554,7 @@ class VAE(BaseEstimator):
         (200, 300)
         """
         self._check_fitted()
-        to_decode = self._prepare(adata, self._modality(modality), from_, features, batch, "batch", library_size)
+        to_decode = self._prepare(adata, modality, from_, features, batch, "batch", library_size)
         n_entries = len(to_decode.z_cz) * len(to_decode.names)
         if n_entries > MAX_ENTRIES and not dense:
             raise ValueError(
@@ -591,7 +591,7 @@ class VAE(BaseEstimator):
             and the cells' ``obs``. ``anndata.read_h5ad(path, backed="r")`` reads parts of it.
         """
         self._check_fitted()
-        to_decode = self._prepare(adata, self._modality(modality), from_, features, batch, "batch", library_size)
+        to_decode = self._prepare(adata, modality, from_, features, batch, "batch", library_size)
         export.write_blocks(Path(path), to_decode.blocks(self.module_), to_decode.obs, to_decode.names)
 
     def sample(
@@ -630,7 +630,7 @@ class VAE(BaseEstimator):
         joint = sparse.hstack([counts[modality] for modality in self.schema_.modalities], format="csr")
         var = self._features()
         if self.schema_.modalities != ("rna",):  # so that a model can be fitted to them as to the cells they are like
-            var[self.parameters_.get("modality_key", "feature_types")] = [
+            var[self.parameters_["modality_key"]] = [
                 modality for modality, names in self.schema_.feature_names.items() for _ in names
             ]
         return AnnData(joint, obs, var, obsm={"z": z_cz})
@@ -771,7 +771,7 @@ class VAE(BaseEstimator):
         with storage.damaged_if_this_fails(path), seeded(0):
             model = cls(**about["parameters"])
             checks.check_parameters(model.get_params(deep=False))
-            model.parameters_ = about["parameters"]
+            model.parameters_ = parameters_of(model)  # with those that the version of the file did not know
             # Before format version 2 there was one modality, and the schema did not know its likelihood.
             model.schema_ = Schema.from_dict(about["schema"], about["parameters"]["likelihood"])
             model.module_ = model._build(model.schema_)
@@ -816,9 +816,8 @@ class VAE(BaseEstimator):
 
     def _read(self, adata: AnnData, from_: Sequence[str] | None = None) -> tuple[AnnData, Cells]:
         """Read cells of the fitted model: as one AnnData, and as tensors; of some modalities only where named."""
-        parameters = self.parameters_
-        modality_key = parameters.get("modality_key", "feature_types")
-        table = joined(adata, layer=parameters["layer"], modality_key=modality_key, schema=self.schema_)
+        layer, modality_key = (self.parameters_[name] for name in ("layer", "modality_key"))
+        table = joined(adata, layer=layer, modality_key=modality_key, schema=self.schema_)
         cells = Cells.from_anndata(table, self.schema_)
         return table, cells if from_ is None else cells.only(*from_)
 
@@ -872,7 +871,7 @@ class VAE(BaseEstimator):
         names = pd.Index(self.schema_.feature_names[modality])
         wanted = names if features is None else pd.Index([features] if isinstance(features, str) else features)
         unknown = wanted[~wanted.isin(names)]
-        kind = {"rna": "gene", "atac": "peak", "protein": "protein"}.get(modality, "feature")
+        kind = noun_of(modality)
         if len(unknown):
             raise KeyError(f"the model has no {kind} {unknown[0]!r} ({len(unknown)} of those asked for are unknown)")
         if wanted.has_duplicates:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 # matplotlib is imported where something is drawn, so that `import celldial` does not wait for it.
+from celldial.lookup import noun_of
+
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
@@ -253,7 +255,7 @@ class _Part(NamedTuple):
 
     @property
     def noun(self) -> str:
-        return {"rna": "gene", "atac": "peak", "protein": "protein"}.get(self.modality, "feature")
+        return noun_of(self.modality)
 
     @property
     def style(self) -> str:
