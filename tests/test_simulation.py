@@ -335,6 +335,23 @@ def test_without_a_cell_cycle():
     assert adata.var_names[0] == "GENE0001"
 
 
+def test_angles_multiply_features():
+    """The effect of the angle is what the description of the curves is made of, and what means are made of."""
+    adata = simulate_multiome(300, 60, 200, n_types=1, n_batches=1, truth=True, seed=3)
+    effect_f4 = adata.varm["cell_cycle_effect"]
+    grid = np.linspace(0, 2 * np.pi, 720, endpoint=False)
+    curve_sf = np.stack([np.cos(grid), np.sin(grid), np.cos(2 * grid), np.sin(2 * grid)], 1) @ effect_f4.T
+    np.testing.assert_allclose(np.ptp(curve_sf, axis=0) / 2, adata.var["cell_cycle_amplitude"], atol=1e-9)
+    # Of two genes that nothing but the angle changes, the ratio.
+    angle_c = adata.obs["cell_cycle_angle"].to_numpy()
+    log_cf = np.log(adata.layers["mean"][:, :60].astype(float))
+    turned_cf = np.stack([np.cos(angle_c), np.sin(angle_c), np.cos(2 * angle_c), np.sin(2 * angle_c)], 1) @ effect_f4.T
+    rest_cf = (log_cf - turned_cf[:, :60])[:, effect_f4[:60].any(1)]
+    assert np.median((rest_cf - rest_cf[:, :1]).std(0)) < 1e-4  # some are near a peak of a programme, too
+    assert rest_cf.shape[1] > 40
+    assert not simulate_multiome(20, 30, 40, cell_cycle=False).varm["cell_cycle_effect"].any()
+
+
 # Batches
 
 

@@ -40,6 +40,9 @@ class Cells:
     present
         Modality to which cells have it, that is, have a count there, bool, shape ``(c,)``. Modalities that all cells
         have are left out, so that nothing needs to be gathered for them.
+    belief_cq
+        For a model with a circle, where on it each cell is taken to be (see `celldial.latents.Circle.posterior`),
+        float32, shape ``(c, 4)``.
     """
 
     counts: dict[str, SparseRows]
@@ -47,6 +50,7 @@ class Cells:
     category_ck: Tensor
     continuous_ck: Tensor
     present: dict[str, Tensor] = field(default_factory=dict)
+    belief_cq: Tensor | None = None
 
     @classmethod
     def from_anndata(cls, adata: AnnData, schema: Schema, overrides: Mapping[str, Any] | None = None) -> Cells:
@@ -139,6 +143,7 @@ class Cells:
             category_ck=of_tensor(self.category_ck),
             continuous_ck=of_tensor(self.continuous_ck),
             present={modality: of_tensor(present_c) for modality, present_c in self.present.items()},
+            belief_cq=None if self.belief_cq is None else of_tensor(self.belief_cq),
         )
 
 

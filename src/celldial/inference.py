@@ -7,6 +7,7 @@ Axis suffixes: ``c`` cells, ``f`` features, ``k`` covariates, ``q`` quantiles, `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -14,7 +15,9 @@ import numpy as np
 import pyro
 import torch
 from scipy import sparse
+from torch.distributions import kl_divergence
 
+from celldial import phase
 from celldial.data import MAX_BLOCK_CELLS, Cells, block_size, minibatches
 from celldial.likelihoods import Observation
 from celldial.module import Module
@@ -28,6 +31,36 @@ class Posterior(NamedTuple):
 
     mean: np.ndarray
     standard_deviation: np.ndarray
+
+
+class CirclePosterior(NamedTuple):
+    """Where each cell is on the circle, all of shape ``(cells,)``.
+
+    The angle in [0, 2π) given that it is active, how concentrated that is (κ of the power spherical distribution), how
+    probable it is that the cell is active, and the KL divergence of all this from the prior in nats.
+    """
+
+    angle: np.ndarray
+    concentration: np.ndarray
+    active: np.ndarray
+    kl: np.ndarray
+
+
+class Inferred(NamedTuple):
+    """The latent state of each cell: Gaussian coordinates, and where there is a circle the place on it."""
+
+    mean: np.ndarray
+    standard_deviation: np.ndarray
+    circle: CirclePosterior | None = None
+
+    @property
+    def state_cz(self) -> np.ndarray:
+        """What is decoded: the mean coordinates, then activity times cosine and sine of the angle."""
+        if self.circle is None:
+            return self.mean
+        angle_c, active_c = self.circle.angle, self.circle.active
+        plane_cu = active_c[:, None] * np.column_stack([np.cos(angle_c), np.sin(angle_c)])
+        return np.concatenate([self.mean, plane_cu.astype(self.mean.dtype)], axis=1)
 
 
 class Covariates(NamedTuple):
@@ -47,7 +80,7 @@ def ready(module: Module) -> torch.device:
 
 
 @torch.no_grad()
-def infer(module: Module, cells: Cells) -> Posterior:
+def infer(module: Module, cells: Cells) -> Inferred:
     """Infer each cell's latent state; for cells without any count, the prior.
 
     Raises
@@ -59,18 +92,34 @@ def infer(module: Module, cells: Cells) -> Posterior:
     parts = []
     with pyro.validation_enabled(False):  # values that are not finite have a better error below
         for block in minibatches(cells, MAX_BLOCK_CELLS):
-            posterior = module.posterior(block.to(device))
-            parts.append((posterior.mean.cpu().numpy(), posterior.stddev.cpu().numpy()))
-    mean_cz, deviation_cz = (np.concatenate(part) for part in zip(*parts, strict=True))
+            block = block.to(device)
+            if module.circle is not None and block.belief_cq is None:
+                block = phase.located(module, block)
+            posterior = module.posterior(block)
+            part = [posterior["z"].mean, posterior["z"].stddev]
+            if module.circle is not None:
+                direction = posterior["direction"]
+                angle_c = torch.atan2(direction.mean_cu[:, 1], direction.mean_cu[:, 0]) % (2 * math.pi)
+                # Rounding could make a full turn of a tiny negative angle.
+                angle_c = torch.where(angle_c >= 2 * math.pi, 0.0, angle_c)
+                prior = module.circle.prior(len(block), like=block.continuous_ck)
+                kl_c = kl_divergence(direction, prior[0]) + kl_divergence(posterior["active"], prior[1])
+                part += [angle_c, direction.concentration_c, posterior["active"].mean, kl_c]
+            parts.append([tensor.cpu().numpy() for tensor in part])
+    mean_cz, deviation_cz, *circle = (np.concatenate(part) for part in zip(*parts, strict=True))
     empty_c = cells.empty_c.numpy()
     mean_cz[empty_c], deviation_cz[empty_c] = 0, 1
+    if circle:
+        # Anywhere on the circle, or not at all, as the prior has it.
+        angle_c, concentration_c, active_c, kl_c = circle
+        angle_c[empty_c] = concentration_c[empty_c] = kl_c[empty_c] = 0
     finite_c = np.isfinite(mean_cz).all(1) & np.isfinite(deviation_cz).all(1)
     if not finite_c.all():
         raise FloatingPointError(
             f"the latent states of {(~finite_c).sum()} of {len(cells)} cells are not finite, so training went wrong: "
             "try a lower learning_rate, and look for features with extreme counts"
         )
-    return Posterior(mean_cz, deviation_cz)
+    return Inferred(mean_cz, deviation_cz, CirclePosterior(*circle) if circle else None)
 
 
 @torch.no_grad()
@@ -132,7 +181,7 @@ def draw_cells(
     for modality, quantile_q in library_size_q.items():
         position_c = torch.rand(n_cells).numpy() * (len(quantile_q) - 1)
         library_size[modality] = np.interp(position_c, np.arange(len(quantile_q)), quantile_q)
-    z_cz = module.latent.prior(n_cells, like=torch.empty(0)).sample().numpy()
+    z_cz = module.draw_prior(n_cells).numpy()
     counts = {}
     for modality, library_size_c in library_size.items():
         blocks = _decode(module, modality, z_cz, covariates, library_size_c)

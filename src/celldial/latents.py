@@ -1,13 +1,18 @@
 """Latent families: one class each, with its prior, its posterior and what the encoder must supply for it.
 
-Axis suffixes: ``c`` cells, ``p`` posterior parameters, ``z`` latent coordinates.
+Axis suffixes: ``c`` cells, ``j`` points of a grid on the circle, ``k`` harmonics, ``p`` posterior parameters, ``u`` the
+two coordinates of the plane in which the circle lies, ``z`` latent coordinates.
 """
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
-from pyro.distributions import Independent, Normal
-from torch import Tensor
+from pyro.distributions import Independent, Normal, TorchDistribution
+from torch import Size, Tensor, nn
+from torch.distributions import Bernoulli, Beta, RelaxedBernoulli, constraints, kl_divergence, register_kl
 from torch.nn.functional import softplus
 
 # A posterior narrower than this is numerically a point: it keeps the KL divergence finite.
@@ -52,3 +57,188 @@ class Gaussian:
 
 # softplus(SOFTPLUS_ONE) = 1
 SOFTPLUS_ONE = 0.5413248546129181
+
+
+class PowerSpherical(TorchDistribution):
+    r"""Power spherical distribution on the circle: density proportional to :math:`(1 + \cos(\theta - \mu))^\kappa`.
+
+    It looks like a von Mises distribution; its samples are reparameterized without rejection, and its entropy has a
+    closed form.
+
+    Parameters
+    ----------
+    mean_cu
+        Unit vectors, the directions of the mean.
+    concentration_c
+        κ, at least 0; 0 is uniform. The mean resultant length is κ / (κ + 1).
+
+    References
+    ----------
+    De Cao and Aziz (2020), The Power Spherical distribution, arXiv:2006.04437.
+    """
+
+    arg_constraints = {"mean_cu": constraints.real_vector, "concentration_c": constraints.nonnegative}
+    has_rsample = True
+
+    def __init__(self, mean_cu: Tensor, concentration_c: Tensor, validate_args: bool | None = None) -> None:
+        self.mean_cu = mean_cu
+        self.concentration_c = concentration_c
+        super().__init__(concentration_c.shape, mean_cu.shape[-1:], validate_args=validate_args)
+
+    @property
+    def support(self) -> Any:
+        return constraints.real_vector
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> PowerSpherical:
+        """Repeat along batch dimensions."""
+        shape = Size(batch_shape)
+        return PowerSpherical(self.mean_cu.expand(*shape, 2), self.concentration_c.expand(shape), validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean vector, within the circle."""
+        return self.mean_cu * (self.concentration_c / (self.concentration_c + 1))[..., None]
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """Draw unit vectors: (1 - cos Δ) / 2 is Beta(1/2, κ + 1/2), and either side of the mean is as likely."""
+        concentration_c = self.concentration_c.expand(*sample_shape, *self.batch_shape)
+        half = torch.full_like(concentration_c, 0.5)
+        away = Beta(half, concentration_c + 0.5, validate_args=False).rsample().clamp(MIN_AWAY, 1 - MIN_AWAY)
+        side = torch.randint_like(away, 2) * 2 - 1
+        cos, sin = 1 - 2 * away, 2 * side * (away * (1 - away)).sqrt()
+        x, y = self.mean_cu.unbind(-1)
+        return torch.stack([x * cos - y * sin, x * sin + y * cos], -1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density with respect to the angle."""
+        cos = (value * self.mean_cu).sum(-1)
+        return self.concentration_c * cos.clamp_min(-1 + MIN_AWAY).log1p() - self._log_normalizer()
+
+    def _log_normalizer(self) -> Tensor:
+        kappa = self.concentration_c
+        return (kappa + 1) * math.log(2) + 0.5 * math.log(math.pi) + torch.lgamma(kappa + 0.5) - torch.lgamma(kappa + 1)
+
+    def entropy(self) -> Tensor:
+        """Differential entropy with respect to the angle, in nats."""
+        kappa = self.concentration_c
+        expected_log = math.log(2) + torch.digamma(kappa + 0.5) - torch.digamma(kappa + 1)
+        return self._log_normalizer() - kappa * expected_log
+
+
+# A draw nearer to the mean, or to its opposite, has no finite gradient.
+MIN_AWAY = 1e-7
+
+
+class Gate(TorchDistribution):
+    """Whether a cell is active: Bernoulli, in training relaxed so that it has a gradient.
+
+    Its KL divergence is that of the Bernoulli distribution in any case.
+
+    References
+    ----------
+    Maddison et al. (2017), The Concrete Distribution, arXiv:1611.00712.
+    """
+
+    arg_constraints = {"logit_c": constraints.real}
+    has_rsample = True
+
+    def __init__(self, logit_c: Tensor, relaxed: bool = False, validate_args: bool | None = None) -> None:
+        self.logit_c = logit_c
+        self.relaxed = relaxed
+        super().__init__(logit_c.shape, validate_args=validate_args)
+
+    @property
+    def support(self) -> Any:
+        return constraints.unit_interval
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Gate:
+        """Repeat along batch dimensions."""
+        return Gate(self.logit_c.expand(batch_shape), self.relaxed, validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """Probability to be active."""
+        return self.logit_c.sigmoid()
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """Draw; 0 or 1 unless relaxed."""
+        if self.relaxed:
+            temperature = self.logit_c.new_tensor(TEMPERATURE)
+            return RelaxedBernoulli(temperature, logits=self.logit_c, validate_args=False).rsample(sample_shape)
+        return torch.bernoulli(self.mean.expand(*sample_shape, *self.batch_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log probability of being active or not."""
+        return Bernoulli(logits=self.logit_c, validate_args=False).log_prob(value)
+
+
+TEMPERATURE = 0.5
+
+
+@register_kl(PowerSpherical, PowerSpherical)
+def _kl_to_uniform(q: PowerSpherical, p: PowerSpherical) -> Tensor:
+    """KL divergence to the uniform distribution, which is the only prior there is."""
+    return math.log(2 * math.pi) - q.entropy()
+
+
+@register_kl(Gate, Gate)
+def _kl_of_gates(q: Gate, p: Gate) -> Tensor:
+    return kl_divergence(
+        Bernoulli(logits=q.logit_c, validate_args=False), Bernoulli(logits=p.logit_c, validate_args=False)
+    )
+
+
+class Circle(nn.Module):
+    r"""A coordinate that lives on a circle, and whether a cell is on it at all.
+
+    A cell is *active* (it cycles) and has an angle, or it is at rest and has none. Its state is the point
+    :math:`a (\cos\theta, \sin\theta)` in a plane, with a the activity: on the circle, or in its middle. There is no
+    network that judges it: `celldial.phase` works out the posterior of each cell from the decoder, and here it is given
+    the form from which reparameterized samples are drawn.
+    """
+
+    log_density_j: Tensor
+    active_logit: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # How common each angle is, and active cells: found with the cells' posteriors, not by gradients.
+        self.register_buffer("log_density_j", torch.full((N_GRID,), -math.log(N_GRID)))
+        self.register_buffer("active_logit", torch.tensor(ACTIVE_LOGIT))
+
+    @property
+    def n_features(self) -> int:
+        """Number of features of a state that decoders read; see `harmonics`."""
+        return 2 * N_HARMONICS + 1
+
+    def prior(self, n_cells: int, like: Tensor) -> tuple[PowerSpherical, Gate]:
+        """Distributions of direction, which is uniform, and activity before any count is seen."""
+        mean_cu = like.new_zeros(n_cells, 2)
+        mean_cu[:, 0] = 1
+        return PowerSpherical(mean_cu, like.new_zeros(n_cells)), Gate(self.active_logit.expand(n_cells))
+
+    def posterior(self, belief_cq: Tensor, relaxed: bool) -> tuple[PowerSpherical, Gate]:
+        """Distributions of direction and activity, of given cosine, sine, concentration and log odds of activity."""
+        return PowerSpherical(belief_cq[:, :2], belief_cq[:, 2]), Gate(belief_cq[:, 3], relaxed)
+
+
+def grid(like: Tensor) -> Tensor:
+    """Angles that are evenly spaced on the circle, shape ``(j,)``, on the device and in the precision of ``like``."""
+    return torch.arange(N_GRID, device=like.device, dtype=like.dtype) * (2 * math.pi / N_GRID)
+
+
+def harmonics(plane_cu: Tensor) -> Tensor:
+    """What decoders read of states on the disc: each harmonic times the activity, and 1 less the activity."""
+    activity_c = (plane_cu.square().sum(-1) + 1e-12).sqrt()
+    x, y = (plane_cu / activity_c[:, None]).unbind(-1)
+    parts = [(x, y)]
+    for _ in range(1, N_HARMONICS):
+        cos, sin = parts[-1]
+        parts.append((cos * x - sin * y, sin * x + cos * y))
+    turning_ck = torch.stack([part for pair in parts for part in pair], -1)
+    return torch.cat([turning_ck * activity_c[:, None], 1 - activity_c[:, None]], -1)
+
+
+N_HARMONICS = 2
+N_GRID = 64
+ACTIVE_LOGIT = 2.0

@@ -43,11 +43,31 @@ class Likelihood(nn.Module):
         """Start the parameters from the counts; nothing to do where there are none."""
 
     def mean(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
-        """Compute the expected value of every entry, shape ``(c, f)``: library size times share."""
-        return library_size_c[:, None] * torch.softmax(heads[0], -1)
+        """Compute the expected value of every entry, shape ``(c, f)``."""
+        return self.expected(torch.softmax(heads[0], -1), library_size_c)
+
+    def expected(self, share_cf: Tensor, library_size_c: Tensor) -> Tensor:
+        """Compute the expected values of features of given shares, shape ``(c, f)``: library size times share."""
+        return library_size_c[:, None] * share_cf
+
+    def elasticity(self, mean: Tensor) -> Tensor:
+        """Tell by how much the log of an expected value changes with the log of the rate: 1, if they are the same."""
+        return torch.ones_like(mean)
+
+    def information(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Compute the expected Fisher information in each count about the log of its rate, shape ``(c, f)``."""
+        raise NotImplementedError
 
     def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: SparseRows) -> Tensor:
         """Log-likelihood in nats, shape ``(c,)``."""
+        raise NotImplementedError
+
+    def log_exposure(self, library_size_c: Tensor) -> Tensor:
+        """Log of what a cell's shares are multiplied with to give its rates, shape ``(c,)``: its library size."""
+        return library_size_c.log()
+
+    def entry_log_prob(self, value_cf: Tensor, log_rate_cf: Tensor, column_f: Tensor) -> Tensor:
+        """Log-likelihood of single counts given their log rates, up to what does not depend on these, ``(c, f)``."""
         raise NotImplementedError
 
     def sample(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
@@ -61,6 +81,14 @@ class Poisson(Likelihood):
     def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: SparseRows) -> Tensor:
         """Log-likelihood in nats, shape ``(c,)``."""
         return ops.poisson(heads[0], library_size_c, counts)
+
+    def entry_log_prob(self, value_cf: Tensor, log_rate_cf: Tensor, column_f: Tensor) -> Tensor:
+        """Log-likelihood of single counts, up to a constant, shape ``(c, f)``."""
+        return value_cf * log_rate_cf - log_rate_cf.exp()
+
+    def information(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Compute the expected Fisher information about the log rate, shape ``(c, f)``: the mean."""
+        return self.mean(heads, library_size_c)
 
     def sample(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
         """Draw counts, shape ``(c, f)``."""
@@ -100,6 +128,16 @@ class NegativeBinomial(Likelihood):
         """Log-likelihood in nats, shape ``(c,)``."""
         return ops.negative_binomial(heads[0], self.log_inverse_dispersion_f, library_size_c, counts)
 
+    def entry_log_prob(self, value_cf: Tensor, log_rate_cf: Tensor, column_f: Tensor) -> Tensor:
+        """Log-likelihood of single counts, up to a constant, shape ``(c, f)``; with zero inflation, of kept ones."""
+        log_theta_f = self.log_inverse_dispersion_f[column_f]
+        return value_cf * log_rate_cf - (value_cf + log_theta_f.exp()) * torch.logaddexp(log_rate_cf, log_theta_f)
+
+    def information(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Compute the expected Fisher information about the log rate, shape ``(c, f)``: μθ / (μ + θ), at most θ."""
+        mu_cf, theta_f = self.mean(heads, library_size_c), self.log_inverse_dispersion_f.exp()
+        return mu_cf * theta_f / (mu_cf + theta_f)
+
     def sample(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
         """Draw counts as a Gamma mixture of Poissons, shape ``(c, f)``."""
         theta_f = self.log_inverse_dispersion_f.exp()
@@ -119,6 +157,18 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         return ops.zero_inflated_negative_binomial(
             heads[0], heads[1], self.log_inverse_dispersion_f, library_size_c, counts
         )
+
+    def information(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Compute the expected Fisher information about the log rate, shape ``(c, f)``: less than without lost counts.
+
+        Of the information in a kept count, what a zero tells is told less clearly where it may be a lost count.
+        """
+        kept_information_cf = super().information(heads, library_size_c)  # also minus the score of a zero
+        theta_f = self.log_inverse_dispersion_f.exp()
+        zero_cf = (1 + self.mean(heads, library_size_c) / theta_f).log().mul(-theta_f).exp()
+        kept_cf = torch.sigmoid(-heads[1])
+        lost_share_cf = (1 - kept_cf) / (1 - kept_cf * (1 - zero_cf))  # of all zeros
+        return kept_cf * (kept_information_cf - lost_share_cf * zero_cf * kept_information_cf.square())
 
     def sample(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
         """Draw counts, shape ``(c, f)``."""
@@ -155,10 +205,24 @@ class Bernoulli(Likelihood):
         # Cells without a single open peak are not observed; those asked for by decoding have a depth.
         return self.exposure_offset + self.exposure_slope * library_size_c.clamp_min(1e-6).log()
 
-    def mean(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+    def expected(self, share_cf: Tensor, library_size_c: Tensor) -> Tensor:
         """Compute the probability that each feature is seen, shape ``(c, f)``."""
-        exposure_c1 = self.log_exposure(library_size_c).exp()[:, None]
-        return -torch.expm1(-exposure_c1 * torch.softmax(heads[0], -1))
+        return -torch.expm1(-self.log_exposure(library_size_c).exp()[:, None] * share_cf)
+
+    def elasticity(self, mean: Tensor) -> Tensor:
+        """Tell by how much the log of a probability changes with the log of the rate: by less, the larger it is."""
+        rate = -torch.log1p(-mean.clamp(1e-20, 1 - 1e-6))
+        return rate / torch.expm1(rate)
+
+    def entry_log_prob(self, value_cf: Tensor, log_rate_cf: Tensor, column_f: Tensor) -> Tensor:
+        """Log-likelihood of single peaks being open or not, shape ``(c, f)``."""
+        rate_cf = log_rate_cf.exp()
+        return torch.where(value_cf > 0, torch.log(-torch.expm1(-rate_cf.clamp_min(1e-30))), -rate_cf)
+
+    def information(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Compute the expected Fisher information about the log rate, shape ``(c, f)``: λ² / (exp λ − 1)."""
+        rate_cf = self.log_exposure(library_size_c).exp()[:, None] * torch.softmax(heads[0], -1)
+        return rate_cf.square() / torch.expm1(rate_cf).clamp_min(1e-30)
 
     def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: SparseRows) -> Tensor:
         """Log-likelihood in nats, shape ``(c,)``; every stored entry is a success."""

@@ -1,4 +1,4 @@
-"""How good is an embedding, and how good an imputation: arrays in, numbers out."""
+"""How good is an embedding, an imputation or an angle: arrays in, numbers out."""
 
 from __future__ import annotations
 
@@ -14,10 +14,24 @@ from sklearn.metrics import f1_score, normalized_mutual_info_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
+from celldial.circular import angular_error, circular_mean, cyclic_order, fisher_lee, fourier_r2
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["auroc_per_cell", "foscttm", "ilisi", "knn_f1", "leiden_nmi", "pearson_per_cell"]
+__all__ = [
+    "angular_error",
+    "auroc_per_cell",
+    "circular_mean",
+    "cyclic_order",
+    "fisher_lee",
+    "foscttm",
+    "fourier_r2",
+    "ilisi",
+    "knn_f1",
+    "leiden_nmi",
+    "pearson_per_cell",
+]
 
 # Matrices larger than this are worked through in blocks of rows: 32 MB of float64.
 _BLOCK_ENTRIES = 4_000_000

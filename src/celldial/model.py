@@ -19,13 +19,15 @@ from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
-from celldial import axes, checks, export, inference, memory, storage, train
+from celldial import averages, axes, checks, dials, export, inference, memory, storage, targets, train, traversal
+from celldial.axes import Axis
 from celldial.covariates import covariate_table
-from celldial.data import Cells, check_linked, choose_cells
+from celldial.data import Cells, block_size, check_linked, choose_cells
 from celldial.fusion import FusionName
 from celldial.inference import Covariates, Posterior
 from celldial.joined import joined
-from celldial.lookup import noun_of
+from celldial.laplace import Loadings
+from celldial.lookup import find_column, noun_of
 from celldial.module import Module
 from celldial.schema import BERNOULLI, Schema
 from celldial.settings import seeded, settings
@@ -251,7 +253,8 @@ class VAE(BaseEstimator):
             module = self._build(schema)
             module.initialise(cells.select(train_c))
             history = train.fit(module, cells, train_c, validation_c, plan, self.seed)
-        embedding_cz = inference.infer(module, cells).mean
+            embedding_cz = inference.infer(module, cells).mean
+            averages.measure_loadings(module, cells, train_c)
         self.parameters_, self.schema_, self.module_, self.history_ = parameters_of(self), schema, module, history
         totals = {modality: library_size_c[train_c].numpy() for modality, library_size_c in cells.library_size.items()}
         self.library_size_quantiles_ = {
@@ -335,8 +338,9 @@ class VAE(BaseEstimator):
                 # What no cell has would be forgotten: nothing holds its weights against their decay.
                 modality.requires_grad_(bool(cells.has(name)[train_c].any()))
             history = train.fit(module, cells, train_c, validation_c, plan, self.seed + n_epochs_before)
+            embedding_cz = inference.infer(module, cells).mean
+            averages.measure_loadings(module, cells, train_c)
             module.requires_grad_(True)
-        embedding_cz = inference.infer(module, cells).mean
         self.module_ = module
         # Without validation cells, now or then, the quantities of validation are missing there.
         missing_before, missing_now = ([math.nan] * len(part["seconds"]) for part in (self.history_, history))
@@ -635,102 +639,425 @@ class VAE(BaseEstimator):
             ]
         return AnnData(joint, obs, var, obsm={"z": z_cz})
 
+    # --- Axes -----------------------------------------------------------------------------------------------------
+
+    def axes(self, adata: AnnData, *, n_cells: int = 500) -> pd.DataFrame:
+        """Rank the latent coordinates by how much they matter, and mark those that the model does not use.
+
+        Parameters
+        ----------
+        adata
+            Cells to judge by; those without any count take no part.
+        n_cells
+            Number of cells, drawn at random, whose output is decoded for the variance, `n_latent` + 1 times each.
+
+        Returns
+        -------
+        One row a coordinate, ``"axis_0"`` and so on, what matters most first. Written: the same, in the order of the
+        coordinates, to ``adata.uns["celldial"]["coordinates"]``.
+
+        - ``kl``: KL divergence of the cells' posteriors from the prior, mean over all cells, in nats: how much the
+          counts tell of the coordinate.
+        - ``variance``: how much the decoded output hangs on it. Half the mean squared change of the natural logarithm
+          of what is expected when the coordinate alone is replaced by that of a random cell, features weighted by
+          their share of what is expected; see `celldial.axes.total_effects`. Mean over modalities.
+        - ``share``: the variance as a share of the sum over coordinates, taken in each modality (``share_rna``, ...)
+          and averaged over them.
+        - ``used``: whether `kl` is 0.1 nats or more, and `share` 0.05 % or more.
+        - ``rank``: 0 is the largest share.
+
+        Raises
+        ------
+        ValueError
+            Fewer than two cells have counts.
+
+        Examples
+        --------
+        >>> import celldial
+        >>> adata = celldial.datasets.pbmc68k_reduced()
+        >>> model = celldial.VAE(n_latent=3).fit(adata, max_epochs=1, progress=False)
+        >>> list(model.axes(adata).columns)
+        ['kl', 'variance', 'share', 'share_rna', 'used', 'rank']
+        """
+        self._check_fitted()
+        checks.check_whole("n_cells", n_cells, 2)
+        _, cells = self._read(adata)
+        checks.check_any_count(cells)
+        filled = np.flatnonzero(~cells.empty_c.numpy())
+        if len(filled) < 2:
+            raise ValueError(f"only {len(filled)} of {len(cells)} cells has counts: axes are judged by two at least")
+        inferred = inference.infer(self.module_, cells)
+        n_latent = self.module_.latent.n_latent
+        names, columns = [f"axis_{k}" for k in range(n_latent)], [[k] for k in range(n_latent)]
+        kl_k = axes.kl_divergence(inferred.mean[filled], inferred.standard_deviation[filled])
+        chosen = np.sort(np.random.default_rng(self.seed).choice(filled, min(n_cells, len(filled)), replace=False))
+        category_ck, continuous_ck = cells.category_ck[chosen].numpy(), cells.continuous_ck[chosen].numpy()
+        variance = {}
+        for modality in self.schema_.modalities:
+
+            def expected(z_cz: np.ndarray, part: slice, modality: str = modality) -> np.ndarray:
+                covariates = Covariates(category_ck[part], continuous_ck[part])
+                depth = self._library_size(modality, None)
+                return np.concatenate(list(inference.expected(self.module_, modality, z_cz, covariates, depth)))
+
+            n_block = block_size(self.module_.n_features[modality])
+            random = np.random.default_rng(self.seed)  # the same replacements in all modalities
+            variance[modality] = axes.total_effects(inferred.state_cz[chosen], columns, expected, n_block, random)
+        table = axes.coordinate_table(names, kl_k, variance)
+        with writable(adata):
+            adata.uns["celldial"] = {**adata.uns.get("celldial", {}), "coordinates": table.copy()}
+        return table.sort_values("rank")
+
+    def find_axis(
+        self,
+        adata: AnnData,
+        name: str,
+        *,
+        obs: str | None = None,
+        groups: tuple[Any, Any] | None = None,
+        genes: Mapping[str, Sequence[str]] | None = None,
+        modality: str | None = None,
+        n_permutations: int = 999,
+    ) -> Axis:
+        """Find the direction in latent space along which something changes, name it, and score every cell on it.
+
+        The direction is the way in which the mean latent state moves; the score is the linear function of the latent
+        state that tells best how far a cell is, on average 0 where the axis starts and 1 where it ends; see
+        `celldial.axes.find_direction`. Give one of `obs`, `groups` and `genes`, or `obs` and `groups`.
+
+        Parameters
+        ----------
+        adata
+            Cells to find it in. Those without any count, or with NaN in `obs`, take no part, but get a score.
+        name
+            What to call it: the column of ``adata.obs`` with the score.
+        obs
+            Column of ``adata.obs``. Of two categories, the axis goes from the first to the second (that is, of a
+            categorical their order, else the order of the alphabet; of booleans from False to True); of an ordered
+            categorical from the first to the last, with the others evenly between; of numbers from their 5 % quantile
+            to their 95 % quantile.
+        groups
+            From which value of `obs` to which, ``("ctrl", "stim")``; other cells take no part. Without `obs`, the one
+            column of text or categories that has both is looked for.
+        genes
+            ``{"up": [...], "down": [...]}``, either or both. The axis is that of the observed expression of these
+            genes, log-normalized and standardized, mean of those up less mean of those down, from its 5 % quantile to
+            its 95 % quantile. Names that are not found are looked for without regard to case.
+        modality
+            What `genes` are features of; ``"rna"`` by default, or the model's first.
+        n_permutations
+            For the p-value: how many times to shuffle the target over the cells, within batches where the model has a
+            `batch_key`. It cannot come out below 1 / (1 + `n_permutations`).
+
+        Returns
+        -------
+        The axis: origin, direction, filter, ``strength`` (share of the target's variance that the score explains, R²
+        adjusted for the number of coordinates, within batches) and ``p_value``. Written: the scores, float32, to
+        ``adata.obs[name]``, and the axis to ``adata.uns["celldial"]["axes"][name]``.
+
+        Raises
+        ------
+        ValueError, TypeError, KeyError
+            The name is taken; a column, group or gene is not there; there is nothing to tell apart, or too few cells.
+            The AnnData is then as it was.
+
+        Notes
+        -----
+        The p-value is over cells: it is small where these cells differ beyond chance. Cells of one donor or culture are
+        no independent repeats, so that it does not say that other donors would show the same. For that, compare the
+        scores averaged by donor.
+
+        Where the model has a `batch_key`, differences of the means between batches are taken out first, so that a
+        difference between batches is no axis.
+
+        References
+        ----------
+        Haufe et al. (2014), On the interpretation of weight vectors of linear models in multivariate neuroimaging,
+        doi:10.1016/j.neuroimage.2013.10.067.
+
+        Examples
+        --------
+        >>> import celldial
+        >>> adata = celldial.datasets.pbmc68k_reduced()
+        >>> model = celldial.VAE().fit(adata, max_epochs=5, progress=False)
+        >>> axis = model.find_axis(adata, "B or T", groups=("CD4+/CD25 T Reg", "CD19+ B"))
+        >>> axis.description
+        'bulk_labels: CD4+/CD25 T Reg → CD19+ B'
+        >>> axis.strength > 0.5, axis.p_value
+        (True, 0.001)
+        >>> axis = model.find_axis(adata, "cytotoxicity", genes={"up": ["NKG7", "GNLY", "PRF1"], "down": ["CD79A"]})
+        """
+        self._check_fitted()
+        checks.check_whole("n_permutations", n_permutations)
+        record = adata.uns.get("celldial", {})
+        found = dict(record.get("axes", {}))
+        reserved = [record["periodic"]["name"]] if "periodic" in record else []
+        axes.check_name(name, adata.obs.columns, found, self.module_.latent.n_latent, reserved)
+        table, cells = self._read(adata)
+        checks.check_any_count(cells)
+        filled_c = (~cells.empty_c).nonzero()[:, 0]
+        target = self._target(table.obs.iloc[filled_c.numpy()], cells.select(filled_c), obs, groups, genes, modality)
+        checks.warn_of_empty(table, cells, "they take no part, and are scored as the prior mean")
+        mean_cz = inference.infer(self.module_, cells).mean
+        axis = axes.find_direction(
+            name,
+            target.description,
+            mean_cz[filled_c.numpy()],
+            target.value_c,
+            None if self.schema_.batch_key is None else cells.category_ck[filled_c, 0].numpy(),
+            n_permutations,
+            np.random.default_rng(self.seed),
+        )
+        with writable(adata):
+            adata.obs[name] = axis.score(mean_cz)
+            adata.uns["celldial"] = {**record, "axes": {**found, name: axis.to_dict()}}
+        return axis
+
+    def _target(
+        self,
+        obs_table: pd.DataFrame,
+        cells: Cells,
+        obs: str | None,
+        groups: Any,
+        genes: Any,
+        modality: str | None,
+    ) -> targets.Target:
+        """Make one number a cell of what an axis is to tell."""
+        if (genes is None) == (obs is None and groups is None):
+            raise ValueError("find_axis needs one of: obs (with groups or without), groups, or genes")
+        if genes is None:
+            if modality is not None:
+                raise ValueError(f"modality is {modality!r}, which says what genes are features of; genes is not given")
+            key = targets.find_groups(obs_table, groups) if obs is None else obs
+            return targets.obs_target(find_column(obs_table, key, "obs column"), key, groups)
+        modality = self._modality("rna" if modality is None and "rna" in self.schema_.modalities else modality)
+        names = self.schema_.feature_names[modality]
+        positions = targets.read_genes(genes, names, f"{noun_of(modality)}s")
+        rows = cells.counts[modality]
+        parts = (rows.value_n.numpy(), rows.column_n.numpy(), rows.indptr_c.numpy())
+        counts = sparse.csr_matrix(parts, shape=(len(cells), len(names)))
+        return targets.expression_target(counts, cells.library_size[modality].numpy(), positions, names)
+
     def latent_traverse(
         self,
         adata: AnnData,
-        axis: int = 0,
+        axis: int | str | tuple[Any, Any] = 0,
         *,
         n_steps: int = 25,
         span: tuple[float, float] = (0.01, 0.99),
-        n_cells: int = 200,
+        at: Mapping[str, Any] | tuple[str, Any] | str | None = None,
+        groupby: str | None = None,
+        covariates: Mapping[str, Any] | None = None,
+        n_cells: int = 32,
+        n_samples: int | None = None,
         library_size: float | None = None,
+        key_added: str | None = None,
+        seed: int | None = None,
     ) -> AnnData:
-        """Turn one latent coordinate like a knob, and see which genes and peaks change.
+        r"""Turn a dial of latent space, and see which genes and peaks change, and how sure that is.
 
-        For a random sample of cells, latent states are drawn from their posteriors, the coordinate is set to each
-        step in turn, and the result is decoded.
+        Some cells are moved along the axis step by step, all else about them as it is; each step is decoded, and
+        averaged over the cells.
 
         Parameters
         ----------
         adata
             Cells to start from.
         axis
-            The coordinate to turn, from 0.
+            What to turn.
+
+            - a number, or ``"axis_3"``: a latent coordinate, from 0;
+            - the name of an axis that `find_axis` found, stored in ``adata.uns["celldial"]["axes"]``;
+            - the name of the model's periodic axis, ``"cell_cycle"``: once round, the last step is the first;
+            - two cells, or two groups ``("CD4 T", "CD8 T")``: from the one to the other. Cells of the two groups are
+              paired so that the ways are short, and each moves straight to its partner: the first step shows the one
+              group as it is, the last step the other, with the covariates of the first.
         n_steps
             Number of steps.
         span
-            From which to which quantile of the cells on this coordinate.
+            From which to which quantile of the cells on a coordinate or a named axis.
+        at
+            Which cells to move: by default any; a group, ``{"cell_type": "B"}`` or ``("cell_type", "B")``; or one cell,
+            by its name. Not for a path. On a periodic axis, of all cells or of a group, those that are active.
+        groupby
+            The column of ``adata.obs`` that has the groups of a path, where several have both.
+        covariates
+            Covariate to one value for all cells, ``{"batch": "b2"}``: decode as if they were of it. By default each
+            cell keeps its own.
         n_cells
-            Number of cells in the sample.
+            How many cells to move, chosen at random; they stand for all that are meant.
+        n_samples
+            How often the state of each cell is drawn from its posterior, at least 2; by default 64 draws in all. What
+            a step costs grows with cells × samples.
         library_size
             As in `decode`; a number is taken for all modalities that are counted, and for no Bernoulli one.
+        key_added
+            Under what name to store the result in ``adata.uns["latent_traverse"]``. By default ``"axis_3"``, the name
+            of the axis, or ``"CD4 T to CD8 T"``.
+        seed
+            Of the choice of cells and of the draws; the model's by default.
 
         Returns
         -------
-        Steps × features, those of all modalities: ``X`` the mean over cells, ``layers["lower"]`` and
-        ``layers["upper"]`` the band of 90 % of the cells, ``layers["log2_fold_change"]`` the mean against the first
-        step, ``obs["position"]`` the coordinate, ``var["effect_size"]`` the largest less the smallest log2 fold change,
-        ``var["peak_step"]`` the step of the highest mean, and with several modalities ``var["modality"]``. Written:
-        positions, mean and band as arrays in ``adata.uns["latent_traverse"]["axis_<axis>"]``.
+        Steps × features, those of all modalities.
+
+        - ``X`` and ``layers["mean"]``: the expected expression, mean over the cells.
+        - ``layers["lower"]``, ``layers["upper"]``: a 90 % credible interval of that mean. See the notes.
+        - ``layers["log2_fold_change"]``: the mean against that of the first step.
+        - ``obs["position"]``: the coordinate, score, angle (also ``obs["angle"]``), or share of the way from 0 to 1.
+        - ``var["effect_size"]``: the log2 fold change of the highest step against the lowest; ``var["change"]`` that of
+          the last step against the first (0 on a circle); ``var["peak_step"]`` the highest step.
+        - ``var["lfsr"]``: local false sign rate, how probable it is that the highest step is not above the lowest;
+          ``var["fdr"]``: mean lfsr of this feature and of all that are surer [1]_.
+        - ``var["rank"]``: 0 is the feature that most surely changes much: by the lower end of the interval of its log2
+          fold change from lowest to highest step, moderated by the mean level of the modality's features, so that what
+          is hardly there counts little. The top risers are
+          ``path.var.query("change > 0").sort_values("rank")``.
+        - ``var["modality"]``.
+
+        Written: the same as arrays to ``adata.uns["latent_traverse"][name]``, with what was asked for.
+
+        Raises
+        ------
+        ValueError, TypeError, KeyError
+            An argument, or what it names, makes no sense; the message says what to do. Nothing is then written.
+
+        Warns
+        -----
+        UserWarning
+            The model is from a file of an earlier version, which did not keep how sure the loadings are: the intervals
+            are those of the cells' states alone.
+
+        Notes
+        -----
+        The interval is of the mean over all cells that are meant, of which `n_cells` are moved, and has three sources.
+        The cells' states are uncertain: their posteriors are sampled. The cells that are moved differ. The decoder's
+        loadings are uncertain: their posterior is a Laplace approximation of the last layer [2]_ [3]_, from the
+        information in the counts of the cells trained on. It says how well a mean is known, not how much cells differ,
+        and takes the other layers as given.
+
+        At most 20,000 cells are read for the quantiles, block by block, and no matrix of cells × features is made.
+
+        References
+        ----------
+        .. [1] Stephens (2017), False discovery rates: a new deal, doi:10.1093/biostatistics/kxw041.
+        .. [2] MacKay (1992), A practical Bayesian framework for backpropagation networks,
+           doi:10.1162/neco.1992.4.3.448.
+        .. [3] Kristiadi et al. (2020), Being Bayesian, even just a bit, fixes overconfidence in ReLU networks,
+           arXiv:2002.10118.
+
+        Examples
+        --------
+        >>> import celldial
+        >>> adata = celldial.datasets.pbmc68k_reduced()
+        >>> model = celldial.VAE().fit(adata, max_epochs=1, progress=False)
+        >>> model.latent_traverse(adata, "axis_3", n_steps=5).shape
+        (5, 765)
+        >>> path = model.latent_traverse(adata, ("CD14+ Monocyte", "Dendritic"), groupby="bulk_labels")
+        >>> list(adata.uns["latent_traverse"])
+        ['axis_3', 'CD14+ Monocyte to Dendritic']
         """
         self._check_fitted()
-        checks.check_whole("axis", axis, 0)
-        n_latent = self.module_.latent.n_latent
-        if axis >= n_latent:
-            raise ValueError(f"axis is {axis}: it must be from 0 to {n_latent - 1}, the model's latent coordinates")
         checks.check_whole("n_steps", n_steps, 2)
         checks.check_whole("n_cells", n_cells)
-        if not 0 <= span[0] < span[1] <= 1:
-            raise ValueError(f"span is {span}: it must be two quantiles, from low to high, such as (0.01, 0.99)")
-        _, cells = self._read(adata)
-        checks.check_any_count(cells)
-        posterior = inference.infer(self.module_, cells)
-        random = np.random.default_rng(self.seed)
-        filled = np.flatnonzero(~cells.empty_c.numpy())
-        chosen = np.sort(random.choice(filled, min(n_cells, len(filled)), replace=False))
-        mean_cz, deviation_cz = posterior.mean[chosen], posterior.standard_deviation[chosen]
-        covariates = Covariates(cells.category_ck[chosen].numpy(), cells.continuous_ck[chosen].numpy())
+        if n_samples is not None:
+            checks.check_whole("n_samples", n_samples, 2)
+        dials.check_traversal(span, covariates, key_added)
+        seed = self.seed if seed is None else seed
+        checks.check_whole("seed", seed, 0)
         depth = {
             name: self._library_size(name, None if likelihood == BERNOULLI else library_size)
             for name, likelihood in self.schema_.likelihood.items()
         }
-
-        def expected(z_cz: np.ndarray) -> np.ndarray:
-            blocks = (list(inference.expected(self.module_, name, z_cz, covariates, depth[name])) for name in depth)
-            return np.concatenate([np.concatenate(each) for each in blocks], axis=1)
-
-        traversal = axes.traverse(
-            mean_cz + deviation_cz * random.standard_normal(mean_cz.shape, dtype=np.float32),
-            axis,
-            axes.coordinate_path(posterior.mean[filled], axis, span, n_steps),
-            expected,
+        record = adata.uns.get("celldial", {})
+        dial = dials.find_dial(axis, self.module_.latent.n_latent, record.get("axes", {}), record.get("periodic"))
+        table = self._joined(adata)
+        random = np.random.default_rng(seed)
+        with seeded(seed):
+            if dial.kind == "path":
+                if at is not None:
+                    raise ValueError(f"at is {at!r}, but axis is a path, which moves cells of its ends: leave at out")
+                moved = dials.move_between(
+                    self.module_, self.schema_, table, dial, groupby, n_steps, n_cells, n_samples, random
+                )
+            else:
+                if groupby is not None:
+                    raise ValueError(f"groupby is {groupby!r}, but axis is no path between groups: leave groupby out")
+                moved = dials.move_along(
+                    self.module_, self.schema_, table, dial, at, n_steps, span, n_cells, n_samples, random
+                )
+        encoded = self.schema_.covariates(moved.cells, covariates)
+        if any(modality.loadings is None for _, modality in self.module_.by_modality()):
+            warnings.warn(
+                "the file of this model is of an earlier version, which did not keep how sure its loadings are: the "
+                "intervals show how sure the cells' latent states are, and no more; fit or partial_fit adds the rest",
+                stacklevel=2,
+            )
+        encoded_j = Covariates(*(np.repeat(part, moved.n_samples, axis=0) for part in encoded))
+        parts = [
+            averages.average(
+                self.module_, name, moved.state_sjz, encoded_j, depth[name], moved.n_samples, moved.n_group
+            )
+            for name in depth
+        ]
+        features = self._features()
+        modality_f = np.repeat(np.array(self.schema_.modalities, dtype=object), [p.mean_sf.shape[1] for p in parts])
+        bernoulli_f = [self.schema_.likelihood[modality] == BERNOULLI for modality in modality_f]
+        curves = traversal.Traversal(
+            *traversal.joined(parts), np.where(bernoulli_f, 1, np.inf).astype(np.float32), dial.kind == "periodic"
         )
-        var = self._features()
-        about = {"axis": f"latent coordinate {axis}", "library_size": next(iter(depth.values()))}
-        stored: dict[str, Any] = {
-            **about,
-            "position": traversal.position_s,
-            "feature_names": np.array(var.index, dtype=object),
-            "mean": traversal.mean_sf,
-            "lower": traversal.lower_sf,
-            "upper": traversal.upper_sf,
+        lfsr_f = curves.lfsr_f
+        by_step = {
+            "mean": curves.mean_sf,
+            "lower": curves.lower_sf,
+            "upper": curves.upper_sf,
+            "log2_fold_change": curves.log2_fold_change_sf,
         }
-        if "modality" in var:
-            stored["modality"] = var["modality"].to_numpy(dtype=object)
-        with writable(adata):
-            adata.uns["latent_traverse"] = {**adata.uns.get("latent_traverse", {}), f"axis_{axis}": stored}
+        by_feature = {
+            "effect_size": curves.effect_size_f,
+            "change": curves.change_f,
+            "peak_step": curves.peak_step_f,
+            "lfsr": lfsr_f,
+            "fdr": traversal.s_value(lfsr_f),
+            "rank": traversal.ranks(curves.score_f(modality_f)),
+        }
+        about = {
+            "axis": dial.title,
+            "kind": dial.kind,
+            "position_label": dial.label,
+            "path": moved.state_sjz.mean(1),
+            "likelihood": dict(self.schema_.likelihood),
+            "library_size": depth,
+            "interval": traversal.INTERVAL,
+            "n_cells": moved.cells.n_obs,
+            "n_samples": moved.n_samples,
+            "at": moved.at,
+            "covariates": {key: str(value) for key, value in (covariates or {}).items()},
+            **({"phases": dial.phases} if dial.phases else {}),
+        }
+        stored = {
+            **about,
+            "position": moved.position_s,
+            "feature_names": np.array(features.index, dtype=object),
+            "modality": modality_f,
+            **by_step,
+            **by_feature,
+        }
+        obs = pd.DataFrame({"position": moved.position_s}, pd.RangeIndex(n_steps).map("step_{}".format))
+        if dial.kind == "periodic":
+            obs["angle"] = moved.position_s
         # Copies: what is done to the one must not change the other.
-        return AnnData(
-            traversal.mean_sf.copy(),
-            obs=pd.DataFrame({"position": traversal.position_s.copy()}, pd.RangeIndex(n_steps).map("step_{}".format)),
-            var=var.assign(effect_size=traversal.effect_size_f, peak_step=traversal.mean_sf.argmax(0)),
-            layers={
-                "lower": traversal.lower_sf.copy(),
-                "upper": traversal.upper_sf.copy(),
-                "log2_fold_change": traversal.log2_fold_change_sf,
-            },
-            uns=about,
+        result = AnnData(
+            curves.mean_sf.copy(),
+            obs=obs,
+            var=pd.DataFrame({**by_feature, "modality": modality_f}, index=features.index, copy=True),
+            layers={name: values_sf.copy() for name, values_sf in by_step.items()},
+            uns=copy.deepcopy(about),
         )
+        with writable(adata):
+            key = dial.name if key_added is None else key_added
+            adata.uns["latent_traverse"] = {**adata.uns.get("latent_traverse", {}), key: stored}
+        return result
 
     # --- Keeping a model ------------------------------------------------------------------------------------------
 
@@ -775,6 +1102,11 @@ class VAE(BaseEstimator):
             # Before format version 2 there was one modality, and the schema did not know its likelihood.
             model.schema_ = Schema.from_dict(about["schema"], about["parameters"]["likelihood"])
             model.module_ = model._build(model.schema_)
+            for name, modality in model.module_.by_modality():
+                prefix = f"modalities.{name}.loadings."
+                found = {key.removeprefix(prefix): part for key, part in tensors.items() if key.startswith(prefix)}
+                # Before format version 3 there was none.
+                modality.loadings = Loadings(**found) if found else None
             model.module_.load_state_dict(tensors)
             model.history_ = {
                 k: [math.nan if v is None else v for v in values] for k, values in about["history"].items()
@@ -814,10 +1146,14 @@ class VAE(BaseEstimator):
             modality_weights=self.modality_weights,
         )
 
+    def _joined(self, adata: AnnData) -> AnnData:
+        """Give cells of the fitted model as one AnnData."""
+        layer, modality_key = (self.parameters_[name] for name in ("layer", "modality_key"))
+        return joined(adata, layer=layer, modality_key=modality_key, schema=self.schema_)
+
     def _read(self, adata: AnnData, from_: Sequence[str] | None = None) -> tuple[AnnData, Cells]:
         """Read cells of the fitted model: as one AnnData, and as tensors; of some modalities only where named."""
-        layer, modality_key = (self.parameters_[name] for name in ("layer", "modality_key"))
-        table = joined(adata, layer=layer, modality_key=modality_key, schema=self.schema_)
+        table = self._joined(adata)
         cells = Cells.from_anndata(table, self.schema_)
         return table, cells if from_ is None else cells.only(*from_)
 

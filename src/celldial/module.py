@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from celldial.fusion import Fusion, FusionName
-from celldial.latents import Gaussian
+from celldial.laplace import Loadings
+from celldial.latents import N_GRID, Circle, Gaussian, grid, harmonics
 from celldial.likelihoods import LIKELIHOODS, Likelihood, Observation
 from celldial.nn import Decoder, Encoder
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from celldial.data import Cells
+
+# Nats per cell for each unit of squared covariance of a latent coordinate with a harmonic of the angle.
+INDEPENDENCE = 30.0
 
 
 class MeanFieldELBO(TraceMeanField_ELBO):
@@ -61,6 +65,7 @@ class Modality(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.likelihood = likelihood
+        self.loadings: Loadings | None = None  # how sure the decoder is of them: known after training
 
 
 class Module(nn.Module):
@@ -88,6 +93,8 @@ class Module(nn.Module):
         How the posteriors of several modalities become one; see `celldial.fusion.Fusion`.
     modality_weights
         Modality to the weight of its log-likelihood in training; see `balance` for those that are not named.
+    periodic
+        Whether there is a circle beside the Gaussian coordinates.
     """
 
     def __init__(
@@ -102,12 +109,15 @@ class Module(nn.Module):
         dropout_rate: float,
         fusion: FusionName = "product",
         modality_weights: Mapping[str, float] | None = None,
+        periodic: bool = False,
     ) -> None:
         super().__init__()
         self.fusion = Fusion(fusion)
         self.modality_weights = balance(n_features) | dict(modality_weights or {})
         sizes = (n_categories, n_continuous, n_hidden, n_layers)
         self.latent = Gaussian(n_latent)
+        self.circle = Circle() if periodic else None
+        n_periodic = 0 if self.circle is None else self.circle.n_features
         self.n_features = dict(n_features)
         self.modalities = nn.ModuleDict()
         for modality, n in n_features.items():
@@ -116,10 +126,15 @@ class Module(nn.Module):
             observation_model = LIKELIHOODS[likelihood[modality]](n)
             self.modalities[modality] = Modality(
                 Encoder(n, *sizes, self.latent.n_parameters, dropout_rate),
-                Decoder(n_latent, n, observation_model.n_heads, *sizes),
+                Decoder(n_latent, n, observation_model.n_heads, *sizes, n_periodic),
                 observation_model,
             )
         self._elbo = MeanFieldELBO()
+
+    @property
+    def n_states(self) -> int:
+        """Number of columns of a latent state: the Gaussian coordinates, and with a circle two more."""
+        return self.latent.n_latent + (0 if self.circle is None else 2)
 
     def by_modality(self) -> Iterator[tuple[str, Modality]]:
         """Each modality's name and parts."""
@@ -139,6 +154,12 @@ class Module(nn.Module):
         """Say how cells come about: a latent state from the prior, decoded with the covariates, gives the counts."""
         with pyro.plate("cells", len(cells)), poutine.scale(scale=kl_weight):
             z_cz = pyro.sample("z", self.latent.prior(len(cells), like=cells.continuous_ck))
+            if self.circle is not None:
+                direction, active = self.circle.prior(len(cells), like=cells.continuous_ck)
+                z_cz = join(z_cz, pyro.sample("direction", direction), pyro.sample("active", active))
+        if self.circle is not None:
+            # What the angle tells is not told again by the other coordinates, which could explain it as well.
+            pyro.factor("independence", -INDEPENDENCE * len(cells) * self._dependence(z_cz))
         for name, observation in self.decode(z_cz, cells).items():
             # A minibatch in which no cell has the modality: Pyro knows no plate of nothing.
             (n_cells,) = observation.batch_shape
@@ -149,10 +170,13 @@ class Module(nn.Module):
     def guide(self, cells: Cells, kl_weight: float = 1.0) -> None:
         """Judge by its counts what the latent state of each cell was."""
         with pyro.plate("cells", len(cells)), poutine.scale(scale=kl_weight):
-            pyro.sample("z", self.posterior(cells, draw=True))
+            for name, posterior in self.posterior(cells, draw=True).items():
+                pyro.sample(name, posterior)
 
-    def posterior(self, cells: Cells, draw: bool = False) -> TorchDistribution:
-        """Distribution of the latent state ``z_cz`` given counts and covariates.
+    def posterior(self, cells: Cells, draw: bool = False) -> dict[str, TorchDistribution]:
+        """Distributions of the parts of the latent state given counts and covariates.
+
+        They are ``"z"``, and with a circle ``"direction"`` and ``"active"``.
 
         Parameters
         ----------
@@ -167,13 +191,38 @@ class Module(nn.Module):
             )
             for name, modality in self.by_modality()
         ]
-        if len(experts) == 1:
-            return self.latent.posterior(*experts[0])
-        mu_mcz, sigma_mcz = (torch.stack(part) for part in zip(*experts, strict=True))
-        present_mc = torch.stack([cells.has(name) for name in self.modalities])
-        if draw:
-            present_mc = self.fusion.draw(present_mc, self.training)
-        return self.latent.posterior(*self.fusion.combine(mu_mcz, sigma_mcz, present_mc))
+        mu_cz, sigma_cz = experts[0]
+        if len(experts) > 1:
+            mu_mcz, sigma_mcz = (torch.stack(part) for part in zip(*experts, strict=True))
+            present_mc = torch.stack([cells.has(name) for name in self.modalities])
+            if draw:
+                present_mc = self.fusion.draw(present_mc, self.training)
+            mu_cz, sigma_cz = self.fusion.combine(mu_mcz, sigma_mcz, present_mc)
+        if self.circle is None:
+            return {"z": self.latent.posterior(mu_cz, sigma_cz)}
+        if cells.belief_cq is None:
+            raise ValueError("where the cells are on the circle is not known yet: celldial.phase.located tells it")
+        decoder = next(modality.decoder for _, modality in self.by_modality())
+        place_cu = cells.belief_cq[:, :2] * cells.belief_cq[:, 3:].sigmoid()
+        mu_cz = mu_cz - harmonics(place_cu)[:, :-1] @ decoder.tilt_kz
+        direction, active = self.circle.posterior(cells.belief_cq, self.training)
+        return {"z": self.latent.posterior(mu_cz, sigma_cz), "direction": direction, "active": active}
+
+    def _dependence(self, state_cz: Tensor) -> Tensor:
+        """Squared covariances of the Gaussian coordinates with the harmonics of the angle, summed."""
+        z_cz, harmonic_ck = state_cz[:, : self.latent.n_latent], harmonics(state_cz[:, self.latent.n_latent :])[:, :-1]
+        covariance_zk = (z_cz - z_cz.mean(0)).T @ (harmonic_ck - harmonic_ck.mean(0)) / len(z_cz)
+        return covariance_zk.square().sum()
+
+    def draw_prior(self, n_cells: int) -> Tensor:
+        """Draw latent states on the CPU from the prior; angles as they are common among the cells trained on."""
+        z_cz: Tensor = self.latent.prior(n_cells, like=torch.empty(0)).sample()
+        if self.circle is None:
+            return z_cz
+        _, active = self.circle.prior(n_cells, like=self.circle.log_density_j)
+        drawn_c = torch.multinomial(self.circle.log_density_j.exp().cpu(), n_cells, replacement=True)
+        angle_c = grid(z_cz)[drawn_c] + (torch.rand(n_cells) - 0.5) * (2 * math.pi / N_GRID)
+        return join(z_cz, torch.stack([angle_c.cos(), angle_c.sin()], 1), active.sample().cpu())
 
     def decode(self, z_cz: Tensor, cells: Cells) -> dict[str, Observation]:
         """Distribution of each modality's counts, of the cells that have it, given latent state and covariates."""
@@ -203,15 +252,26 @@ class Module(nn.Module):
         """
         with _without_validation():
             posterior = self.posterior(cells, draw=True)
-            z_cz = posterior.rsample()
+            z_cz = posterior["z"].rsample()
+            if self.circle is not None:
+                z_cz = join(z_cz, posterior["direction"].rsample(), posterior["active"].rsample())
             log_likelihood = {}
             for name, observation in self.decode(z_cz, cells).items():
                 log_p_c, index_c = observation.log_prob(cells.observed(name)), cells.having(name)
                 if index_c is not None:
                     log_p_c = log_p_c.new_zeros(len(cells)).index_copy(0, index_c, log_p_c)
                 log_likelihood[name] = log_p_c
-            kl_c = kl_divergence(posterior, self.latent.prior(len(cells), like=cells.continuous_ck))
+            kl_c = kl_divergence(posterior["z"], self.latent.prior(len(cells), like=cells.continuous_ck))
+            if self.circle is not None:
+                direction, active = self.circle.prior(len(cells), like=cells.continuous_ck)
+                kl_c = kl_c + kl_divergence(posterior["direction"], direction)
+                kl_c = kl_c + kl_divergence(posterior["active"], active)
         return log_likelihood, kl_c
+
+
+def join(z_cz: Tensor, direction_cu: Tensor, active_c: Tensor) -> Tensor:
+    """Give whole latent states: the Gaussian coordinates, then the point on the disc."""
+    return torch.cat([z_cz, direction_cu * active_c[:, None]], 1)
 
 
 def balance(n_features: Mapping[str, int]) -> dict[str, float]:

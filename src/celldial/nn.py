@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, silu
 
+from celldial.latents import harmonics
 from celldial.ops import SparseRows, sparse_linear
 
 __all__ = ["Decoder", "Encoder"]
@@ -141,7 +142,12 @@ class Decoder(nn.Module):
         Outputs per feature: what the likelihood needs.
     n_categories, n_continuous, n_hidden, n_layers
         As in `Encoder`.
+    n_harmonics
+        Features of the place on the circle that add to the first output; 0 where there is no circle.
     """
+
+    cycles_f: Tensor
+    tilt_kz: Tensor
 
     def __init__(
         self,
@@ -152,8 +158,18 @@ class Decoder(nn.Module):
         n_continuous: int,
         n_hidden: int,
         n_layers: int,
+        n_harmonics: int = 0,
     ) -> None:
         super().__init__()
+        self.n_latent = n_latent
+        # What the circle says, added to the logarithm of the rates: the same in every cell that has the same angle.
+        self.harmonics = nn.Linear(n_harmonics, n_features, bias=False) if n_harmonics else None
+        if self.harmonics is not None:
+            nn.init.zeros_(self.harmonics.weight)
+            # Which features tell the angle: found with the cells' posteriors, not by gradients.
+            self.register_buffer("cycles_f", torch.zeros(n_features, dtype=torch.bool))
+            # What the Gaussian coordinates told of the angle, and are relieved of; see `celldial.phase.straighten`.
+            self.register_buffer("tilt_kz", torch.zeros(n_harmonics - 1, n_latent))
         widths = [n_latent] + [n_hidden] * (n_layers - 1)
         self.linears = nn.ModuleList(nn.Linear(width, n_hidden) for width in widths)
         self.layers = nn.ModuleList(HiddenLayer(n_categories, n_continuous, n_hidden) for _ in range(n_layers))
@@ -170,10 +186,34 @@ class Decoder(nn.Module):
             assert isinstance(rates, nn.Linear)
             rates.bias.copy_(log_total_f - log_total_f.mean())
 
-    def forward(self, z_cz: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> list[Tensor]:
-        """One output ``(c, f)`` per head."""
-        hidden_ch = z_cz
+    def hidden(self, z_cz: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
+        """Compute the units of the last hidden layer, shape ``(c, h)``."""
+        hidden_ch = z_cz[:, : self.n_latent]
+        if self.harmonics is not None:
+            hidden_ch = hidden_ch + harmonics(z_cz[:, self.n_latent :])[:, :-1] @ self.tilt_kz
         for linear, layer in zip(self.linears, self.layers, strict=True):
             hidden_ch = layer(linear(hidden_ch), category_ck, continuous_ck)
+        return hidden_ch
+
+    def inputs(self, z_cz: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
+        """Compute all that the first output is linear in: hidden units, then what the circle says; ``(c, h)``."""
+        hidden_ch = self.hidden(z_cz, category_ck, continuous_ck)
+        if self.harmonics is None:
+            return hidden_ch
+        return torch.cat([hidden_ch, harmonics(z_cz[:, self.n_latent :])], 1)
+
+    def loadings(self) -> tuple[Tensor, Tensor]:
+        """Give the weights ``(f, h)`` and biases ``(f,)`` that lead from `inputs` to the first output."""
+        head = self.heads[0]
+        assert isinstance(head, nn.Linear)
+        weights = [head.weight] if self.harmonics is None else [head.weight, self.harmonics.weight]
+        return torch.cat(weights, 1), head.bias
+
+    def forward(self, z_cz: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> list[Tensor]:
+        """One output ``(c, f)`` per head."""
+        hidden_ch = self.hidden(z_cz, category_ck, continuous_ck)
         # Likelihoods are computed in full precision, also where matrix products are not.
-        return [head(hidden_ch).to(z_cz.dtype) for head in self.heads]
+        outputs = [head(hidden_ch).to(z_cz.dtype) for head in self.heads]
+        if self.harmonics is not None:
+            outputs[0] = outputs[0] + self.harmonics(harmonics(z_cz[:, self.n_latent :])).to(z_cz.dtype)
+        return outputs

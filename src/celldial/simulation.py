@@ -137,6 +137,9 @@ def simulate_multiome(
       the cycle, and ``cell_cycle_phase``, the angle where it is highest (to a quarter of a degree; missing where the
       amplitude is 0); ``inverse_dispersion`` of the genes.
     - ``varm["batch_effect"]``: features × batches, on the scale of natural logarithms; zero on average.
+      ``varm["cell_cycle_effect"]``: features × (cos θ, sin θ, cos 2θ, sin 2θ), what the angle adds on that scale before
+      shares are made to sum to 1. With ``layers["mean"]`` they tell what would be expected in another batch, or at
+      another angle.
     - ``uns["simulation"]``: the arguments; ``programmes``, a table of which programme (one for each branch, named after
       the types below it) is on in which type; ``links``, a table of ``gene``, ``peak``, ``weight`` (of the peak's log
       fold change in that of the gene; silencers below 0), ``distance`` in base pairs from the gene's start to the
@@ -245,7 +248,7 @@ def simulate_multiome(
         obs=obs,
         var=var,
         uns={"simulation": simulation},
-        varm={"batch_effect": batch_effect_fb},
+        varm={"batch_effect": batch_effect_fb, "cell_cycle_effect": np.vstack([effect_gh, effect_ph])[:, -4:].copy()},
         layers={"mean": mean_cf} if truth else {},
     )
 

@@ -1,0 +1,126 @@
+"""Training a module that has a circle: where cells are on it, and what the decoder makes of that, in turns.
+
+Expectation maximization: `celldial.periodic` makes the first guess, `celldial.train` trains with the cells where they
+are taken to be, `celldial.phase` says anew where they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from celldial import periodic, phase, train
+from celldial.data import Cells
+from celldial.markers import Rhythm
+from celldial.module import Module
+from celldial.settings import settings
+
+__all__ = ["fit", "go_on"]
+
+# The share of the epochs before cells are located for the first time, and by how much slower the rest learns.
+FIRST_SHARE, SLOWER = 2 / 3, 2.0
+
+
+def fit(
+    module: Module,
+    cells: Cells,
+    train_c: Tensor,
+    validation_c: Tensor,
+    plan: train.Plan,
+    seed: int,
+    rhythm: Rhythm,
+    markers: dict[str, np.ndarray],
+    modality: str,
+) -> tuple[Cells, dict[str, list[float]]]:
+    """Train from the start.
+
+    Parameters
+    ----------
+    module, cells, train_c, validation_c, plan, seed
+        As in `celldial.train.fit`; `module` is initialised.
+    rhythm
+        What to look for.
+    markers
+        Phase to the columns of its markers.
+    modality
+        What these are features of.
+
+    Returns
+    -------
+    The cells with their places on the circle, and the history.
+    """
+    cells, heard_f = _first_guess(cells, rhythm, markers, modality)
+    phase.start(module, cells.select(train_c), {modality: heard_f})
+    n_first = math.ceil(FIRST_SHARE * plan.max_epochs)
+    plans = [replace(plan, max_epochs=n_first)]
+    if plan.max_epochs > n_first:
+        rate = plan.learning_rate / SLOWER
+        plans.append(replace(plan, max_epochs=plan.max_epochs - n_first, learning_rate=rate, warm_up=False))
+    cells, history = _train(module, cells, train_c, validation_c, plans, seed)
+    if markers:
+        peak, amplitude = {}, {}
+        for name, column_f in markers.items():
+            peak_f, amplitude_f = phase.curves(module, modality, torch.from_numpy(column_f))
+            peak[name], amplitude[name] = peak_f.cpu().numpy(), amplitude_f.cpu().numpy()
+        phase.turn(module, *periodic.anchor(peak, amplitude, rhythm))
+        cells = _located(module, cells, learn_prior=True)
+    phase.straighten(module, cells.select(train_c).to(settings.torch_device))
+    return cells, history
+
+
+def go_on(
+    module: Module, cells: Cells, train_c: Tensor, validation_c: Tensor, plan: train.Plan, seed: int
+) -> tuple[Cells, dict[str, list[float]]]:
+    """Train further; the circle keeps its orientation. Takes and returns the same as `fit`."""
+    cells = _located(module, cells)
+    for _, modality in module.by_modality():
+        modality.decoder.tilt_kz.zero_()
+    cells, history = _train(module, cells, train_c, validation_c, [plan], seed)
+    phase.straighten(module, cells.select(train_c).to(settings.torch_device))
+    return cells, history
+
+
+def _train(
+    module: Module, cells: Cells, train_c: Tensor, validation_c: Tensor, plans: Sequence[train.Plan], seed: int
+) -> tuple[Cells, dict[str, list[float]]]:
+    """Train by each plan, and locate the cells after it."""
+    history: dict[str, list[float]] = {}
+    for turn, plan in enumerate(plans):
+        record = train.fit(module, cells, train_c, validation_c, plan, seed + turn)
+        if history:
+            record["seconds"] = [seconds + history["seconds"][-1] for seconds in record["seconds"]]
+            history["kept"] = [0.0] * len(history["kept"])
+        history = {name: history.get(name, []) + values for name, values in record.items()}
+        phase.choose_features(module, cells.select(train_c).to(settings.torch_device))
+        cells = _located(module, cells, learn_prior=True)
+    return cells, history
+
+
+def _located(module: Module, cells: Cells, learn_prior: bool = False) -> Cells:
+    """Locate cells on the device, and bring them back."""
+    device = settings.torch_device
+    return phase.located(module.to(device), cells.to(device), learn_prior).to("cpu")
+
+
+def _first_guess(
+    cells: Cells, rhythm: Rhythm, markers: dict[str, np.ndarray], modality: str
+) -> tuple[Cells, Tensor]:
+    """Say by the markers where cells are; those that lack the modality could be anywhere."""
+    rows = cells.counts[modality]
+    parts = (rows.value_n.numpy(), rows.column_n.numpy(), rows.indptr_c.numpy())
+    has_c = cells.has(modality).numpy()
+    counts_cf = sparse.csr_matrix(parts, shape=(rows.n_rows, rows.n_columns))[has_c].astype(np.float64)
+    library_size_c = cells.library_size[modality].numpy()[has_c].astype(np.float64)
+    active_c = periodic.first_activity(counts_cf, library_size_c, markers)
+    logged_cf = periodic.log_normalized(counts_cf, library_size_c)
+    place, heard_f = periodic.first_places(logged_cf, active_c, markers, rhythm)
+    angle_c, length_c, all_active_c = (np.full(len(cells), value) for value in (0.0, 0.0, active_c.mean()))
+    angle_c[has_c], length_c[has_c], all_active_c[has_c] = place.angle_c, place.length_c, place.active_c
+    told = (torch.from_numpy(part).float() for part in (angle_c, length_c, all_active_c))
+    return replace(cells, belief_cq=phase.belief(*told)), torch.from_numpy(heard_f)

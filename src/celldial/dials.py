@@ -1,0 +1,326 @@
+"""What a traversal turns, and which cells it moves: from what the user named to latent states, step by step.
+
+Reads an AnnData and writes nothing. Axis suffixes: ``c`` cells, ``j`` draws of their states, those of one cell side by
+side, ``n`` draws of one cell, ``s`` steps, ``z`` columns of the latent state.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+
+from celldial import averages, inference, traversal
+from celldial.data import Cells
+from celldial.lookup import listing
+from celldial.module import Module
+from celldial.schema import Schema
+from celldial.selection import cells_at, two_ends
+
+__all__ = ["Dial", "Moved", "check_traversal", "find_dial", "move_along", "move_between"]
+
+# From how many cells a traversal takes its span, how many of a group it looks at, and how many are read at a time.
+SPAN_CELLS, GROUP_CELLS, BLOCK_CELLS = 20_000, 2_000, 4_096
+# Draws of latent states to decode at each step.
+N_DRAWS = 64
+
+
+@dataclass(frozen=True)
+class Dial:
+    """What is turned.
+
+    Parameters
+    ----------
+    kind
+        ``"coordinate"``, ``"direction"``, ``"periodic"`` or ``"path"``.
+    name
+        Under which the traversal is stored.
+    title
+        For people.
+    label
+        What the positions are.
+    coordinate
+        Which, where it is one.
+    direction
+        Origin, filter and direction of a named axis.
+    ends
+        Of a path.
+    phases
+        Names of the phases of a periodic axis, and the angles where they start.
+    """
+
+    kind: str
+    name: str
+    title: str
+    label: str
+    coordinate: int = 0
+    direction: tuple[np.ndarray, ...] = ()
+    ends: tuple[Any, Any] = ("", "")
+    phases: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Cells on their way along a dial.
+
+    Parameters
+    ----------
+    cells
+        The cells, a part of the AnnData.
+    state_sjz
+        Their latent states at each step, `n_samples` draws of each cell.
+    position_s
+        Where they are at each step.
+    n_samples
+        Draws of each cell.
+    n_group
+        Number of cells that they stand for.
+    at
+        What these are, in words.
+    """
+
+    cells: AnnData
+    state_sjz: np.ndarray
+    position_s: np.ndarray
+    n_samples: int
+    n_group: int
+    at: str
+
+
+def check_traversal(span: Any, covariates: Any, key_added: Any) -> None:
+    """Raise where an argument of a traversal makes no sense by itself."""
+    try:
+        low, high = span
+        good = bool(0 <= low < high <= 1)
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise ValueError(f"span is {span!r}: it must be two quantiles, from low to high, such as (0.01, 0.99)")
+    if not isinstance(covariates, Mapping | None):
+        raise TypeError(f'covariates is {covariates!r}: it must be a dict from covariate to value, {{"batch": "b2"}}')
+    if key_added is not None and (not isinstance(key_added, str) or "/" in key_added or not key_added):
+        raise ValueError(f"key_added is {key_added!r}: it must be a name without a slash, such as 'response'")
+
+
+def find_dial(axis: Any, n_latent: int, named: Mapping[str, Any], periodic: Mapping[str, Any] | None) -> Dial:
+    """Find out what is to be turned.
+
+    Parameters
+    ----------
+    axis
+        As the user named it.
+    n_latent
+        Number of latent coordinates.
+    named
+        Name to what is stored of each named axis.
+    periodic
+        What is stored of the periodic axis, where there is one.
+
+    Raises
+    ------
+    ValueError
+        There is no such coordinate; or a named axis is not of this model.
+    KeyError
+        There is no axis of this name.
+    TypeError
+        `axis` is nothing of all this.
+    """
+    if isinstance(axis, tuple):
+        if len(axis) != 2:
+            raise ValueError(
+                f"axis is {axis!r}: a path goes from one group or cell to another, so that it has two ends"
+            )
+        name = f"{axis[0]} to {axis[1]}".replace("/", "-")
+        title = f"from {axis[0]} to {axis[1]}"
+        return Dial("path", name, title, f"way {title}", ends=axis)
+    if isinstance(axis, str):
+        if axis in named:
+            return _direction(axis, named[axis], n_latent)
+        if periodic is not None and axis == periodic["name"]:
+            title = axis.replace("_", " ")
+            phases = {}
+            if "phases" in periodic:
+                phases = {
+                    "names": np.array(periodic["phases"]),
+                    "start": np.array(periodic["phase_start"], dtype=float),
+                }
+            return Dial("periodic", axis, title, f"{title} angle (rad)", phases=phases)
+        if re.fullmatch(r"axis_\d+", axis) is None:
+            known = [*named, *([] if periodic is None else [periodic["name"]])]
+            raise KeyError(
+                f"there is no axis {axis!r}: give the number of a latent coordinate, a pair of cells or groups, or a "
+                f"named axis (there are: {listing(known)}; find_axis finds others)"
+            )
+        axis = int(axis.removeprefix("axis_"))
+    if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
+        raise TypeError(
+            f"axis is {axis!r}: it must be the number of a latent coordinate, the name of an axis, or a pair of cells "
+            "or groups"
+        )
+    if not 0 <= axis < n_latent:
+        raise ValueError(f"axis is {axis}: it must be from 0 to {n_latent - 1}, the model's latent coordinates")
+    title = f"latent coordinate {axis}"
+    return Dial("coordinate", f"axis_{axis}", title, title, coordinate=int(axis))
+
+
+def _direction(name: str, stored: Mapping[str, Any], n_latent: int) -> Dial:
+    """Read a named axis."""
+    parts = tuple(np.asarray(stored[part], dtype=np.float32) for part in ("origin", "filter", "direction"))
+    _, filter_z, direction_z = parts
+    if any(part.shape != (n_latent,) for part in parts) or not filter_z @ direction_z:
+        raise ValueError(
+            f"axis {name!r} is not of this model, which has {n_latent} latent coordinates: call find_axis(adata, "
+            f"{name!r}, ...) with it"
+        )
+    return Dial("direction", name, name, f"{name} score", direction=parts)
+
+
+def move_along(
+    module: Module,
+    schema: Schema,
+    adata: AnnData,
+    dial: Dial,
+    at: Any,
+    n_steps: int,
+    span: tuple[float, float],
+    n_cells: int,
+    n_samples: int | None,
+    random: np.random.Generator,
+) -> Moved:
+    """Move cells along a coordinate, a named axis, or round the circle.
+
+    Draws from posteriors are made by torch's generator; see `celldial.VAE.latent_traverse` for the arguments.
+
+    Raises
+    ------
+    ValueError
+        None of the cells has a count, or on a circle is active.
+    """
+    group_c, called = cells_at(adata.obs, at)
+    everywhere = np.arange(adata.n_obs)
+    all_c, all_cz = read_some(module, schema, adata, everywhere, SPAN_CELLS, random)
+    filled_c, state_cz, limit = all_c, all_cz, SPAN_CELLS
+    if at is not None:
+        limit = max(GROUP_CELLS, n_cells)
+        filled_c, state_cz = read_some(module, schema, adata, group_c, limit, random)
+    if dial.kind == "periodic" and not _is_cell(at):
+        active_c = np.hypot(*state_cz[:, -2:].T) > 0.5
+        if not active_c.any():
+            raise ValueError(f"none of the cells ({called}) is active on {dial.title}: choose others by at")
+        filled_c, called = filled_c[active_c], "active cells" if at is None else f"{called}, active"
+    chosen_c = np.sort(random.choice(filled_c, min(n_cells, len(filled_c)), replace=False))
+    n_samples = max(2, N_DRAWS // len(chosen_c)) if n_samples is None else n_samples
+    part = rows(adata, chosen_c)
+    state_jz = _draws(module, schema, part, n_samples)
+    if dial.kind == "coordinate":
+        position_s = traversal.spread(all_cz[:, dial.coordinate], span, n_steps)
+        state_sjz = traversal.along_coordinate(state_jz, dial.coordinate, position_s)
+    elif dial.kind == "direction":
+        origin_z, filter_z, direction_z = dial.direction
+        score_c = (all_cz[:, : len(origin_z)] - origin_z) @ filter_z
+        position_s = traversal.spread(score_c, span, n_steps)
+        state_sjz = traversal.along_direction(state_jz, origin_z, filter_z, direction_z, position_s)
+    else:
+        position_s = np.linspace(0, 2 * np.pi, n_steps)
+        state_sjz = traversal.around_circle(state_jz, position_s)
+    # As many as were found to have counts, or all where only some were looked at.
+    n_group = len(filled_c) if len(group_c) <= limit else round(len(group_c) * len(filled_c) / limit)
+    if not _is_cell(at):
+        called = f"{len(chosen_c)} of {called}"
+    return Moved(part, state_sjz, position_s, n_samples, n_group, called)
+
+
+def move_between(
+    module: Module,
+    schema: Schema,
+    adata: AnnData,
+    dial: Dial,
+    groupby: str | None,
+    n_steps: int,
+    n_cells: int,
+    n_samples: int | None,
+    random: np.random.Generator,
+) -> Moved:
+    """Move cells from one group to another, or from one cell to another."""
+    groups = two_ends(adata.obs, dial.ends, groupby)
+    limit = max(GROUP_CELLS, n_cells)
+    ends = [read_some(module, schema, adata, group_c, limit, random) for group_c in groups]
+    # No cell twice: what is not known of it would seem to average out.
+    n_cells = min(n_cells, *(len(filled_c) for filled_c, _ in ends))
+    chosen = [np.sort(random.choice(len(filled_c), n_cells, replace=False)) for filled_c, _ in ends]
+    (first_c, first_cz), (last_c, last_cz) = (
+        (of_c[i], of_cz[i]) for (of_c, of_cz), i in zip(ends, chosen, strict=True)
+    )
+    last_c = last_c[traversal.paired(first_cz, last_cz)]
+    n_samples = max(2, N_DRAWS // n_cells) if n_samples is None else n_samples
+    part = rows(adata, first_c)
+    from_jz, to_jz = (_draws(module, schema, of, n_samples) for of in (part, rows(adata, last_c)))
+    position_s = np.linspace(0, 1, n_steps)
+    called = dial.title if n_cells == 1 else f"{n_cells} pairs of cells"
+    n_group = max(map(len, groups))
+    return Moved(part, traversal.between(from_jz, to_jz, position_s), position_s, n_samples, n_group, called)
+
+
+def read_some(
+    module: Module, schema: Schema, adata: AnnData, position_c: np.ndarray, limit: int, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Infer the states of some cells, at most `limit` chosen at random; cells without any count are left out.
+
+    They are read block by block, so that there is never a second copy of all counts.
+
+    Returns
+    -------
+    Positions of the cells in `adata`, ascending, and their states, shape ``(c, z)``.
+
+    Raises
+    ------
+    ValueError
+        None of them has a count.
+    """
+    if len(position_c) > limit:
+        position_c = np.sort(random.choice(position_c, limit, replace=False))
+    filled, states = [], []
+    for start in range(0, len(position_c), BLOCK_CELLS):
+        block = position_c[start : start + BLOCK_CELLS]
+        # What is to be said of the features is said of the first block.
+        cells = _read(schema, rows(adata, block), quiet=start > 0)
+        filled_c = (~cells.empty_c).numpy()
+        filled.append(block[filled_c])
+        states.append(inference.infer(module, cells).state_cz[filled_c])
+    filled_c = np.concatenate(filled)
+    if len(filled_c) == 0:
+        raise ValueError(
+            f"none of the {len(position_c)} cells to start from has a single count: check the layer and the features"
+        )
+    return filled_c, np.concatenate(states)
+
+
+def rows(adata: AnnData, position_c: np.ndarray) -> AnnData:
+    """Take some cells; all of them without a copy."""
+    if len(position_c) == adata.n_obs and bool((np.diff(position_c) == 1).all()):
+        return adata
+    return adata[position_c]
+
+
+def _draws(module: Module, schema: Schema, adata: AnnData, n_samples: int) -> np.ndarray:
+    """Draw the states of cells, those of one side by side, shape ``(j, z)``."""
+    state_cnz = averages.draw_states(module, _read(schema, adata, quiet=True), n_samples)
+    return state_cnz.reshape(-1, state_cnz.shape[-1])
+
+
+def _read(schema: Schema, adata: AnnData, quiet: bool) -> Cells:
+    """Read cells, without warnings where they were read before."""
+    with warnings.catch_warnings():
+        if quiet:
+            warnings.simplefilter("ignore")
+        return Cells.from_anndata(adata, schema)
+
+
+def _is_cell(at: Any) -> bool:
+    """Tell whether `at` names one cell."""
+    return at is not None and not isinstance(at, Mapping | tuple)

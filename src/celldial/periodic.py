@@ -1,0 +1,260 @@
+"""Where on a circle cells start out: a first angle of each cell from the markers of a rhythm, before any training.
+
+Log-normalized expression of each gene is a short Fourier series of the angle plus noise; angles and series are found in
+turns by expectation maximization, from the scores of the markers. What markers say can be made more precise by other
+genes that follow the same angle, or be spoiled by them, where these tell cell types and not phases. So several choices
+are tried, and judged by how well markers that were kept out are explained.
+
+Arrays in, arrays out. Axis suffixes: ``c`` cells, ``f`` features, ``j`` angles on the grid, then rest, ``k``
+coefficients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.special import expit
+
+from celldial.markers import Rhythm
+
+__all__ = ["Place", "anchor", "first_places", "log_normalized", "phase_codes"]
+
+Array = NDArray[np.floating]
+
+N_GRID = 96
+ANGLE_J = np.arange(N_GRID) * (2 * np.pi / N_GRID)
+N_HARMONICS = 2
+# Precision of the prior on the coefficients of a harmonic, in cells; the second is taken to be smaller.
+RIDGE = (1.0, 4.0)
+N_ITERATIONS = 15
+N_ROUNDS = 4
+# How many genes beside the markers are tried.
+CHOICES = (0, 100, 400, 1000)
+# A choice with more genes is taken if it explains markers that were kept out so nearly as well as the best.
+TOLERANCE = 0.94
+# Evidence of more genes than these is tempered: genes are not independent given the angle.
+N_INDEPENDENT = 100
+MAX_CELLS, MAX_GENES = 2_000, 2_000
+MIN_DEVIATION = 0.05
+# A cell is first taken to be at rest where markers, as a share of its counts, are below this part of what they are in
+# the cells that have most of them; and no cell is, where there would be hardly any.
+REST_SHARE, REST_WIDTH, MIN_REST = 0.12, 0.25, 0.03
+
+
+@dataclass(frozen=True)
+class Place:
+    """Of each cell: the angle, how sure it is (mean resultant length), and the probability to be active; ``(c,)``."""
+
+    angle_c: Array
+    length_c: Array
+    active_c: Array
+
+
+def log_normalized(counts_cf: sparse.csr_matrix, library_size_c: Array) -> sparse.csr_matrix:
+    """Log of one plus counts per median library size."""
+    scale_c = np.median(library_size_c[library_size_c > 0]) / np.maximum(library_size_c, 1)
+    logged: sparse.csr_matrix = sparse.diags(scale_c) @ counts_cf
+    return logged.log1p().tocsr()
+
+
+def first_activity(counts_cf: sparse.csr_matrix, library_size_c: Array, markers: dict[str, NDArray[np.int64]]) -> Array:
+    """Tell by how many counts of markers it has how probable it is that a cell is active, shape ``(c,)``."""
+    marker_f = np.concatenate(list(markers.values()))
+    share_c = (np.asarray(counts_cf[:, marker_f].sum(1)).ravel() + 0.5) / np.maximum(library_size_c, 1)
+    active_c: Array = expit((np.log(share_c / np.quantile(share_c, 0.99)) - np.log(REST_SHARE)) / REST_WIDTH)
+    return active_c if 1 - active_c.mean() > MIN_REST else np.ones_like(active_c)
+
+
+def first_places(
+    logged_cf: sparse.csr_matrix, active_c: Array, markers: dict[str, NDArray[np.int64]], rhythm: Rhythm
+) -> tuple[Place, NDArray[np.int64]]:
+    """Find a first angle of each cell, and the columns of the genes that it was found by.
+
+    Parameters
+    ----------
+    logged_cf
+        Log-normalized expression; only cells that were measured.
+    active_c
+        How probable it is that each is active; 1 for all where none is at rest.
+    markers
+        Phase to the columns of its markers.
+    rhythm
+        Where these peak.
+    """
+    learn_c = np.unique(np.linspace(0, logged_cf.shape[0] - 1, MAX_CELLS).astype(int))
+    candidate_f = _candidates(logged_cf[learn_c], np.concatenate(list(markers.values())))
+    standard_cf = _standardized(logged_cf[learn_c][:, candidate_f])
+    place_of = {column: place for place, column in enumerate(candidate_f)}
+    own = {phase: np.array([place_of[column] for column in columns]) for phase, columns in markers.items()}
+    learned_active_c = active_c[learn_c]
+    n_genes = _choose(standard_cf, learned_active_c, own, rhythm)
+    fitted = _fit(standard_cf, learned_active_c, own, rhythm, n_genes)
+    heard_f = candidate_f[fitted.column_f]
+    if len(learn_c) == logged_cf.shape[0]:
+        return fitted.place, heard_f
+    like_cf = logged_cf[learn_c][:, candidate_f]
+    places = [
+        fitted.judge(_standardized(logged_cf[start : start + MAX_CELLS][:, candidate_f], like_cf))
+        for start in range(0, logged_cf.shape[0], MAX_CELLS)
+    ]
+    parts = zip(*((place.angle_c, place.length_c, place.active_c) for place in places), strict=True)
+    return Place(*(np.concatenate(part) for part in parts)), heard_f
+
+
+def _candidates(logged_cf: sparse.csr_matrix, marker_f: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Markers, and the genes that vary most."""
+    mean_f = np.asarray(logged_cf.mean(0)).ravel()
+    variance_f = np.asarray(logged_cf.power(2).mean(0)).ravel() - mean_f**2
+    return np.union1d(np.argsort(-variance_f, kind="stable")[:MAX_GENES], marker_f)
+
+
+def _standardized(logged_cf: sparse.csr_matrix, like_cf: sparse.csr_matrix | None = None) -> Array:
+    like_cf = logged_cf if like_cf is None else like_cf
+    mean_f = np.asarray(like_cf.mean(0)).ravel()
+    deviation_f = np.sqrt(np.maximum(np.asarray(like_cf.power(2).mean(0)).ravel() - mean_f**2, MIN_DEVIATION**2))
+    standard_cf: Array = ((logged_cf.toarray() - mean_f) / deviation_f).astype(np.float32)
+    return standard_cf
+
+
+def basis(angle_c: Array) -> Array:
+    """1, then cosine and sine of each harmonic, shape ``(c, k)``."""
+    parts = [np.ones_like(angle_c)]
+    for harmonic in range(1, N_HARMONICS + 1):
+        parts += [np.cos(harmonic * angle_c), np.sin(harmonic * angle_c)]
+    return np.stack(parts, 1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """A fit, and what is needed to judge other cells by it."""
+
+    place: Place
+    column_f: NDArray[np.int64]
+    mean_jf: Array
+    variance_f: Array
+    log_prior_j: Array
+    temper: float
+
+    def judge(self, standard_cf: Array) -> Place:
+        return _place(_posterior(standard_cf[:, self.column_f], self.mean_jf, self.variance_f, self.log_prior_j, self.temper))
+
+
+def _posterior(value_cf: Array, mean_jf: Array, variance_f: Array, log_prior_j: Array, temper: float) -> Array:
+    log_cj = value_cf @ (mean_jf / variance_f).T - 0.5 * (mean_jf**2 / variance_f).sum(1)
+    log_cj = temper * log_cj + log_prior_j
+    posterior_cj = np.exp(log_cj - log_cj.max(1, keepdims=True))
+    return posterior_cj / posterior_cj.sum(1, keepdims=True)
+
+
+def _place(posterior_cj: Array) -> Place:
+    around_cj = posterior_cj[:, :-1]
+    mean_c = around_cj @ np.exp(1j * ANGLE_J) / np.maximum(around_cj.sum(1), 1e-9)
+    return Place(np.angle(mean_c) % (2 * np.pi), np.abs(mean_c), 1 - posterior_cj[:, -1])
+
+
+def _maximize(value_cf: Array, angle_c: Array, active_c: Array, temper: float) -> tuple[Array, ...]:
+    """Expectation maximization from given angles; returns posterior, means, variances and prior."""
+    basis_jk = np.zeros((N_GRID + 1, 2 * N_HARMONICS + 2), dtype=np.float32)
+    basis_jk[:-1, :-1] = basis(ANGLE_J)
+    basis_jk[-1, -1] = 1  # at rest a gene has a mean of its own
+    ridge_k = np.array([1e-3, *np.repeat(RIDGE, 2), 1.0], dtype=np.float32)
+    near_cj = np.exp(8 * (np.cos(ANGLE_J - angle_c[:, None]) - 1))
+    posterior_cj = np.column_stack([near_cj / near_cj.sum(1, keepdims=True) * active_c[:, None], 1 - active_c])
+    posterior_cj = posterior_cj.astype(np.float32)
+    smoothing_j = np.exp(10 * (np.cos(ANGLE_J) - 1))
+    smoothing = np.fft.rfft(smoothing_j / smoothing_j.sum())
+    square_f = (value_cf**2).sum(0)
+    rests = bool((active_c < 1).any())
+    for _ in range(N_ITERATIONS):
+        weight_j, total_jf = posterior_cj.sum(0), posterior_cj.T @ value_cf
+        precision_kk = (basis_jk * weight_j[:, None]).T @ basis_jk + np.diag(ridge_k)
+        mean_jf = basis_jk @ np.linalg.solve(precision_kk, basis_jk.T @ total_jf)
+        residual_f = weight_j @ mean_jf**2 - 2 * (total_jf * mean_jf).sum(0) + square_f
+        variance_f = np.maximum(residual_f / len(value_cf), 1e-3)
+        share_j = posterior_cj.mean(0, dtype=np.float64)
+        density_j = np.fft.irfft(np.fft.rfft(share_j[:-1]) * smoothing, N_GRID) + 1e-6
+        # Where no cell was at rest at first, none is later.
+        log_prior_j = np.log(np.append(density_j, share_j[-1] + 1e-6 if rests else 1e-30)).astype(np.float32)
+        posterior_cj = _posterior(value_cf, mean_jf, variance_f, log_prior_j, temper)
+    return posterior_cj, mean_jf, variance_f, log_prior_j
+
+
+def _fit(
+    standard_cf: Array,
+    active_c: Array,
+    markers: dict[str, NDArray[np.int64]],
+    rhythm: Rhythm,
+    n_genes: int,
+    kept_out: NDArray[np.int64] | None = None,
+) -> _Fitted:
+    """Find angles by the markers, and by further genes that follow these."""
+    own_f = np.concatenate(list(markers.values()))
+    others = np.arange(standard_cf.shape[1])
+    if kept_out is not None:
+        others = np.setdiff1d(others, kept_out)
+    score = {phase: standard_cf[:, column_f].mean(1) for phase, column_f in markers.items()}
+    score_cp = np.stack([(s_c - s_c.mean()) / max(s_c.std(), 1e-6) for s_c in score.values()], 1)
+    angle_c = np.angle(score_cp @ np.exp(1j * np.array([rhythm.peak[phase] for phase in score])))
+    column_f, temper = own_f, 1.0
+    found = _maximize(standard_cf[:, own_f], angle_c, active_c, temper)
+    for _ in range(N_ROUNDS if n_genes else 0):
+        place = _place(found[0])
+        left_f = _unexplained(standard_cf[:, others], place.angle_c)
+        column_f = np.union1d(others[np.argsort(left_f, kind="stable")[: min(n_genes, len(others) // 2)]], own_f)
+        temper = min(1.0, N_INDEPENDENT / len(column_f))
+        found = _maximize(standard_cf[:, column_f], place.angle_c, place.active_c, temper)
+    return _Fitted(_place(found[0]), column_f, *found[1:], temper)
+
+
+def _unexplained(value_cf: Array, angle_c: Array) -> Array:
+    """Share of the variance of each gene that a Fourier series of the angle leaves."""
+    design_ck = basis(angle_c)
+    left_cf = value_cf - design_ck @ np.linalg.lstsq(design_ck, value_cf, rcond=None)[0]
+    result: Array = (left_cf**2).mean(0) / np.maximum(value_cf.var(0), 1e-6)
+    return result
+
+
+def _choose(standard_cf: Array, active_c: Array, markers: dict[str, NDArray[np.int64]], rhythm: Rhythm) -> int:
+    """Choose how many genes to take beside the markers, by how well every second marker is explained without it."""
+    halves = [{phase: column_f[half::2] for phase, column_f in markers.items()} for half in (0, 1)]
+    if any(len(column_f) < 2 for half in halves for column_f in half.values()):
+        return 0
+    told = {}
+    for choice in CHOICES:
+        explained = []
+        for half, other in zip(halves, reversed(halves), strict=True):
+            kept_out = np.concatenate(list(other.values()))
+            angle_c = _fit(standard_cf, active_c, half, rhythm, choice, kept_out).place.angle_c
+            explained.append(1 - _unexplained(standard_cf[:, kept_out], angle_c).mean())
+        told[choice] = float(np.mean(explained))
+    best = max(told.values())
+    return max(choice for choice in CHOICES if told[choice] >= TOLERANCE * best)
+
+
+def anchor(peak: dict[str, Array], weight: dict[str, Array], rhythm: Rhythm) -> tuple[float, bool]:
+    """Say how to turn the circle so that markers peak where their phases are: by which angle, and whether mirrored.
+
+    Parameters
+    ----------
+    peak
+        Phase to the angle where each of its markers peaks.
+    weight
+        Phase to how much each of them changes.
+    """
+    mean = {phase: (weight[phase] * np.exp(1j * peak[phase])).sum() / weight[phase].sum() for phase in peak}
+    target = {phase: np.exp(1j * rhythm.peak[phase]) for phase in peak}
+    fits = {}
+    for mirrored in (False, True):
+        apart = sum(target[phase] * (mean[phase] if mirrored else mean[phase].conjugate()) for phase in peak)
+        fits[mirrored] = apart
+    mirrored = abs(fits[True]) > abs(fits[False]) * (1 + 1e-6)
+    return float(np.angle(fits[mirrored])), mirrored
+
+
+def phase_codes(angle_c: Array, rhythm: Rhythm) -> NDArray[np.int64]:
+    """Say in which phase each angle is."""
+    codes: NDArray[np.int64] = np.searchsorted(np.array(rhythm.phase_start), angle_c, side="right") - 1
+    return codes

@@ -1,0 +1,212 @@
+"""Traversals of latent space: the paths, and what is read off the curves. Numbers in, numbers out.
+
+Axis suffixes: ``c`` cells (or draws of them), ``f`` features, ``s`` steps, ``z`` columns of the latent state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+from scipy.special import ndtr
+
+__all__ = [
+    "INTERVAL",
+    "Traversal",
+    "along_coordinate",
+    "along_direction",
+    "around_circle",
+    "between",
+    "paired",
+    "spread",
+]
+
+INTERVAL = 0.9
+# Half the width of a normal distribution's central 90 %, in standard deviations.
+HALF_WIDTH = 1.6448536
+
+
+# --- Paths ------------------------------------------------------------------------------------------------------------
+
+
+def spread(value_c: np.ndarray, span: tuple[float, float], n_steps: int) -> np.ndarray:
+    """Space the steps evenly between two quantiles of the cells, shape ``(s,)``."""
+    low, high = np.quantile(value_c, span)
+    return np.linspace(low, high, n_steps)
+
+
+def along_coordinate(state_cz: np.ndarray, coordinate: int, position_s: np.ndarray) -> np.ndarray:
+    """Set one coordinate of every cell to each position in turn, shape ``(s, c, z)``."""
+    state_scz = np.repeat(state_cz[None], len(position_s), axis=0)
+    state_scz[:, :, coordinate] = position_s[:, None]
+    return state_scz
+
+
+def along_direction(
+    state_cz: np.ndarray, origin_z: np.ndarray, filter_z: np.ndarray, direction_z: np.ndarray, position_s: np.ndarray
+) -> np.ndarray:
+    """Move every cell along a direction until its score is each position in turn, shape ``(s, c, z)``.
+
+    Parameters
+    ----------
+    state_cz
+        Latent states. Columns beyond those of the direction stay.
+    origin_z, filter_z
+        The score of a cell is (state − origin) · filter.
+    direction_z
+        The way cells move.
+    position_s
+        The scores.
+    """
+    n_columns = len(direction_z)
+    score_c = (state_cz[:, :n_columns] - origin_z) @ filter_z
+    way_sc = (position_s[:, None] - score_c) / (filter_z @ direction_z)
+    state_scz = np.repeat(state_cz[None], len(position_s), axis=0)
+    state_scz[:, :, :n_columns] += (way_sc[:, :, None] * direction_z).astype(state_cz.dtype)
+    return state_scz
+
+
+def around_circle(state_cz: np.ndarray, angle_s: np.ndarray) -> np.ndarray:
+    """Turn every cell, fully active, to each angle: its last two columns become cosine and sine; ``(s, c, z)``."""
+    state_scz = np.repeat(state_cz[None], len(angle_s), axis=0)
+    state_scz[:, :, -2:] = np.stack([np.cos(angle_s), np.sin(angle_s)], -1)[:, None]
+    return state_scz
+
+
+def between(from_cz: np.ndarray, to_cz: np.ndarray, position_s: np.ndarray) -> np.ndarray:
+    """Move every cell straight from one state, at 0, to another, at 1; shape ``(s, c, z)``."""
+    position_s11 = position_s[:, None, None].astype(from_cz.dtype)
+    return (1 - position_s11) * from_cz + position_s11 * to_cz
+
+
+def paired(from_cz: np.ndarray, to_cz: np.ndarray) -> np.ndarray:
+    """Pair the cells of two groups of one size so that the squared ways are shortest in sum.
+
+    Moved straight from one to the other, cells of such pairs go by displacement interpolation from the one
+    distribution to the other [1]_: on the way they are as different from each other as cells of a group are, which is
+    lost between the means.
+
+    Returns
+    -------
+    For each cell of the first group its partner in the second.
+
+    References
+    ----------
+    .. [1] McCann (1997), A convexity principle for interacting gases, doi:10.1006/aima.1997.1634.
+    """
+    way_cc = ((from_cz[:, None] - to_cz[None]) ** 2).sum(-1)
+    partner_c: np.ndarray = linear_sum_assignment(way_cc)[1]
+    return partner_c
+
+
+# --- Curves -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Traversal:
+    """Expected values along a path, averaged over cells, and how sure they are.
+
+    Parameters
+    ----------
+    mean_sf
+        The averages, above 0.
+    variance_sf
+        Posterior variance of their natural logarithms.
+    change_variance_f
+        Posterior variance of the log change from the lowest to the highest step.
+    largest_f
+        What no expected value can be above: 1 for probabilities, else infinite.
+    closed
+        Whether the path ends where it began.
+    """
+
+    mean_sf: np.ndarray
+    variance_sf: np.ndarray
+    change_variance_f: np.ndarray
+    largest_f: np.ndarray
+    closed: bool = False
+
+    @property
+    def lower_sf(self) -> np.ndarray:
+        """Lower end of the 90 % credible interval."""
+        return self.mean_sf * np.exp(-HALF_WIDTH * np.sqrt(self.variance_sf))
+
+    @property
+    def upper_sf(self) -> np.ndarray:
+        """Upper end of the 90 % credible interval."""
+        return np.minimum(self.mean_sf * np.exp(HALF_WIDTH * np.sqrt(self.variance_sf)), self.largest_f)
+
+    @property
+    def log2_fold_change_sf(self) -> np.ndarray:
+        """Mean against that of the first step."""
+        change_sf: np.ndarray = np.log2(self.mean_sf / self.mean_sf[0])
+        return change_sf
+
+    @property
+    def change_f(self) -> np.ndarray:
+        """log2 fold change of the last step against the first; 0 where they are the same place."""
+        return np.zeros_like(self.mean_sf[0]) if self.closed else self.log2_fold_change_sf[-1]
+
+    @property
+    def effect_size_f(self) -> np.ndarray:
+        """log2 fold change of the highest step against the lowest."""
+        effect_f: np.ndarray = np.log2(self.mean_sf.max(0) / self.mean_sf.min(0))
+        return effect_f
+
+    @property
+    def peak_step_f(self) -> np.ndarray:
+        """Step of the highest mean."""
+        return self.mean_sf.argmax(0)
+
+    @property
+    def lfsr_f(self) -> np.ndarray:
+        """Local false sign rate: how probable it is that the highest step is not above the lowest [1]_.
+
+        References
+        ----------
+        .. [1] Stephens (2017), False discovery rates: a new deal, doi:10.1093/biostatistics/kxw041.
+        """
+        effect_f = np.log(2) * self.effect_size_f.astype(float)
+        lfsr_f: np.ndarray = ndtr(-effect_f / np.sqrt(np.maximum(self.change_variance_f, 1e-12)))
+        return lfsr_f
+
+    def score_f(self, modality_f: np.ndarray) -> np.ndarray:
+        """Say how much of a change there is at least, to rank the features by.
+
+        It is the lower end of the 90 % interval of log2((highest + a) / (lowest + a)), with a the mean over all
+        features of the modality: what is hardly there changes little by it, however large the fold.
+        """
+        low_f, high_f = (end.astype(float) for end in (self.mean_sf.min(0), self.mean_sf.max(0)))
+        score_f = np.empty_like(low_f)
+        for modality in np.unique(modality_f):
+            of = modality_f == modality
+            a = self.mean_sf[:, of].mean(dtype=float)
+            low, high = low_f[of], high_f[of]
+            # By how much the moderated change follows the log change, at most.
+            share = high / (high + a)
+            width = HALF_WIDTH * np.sqrt(self.change_variance_f[of]) * share / np.log(2)
+            score_f[of] = np.log2((high + a) / (low + a)) - width
+        return score_f
+
+
+def s_value(lfsr_f: np.ndarray) -> np.ndarray:
+    """Mean local false sign rate of a feature and all that are surer: the share of wrong signs among them."""
+    order_f = np.argsort(lfsr_f, kind="stable")
+    s_value_f = np.empty_like(lfsr_f, dtype=float)
+    s_value_f[order_f] = np.cumsum(lfsr_f[order_f]) / np.arange(1, len(lfsr_f) + 1)
+    return s_value_f
+
+
+def ranks(score_f: np.ndarray) -> np.ndarray:
+    """Rank scores: 0 is the highest; of equal ones, the first."""
+    rank_f = np.empty(len(score_f), dtype=np.int64)
+    rank_f[np.argsort(-score_f, kind="stable")] = np.arange(len(score_f))
+    return rank_f
+
+
+def joined(parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Put averages of several modalities side by side."""
+    mean, variance, change = zip(*parts, strict=True)
+    return np.concatenate(mean, 1), np.concatenate(variance, 1), np.concatenate(change)
