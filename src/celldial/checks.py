@@ -12,6 +12,7 @@ from anndata import AnnData
 from celldial.data import Cells
 from celldial.fusion import FUSIONS
 from celldial.likelihoods import LIKELIHOODS
+from celldial.nn import DECODERS
 from celldial.schema import Schema
 
 __all__ = [
@@ -41,8 +42,9 @@ def check_parameters(parameters: dict[str, Any]) -> None:
     for name in likelihood.values() if isinstance(likelihood, Mapping) else [likelihood]:
         if name not in LIKELIHOODS and likelihood is not None:
             raise ValueError(f"likelihood is {name!r}: choose one of {', '.join(map(repr, LIKELIHOODS))}")
-    if parameters["fusion"] not in FUSIONS:
-        raise ValueError(f"fusion is {parameters['fusion']!r}: choose one of {', '.join(map(repr, FUSIONS))}")
+    for name, known in {"fusion": FUSIONS, "decoder": DECODERS}.items():
+        if parameters[name] not in known:
+            raise ValueError(f"{name} is {parameters[name]!r}: choose one of {', '.join(map(repr, known))}")
     if not (isinstance(dropout_rate, float | int | np.number) and 0 <= dropout_rate < 1):
         raise ValueError(f"dropout_rate is {dropout_rate!r}: it must be at least 0 and below 1")
     if not (isinstance(learning_rate, float | int | np.number) and learning_rate > 0):

@@ -27,6 +27,7 @@ from celldial.inference import Covariates, Posterior
 from celldial.joined import joined
 from celldial.lookup import noun_of
 from celldial.module import Module
+from celldial.nn import DecoderName
 from celldial.schema import BERNOULLI, Schema
 from celldial.settings import seeded, settings
 
@@ -80,6 +81,13 @@ class VAE(BaseEstimator):
     fusion
         How the posteriors of several modalities become one: ``"product"``, ``"mixture"``, ``"mixture_of_products"`` or
         ``"mean"``; see `celldial.fusion.Fusion`.
+    decoder
+        How the shares depend on the latent coordinates: ``"network"``, or ``"additive"``, where the log of each share
+        is a sum over the coordinates (and the covariates), up to the normalisation of the cell. An additive decoder
+        has one programme of features for each coordinate, which the coordinate switches on in one direction, so that
+        one axis is one programme, at the price of a slightly lower ELBO. Give it coordinates to spare, such as
+        ``n_latent=32``: those that the data do not need stay at the prior. Its size does not depend on `n_hidden` and
+        `n_layers`, which are then those of the encoders.
     batch_key
         Column of ``adata.obs`` with the batch, whose effect is to be kept out of the latent state.
     categorical_covariate_keys, continuous_covariate_keys
@@ -109,7 +117,8 @@ class VAE(BaseEstimator):
     References
     ----------
     Kingma and Welling (2014), Auto-Encoding Variational Bayes, arXiv:1312.6114; Lopez et al. (2018), Deep generative
-    modeling for single-cell transcriptomics, doi:10.1038/s41592-018-0229-2.
+    modeling for single-cell transcriptomics, doi:10.1038/s41592-018-0229-2. Additive decoders: Moinfar and Theis
+    (2024), Unsupervised deep disentangled representation of single-cell omics, bioRxiv, doi:10.1101/2024.11.06.622266.
 
     Examples
     --------
@@ -138,6 +147,7 @@ class VAE(BaseEstimator):
         presence_keys: Mapping[str, str] | None = None,
         modality_weights: Mapping[str, float] | None = None,
         fusion: FusionName = "product",
+        decoder: DecoderName = "network",
         batch_key: str | None = None,
         categorical_covariate_keys: Sequence[str] = (),
         continuous_covariate_keys: Sequence[str] = (),
@@ -155,6 +165,7 @@ class VAE(BaseEstimator):
         self.presence_keys = presence_keys
         self.modality_weights = modality_weights
         self.fusion = fusion
+        self.decoder = decoder
         self.batch_key = batch_key
         self.categorical_covariate_keys = categorical_covariate_keys
         self.continuous_covariate_keys = continuous_covariate_keys
@@ -812,6 +823,7 @@ class VAE(BaseEstimator):
             dropout_rate=self.dropout_rate,
             fusion=self.fusion,
             modality_weights=self.modality_weights,
+            decoder=self.decoder,
         )
 
     def _read(self, adata: AnnData, from_: Sequence[str] | None = None) -> tuple[AnnData, Cells]:

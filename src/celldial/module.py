@@ -24,7 +24,7 @@ from torch.distributions import kl_divergence
 from celldial.fusion import Fusion, FusionName
 from celldial.latents import Gaussian
 from celldial.likelihoods import LIKELIHOODS, Likelihood, Observation
-from celldial.nn import Decoder, Encoder
+from celldial.nn import Decoder, DecoderName, Encoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,6 +88,8 @@ class Module(nn.Module):
         How the posteriors of several modalities become one; see `celldial.fusion.Fusion`.
     modality_weights
         Modality to the weight of its log-likelihood in training; see `balance` for those that are not named.
+    decoder
+        How outputs depend on the latent coordinates; the `kind` of `celldial.nn.Decoder`.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Module(nn.Module):
         dropout_rate: float,
         fusion: FusionName = "product",
         modality_weights: Mapping[str, float] | None = None,
+        decoder: DecoderName = "network",
     ) -> None:
         super().__init__()
         self.fusion = Fusion(fusion)
@@ -116,7 +119,7 @@ class Module(nn.Module):
             observation_model = LIKELIHOODS[likelihood[modality]](n)
             self.modalities[modality] = Modality(
                 Encoder(n, *sizes, self.latent.n_parameters, dropout_rate),
-                Decoder(n_latent, n, observation_model.n_heads, *sizes),
+                Decoder(n_latent, n, observation_model.n_heads, *sizes, kind=decoder),
                 observation_model,
             )
         self._elbo = MeanFieldELBO()
