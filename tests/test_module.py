@@ -16,11 +16,18 @@ from celldial.data import Cells
 from celldial.fusion import FUSIONS
 from celldial.likelihoods import LIKELIHOODS
 from celldial.module import Module, balance
+from celldial.nn import DECODERS, DecoderName
 from celldial.ops import bernoulli_reference, negative_binomial_reference
 from simulated import simulate_cells, simulate_two_cells
 
 
-def make_module(cells: Cells, likelihood: str = "negative_binomial", n_latent: int = 3, n_layers: int = 1) -> Module:
+def make_module(
+    cells: Cells,
+    likelihood: str = "negative_binomial",
+    n_latent: int = 3,
+    n_layers: int = 1,
+    decoder: DecoderName = "network",
+) -> Module:
     torch.manual_seed(0)
     module = Module(
         n_features={"rna": cells.counts["rna"].n_columns},
@@ -31,6 +38,7 @@ def make_module(cells: Cells, likelihood: str = "negative_binomial", n_latent: i
         n_hidden=8,
         n_layers=n_layers,
         dropout_rate=0.2,
+        decoder=decoder,
     )
     module.initialise(cells)
     return module
@@ -42,9 +50,12 @@ ALL_LIKELIHOODS = pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @ALL_LIKELIHOODS
 @pytest.mark.parametrize("covariates", [False, True])
 @pytest.mark.parametrize("n_layers", [1, 2])
-def test_every_parameter_gets_a_gradient(likelihood: str, covariates: bool, n_layers: int) -> None:
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_every_parameter_gets_a_gradient(
+    likelihood: str, covariates: bool, n_layers: int, decoder: DecoderName
+) -> None:
     cells = simulate_cells(covariates=covariates)
-    module = make_module(cells, likelihood, n_layers=n_layers).train()
+    module = make_module(cells, likelihood, n_layers=n_layers, decoder=decoder).train()
     module(cells).backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name

@@ -1013,6 +1013,7 @@ BAD_INPUT: dict[str, tuple[Callable[[AnnData], Any] | None, dict[str, Any], type
     "weight of text": (None, {"modality_weights": {"rna": "high"}}, ValueError, "weight of rna is 'high'"),
     "weights are a number": (None, {"modality_weights": 2}, TypeError, "modality_weights is 2: it must be a dict"),
     "unknown fusion": (None, {"fusion": "poe"}, ValueError, "fusion is 'poe': choose one of 'product', 'mixture'"),
+    "unknown decoder": (None, {"decoder": "sum"}, ValueError, "decoder is 'sum': choose one of 'network', 'additive'"),
 }
 
 

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from celldial.data import Cells
-from celldial.nn import HEAD_SCALE, Decoder, Encoder
+from celldial.nn import DECODERS, HEAD_SCALE, Decoder, DecoderName, Encoder
 from simulated import simulate_cells
 
 N_FEATURES = 20
 SIZES = pytest.mark.parametrize("n_layers", [1, 2])
+KINDS = pytest.mark.parametrize("kind", DECODERS)
 
 
 def make_encoder(cells: Cells, n_layers: int = 1, dropout_rate: float = 0.5) -> Encoder:
@@ -22,9 +23,16 @@ def make_encoder(cells: Cells, n_layers: int = 1, dropout_rate: float = 0.5) -> 
     return encoder
 
 
-def make_decoder(n_layers: int = 1, n_heads: int = 1, n_categories: Any = (), n_continuous: int = 0) -> Decoder:
+def make_decoder(
+    n_layers: int = 1,
+    n_heads: int = 1,
+    n_categories: Any = (),
+    n_continuous: int = 0,
+    kind: DecoderName = "network",
+    n_latent: int = 3,
+) -> Decoder:
     torch.manual_seed(0)
-    return Decoder(3, N_FEATURES, n_heads, n_categories, n_continuous, 8, n_layers)
+    return Decoder(n_latent, N_FEATURES, n_heads, n_categories, n_continuous, 8, n_layers, kind)
 
 
 def encode(encoder: Encoder, cells: Cells) -> Tensor:
@@ -91,11 +99,12 @@ def test_encoder_starts_with_every_feature_of_equal_weight() -> None:
     torch.testing.assert_close(deviation_f[:, None] * encoder.weight_fh, raw_fh, rtol=1e-3, atol=1e-4)
 
 
+@KINDS
 @SIZES
-def test_decoder_starts_at_the_mean_expression(n_layers: int) -> None:
+def test_decoder_starts_at_the_mean_expression(n_layers: int, kind: DecoderName) -> None:
     """With the latent state without influence, what is left is each feature's share of all counts."""
     rows = simulate_cells().counts["rna"]
-    decoder = make_decoder(n_layers)
+    decoder = make_decoder(n_layers, kind=kind)
     decoder.initialise(rows)
     with torch.no_grad():
         decoder.heads[0].weight.zero_()
@@ -123,17 +132,19 @@ def test_encoder_starts_from_the_cells_that_it_is_given() -> None:
     torch.testing.assert_close(hidden_ch.mean(0), torch.zeros(8), atol=1e-5, rtol=0)
 
 
+@KINDS
 @SIZES
 @pytest.mark.parametrize("n_heads", [1, 2])
-def test_decoder_gives_one_output_a_head(n_layers: int, n_heads: int) -> None:
-    decoder = make_decoder(n_layers, n_heads)
+def test_decoder_gives_one_output_a_head(n_layers: int, n_heads: int, kind: DecoderName) -> None:
+    decoder = make_decoder(n_layers, n_heads, kind=kind)
     heads = decoder(torch.randn(4, 3), torch.empty(4, 0, dtype=torch.int64), torch.empty(4, 0))
     assert [head.shape for head in heads] == [(4, N_FEATURES)] * n_heads
 
 
+@KINDS
 @SIZES
-def test_decoder_depends_on_state_and_every_covariate(n_layers: int) -> None:
-    decoder = make_decoder(n_layers, 1, [2, 3], 1)
+def test_decoder_depends_on_state_and_every_covariate(n_layers: int, kind: DecoderName) -> None:
+    decoder = make_decoder(n_layers, 1, [2, 3], 1, kind)
 
     def decode(z: float, batch: int, donor: int, age: float) -> Tensor:
         with torch.no_grad():
@@ -148,3 +159,50 @@ def test_decoder_depends_on_state_and_every_covariate(n_layers: int) -> None:
     torch.testing.assert_close(decode(0.5, 0, 0, 0.0), start)
     for other in (decode(1.5, 0, 0, 0.0), decode(0.5, 1, 0, 0.0), decode(0.5, 0, 2, 0.0), decode(0.5, 0, 0, 1.0)):
         assert (other - start).abs().max() > 1e-3
+
+
+def mixed_differences(decoder: Decoder, outputs: int) -> Tensor:
+    """What two coordinates, moved together, do beyond what each does alone: ``(c, f)`` in double precision."""
+    random = torch.Generator().manual_seed(1)
+    z_cz, step_cz = (torch.randn(40, 4, generator=random, dtype=torch.float64) for _ in range(2))
+    code_ck = torch.stack([torch.arange(40) % 2, torch.arange(40) % 3], 1)
+    age_ck = torch.randn(40, 1, generator=random, dtype=torch.float64)
+
+    def decode(*moved: int) -> Tensor:
+        there_cz = z_cz.clone()
+        there_cz[:, moved] += step_cz[:, moved]
+        with torch.no_grad():
+            return decoder.double()(there_cz, code_ck, age_ck)[outputs]
+
+    return torch.stack([decode(a, b) - decode(a) - decode(b) + decode() for a, b in ((0, 1), (1, 3), (2, 0))])
+
+
+@pytest.mark.parametrize("head", [0, 1])
+def test_axes_of_an_additive_decoder_separate(head: int) -> None:
+    """Whatever the covariates are, an output is a sum of terms of one coordinate each; that of a network is not."""
+    decoders = {kind: make_decoder(1, 2, [2, 3], 1, kind, n_latent=4) for kind in DECODERS}
+    for decoder in decoders.values():
+        for parameter in decoder.parameters():
+            torch.nn.init.normal_(parameter)
+    assert mixed_differences(decoders["additive"], head).abs().max() < 1e-12
+    assert mixed_differences(decoders["network"], head).abs().max() > 0.1
+
+
+def test_a_coordinate_of_an_additive_decoder_is_one_programme() -> None:
+    """Along a coordinate all outputs change in proportion: by its loadings, whatever the other coordinates are."""
+    decoder = make_decoder(kind="additive", n_latent=4)
+    z_cz = torch.zeros(9, 4)
+    z_cz[:, 2] = torch.linspace(-2, 2, 9)
+    with torch.no_grad():
+        (output_cf,) = decoder(z_cz, torch.empty(9, 0, dtype=torch.int64), torch.empty(9, 0))
+    change_cf = output_cf - output_cf[4]
+    loading_f = decoder.heads[0].weight.detach()[:, 2]
+    along_c = change_cf @ loading_f / loading_f.square().sum()
+    torch.testing.assert_close(change_cf, along_c[:, None] * loading_f, rtol=1e-4, atol=1e-5)
+    # It switches the programme on in one direction: there is little on the other side.
+    assert along_c[-1] > 4 * along_c[0].abs()
+
+
+def test_additive_decoder_without_covariates_has_no_units_for_them() -> None:
+    assert make_decoder(kind="additive").heads[0].in_features == 3
+    assert make_decoder(kind="additive", n_continuous=1).heads[0].in_features > 3

@@ -69,6 +69,17 @@ def test_round_trip(adata: AnnData, tmp_path: Path, likelihood: str, covariates:
     assert (drawn.X != expected.X).nnz == 0
 
 
+def test_an_additive_decoder_comes_back(adata: AnnData, tmp_path: Path) -> None:
+    model = make_model(adata.copy(), decoder="additive", **COVARIATES)
+    model.save(tmp_path / "model.celldial")
+    loaded = VAE.load(tmp_path / "model.celldial")
+    assert loaded.get_params()["decoder"] == "additive"
+    np.testing.assert_array_equal(loaded.denoise(adata), model.denoise(adata))
+    for one in (model, loaded):
+        one.partial_fit(adata.copy(), max_epochs=1, progress=False)
+    np.testing.assert_array_equal(loaded.denoise(adata), model.denoise(adata))
+
+
 def test_parameters_come_back(model: VAE, tmp_path: Path) -> None:
     model.save(tmp_path / "model.celldial")
     found = VAE.load(tmp_path / "model.celldial").get_params()

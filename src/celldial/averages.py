@@ -22,6 +22,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from celldial import phase
 from celldial.data import MAX_BLOCK_ENTRIES, Cells, block_size, minibatches
 from celldial.inference import Covariates, ready
 from celldial.laplace import RANK, Loadings, directions, posterior_covariance, products
@@ -33,7 +34,6 @@ __all__ = ["Averages", "average", "draw_states", "measure_loadings"]
 MAX_CELLS = 1000
 BLOCK_FEATURES = 4096
 # Standard deviation of a harmonic's loading under its prior, as in training.
-HARMONIC_SCALE = 0.3
 # Of float32: 1 MB.
 CACHED_ENTRIES = 2**18
 # Smaller expected values are rounding errors.
@@ -68,7 +68,7 @@ def draw_states(module: Module, cells: Cells, n_samples: int) -> np.ndarray:
 
 def _draw(module: Module, cells: Cells, n_samples: int) -> Tensor:
     """Draw latent states of each cell, shape ``(c, n, z)``."""
-    posterior = module.posterior(cells)
+    posterior = module.posterior(phase.placed(module, cells))
     names = ["z"] if module.circle is None else ["z", "direction", "active"]
     draws = [[posterior[name].sample() for name in names] for _ in range(n_samples)]
     return torch.stack([parts[0] if len(parts) == 1 else join(*parts) for parts in draws], 1)
@@ -108,7 +108,7 @@ def _loadings(
     head = decoder.heads[0]
     assert isinstance(head, torch.nn.Linear)
     n_hidden, n_inputs = head.in_features, inputs[0].shape[1]
-    scale_h = inputs[0].new_full((n_inputs,), HARMONIC_SCALE)
+    scale_h = inputs[0].new_full((n_inputs,), decoder.harmonic_scale)
     scale_h[:n_hidden] = likelihood.loading_scale / math.sqrt(n_hidden)
     centre_h = torch.cat(inputs).mean(0)
     basis_hr = directions((torch.cat(inputs) - centre_h) * scale_h, RANK + n_inputs - n_hidden)

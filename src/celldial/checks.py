@@ -12,10 +12,13 @@ from anndata import AnnData
 from celldial.data import Cells
 from celldial.fusion import FUSIONS
 from celldial.likelihoods import LIKELIHOODS
+from celldial.nn import DECODERS
+from celldial.markers import Rhythm, read_rhythm
 from celldial.schema import Schema
 
 __all__ = [
     "check_any_count",
+    "check_columns_free",
     "check_enough",
     "check_latent_states",
     "check_library_size",
@@ -41,8 +44,10 @@ def check_parameters(parameters: dict[str, Any]) -> None:
     for name in likelihood.values() if isinstance(likelihood, Mapping) else [likelihood]:
         if name not in LIKELIHOODS and likelihood is not None:
             raise ValueError(f"likelihood is {name!r}: choose one of {', '.join(map(repr, LIKELIHOODS))}")
-    if parameters["fusion"] not in FUSIONS:
-        raise ValueError(f"fusion is {parameters['fusion']!r}: choose one of {', '.join(map(repr, FUSIONS))}")
+    for name, known in {"fusion": FUSIONS, "decoder": DECODERS}.items():
+        if parameters[name] not in known:
+            raise ValueError(f"{name} is {parameters[name]!r}: choose one of {', '.join(map(repr, known))}")
+    read_rhythm(parameters["periodic"])
     if not (isinstance(dropout_rate, float | int | np.number) and 0 <= dropout_rate < 1):
         raise ValueError(f"dropout_rate is {dropout_rate!r}: it must be at least 0 and below 1")
     if not (isinstance(learning_rate, float | int | np.number) and learning_rate > 0):
@@ -56,6 +61,18 @@ def check_options(max_epochs: Any, batch_size: Any, key_added: Any) -> None:
             check_whole(name, value)
     if not isinstance(key_added, str):
         raise TypeError(f"key_added is {key_added!r}: it must be a name, such as 'X_celldial'")
+
+
+def check_columns_free(adata: AnnData, rhythm: Rhythm | None) -> None:
+    """Raise where columns that tell of a rhythm would take the place of what no model wrote."""
+    if rhythm is None or adata.uns.get("celldial", {}).get("periodic", {}).get("name") == rhythm.name:
+        return
+    for part in ("angle", "concentration", "active_probability", "active", "phase"):
+        if f"{rhythm.name}_{part}" in adata.obs:
+            raise ValueError(
+                f"adata.obs has a column {rhythm.name + '_' + part!r} that no model wrote, and which the periodic "
+                "coordinate would replace: rename it, or drop it"
+            )
 
 
 def check_enough(schema: Schema, cells: Cells, n_latent: int) -> None:

@@ -92,10 +92,7 @@ def infer(module: Module, cells: Cells) -> Inferred:
     parts = []
     with pyro.validation_enabled(False):  # values that are not finite have a better error below
         for block in minibatches(cells, MAX_BLOCK_CELLS):
-            block = block.to(device)
-            if module.circle is not None and block.belief_cq is None:
-                block = phase.located(module, block)
-            posterior = module.posterior(block)
+            posterior = module.posterior(phase.placed(module, block.to(device)))
             part = [posterior["z"].mean, posterior["z"].stddev]
             if module.circle is not None:
                 direction = posterior["direction"]

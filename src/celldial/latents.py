@@ -240,5 +240,7 @@ def harmonics(plane_cu: Tensor) -> Tensor:
 
 
 N_HARMONICS = 2
+# Standard deviation of a feature's coefficients under their prior, on the scale of log rates.
+HARMONIC_SCALE = 0.3
 N_GRID = 64
 ACTIVE_LOGIT = 2.0

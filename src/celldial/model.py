@@ -19,16 +19,20 @@ from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
-from celldial import averages, axes, checks, dials, export, inference, memory, storage, targets, train, traversal
+from celldial import averages, axes, checks, circle, dials, export, inference, memory, storage, targets, train, traversal
 from celldial.axes import Axis
 from celldial.covariates import covariate_table
 from celldial.data import Cells, block_size, check_linked, choose_cells
 from celldial.fusion import FusionName
-from celldial.inference import Covariates, Posterior
+from celldial.inference import Covariates, Inferred, Posterior
 from celldial.joined import joined
 from celldial.laplace import Loadings
 from celldial.lookup import find_column, noun_of
+from celldial.markers import Rhythm, find_markers, read_rhythm
 from celldial.module import Module
+from celldial.nn import DecoderName
+from celldial.periodic import phase_codes
+from celldial.phase import placed
 from celldial.schema import BERNOULLI, Schema
 from celldial.settings import seeded, settings
 
@@ -82,12 +86,26 @@ class VAE(BaseEstimator):
     fusion
         How the posteriors of several modalities become one: ``"product"``, ``"mixture"``, ``"mixture_of_products"`` or
         ``"mean"``; see `celldial.fusion.Fusion`.
+    decoder
+        How the shares depend on the latent coordinates: ``"network"``, or ``"additive"``, where the log of each share
+        is a sum over the coordinates (and the covariates), up to the normalisation of the cell. An additive decoder
+        has one programme of features for each coordinate, which the coordinate switches on in one direction, so that
+        one axis is one programme, at the price of a slightly lower ELBO. Give it coordinates to spare, such as
+        ``n_latent=32``: those that the data do not need stay at the prior. Its size does not depend on `n_hidden` and
+        `n_layers`, which are then those of the encoders.
     batch_key
         Column of ``adata.obs`` with the batch, whose effect is to be kept out of the latent state.
     categorical_covariate_keys, continuous_covariate_keys
         Further columns of ``adata.obs`` that the decoder is told, and that decoding can set to another value.
     layer
         Layer that holds raw counts; ``None`` for ``adata.X``.
+    periodic
+        A rhythm that cells go through, as a latent coordinate on a circle beside the others: ``"cell_cycle"``, told by
+        the genes of [3]_ (human, or mouse, in any case of letters); a dict of another one,
+        ``{"name": "circadian", "phases": {"day": [...], "night": [...]}}``, with markers of phases that share the
+        circle evenly; or True to look for a circle without markers, which is then called ``"cycle"``.
+    gene_symbols
+        Column of ``adata.var`` with gene symbols to find markers by, where ``adata.var_names`` are identifiers.
     dropout_rate
         Share of the counts that is hidden from the encoder during training, against overfitting.
     learning_rate
@@ -111,7 +129,8 @@ class VAE(BaseEstimator):
     References
     ----------
     Kingma and Welling (2014), Auto-Encoding Variational Bayes, arXiv:1312.6114; Lopez et al. (2018), Deep generative
-    modeling for single-cell transcriptomics, doi:10.1038/s41592-018-0229-2.
+    modeling for single-cell transcriptomics, doi:10.1038/s41592-018-0229-2. Additive decoders: Moinfar and Theis
+    (2024), Unsupervised deep disentangled representation of single-cell omics, bioRxiv, doi:10.1101/2024.11.06.622266.
 
     Examples
     --------
@@ -127,6 +146,7 @@ class VAE(BaseEstimator):
     module_: Module
     history_: dict[str, list[float]]
     library_size_quantiles_: dict[str, np.ndarray]
+    periodic_: dict[str, Any] | None
 
     def __init__(
         self,
@@ -140,10 +160,13 @@ class VAE(BaseEstimator):
         presence_keys: Mapping[str, str] | None = None,
         modality_weights: Mapping[str, float] | None = None,
         fusion: FusionName = "product",
+        decoder: DecoderName = "network",
         batch_key: str | None = None,
         categorical_covariate_keys: Sequence[str] = (),
         continuous_covariate_keys: Sequence[str] = (),
         layer: str | None = None,
+        periodic: str | bool | Mapping[str, Any] | None = None,
+        gene_symbols: str | None = None,
         dropout_rate: float = 0.2,
         learning_rate: float = 8e-3,
         seed: int = 0,
@@ -157,10 +180,13 @@ class VAE(BaseEstimator):
         self.presence_keys = presence_keys
         self.modality_weights = modality_weights
         self.fusion = fusion
+        self.decoder = decoder
         self.batch_key = batch_key
         self.categorical_covariate_keys = categorical_covariate_keys
         self.continuous_covariate_keys = continuous_covariate_keys
         self.layer = layer
+        self.periodic = periodic
+        self.gene_symbols = gene_symbols
         self.dropout_rate = dropout_rate
         self.learning_rate = learning_rate
         self.seed = seed
@@ -177,6 +203,7 @@ class VAE(BaseEstimator):
         validation_cells: Sequence[Any] | np.ndarray | None = None,
         early_stopping: bool = True,
         key_added: str = "X_celldial",
+        include_periodic: bool = False,
         progress: bool = True,
     ) -> VAE:
         """Fit the model, and write the embedding to the AnnData.
@@ -198,13 +225,17 @@ class VAE(BaseEstimator):
             stops or not, the weights of the epoch with the best validation ELBO are kept.
         key_added
             Where in ``adata.obsm`` the embedding goes.
+        include_periodic
+            Whether the embedding has two more columns, the place on the circle, so that cells of different phases lie
+            apart. By default it is free of the rhythm.
         progress
             Whether to show a progress bar: epoch, ELBO and time left.
 
         Returns
         -------
-        The model itself. Written: ``adata.obsm[key_added]``, the posterior means, shape ``(cells, n_latent)``; and
-        ``adata.uns["celldial"]``: parameters, schema and history.
+        The model itself. Written: ``adata.obsm[key_added]``, the posterior means, shape ``(cells, n_latent)``;
+        ``adata.uns["celldial"]``: parameters, schema and history; and with a periodic coordinate the columns of
+        ``adata.obs`` that `phase` returns.
 
         Raises
         ------
@@ -235,6 +266,8 @@ class VAE(BaseEstimator):
             presence_keys=self.presence_keys,
         )
         checks.check_modality_weights(self.modality_weights, schema)
+        rhythm = read_rhythm(self.periodic)
+        checks.check_columns_free(adata, rhythm)
         cells = Cells.from_anndata(table, schema)
         checks.check_enough(schema, cells, self.n_latent)
         check_linked(cells)
@@ -248,19 +281,26 @@ class VAE(BaseEstimator):
             early_stopping=early_stopping,
             progress=progress,
         )
+        markers, modality = self._markers(table, schema, cells, rhythm)
         memory.check(cells, schema.likelihood, self.n_hidden, plan.batch_size, settings.torch_device)
         with seeded(self.seed):
             module = self._build(schema)
             module.initialise(cells.select(train_c))
-            history = train.fit(module, cells, train_c, validation_c, plan, self.seed)
-            embedding_cz = inference.infer(module, cells).mean
+            if rhythm is None:
+                history = train.fit(module, cells, train_c, validation_c, plan, self.seed)
+            else:
+                cells, history = circle.fit(
+                    module, cells, train_c, validation_c, plan, self.seed, rhythm, markers, modality
+                )
+            inferred = inference.infer(module, cells)
             averages.measure_loadings(module, cells, train_c)
         self.parameters_, self.schema_, self.module_, self.history_ = parameters_of(self), schema, module, history
+        self.periodic_ = None if rhythm is None else self._describe(rhythm, markers, modality)
         totals = {modality: library_size_c[train_c].numpy() for modality, library_size_c in cells.library_size.items()}
         self.library_size_quantiles_ = {
             modality: np.quantile(total_c[total_c > 0], np.linspace(0, 1, 101)) for modality, total_c in totals.items()
         }
-        self._write(adata, embedding_cz, key_added)
+        self._write(adata, inferred, key_added, include_periodic)
         return self
 
     def fit_transform(self, adata: AnnData, **options: Any) -> np.ndarray:
@@ -279,6 +319,7 @@ class VAE(BaseEstimator):
         validation_cells: Sequence[Any] | np.ndarray | None = None,
         early_stopping: bool = True,
         key_added: str = "X_celldial",
+        include_periodic: bool = False,
         progress: bool = True,
     ) -> VAE:
         """Go on fitting from the present weights, on the same cells or on new ones of the same features and covariates.
@@ -292,7 +333,7 @@ class VAE(BaseEstimator):
             Cells with raw counts.
         max_epochs
             Further passes over the cells.
-        batch_size, validation_size, validation_cells, early_stopping, key_added, progress
+        batch_size, validation_size, validation_cells, early_stopping, key_added, include_periodic, progress
             As in `fit`.
 
         Returns
@@ -313,6 +354,7 @@ class VAE(BaseEstimator):
                 validation_cells=validation_cells,
                 early_stopping=early_stopping,
                 key_added=key_added,
+                include_periodic=include_periodic,
                 progress=progress,
             )
         checks.check_parameters(self.get_params(deep=False))
@@ -337,8 +379,12 @@ class VAE(BaseEstimator):
             for name, modality in module.by_modality():
                 # What no cell has would be forgotten: nothing holds its weights against their decay.
                 modality.requires_grad_(bool(cells.has(name)[train_c].any()))
-            history = train.fit(module, cells, train_c, validation_c, plan, self.seed + n_epochs_before)
-            embedding_cz = inference.infer(module, cells).mean
+            seed = self.seed + n_epochs_before
+            if module.circle is None:
+                history = train.fit(module, cells, train_c, validation_c, plan, seed)
+            else:
+                cells, history = circle.go_on(module, cells, train_c, validation_c, plan, seed)
+            inferred = inference.infer(module, cells)
             averages.measure_loadings(module, cells, train_c)
             module.requires_grad_(True)
         self.module_ = module
@@ -349,12 +395,19 @@ class VAE(BaseEstimator):
             for name in self.history_ | history
         }
         self.history_["kept"][:n_epochs_before] = [0.0] * n_epochs_before
-        self._write(adata, embedding_cz, key_added)
+        self._write(adata, inferred, key_added, include_periodic)
         return self
 
     # --- From cells to latent states ------------------------------------------------------------------------------
 
-    def transform(self, adata: AnnData, *, modality: str | None = None, key_added: str | None = None) -> np.ndarray:
+    def transform(
+        self,
+        adata: AnnData,
+        *,
+        modality: str | None = None,
+        key_added: str | None = None,
+        include_periodic: bool = False,
+    ) -> np.ndarray:
         """Embed cells: the mean of each cell's posterior, float32, shape ``(cells, n_latent)``.
 
         Parameters
@@ -367,8 +420,11 @@ class VAE(BaseEstimator):
             Hear this modality alone, as if nothing else had been measured; by default all that a cell has.
         key_added
             Where in ``adata.obsm`` to write the embedding, such as ``"X_celldial_rna"``. By default it is not written.
+        include_periodic
+            Whether to add two columns, the place on the circle: activity times cosine and sine of the angle.
         """
-        embedding_cz = self._posterior(adata, modality).mean
+        inferred = self._posterior(adata, modality)
+        embedding_cz = inferred.state_cz if include_periodic else inferred.mean
         if key_added is not None:
             with writable(adata):
                 adata.obsm[key_added] = embedding_cz.copy()
@@ -391,7 +447,41 @@ class VAE(BaseEstimator):
         >>> model = celldial.VAE().fit(adata, max_epochs=1, progress=False)
         >>> mean, standard_deviation = model.posterior(adata)
         """
-        return self._posterior(adata, modality)
+        inferred = self._posterior(adata, modality)
+        return Posterior(inferred.mean, inferred.standard_deviation)
+
+    def phase(self, adata: AnnData, *, modality: str | None = None) -> pd.DataFrame:
+        """Say where on the circle cells are, and write it to the AnnData.
+
+        Parameters
+        ----------
+        adata, modality
+            As in `transform`.
+
+        Returns
+        -------
+        A table of the cells with columns that begin with the name of the periodic coordinate, such as
+        ``"cell_cycle_angle"``; the same is written to ``adata.obs``.
+
+        - ``_angle`` in [0, 2π), given that the cell is active. For the cell cycle 0 is the start of G1, and it grows
+          from G1 over S and G2 to M.
+        - ``_concentration``: how sure the angle is, κ of a power spherical distribution. Its standard deviation is
+          about :math:`1 / \\sqrt{κ / 2}` rad where that is small; 0 is no idea.
+        - ``_active_probability``, and ``_active`` where that is 1/2 or more: whether the cell is on the circle at all.
+        - ``_phase``, where the model knows phases: which one the angle is in; missing for cells that are not active.
+
+        Raises
+        ------
+        ValueError
+            The model has no periodic coordinate, or a column of this name is there that no model wrote.
+        """
+        self._check_fitted()
+        if self.periodic_ is None:
+            raise ValueError("this model has no periodic coordinate: fit one with VAE(periodic='cell_cycle')")
+        checks.check_columns_free(adata, read_rhythm(self.parameters_["periodic"]))
+        table = self._phase_table(self._posterior(adata, modality), adata.obs_names)
+        self._write_phase(adata, table)
+        return table
 
     def score(self, adata: AnnData, y: None = None) -> float:
         """Mean ELBO of cells that were held out, in nats per cell; higher is better.
@@ -411,7 +501,7 @@ class VAE(BaseEstimator):
         checks.check_any_count(cells)
         filled = cells.select((~cells.empty_c).nonzero()[:, 0]).to(inference.ready(self.module_))
         with seeded(self.seed):
-            return train.evaluate(self.module_, filled)["elbo_validation"]
+            return train.evaluate(self.module_, placed(self.module_, filled))["elbo_validation"]
 
     # --- From latent states to cells ------------------------------------------------------------------------------
 
@@ -428,7 +518,8 @@ class VAE(BaseEstimator):
         Parameters
         ----------
         z
-            Latent states, shape ``(cells, n_latent)``.
+            Latent states, shape ``(cells, n_latent)``; with a periodic coordinate two columns more, the place on the
+            circle, as `transform` gives them with `include_periodic`.
         covariates
             Covariate to one value for all cells, or to one a cell; or a table such as ``adata.obs``.
         modality
@@ -442,7 +533,7 @@ class VAE(BaseEstimator):
         Expected counts, or probabilities under a Bernoulli likelihood, float32, shape ``(cells, features)``.
         """
         self._check_fitted()
-        z_cz = checks.check_latent_states(z, self.module_.latent.n_latent)
+        z_cz = checks.check_latent_states(z, self.module_.n_states)
         encoded = Covariates(*self.schema_.covariates({} if covariates is None else covariates, n_cells=len(z_cz)))
         name = self._modality(modality)
         return np.concatenate(
@@ -653,7 +744,7 @@ class VAE(BaseEstimator):
 
         Returns
         -------
-        One row a coordinate, ``"axis_0"`` and so on, what matters most first. Written: the same, in the order of the
+        One row a coordinate, ``"axis_0"`` and so on and the periodic one by its name, what matters most first. Written: the same, in the order of the
         coordinates, to ``adata.uns["celldial"]["coordinates"]``.
 
         - ``kl``: KL divergence of the cells' posteriors from the prior, mean over all cells, in nats: how much the
@@ -690,6 +781,10 @@ class VAE(BaseEstimator):
         n_latent = self.module_.latent.n_latent
         names, columns = [f"axis_{k}" for k in range(n_latent)], [[k] for k in range(n_latent)]
         kl_k = axes.kl_divergence(inferred.mean[filled], inferred.standard_deviation[filled])
+        if inferred.circle is not None and self.periodic_ is not None:
+            names.append(self.periodic_["name"])
+            columns.append([n_latent, n_latent + 1])
+            kl_k = np.append(kl_k, inferred.circle.kl[filled].mean())
         chosen = np.sort(np.random.default_rng(self.seed).choice(filled, min(n_cells, len(filled)), replace=False))
         category_ck, continuous_ck = cells.category_ck[chosen].numpy(), cells.continuous_ck[chosen].numpy()
         variance = {}
@@ -791,7 +886,7 @@ class VAE(BaseEstimator):
         checks.check_whole("n_permutations", n_permutations)
         record = adata.uns.get("celldial", {})
         found = dict(record.get("axes", {}))
-        reserved = [record["periodic"]["name"]] if "periodic" in record else []
+        reserved = [] if self.periodic_ is None else [self.periodic_["name"]]
         axes.check_name(name, adata.obs.columns, found, self.module_.latent.n_latent, reserved)
         table, cells = self._read(adata)
         checks.check_any_count(cells)
@@ -970,7 +1065,7 @@ class VAE(BaseEstimator):
             for name, likelihood in self.schema_.likelihood.items()
         }
         record = adata.uns.get("celldial", {})
-        dial = dials.find_dial(axis, self.module_.latent.n_latent, record.get("axes", {}), record.get("periodic"))
+        dial = dials.find_dial(axis, self.module_.latent.n_latent, record.get("axes", {}), self.periodic_)
         table = self._joined(adata)
         random = np.random.default_rng(seed)
         with seeded(seed):
@@ -1056,7 +1151,8 @@ class VAE(BaseEstimator):
         )
         with writable(adata):
             key = dial.name if key_added is None else key_added
-            adata.uns["latent_traverse"] = {**adata.uns.get("latent_traverse", {}), key: stored}
+            others = {name: other for name, other in adata.uns.get("latent_traverse", {}).items() if name != key}
+            adata.uns["latent_traverse"] = {**others, key: stored}  # last, which plots take by default
         return result
 
     # --- Keeping a model ------------------------------------------------------------------------------------------
@@ -1079,6 +1175,7 @@ class VAE(BaseEstimator):
             # JSON has no NaN, which stands where an epoch had no validation cells.
             "history": {k: [None if math.isnan(v) else v for v in values] for k, values in self.history_.items()},
             "library_size_quantiles": {name: q.tolist() for name, q in self.library_size_quantiles_.items()},
+            "periodic": plain(self.periodic_),
         }
         storage.write(Path(path), about, self.module_.state_dict())
 
@@ -1111,6 +1208,8 @@ class VAE(BaseEstimator):
             model.history_ = {
                 k: [math.nan if v is None else v for v in values] for k, values in about["history"].items()
             }
+            described = about.get("periodic")  # since format version 3
+            model.periodic_ = None if described is None else arrays(described)
             quantiles = about["library_size_quantiles"]
             if isinstance(quantiles, list):
                 quantiles = dict.fromkeys(model.schema_.modalities, quantiles)
@@ -1144,6 +1243,8 @@ class VAE(BaseEstimator):
             dropout_rate=self.dropout_rate,
             fusion=self.fusion,
             modality_weights=self.modality_weights,
+            periodic=read_rhythm(self.periodic) is not None,
+            decoder=self.decoder,
         )
 
     def _joined(self, adata: AnnData) -> AnnData:
@@ -1157,7 +1258,7 @@ class VAE(BaseEstimator):
         cells = Cells.from_anndata(table, self.schema_)
         return table, cells if from_ is None else cells.only(*from_)
 
-    def _posterior(self, adata: AnnData, modality: str | None) -> Posterior:
+    def _posterior(self, adata: AnnData, modality: str | None) -> Inferred:
         self._check_fitted()
         table, cells = self._read(adata, None if modality is None else [self._modality(modality)])
         checks.warn_of_empty(table, cells, "they get the prior as their posterior", modality, stacklevel=4)
@@ -1231,7 +1332,7 @@ class VAE(BaseEstimator):
         checks.warn_of_empty(table, cells, "for them the prior mean is decoded", of, stacklevel=4)
         return ToDecode(
             modality,
-            inference.infer(self.module_, cells).mean,
+            inference.infer(self.module_, cells).state_cz,
             Covariates(*self.schema_.covariates(table, batch)),
             self._library_size(modality, library_size),
             None if features is None else names.get_indexer(wanted),
@@ -1239,9 +1340,63 @@ class VAE(BaseEstimator):
             table.obs,
         )
 
-    def _write(self, adata: AnnData, embedding_cz: np.ndarray, key_added: str) -> None:
+    def _markers(
+        self, table: AnnData, schema: Schema, cells: Cells, rhythm: Rhythm | None
+    ) -> tuple[dict[str, np.ndarray], str]:
+        """Find the markers of the rhythm, in RNA where there is some, and say in which modality."""
+        modality = "rna" if "rna" in schema.modalities else schema.modalities[0]
+        if rhythm is None or not rhythm.markers:
+            return {}, modality
+        names = schema.feature_names[modality]
+        symbols: Sequence[str] = names
+        if self.gene_symbols is not None:
+            symbols = list(find_column(table.var, self.gene_symbols, "gene_symbols").astype(str).reindex(names))
+        rows = cells.counts[modality]
+        return find_markers(rhythm, symbols, rows.sum_columns(rows.value_n).numpy() > 0), modality
+
+    def _describe(self, rhythm: Rhythm, markers: dict[str, np.ndarray], modality: str) -> dict[str, Any]:
+        """Say what is known of the periodic coordinate."""
+        described: dict[str, Any] = {"name": rhythm.name}
+        if rhythm.phases:
+            names = np.array(self.schema_.feature_names[modality], dtype=object)
+            described["phases"] = np.array(rhythm.phases, dtype=object)
+            described["phase_start"] = np.array(rhythm.phase_start)
+            described["markers"] = {phase: names[column_f] for phase, column_f in markers.items()}
+        if self.gene_symbols is not None:
+            described["gene_symbols"] = self.gene_symbols
+        return described
+
+    def _phase_table(self, inferred: Inferred, names: pd.Index) -> pd.DataFrame:
+        """Put where cells are on the circle in a table."""
+        assert inferred.circle is not None
+        assert self.periodic_ is not None
+        angle_c, concentration_c, active_c, _ = inferred.circle
+        columns = {
+            "angle": angle_c,
+            "concentration": concentration_c,
+            "active_probability": active_c,
+            "active": active_c >= 0.5,
+        }
+        if "phases" in self.periodic_:
+            codes_c = phase_codes(angle_c, self.periodic_["phase_start"])
+            columns["phase"] = pd.Categorical.from_codes(
+                np.where(columns["active"], codes_c, -1), list(self.periodic_["phases"])
+            )
+        return pd.DataFrame({f"{self.periodic_['name']}_{name}": part for name, part in columns.items()}, index=names)
+
+    def _write_phase(self, adata: AnnData, table: pd.DataFrame) -> None:
         with writable(adata):
-            adata.obsm[key_added] = embedding_cz
+            for name in table:
+                adata.obs[name] = table[name].to_numpy() if table[name].dtype != "category" else table[name].array
+            # So that later calls know the columns as a model's.
+            adata.uns["celldial"] = {**adata.uns.get("celldial", {}), "periodic": copy.deepcopy(self.periodic_)}
+
+    def _write(self, adata: AnnData, inferred: Inferred, key_added: str, include_periodic: bool) -> None:
+        with writable(adata):
+            for name in adata.uns.get("celldial", {}).get("axes", {}):
+                if name in adata.obs:  # the score on an axis of the model before
+                    del adata.obs[name]
+            adata.obsm[key_added] = inferred.state_cz.copy() if include_periodic else inferred.mean
             adata.uns["celldial"] = {
                 "version": importlib.metadata.version("celldial"),
                 "key_added": key_added,
@@ -1249,6 +1404,8 @@ class VAE(BaseEstimator):
                 "schema": self.schema_.to_dict(),
                 "history": {name: np.array(values) for name, values in self.history_.items()},
             }
+        if inferred.circle is not None:
+            self._write_phase(adata, self._phase_table(inferred, adata.obs_names))
 
 
 @dataclass(frozen=True)
@@ -1284,7 +1441,20 @@ def plain(value: Any) -> Any:
         return {key: plain(part) for key, part in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [plain(part) for part in value]
+    if isinstance(value, np.ndarray):
+        return value.tolist()
     return value.item() if isinstance(value, np.generic) else value
+
+
+def arrays(described: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn the lists that JSON has of a periodic coordinate back into arrays."""
+    kinds = {"phases": object, "phase_start": float}
+    result: dict[str, Any] = {
+        key: np.array(value, dtype=kinds[key]) if key in kinds else value for key, value in described.items()
+    }
+    if "markers" in result:
+        result["markers"] = {phase: np.array(names, dtype=object) for phase, names in result["markers"].items()}
+    return result
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from celldial.fusion import Fusion, FusionName
 from celldial.laplace import Loadings
 from celldial.latents import N_GRID, Circle, Gaussian, grid, harmonics
 from celldial.likelihoods import LIKELIHOODS, Likelihood, Observation
-from celldial.nn import Decoder, Encoder
+from celldial.nn import Decoder, DecoderName, Encoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,6 +95,8 @@ class Module(nn.Module):
         Modality to the weight of its log-likelihood in training; see `balance` for those that are not named.
     periodic
         Whether there is a circle beside the Gaussian coordinates.
+    decoder
+        How outputs depend on the latent coordinates; the `kind` of `celldial.nn.Decoder`.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class Module(nn.Module):
         fusion: FusionName = "product",
         modality_weights: Mapping[str, float] | None = None,
         periodic: bool = False,
+        decoder: DecoderName = "network",
     ) -> None:
         super().__init__()
         self.fusion = Fusion(fusion)
@@ -126,7 +129,7 @@ class Module(nn.Module):
             observation_model = LIKELIHOODS[likelihood[modality]](n)
             self.modalities[modality] = Modality(
                 Encoder(n, *sizes, self.latent.n_parameters, dropout_rate),
-                Decoder(n_latent, n, observation_model.n_heads, *sizes, n_periodic),
+                Decoder(n_latent, n, observation_model.n_heads, *sizes, n_harmonics=n_periodic, kind=decoder),
                 observation_model,
             )
         self._elbo = MeanFieldELBO()

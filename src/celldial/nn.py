@@ -8,21 +8,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, silu
 
-from celldial.latents import harmonics
+from celldial.latents import HARMONIC_SCALE, harmonics
 from celldial.ops import SparseRows, sparse_linear
 
-__all__ = ["Decoder", "Encoder"]
+__all__ = ["DECODERS", "Decoder", "DecoderName", "Encoder"]
+
+DecoderName = Literal["network", "additive"]
+DECODERS: tuple[DecoderName, ...] = get_args(DecoderName)
 
 # A feature seen in almost no cell would otherwise start with an enormous weight.
 MIN_DEVIATION = 0.05
 # The decoder's weights start this much below torch's default: with few counts a feature, what is drawn at random has to
 # be unlearned first.
 HEAD_SCALE = 0.1
+# A feature answers to few of the latent coordinates, so that each may do more than its share of what the prior on
+# loadings expects of all hidden units together.
+CURVE_SCALE = 2.0
+# Directions, over the features, in which the covariates of an additive decoder move the outputs.
+N_COVARIATE_UNITS = 16
 
 
 class CovariateShift(nn.Module):
@@ -129,6 +138,39 @@ class Encoder(nn.Module):
         return result
 
 
+class Curves(nn.Module):
+    """The hidden layer of the additive decoder: one unit a latent coordinate, and units of the covariates alone.
+
+    A coordinate's unit is nearly flat on one side and rises on the other (SiLU), so that the coordinate switches one
+    programme of features on. Without this bend, a rotation of the coordinates would describe the cells as well. The
+    covariates move the bends, too.
+
+    Parameters
+    ----------
+    n_latent
+        Number of latent coordinates.
+    n_categories, n_continuous
+        As in `Encoder`.
+    """
+
+    def __init__(self, n_latent: int, n_categories: Sequence[int], n_continuous: int) -> None:
+        super().__init__()
+        n_alone = N_COVARIATE_UNITS if n_categories or n_continuous else 0
+        self.n_units = n_latent + n_alone
+        self.slope_z = nn.Parameter(torch.ones(n_latent))
+        self.offset_z = nn.Parameter(torch.zeros(n_latent))
+        self.bend = CovariateShift(n_categories, n_continuous, n_latent)
+        self.alone = CovariateShift(n_categories, n_continuous, n_alone) if n_alone else None
+
+    def forward(self, z_cz: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
+        """Hidden units ``(c, h)``: those of the coordinates in their order, then those of the covariates."""
+        curve_cz = CURVE_SCALE * silu(self.bend(self.slope_z * z_cz + self.offset_z, category_ck, continuous_ck))
+        if self.alone is None:
+            return curve_cz
+        nothing_ch = z_cz.new_zeros(len(z_cz), N_COVARIATE_UNITS)
+        return torch.cat([curve_cz, self.alone(nothing_ch, category_ck, continuous_ck)], 1)
+
+
 class Decoder(nn.Module):
     """From latent coordinates to one or more outputs for every feature.
 
@@ -144,6 +186,15 @@ class Decoder(nn.Module):
         As in `Encoder`.
     n_harmonics
         Features of the place on the circle that add to the first output; 0 where there is no circle.
+    kind
+        ``"network"``: hidden layers in which all coordinates meet. ``"additive"``: every output is a sum of terms, each
+        of which depends on one coordinate and the covariates; `n_hidden` and `n_layers` do not matter then. See
+        `Curves`.
+
+    References
+    ----------
+    Moinfar and Theis (2024), Unsupervised deep disentangled representation of single-cell omics, bioRxiv
+    2024.11.06.622266, whose decoder has a network for each coordinate, and pools them by a log-sum-exp.
     """
 
     cycles_f: Tensor
@@ -159,9 +210,11 @@ class Decoder(nn.Module):
         n_hidden: int,
         n_layers: int,
         n_harmonics: int = 0,
+        kind: DecoderName = "network",
     ) -> None:
         super().__init__()
         self.n_latent = n_latent
+        self.harmonic_scale = HARMONIC_SCALE
         # What the circle says, added to the logarithm of the rates: the same in every cell that has the same angle.
         self.harmonics = nn.Linear(n_harmonics, n_features, bias=False) if n_harmonics else None
         if self.harmonics is not None:
@@ -170,7 +223,10 @@ class Decoder(nn.Module):
             self.register_buffer("cycles_f", torch.zeros(n_features, dtype=torch.bool))
             # What the Gaussian coordinates told of the angle, and are relieved of; see `celldial.phase.straighten`.
             self.register_buffer("tilt_kz", torch.zeros(n_harmonics - 1, n_latent))
-        widths = [n_latent] + [n_hidden] * (n_layers - 1)
+        self.curves = Curves(n_latent, n_categories, n_continuous) if kind == "additive" else None
+        if self.curves is not None:
+            n_hidden, n_layers = self.curves.n_units, 0
+        widths = [n_latent, *[n_hidden] * (n_layers - 1)][:n_layers]
         self.linears = nn.ModuleList(nn.Linear(width, n_hidden) for width in widths)
         self.layers = nn.ModuleList(HiddenLayer(n_categories, n_continuous, n_hidden) for _ in range(n_layers))
         self.heads = nn.ModuleList(nn.Linear(n_hidden, n_features) for _ in range(n_heads))
@@ -191,6 +247,8 @@ class Decoder(nn.Module):
         hidden_ch = z_cz[:, : self.n_latent]
         if self.harmonics is not None:
             hidden_ch = hidden_ch + harmonics(z_cz[:, self.n_latent :])[:, :-1] @ self.tilt_kz
+        if self.curves is not None:
+            hidden_ch = self.curves(hidden_ch, category_ck, continuous_ck)
         for linear, layer in zip(self.linears, self.layers, strict=True):
             hidden_ch = layer(linear(hidden_ch), category_ck, continuous_ck)
         return hidden_ch

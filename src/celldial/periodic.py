@@ -254,7 +254,7 @@ def anchor(peak: dict[str, Array], weight: dict[str, Array], rhythm: Rhythm) -> 
     return float(np.angle(fits[mirrored])), mirrored
 
 
-def phase_codes(angle_c: Array, rhythm: Rhythm) -> NDArray[np.int64]:
-    """Say in which phase each angle is."""
-    codes: NDArray[np.int64] = np.searchsorted(np.array(rhythm.phase_start), angle_c, side="right") - 1
+def phase_codes(angle_c: Array, phase_start: Array) -> NDArray[np.int64]:
+    """Say in which phase each angle is, given the angles where phases start, the first at 0."""
+    codes: NDArray[np.int64] = np.searchsorted(phase_start, angle_c, side="right") - 1
     return codes

@@ -23,7 +23,7 @@ from celldial.latents import N_GRID, N_HARMONICS, grid, harmonics
 from celldial.module import Modality, Module
 from celldial.ops import SparseRows
 
-__all__ = ["belief", "choose_features", "curves", "located", "start", "straighten", "turn"]
+__all__ = ["belief", "choose_features", "curves", "located", "placed", "start", "straighten", "turn"]
 
 # What a feature must tell of the angle over all cells, in nats, to be heard; and how many are, those that tell most.
 # The coefficients of one that does not cycle are fitted to noise, and seem to tell about 2.
@@ -72,6 +72,11 @@ def located(module: Module, cells: Cells, learn_prior: bool = False) -> Cells:
     mean_cu = angle_cj @ state_ju[:-1]
     angle_c = torch.atan2(mean_cu[:, 1], mean_cu[:, 0])
     return replace(cells, belief_cq=belief(angle_c, mean_cu.norm(dim=1), active_c))
+
+
+def placed(module: Module, cells: Cells) -> Cells:
+    """Say where cells are if the module has a circle, and it was not said yet; otherwise give them back as they are."""
+    return cells if module.circle is None or cells.belief_cq is not None else located(module, cells)
 
 
 def _places(like: Tensor) -> Tensor:

@@ -35,7 +35,6 @@ logger = logging.getLogger("celldial")
 WARM_UP = 1 / 6
 RISE = 0.3
 DISPERSION_SPEED = 10
-HARMONIC_SCALE = 0.3
 
 
 @dataclass(frozen=True)
@@ -204,7 +203,8 @@ def _optimizer(module: Module, plan: Plan, n_cells: int) -> Adam:
     modalities = [modality for _, modality in module.by_modality()]
     dispersions = [p for modality in modalities for p in modality.likelihood.parameters()]
     loadings = {modality: [h for h in modality.decoder.heads.parameters() if h.ndim > 1] for modality in modalities}
-    harmonics = [m.decoder.harmonics.weight for m in modalities if m.decoder.harmonics is not None]
+    turning = [modality.decoder for modality in modalities if modality.decoder.harmonics is not None]
+    harmonics = [decoder.harmonics.weight for decoder in turning if decoder.harmonics is not None]
     others = {id(p) for p in chain(dispersions, harmonics, *loadings.values())}
     networks = [p for p in module.parameters() if id(p) not in others]
     groups: list[dict[str, Any]] = [
@@ -217,7 +217,14 @@ def _optimizer(module: Module, plan: Plan, n_cells: int) -> Adam:
             }
             for modality, heads in loadings.items()
         ),
-        {"params": harmonics, "weight_decay": 1 / (HARMONIC_SCALE**2 * n_cells), "decoupled_weight_decay": False},
+        *(
+            {
+                "params": [weight_fk],
+                "weight_decay": 1 / (decoder.harmonic_scale**2 * n_cells),
+                "decoupled_weight_decay": False,
+            }
+            for decoder, weight_fk in zip(turning, harmonics, strict=True)
+        ),
         {"params": [p for p in networks if p.ndim > 1], "weight_decay": plan.weight_decay},
         {"params": [p for p in networks if p.ndim <= 1]},
         {"params": dispersions, "lr": DISPERSION_SPEED * plan.learning_rate},
