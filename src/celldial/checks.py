@@ -12,8 +12,8 @@ from anndata import AnnData
 from celldial.data import Cells
 from celldial.fusion import FUSIONS
 from celldial.likelihoods import LIKELIHOODS
-from celldial.nn import DECODERS
 from celldial.markers import Rhythm, read_rhythm
+from celldial.nn import DECODERS
 from celldial.schema import Schema
 
 __all__ = [

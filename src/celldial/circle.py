@@ -21,7 +21,7 @@ from celldial.markers import Rhythm
 from celldial.module import Module
 from celldial.settings import settings
 
-__all__ = ["fit", "go_on"]
+__all__ = ["fit", "go_on", "marker_curves", "phase_starts"]
 
 # The share of the epochs before cells are located for the first time, and by how much slower the rest learns.
 FIRST_SHARE, SLOWER = 2 / 3, 2.0
@@ -64,14 +64,26 @@ def fit(
         plans.append(replace(plan, max_epochs=plan.max_epochs - n_first, learning_rate=rate, warm_up=False))
     cells, history = _train(module, cells, train_c, validation_c, plans, seed)
     if markers:
-        peak, amplitude = {}, {}
-        for name, column_f in markers.items():
-            peak_f, amplitude_f = phase.curves(module, modality, torch.from_numpy(column_f))
-            peak[name], amplitude[name] = peak_f.cpu().numpy(), amplitude_f.cpu().numpy()
-        phase.turn(module, *periodic.anchor(peak, amplitude, rhythm))
+        phase.turn(module, *periodic.anchor(marker_curves(module, markers, modality), rhythm))
         cells = _located(module, cells, learn_prior=True)
     phase.straighten(module, cells.select(train_c).to(settings.torch_device))
     return cells, history
+
+
+def marker_curves(module: Module, markers: dict[str, np.ndarray], modality: str) -> dict[str, np.ndarray]:
+    """Log rates of the markers of each phase around the circle, shape ``(f, j)``."""
+    return {
+        name: phase.curves(module, modality, torch.from_numpy(column_f)).cpu().numpy()
+        for name, column_f in markers.items()
+    }
+
+
+def phase_starts(module: Module, markers: dict[str, np.ndarray], modality: str, rhythm: Rhythm) -> np.ndarray:
+    """Find the angle where each phase starts."""
+    assert module.circle is not None
+    density_j = module.circle.log_density_j.exp().double().cpu().numpy()
+    curve = {name: curve_fj.mean(0) for name, curve_fj in marker_curves(module, markers, modality).items()}
+    return periodic.phase_starts(curve, density_j / density_j.sum(), rhythm)
 
 
 def go_on(
@@ -108,9 +120,7 @@ def _located(module: Module, cells: Cells, learn_prior: bool = False) -> Cells:
     return phase.located(module.to(device), cells.to(device), learn_prior).to("cpu")
 
 
-def _first_guess(
-    cells: Cells, rhythm: Rhythm, markers: dict[str, np.ndarray], modality: str
-) -> tuple[Cells, Tensor]:
+def _first_guess(cells: Cells, rhythm: Rhythm, markers: dict[str, np.ndarray], modality: str) -> tuple[Cells, Tensor]:
     """Say by the markers where cells are; those that lack the modality could be anywhere."""
     rows = cells.counts[modality]
     parts = (rows.value_n.numpy(), rows.column_n.numpy(), rows.indptr_c.numpy())

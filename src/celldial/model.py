@@ -19,7 +19,20 @@ from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
-from celldial import averages, axes, checks, circle, dials, export, inference, memory, storage, targets, train, traversal
+from celldial import (
+    averages,
+    axes,
+    checks,
+    circle,
+    dials,
+    export,
+    inference,
+    memory,
+    storage,
+    targets,
+    train,
+    traversal,
+)
 from celldial.axes import Axis
 from celldial.covariates import covariate_table
 from celldial.data import Cells, block_size, check_linked, choose_cells
@@ -1360,7 +1373,7 @@ class VAE(BaseEstimator):
         if rhythm.phases:
             names = np.array(self.schema_.feature_names[modality], dtype=object)
             described["phases"] = np.array(rhythm.phases, dtype=object)
-            described["phase_start"] = np.array(rhythm.phase_start)
+            described["phase_start"] = circle.phase_starts(self.module_, markers, modality, rhythm)
             described["markers"] = {phase: names[column_f] for phase, column_f in markers.items()}
         if self.gene_symbols is not None:
             described["gene_symbols"] = self.gene_symbols

@@ -20,7 +20,7 @@ from scipy.special import expit
 
 from celldial.markers import Rhythm
 
-__all__ = ["Place", "anchor", "first_places", "log_normalized", "phase_codes"]
+__all__ = ["Place", "anchor", "first_activity", "first_places", "log_normalized", "phase_codes", "phase_starts"]
 
 Array = NDArray[np.floating]
 
@@ -139,7 +139,9 @@ class _Fitted:
     temper: float
 
     def judge(self, standard_cf: Array) -> Place:
-        return _place(_posterior(standard_cf[:, self.column_f], self.mean_jf, self.variance_f, self.log_prior_j, self.temper))
+        return _place(
+            _posterior(standard_cf[:, self.column_f], self.mean_jf, self.variance_f, self.log_prior_j, self.temper)
+        )
 
 
 def _posterior(value_cf: Array, mean_jf: Array, variance_f: Array, log_prior_j: Array, temper: float) -> Array:
@@ -234,27 +236,58 @@ def _choose(standard_cf: Array, active_c: Array, markers: dict[str, NDArray[np.i
     return max(choice for choice in CHOICES if told[choice] >= TOLERANCE * best)
 
 
-def anchor(peak: dict[str, Array], weight: dict[str, Array], rhythm: Rhythm) -> tuple[float, bool]:
+def anchor(curve: dict[str, Array], rhythm: Rhythm) -> tuple[float, bool]:
     """Say how to turn the circle so that markers peak where their phases are: by which angle, and whether mirrored.
 
     Parameters
     ----------
-    peak
-        Phase to the angle where each of its markers peaks.
-    weight
-        Phase to how much each of them changes.
+    curve
+        Phase to the log rates of its markers around the circle, at evenly spaced angles from 0, shape ``(f, j)``.
+        Markers that change more count more.
     """
-    mean = {phase: (weight[phase] * np.exp(1j * peak[phase])).sum() / weight[phase].sum() for phase in peak}
-    target = {phase: np.exp(1j * rhythm.peak[phase]) for phase in peak}
-    fits = {}
-    for mirrored in (False, True):
-        apart = sum(target[phase] * (mean[phase] if mirrored else mean[phase].conjugate()) for phase in peak)
-        fits[mirrored] = apart
-    mirrored = abs(fits[True]) > abs(fits[False]) * (1 + 1e-6)
-    return float(np.angle(fits[mirrored])), mirrored
+    turning = {False: 0j, True: 0j}
+    for phase, curve_fj in curve.items():
+        peak_f = curve_fj.argmax(1) * (2 * np.pi / curve_fj.shape[1])
+        amplitude_f = np.maximum(np.ptp(curve_fj, axis=1), 1e-9)
+        mean = (amplitude_f * np.exp(1j * peak_f)).sum() / amplitude_f.sum()
+        target = np.exp(1j * rhythm.peak[phase])
+        turning[False] += target * mean.conjugate()
+        turning[True] += target * mean
+    mirrored = abs(turning[True]) > abs(turning[False]) * (1 + 1e-6)
+    return float(np.angle(turning[mirrored])), mirrored
+
+
+def phase_starts(curve: dict[str, Array], density_j: Array, rhythm: Rhythm) -> Array:
+    """Find where phases start: where markers of a phase rise above those of the one before it.
+
+    Parameters
+    ----------
+    curve
+        Phase to the mean log rate of its markers around the circle, at evenly spaced angles from 0.
+    density_j
+        How common the angles are. Curves are compared as standardized over cells.
+    rhythm
+        A phase without markers (G1) starts where it is said to, and the next one where markers rise above their mean.
+    """
+    level = {}
+    for phase, curve_j in curve.items():
+        mean = density_j @ curve_j
+        level[phase] = (curve_j - mean) / max(np.sqrt(density_j @ (curve_j - mean) ** 2), 1e-6)
+    n = len(density_j)
+    starts = []
+    for place, phase in enumerate(rhythm.phases):
+        if phase not in level:
+            starts.append(rhythm.phase_start[place])
+            continue
+        before_j = level.get(rhythm.phases[place - 1], np.zeros(n))
+        peak = int(np.argmax(level[phase]))
+        back = next((b for b in range(n) if level[phase][peak - b] <= before_j[peak - b]), n // 2)
+        starts.append(2 * np.pi * ((peak - back + 1) % n) / n)
+    return np.array(starts)
 
 
 def phase_codes(angle_c: Array, phase_start: Array) -> NDArray[np.int64]:
-    """Say in which phase each angle is, given the angles where phases start, the first at 0."""
-    codes: NDArray[np.int64] = np.searchsorted(phase_start, angle_c, side="right") - 1
+    """Say in which phase each angle is, given the angles where phases start, in the order of the circle."""
+    order = np.argsort(phase_start)
+    codes: NDArray[np.int64] = order[np.searchsorted(phase_start[order], angle_c, side="right") - 1]
     return codes

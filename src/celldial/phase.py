@@ -228,7 +228,11 @@ def start(module: Module, cells: Cells, column: Mapping[str, Tensor]) -> None:
     assert cells.belief_cq is not None
     assert module.circle is not None
     active_share = cells.belief_cq[:, 3].double().sigmoid().mean()
-    module.circle.active_logit.copy_(torch.logit(active_share).clamp_max(MAX_LOGIT) if (cells.belief_cq[:, 3] < MAX_LOGIT).any() else torch.tensor(MAX_LOGIT))
+    module.circle.active_logit.copy_(
+        torch.logit(active_share).clamp_max(MAX_LOGIT)
+        if (cells.belief_cq[:, 3] < MAX_LOGIT).any()
+        else torch.tensor(MAX_LOGIT)
+    )
     x_c, y_c, _, logit_c = cells.belief_cq.unbind(1)
     angle_j = grid(x_c)[::2]
     nearness_cj = torch.exp(6 * (x_c[:, None] * angle_j.cos() + y_c[:, None] * angle_j.sin() - 1))
@@ -301,11 +305,9 @@ def straighten(module: Module, cells: Cells) -> None:
 
 
 @torch.no_grad()
-def curves(module: Module, modality: str, column_f: Tensor) -> tuple[Tensor, Tensor]:
-    """Say where on the circle features peak, and how much they change: half the range of the log rate, both ``(f,)``."""
+def curves(module: Module, modality: str, column_f: Tensor) -> Tensor:
+    """Log rates of features around the circle, up to what does not change along it, shape ``(f, j)``."""
     decoder = dict(module.by_modality())[modality].decoder
     assert decoder.harmonics is not None
-    state_ju = _places(decoder.harmonics.weight)[:-1]
-    log_rate_fj = decoder.harmonics.weight[column_f] @ harmonics(state_ju).T
-    amplitude_f = (log_rate_fj.amax(1) - log_rate_fj.amin(1)) / 2
-    return grid(log_rate_fj)[log_rate_fj.argmax(1)], amplitude_f
+    turning_jk = harmonics(_places(decoder.harmonics.weight)[:-1])
+    return decoder.harmonics.weight[column_f] @ turning_jk.T
