@@ -35,7 +35,7 @@ def true_shares(cells: ad.AnnData, batch: str | None, angle: float | None = None
         log_cf += effect_fb[:, [cells.obs["batch"].cat.categories.get_loc(batch)]].T
         log_cf -= effect_fb[:, cells.obs["batch"].cat.codes].T
     if angle is not None:
-        own_c4 = harmonics(cells.obs["cell_cycle_angle"].to_numpy())
+        own_c4 = harmonics(cells.obs["true_cell_cycle_angle"].to_numpy())
         log_cf += (harmonics(np.array([angle])) - own_c4) @ cells.varm["cell_cycle_effect"].T
     share_cf = np.exp(log_cf)
     for part in PARTS.values():

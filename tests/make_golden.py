@@ -3,7 +3,8 @@
 Run once for a format version, ``python tests/make_golden.py``, and commit the files. They are never written again:
 `test_storage.py` holds all later versions to them.
 
-Version 1 has genes alone, version 2 genes and peaks, of which some cells have only one.
+Version 1 has genes alone, version 2 genes and peaks, of which some cells have only one, version 3 also a circle and an
+additive decoder.
 """
 
 from pathlib import Path
@@ -19,6 +20,8 @@ from simulated import simulate
 
 FOLDER = Path(__file__).parent / "golden"
 N_CELLS, N_GENES, N_PEAKS = 60, 20, 30
+# These genes follow a rhythm.
+RHYTHM = {"name": "rhythm", "phases": {"day": ["g0", "g2", "g4"], "night": ["g1", "g3", "g5"]}}
 
 
 def golden_paths(version: int) -> tuple[Path, Path]:
@@ -44,8 +47,12 @@ def make_cells() -> AnnData:
     adata.var_names = [*(f"g{gene}" for gene in range(N_GENES)), *(f"p{peak}" for peak in range(N_PEAKS))]
     adata.var["feature_types"] = ["Gene Expression"] * N_GENES + ["Peaks"] * N_PEAKS
     order_c = np.arange(N_CELLS)
-    adata.obs["has_rna"], adata.obs["has_atac"] = order_c % 6 != 4, order_c % 6 != 5
+    angle_c = np.random.default_rng(1).uniform(0, 2 * np.pi, N_CELLS)
     x = adata.X.toarray()
+    for phase, peak in (("day", np.pi / 2), ("night", 3 * np.pi / 2)):
+        for gene in RHYTHM["phases"][phase]:
+            x[:, adata.var_names.get_loc(gene)] = np.random.default_rng(2).poisson(15 * np.exp(np.cos(angle_c - peak)))
+    adata.obs["has_rna"], adata.obs["has_atac"] = order_c % 6 != 4, order_c % 6 != 5
     x[~adata.obs["has_rna"], :N_GENES] = 0
     x[~adata.obs["has_atac"], N_GENES:] = 0
     x[:, N_GENES:] = x[:, N_GENES:] > 4
@@ -57,11 +64,19 @@ def main() -> None:
     """Fit a tiny model with a batch and a continuous covariate, and write it with its answers."""
     model_path, cells_path = golden_paths(FORMAT_VERSION)
     adata = make_cells()
-    model = celldial.VAE(n_latent=3, n_hidden=8, batch_key="batch", continuous_covariate_keys=["age"])
+    model = celldial.VAE(
+        n_latent=3,
+        n_hidden=8,
+        decoder="additive",
+        batch_key="batch",
+        continuous_covariate_keys=["age"],
+        periodic=RHYTHM,
+    )
     model.fit(adata, max_epochs=10, progress=False)
     FOLDER.mkdir(exist_ok=True)
     model.save(model_path)
     mean, standard_deviation = model.posterior(adata)
+    phase = model.phase(adata)
     has = {name: adata.obs[name].to_numpy() for name in ("has_rna", "has_atac")}
     np.savez_compressed(
         cells_path,
@@ -74,6 +89,8 @@ def main() -> None:
         **has,
         embedding=mean,
         standard_deviation=standard_deviation,
+        states=model.transform(adata, include_periodic=True),
+        **{name: phase[name].to_numpy(str if name == "rhythm_phase" else None) for name in phase},
         embedding_rna=model.transform(adata[has["has_rna"]], modality="rna"),
         embedding_atac=model.transform(adata[has["has_atac"]], modality="atac"),
         expression=model.denoise(adata, transform_batch="b1").to_numpy(),

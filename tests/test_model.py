@@ -122,6 +122,9 @@ def test_parameters_can_be_read_set_and_cloned(model: VAE) -> None:
         lambda model, adata: model.impute_to_file(adata, "rna", "never written"),
         lambda model, adata: model.sample(3),
         lambda model, adata: model.latent_traverse(adata),
+        lambda model, adata: model.axes(adata),
+        lambda model, adata: model.find_axis(adata, "identity", obs="type"),
+        lambda model, adata: model.phase(adata),
     ],
 )
 def test_before_fit_every_method_says_so(use: Callable[[VAE, AnnData], Any], adata: AnnData) -> None:

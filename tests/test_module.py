@@ -83,7 +83,7 @@ def test_loss_is_the_weighted_elbo_per_cell(likelihood: str, kl_weight: float) -
 def test_kl_divergence_is_that_of_the_posterior() -> None:
     cells = simulate_cells()
     module = make_module(cells).eval()
-    posterior = module.posterior(cells)
+    posterior = module.posterior(cells)["z"]
     mu_cz, sigma_cz = posterior.mean, posterior.stddev
     expected_c = 0.5 * (mu_cz**2 + sigma_cz**2 - 1 - 2 * sigma_cz.log()).sum(-1)
     torch.testing.assert_close(module.elbo(cells)[1], expected_c)
@@ -93,7 +93,7 @@ def test_log_likelihood_is_that_of_a_draw_from_the_posterior() -> None:
     cells = simulate_cells()
     module = make_module(cells).eval()
     torch.manual_seed(1)
-    z_cz = module.posterior(cells).rsample()
+    z_cz = module.posterior(cells)["z"].rsample()
     torch.manual_seed(1)
     log_likelihood, _ = module.elbo(cells)
     torch.testing.assert_close(log_likelihood["rna"], module.decode(z_cz, cells)["rna"].log_prob(cells.counts["rna"]))
@@ -349,16 +349,16 @@ def test_a_cell_is_judged_by_what_it_has_whatever_others_have(fusion: str) -> No
     cells = simulate_two_cells(lacking=LACKING, covariates=True)
     module = make_two(cells, fusion).eval()
     with torch.no_grad():
-        posterior = module.posterior(cells)
+        posterior = module.posterior(cells)["z"]
         for lacked, present in (("atac", "rna"), ("rna", "atac")):
             index_c = torch.tensor(LACKING[lacked])
             for alone in (cells.select(index_c), cells.select(index_c).only(present), cells.only(present)):
-                found = module.posterior(alone)
+                found = module.posterior(alone)["z"]
                 rows = index_c if len(alone) == 60 else slice(None)
                 torch.testing.assert_close(found.mean[rows], posterior.mean[index_c])
                 torch.testing.assert_close(found.stddev[rows], posterior.stddev[index_c])
         zeros = Cells(cells.counts, cells.library_size, cells.category_ck, cells.continuous_ck)  # no masks
-        change_c = (module.posterior(zeros).mean - posterior.mean).abs().amax(-1)
+        change_c = (module.posterior(zeros)["z"].mean - posterior.mean).abs().amax(-1)
     assert (change_c[LACKING["atac"]] > 1e-3).all()
     assert not change_c[patterns(cells)["both"]].any()
 
@@ -367,7 +367,7 @@ def test_a_cell_is_judged_by_what_it_has_whatever_others_have(fusion: str) -> No
 def test_a_cell_without_anything_is_judged_by_the_prior(fusion: str) -> None:
     cells = simulate_two_cells(lacking={"rna": [4], "atac": [4]})
     module = make_two(cells.select(torch.arange(5, 60)), fusion).eval()
-    posterior = module.posterior(cells)
+    posterior = module.posterior(cells)["z"]
     assert torch.equal(posterior.mean[4], torch.zeros(3))
     assert torch.equal(posterior.stddev[4], torch.ones(3))
     with torch.no_grad():
@@ -380,8 +380,8 @@ def test_a_cell_without_anything_is_judged_by_the_prior(fusion: str) -> None:
 def test_only_the_elbo_draws_what_is_heard(fusion: str) -> None:
     cells = simulate_two_cells()
     module = make_two(cells, fusion).eval()
-    assert torch.equal(module.posterior(cells).mean, module.posterior(cells).mean)
-    drawn = [module.posterior(cells, draw=True).mean for _ in range(2)]
+    assert torch.equal(module.posterior(cells)["z"].mean, module.posterior(cells)["z"].mean)
+    drawn = [module.posterior(cells, draw=True)["z"].mean for _ in range(2)]
     assert torch.equal(*drawn) == (fusion != "mixture")
 
 
@@ -499,7 +499,7 @@ def log_evidence(module: Module, cell: Cells) -> Tensor:
 
 
 def posterior_on_a_line(module: Module, cell: Cells) -> Normal:
-    posterior = module.posterior(cell)
+    posterior = module.posterior(cell)["z"]
     return Normal(posterior.mean.squeeze(), posterior.stddev.squeeze())
 
 

@@ -32,7 +32,7 @@ def make_decoder(
     n_latent: int = 3,
 ) -> Decoder:
     torch.manual_seed(0)
-    return Decoder(n_latent, N_FEATURES, n_heads, n_categories, n_continuous, 8, n_layers, kind)
+    return Decoder(n_latent, N_FEATURES, n_heads, n_categories, n_continuous, 8, n_layers, kind=kind)
 
 
 def encode(encoder: Encoder, cells: Cells) -> Tensor:

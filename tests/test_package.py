@@ -33,11 +33,12 @@ MODULES = sorted(module_name(path) for path in SOURCE.rglob("*.py"))
 ROWS = [
     {"lookup", "ops"},
     {"counts", "covariates", "fusion", "laplace", "latents", "likelihoods", "nn", "selection", "targets"},
+    {"markers", "periodic"},
     {"modalities"},
     {"schema", "joined"},
     {"data", "module", "axes"},
-    {"train"},
-    {"averages", "checks", "dials", "inference", "memory"},
+    {"circle", "phase", "train"},
+    {"averages", "checks", "coordinates", "dials", "inference", "memory", "phases"},
     {"model"},
 ]
 LEAVES = {
@@ -55,7 +56,7 @@ LEAVES = {
 }
 # What reads an AnnData, on the way to numbers: no tensor yet.
 READERS = {"lookup", "counts", "covariates", "modalities", "schema", "joined", "targets"}
-NETWORKS = {"ops", "fusion", "laplace", "latents", "likelihoods", "nn", "module", "train"}
+NETWORKS = {"ops", "fusion", "laplace", "latents", "likelihoods", "nn", "module", "train", "phase", "circle"}
 # The plots: one file a figure, over what they share, and of the rest of the package only `lookup`.
 SHARED_BY_PLOTS = {"pl._canvas", "pl._cells", "pl._counts", "pl._stored"}
 FIGURES = {
@@ -160,11 +161,15 @@ def test_only_the_top_imports_the_estimator(module):
         ("data", NETWORKS - {"ops"}),  # knows no network
         *((module, {"anndata", "mudata", "scanpy", *READERS}) for module in sorted(NETWORKS)),
         ("module", {"data", "train"}),
-        ("train", {"module", "nn", "latents", "likelihoods", "fusion"}),
+        ("train", {"module", "nn", "latents", "likelihoods", "fusion", "phase", "circle"}),
+        ("phase", {"train", "circle", "periodic", "inference"}),
+        ("circle", {"inference"}),
+        *((module, {"anndata", "mudata", "scanpy", "torch", *NETWORKS}) for module in ("markers", "periodic")),
         ("ops", {"pyro"}),
         ("fusion", {"pyro"}),
         ("inference", {"anndata", "mudata", "scanpy", "pandas", "train", *READERS}),
         ("averages", {"anndata", "mudata", "scanpy", "pandas", "train", *READERS}),
+        ("coordinates", {"anndata", "mudata", "scanpy", "train", *READERS}),
         ("selection", {"anndata", "mudata", "scanpy", "torch", *NETWORKS}),
         ("traversal", {"anndata", "mudata", "scanpy", "pandas", "torch", "pyro"}),
         ("memory", {"anndata", "mudata", "scanpy", "module", "train", *READERS}),

@@ -252,7 +252,7 @@ def test_genes_do_what_their_peaks_do():
 
 
 def test_angles_and_phases(adata):
-    angle, phase = adata.obs["cell_cycle_angle"], adata.obs["phase"]
+    angle, phase = adata.obs["true_cell_cycle_angle"], adata.obs["phase"]
     assert angle.between(0, 2 * np.pi, inclusive="left").all()
     assert list(phase.cat.categories) == ["G1", "S", "G2M"]
     assert list(np.digitize(angle / HOUR, [12, 20])) == list(phase.cat.codes)
@@ -273,7 +273,7 @@ def test_library_sizes_rise_over_the_cycle(adata):
 def test_cycling_features_peak_at_their_phase(adata, log_mean):
     cycling_c = adata.obs["is_cycling"].to_numpy()
     features = adata.var.index[adata.var["cell_cycle_amplitude"] > 0.5]
-    angle_c = adata.obs["cell_cycle_angle"].to_numpy()[cycling_c]
+    angle_c = adata.obs["true_cell_cycle_angle"].to_numpy()[cycling_c]
     found = first_harmonic(angle_c, log_mean.loc[cycling_c, features].to_numpy())
     error = np.abs(turn(found - adata.var.loc[features, "cell_cycle_phase"]))
     assert len(features) > 60
@@ -314,7 +314,7 @@ def test_silencers_do_the_contrary():
 
 def test_angle_can_be_read_from_the_counts(adata):
     cycling_c = adata.obs["is_cycling"].to_numpy()
-    angle_c = adata.obs["cell_cycle_angle"].to_numpy()[cycling_c]
+    angle_c = adata.obs["true_cell_cycle_angle"].to_numpy()[cycling_c]
     counts_cg = adata[cycling_c, list(CELL_CYCLE_GENES)].X.toarray()
     x_cg = np.log1p(counts_cg * (100 / adata.obs["rna_library_size"].to_numpy()[cycling_c, None]))
     x_cg = np.column_stack([x_cg, np.ones(len(x_cg))])
@@ -328,7 +328,7 @@ def test_angle_can_be_read_from_the_counts(adata):
 
 def test_without_a_cell_cycle():
     adata = simulate_multiome(50, 20, 40, cell_cycle=False)
-    assert adata.obs[["cell_cycle_angle", "phase"]].isna().all(axis=None)
+    assert adata.obs[["true_cell_cycle_angle", "phase"]].isna().all(axis=None)
     assert not adata.obs["is_cycling"].any()
     assert (adata.var["cell_cycle_amplitude"] == 0).all()
     assert adata.var["cell_cycle_phase"].isna().all()
@@ -343,7 +343,7 @@ def test_angles_multiply_features():
     curve_sf = np.stack([np.cos(grid), np.sin(grid), np.cos(2 * grid), np.sin(2 * grid)], 1) @ effect_f4.T
     np.testing.assert_allclose(np.ptp(curve_sf, axis=0) / 2, adata.var["cell_cycle_amplitude"], atol=1e-9)
     # Of two genes that nothing but the angle changes, the ratio.
-    angle_c = adata.obs["cell_cycle_angle"].to_numpy()
+    angle_c = adata.obs["true_cell_cycle_angle"].to_numpy()
     log_cf = np.log(adata.layers["mean"][:, :60].astype(float))
     turned_cf = np.stack([np.cos(angle_c), np.sin(angle_c), np.cos(2 * angle_c), np.sin(2 * angle_c)], 1) @ effect_f4.T
     rest_cf = (log_cf - turned_cf[:, :60])[:, effect_f4[:60].any(1)]
@@ -370,6 +370,22 @@ def test_one_batch_has_no_effect():
     adata = simulate_multiome(20, 60, 80, n_batches=1, n_types=1)
     assert not adata.varm["batch_effect"].any()
     assert list(adata.uns["simulation"]["programmes"]) == ["type1"]
+
+
+# Depth
+
+
+def test_depth_multiplies_expected_counts_and_nothing_else():
+    usual, deep = (simulate_multiome(300, 60, 200, depth=depth, truth=True) for depth in (1, 6.0))
+    np.testing.assert_allclose(deep.layers["mean"], 6 * usual.layers["mean"], rtol=1e-5)
+    sizes = ["rna_library_size", "atac_library_size"]
+    np.testing.assert_allclose(deep.obs[sizes], 6 * usual.obs[sizes])
+    pd.testing.assert_frame_equal(deep.obs.drop(columns=sizes), usual.obs.drop(columns=sizes))
+    pd.testing.assert_frame_equal(deep.var, usual.var)
+    for part in (slice(60), slice(60, None)):
+        assert 5.5 < deep.X[:, part].sum() / usual.X[:, part].sum() < 6.5
+    assert identical(usual, simulate_multiome(300, 60, 200))
+    assert deep.uns["simulation"]["depth"] == 6
 
 
 # Mosaic
@@ -434,6 +450,10 @@ def test_stored_copy_is_what_its_script_makes(root):
         ({"mosaic": (1.2, -0.2, 0.0)}, "at least 0"),
         ({"mosaic": (0.5, 0.5)}, "three shares"),
         ({"mosaic": (np.nan, 0.5, 0.5)}, "three shares"),
+        ({"depth": 0.0}, "depth must be above 0 and finite, not 0"),
+        ({"depth": -2}, "depth must be above 0"),
+        ({"depth": np.nan}, "depth must be above 0 and finite"),
+        ({"depth": np.inf}, "depth must be above 0 and finite"),
     ],
 )
 def test_refuses(arguments, message):
@@ -445,6 +465,12 @@ def test_refuses(arguments, message):
 def test_refuses_what_is_no_whole_number(name, value):
     with pytest.raises(TypeError, match=f"{name} must be a whole number"):
         simulate_multiome(**{name: value})
+
+
+@pytest.mark.parametrize("depth", ["2", None, True])
+def test_refuses_a_depth_that_is_no_number(depth):
+    with pytest.raises(TypeError, match="depth must be a number"):
+        simulate_multiome(depth=depth)
 
 
 @settings(max_examples=40, deadline=None)

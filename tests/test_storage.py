@@ -364,6 +364,15 @@ def test_golden_file(version: int) -> None:
         np.testing.assert_allclose(embedding, expected[f"embedding_{modality}"], atol=1e-5)
     probability = model.impute(adata[expected["has_rna"]].copy(), "atac", from_="rna").to_numpy()
     np.testing.assert_allclose(probability, expected["probability"], rtol=1e-4)
+    if version == 2:
+        return
+    states = model.transform(adata, include_periodic=True)
+    np.testing.assert_allclose(states, expected["states"], atol=1e-5)
+    phase = model.phase(adata)
+    np.testing.assert_array_equal(phase["rhythm_phase"].to_numpy(str), expected["rhythm_phase"])
+    np.testing.assert_allclose(phase["rhythm_angle"], expected["rhythm_angle"], atol=1e-4)
+    np.testing.assert_allclose(phase["rhythm_concentration"], expected["rhythm_concentration"], rtol=1e-3)
+    np.testing.assert_allclose(phase["rhythm_active_probability"], expected["rhythm_active_probability"], atol=1e-4)
 
 
 @pytest.mark.parametrize("version", range(1, FORMAT_VERSION + 1))

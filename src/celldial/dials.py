@@ -6,6 +6,7 @@ side, ``n`` draws of one cell, ``s`` steps, ``z`` columns of the latent state.
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 from collections.abc import Mapping
@@ -13,16 +14,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 
 from celldial import averages, inference, traversal
 from celldial.data import Cells
 from celldial.lookup import listing
 from celldial.module import Module
-from celldial.schema import Schema
+from celldial.schema import BERNOULLI, Schema
 from celldial.selection import cells_at, two_ends
 
-__all__ = ["Dial", "Moved", "check_traversal", "find_dial", "move_along", "move_between"]
+__all__ = ["Dial", "Moved", "check_traversal", "find_dial", "move_along", "move_between", "turned"]
 
 # From how many cells a traversal takes its span, how many of a group it looks at, and how many are read at a time.
 SPAN_CELLS, GROUP_CELLS, BLOCK_CELLS = 20_000, 2_000, 4_096
@@ -298,6 +300,97 @@ def read_some(
             f"none of the {len(position_c)} cells to start from has a single count: check the layer and the features"
         )
     return filled_c, np.concatenate(states)
+
+
+def turned(
+    module: Module,
+    schema: Schema,
+    dial: Dial,
+    moved: Moved,
+    covariates: Mapping[str, Any] | None,
+    library_size: Mapping[str, float],
+    names: pd.Index,
+) -> tuple[AnnData, dict[str, Any]]:
+    """Decode cells on their way, and say what changes.
+
+    Parameters
+    ----------
+    module, schema
+        Of the model.
+    dial, moved
+        What is turned, and which cells by it.
+    covariates
+        Covariate to one value for all cells.
+    library_size
+        Modality to the library size to decode with.
+    names
+        Of all features.
+
+    Returns
+    -------
+    Steps × features, as `celldial.VAE.latent_traverse` returns them, and the same as arrays, to be stored.
+    """
+    encoded = inference.Covariates(
+        *(np.repeat(part, moved.n_samples, axis=0) for part in schema.covariates(moved.cells, covariates))
+    )
+    parts = [
+        averages.average(module, name, moved.state_sjz, encoded, depth, moved.n_samples, moved.n_group)
+        for name, depth in library_size.items()
+    ]
+    modality_f = np.repeat(np.array(schema.modalities, dtype=object), [part.mean_sf.shape[1] for part in parts])
+    bernoulli_f = [schema.likelihood[modality] == BERNOULLI for modality in modality_f]
+    curves = traversal.Traversal(
+        *traversal.joined(parts), np.where(bernoulli_f, 1, np.inf).astype(np.float32), dial.kind == "periodic"
+    )
+    lfsr_f = curves.lfsr_f
+    by_step = {
+        "mean": curves.mean_sf,
+        "lower": curves.lower_sf,
+        "upper": curves.upper_sf,
+        "log2_fold_change": curves.log2_fold_change_sf,
+    }
+    by_feature = {
+        "effect_size": curves.effect_size_f,
+        "change": curves.change_f,
+        "peak_step": curves.peak_step_f,
+        "lfsr": lfsr_f,
+        "fdr": traversal.s_value(lfsr_f),
+        "rank": traversal.ranks(curves.score_f(modality_f)),
+    }
+    about = {
+        "axis": dial.title,
+        "kind": dial.kind,
+        "position_label": dial.label,
+        "path": moved.state_sjz.mean(1),
+        "likelihood": dict(schema.likelihood),
+        "library_size": dict(library_size),
+        "interval": traversal.INTERVAL,
+        "n_cells": moved.cells.n_obs,
+        "n_samples": moved.n_samples,
+        "at": moved.at,
+        "covariates": {key: str(value) for key, value in (covariates or {}).items()},
+        **({"phases": dial.phases} if dial.phases else {}),
+    }
+    stored = {
+        **about,
+        "position": moved.position_s,
+        "feature_names": np.array(names, dtype=object),
+        "modality": modality_f,
+        **by_step,
+        **by_feature,
+    }
+    obs = pd.DataFrame({"position": moved.position_s}, pd.RangeIndex(len(moved.position_s)).map("step_{}".format))
+    if dial.kind == "periodic":
+        obs["angle"] = moved.position_s
+    # Copies: what is done to the one must not change the other.
+    result = AnnData(
+        curves.mean_sf.copy(),
+        obs=obs,
+        var=pd.DataFrame({**by_feature, "modality": modality_f}, index=names, copy=True),
+        layers={name: values_sf.copy() for name, values_sf in by_step.items()},
+        uns=copy.deepcopy(about),
+    )
+    return result, stored
 
 
 def rows(adata: AnnData, position_c: np.ndarray) -> AnnData:

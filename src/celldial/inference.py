@@ -108,8 +108,8 @@ def infer(module: Module, cells: Cells) -> Inferred:
     mean_cz[empty_c], deviation_cz[empty_c] = 0, 1
     if circle:
         # Anywhere on the circle, or not at all, as the prior has it.
-        angle_c, concentration_c, active_c, kl_c = circle
-        angle_c[empty_c] = concentration_c[empty_c] = kl_c[empty_c] = 0
+        for values_c in (circle[0], circle[1], circle[3]):
+            values_c[empty_c] = 0
     finite_c = np.isfinite(mean_cz).all(1) & np.isfinite(deviation_cz).all(1)
     if not finite_c.all():
         raise FloatingPointError(

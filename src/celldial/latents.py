@@ -7,13 +7,15 @@ two coordinates of the plane in which the circle lies, ``z`` latent coordinates.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import Independent, Normal, TorchDistribution
 from torch import Size, Tensor, nn
 from torch.distributions import Bernoulli, Beta, RelaxedBernoulli, constraints, kl_divergence, register_kl
 from torch.nn.functional import softplus
+
+ONE = Size()  # the shape of a single draw
 
 # A posterior narrower than this is numerically a point: it keeps the KL divergence finite.
 MIN_SCALE = 1e-4
@@ -77,17 +79,14 @@ class PowerSpherical(TorchDistribution):
     De Cao and Aziz (2020), The Power Spherical distribution, arXiv:2006.04437.
     """
 
-    arg_constraints = {"mean_cu": constraints.real_vector, "concentration_c": constraints.nonnegative}
+    arg_constraints: ClassVar = {"mean_cu": constraints.real_vector, "concentration_c": constraints.nonnegative}
+    support = constraints.real_vector
     has_rsample = True
 
     def __init__(self, mean_cu: Tensor, concentration_c: Tensor, validate_args: bool | None = None) -> None:
         self.mean_cu = mean_cu
         self.concentration_c = concentration_c
         super().__init__(concentration_c.shape, mean_cu.shape[-1:], validate_args=validate_args)
-
-    @property
-    def support(self) -> Any:
-        return constraints.real_vector
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> PowerSpherical:
         """Repeat along batch dimensions."""
@@ -99,7 +98,7 @@ class PowerSpherical(TorchDistribution):
         """Mean vector, within the circle."""
         return self.mean_cu * (self.concentration_c / (self.concentration_c + 1))[..., None]
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Any = ONE) -> Tensor:
         """Draw unit vectors: (1 - cos Δ) / 2 is Beta(1/2, κ + 1/2), and either side of the mean is as likely."""
         concentration_c = self.concentration_c.expand(*sample_shape, *self.batch_shape)
         half = torch.full_like(concentration_c, 0.5)
@@ -139,17 +138,14 @@ class Gate(TorchDistribution):
     Maddison et al. (2017), The Concrete Distribution, arXiv:1611.00712.
     """
 
-    arg_constraints = {"logit_c": constraints.real}
+    arg_constraints: ClassVar = {"logit_c": constraints.real}
+    support = constraints.unit_interval
     has_rsample = True
 
     def __init__(self, logit_c: Tensor, relaxed: bool = False, validate_args: bool | None = None) -> None:
         self.logit_c = logit_c
         self.relaxed = relaxed
         super().__init__(logit_c.shape, validate_args=validate_args)
-
-    @property
-    def support(self) -> Any:
-        return constraints.unit_interval
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Gate:
         """Repeat along batch dimensions."""
@@ -160,7 +156,7 @@ class Gate(TorchDistribution):
         """Probability to be active."""
         return self.logit_c.sigmoid()
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Any = ONE) -> Tensor:
         """Draw; 0 or 1 unless relaxed."""
         if self.relaxed:
             temperature = self.logit_c.new_tensor(TEMPERATURE)
@@ -228,7 +224,7 @@ def grid(like: Tensor) -> Tensor:
 
 
 def harmonics(plane_cu: Tensor) -> Tensor:
-    """What decoders read of states on the disc: each harmonic times the activity, and 1 less the activity."""
+    """Compute what decoders read of points on the disc: each harmonic times the activity, and 1 less the activity."""
     activity_c = (plane_cu.square().sum(-1) + 1e-12).sqrt()
     x, y = (plane_cu / activity_c[:, None]).unbind(-1)
     parts = [(x, y)]

@@ -24,27 +24,27 @@ from celldial import (
     axes,
     checks,
     circle,
+    coordinates,
     dials,
     export,
     inference,
     memory,
+    phases,
     storage,
     targets,
     train,
-    traversal,
 )
 from celldial.axes import Axis
 from celldial.covariates import covariate_table
-from celldial.data import Cells, block_size, check_linked, choose_cells
+from celldial.data import Cells, check_linked, choose_cells
 from celldial.fusion import FusionName
 from celldial.inference import Covariates, Inferred, Posterior
 from celldial.joined import joined
 from celldial.laplace import Loadings
 from celldial.lookup import find_column, noun_of
-from celldial.markers import Rhythm, find_markers, read_rhythm
+from celldial.markers import read_rhythm
 from celldial.module import Module
 from celldial.nn import DecoderName
-from celldial.periodic import phase_codes
 from celldial.phase import placed
 from celldial.schema import BERNOULLI, Schema
 from celldial.settings import seeded, settings
@@ -294,7 +294,7 @@ class VAE(BaseEstimator):
             early_stopping=early_stopping,
             progress=progress,
         )
-        markers, modality = self._markers(table, schema, cells, rhythm)
+        markers, modality = phases.marker_columns(table, schema, cells, rhythm, self.gene_symbols)
         memory.check(cells, schema.likelihood, self.n_hidden, plan.batch_size, settings.torch_device)
         with seeded(self.seed):
             module = self._build(schema)
@@ -308,7 +308,9 @@ class VAE(BaseEstimator):
             inferred = inference.infer(module, cells)
             averages.measure_loadings(module, cells, train_c)
         self.parameters_, self.schema_, self.module_, self.history_ = parameters_of(self), schema, module, history
-        self.periodic_ = None if rhythm is None else self._describe(rhythm, markers, modality)
+        self.periodic_ = (
+            None if rhythm is None else phases.describe(module, schema, rhythm, markers, modality, self.gene_symbols)
+        )
         totals = {modality: library_size_c[train_c].numpy() for modality, library_size_c in cells.library_size.items()}
         self.library_size_quantiles_ = {
             modality: np.quantile(total_c[total_c > 0], np.linspace(0, 1, 101)) for modality, total_c in totals.items()
@@ -464,7 +466,7 @@ class VAE(BaseEstimator):
         return Posterior(inferred.mean, inferred.standard_deviation)
 
     def phase(self, adata: AnnData, *, modality: str | None = None) -> pd.DataFrame:
-        """Say where on the circle cells are, and write it to the AnnData.
+        r"""Say where on the circle cells are, and write it to the AnnData.
 
         Parameters
         ----------
@@ -479,7 +481,7 @@ class VAE(BaseEstimator):
         - ``_angle`` in [0, 2π), given that the cell is active. For the cell cycle 0 is the start of G1, and it grows
           from G1 over S and G2 to M.
         - ``_concentration``: how sure the angle is, κ of a power spherical distribution. Its standard deviation is
-          about :math:`1 / \\sqrt{κ / 2}` rad where that is small; 0 is no idea.
+          about :math:`\sqrt{2 / κ}` rad where that is small; 0 is no idea.
         - ``_active_probability``, and ``_active`` where that is 1/2 or more: whether the cell is on the circle at all.
         - ``_phase``, where the model knows phases: which one the angle is in; missing for cells that are not active.
 
@@ -492,7 +494,7 @@ class VAE(BaseEstimator):
         if self.periodic_ is None:
             raise ValueError("this model has no periodic coordinate: fit one with VAE(periodic='cell_cycle')")
         checks.check_columns_free(adata, read_rhythm(self.parameters_["periodic"]))
-        table = self._phase_table(self._posterior(adata, modality), adata.obs_names)
+        table = phases.table(self._posterior(adata, modality), self.periodic_, adata.obs_names)
         self._write_phase(adata, table)
         return table
 
@@ -757,8 +759,8 @@ class VAE(BaseEstimator):
 
         Returns
         -------
-        One row a coordinate, ``"axis_0"`` and so on and the periodic one by its name, what matters most first. Written: the same, in the order of the
-        coordinates, to ``adata.uns["celldial"]["coordinates"]``.
+        One row a coordinate, ``"axis_0"`` and so on and the periodic one by its name, what matters most first. Written:
+        the same, in the order of the coordinates, to ``adata.uns["celldial"]["coordinates"]``.
 
         - ``kl``: KL divergence of the cells' posteriors from the prior, mean over all cells, in nats: how much the
           counts tell of the coordinate.
@@ -787,31 +789,9 @@ class VAE(BaseEstimator):
         checks.check_whole("n_cells", n_cells, 2)
         _, cells = self._read(adata)
         checks.check_any_count(cells)
-        filled = np.flatnonzero(~cells.empty_c.numpy())
-        if len(filled) < 2:
-            raise ValueError(f"only {len(filled)} of {len(cells)} cells has counts: axes are judged by two at least")
-        inferred = inference.infer(self.module_, cells)
-        n_latent = self.module_.latent.n_latent
-        names, columns = [f"axis_{k}" for k in range(n_latent)], [[k] for k in range(n_latent)]
-        kl_k = axes.kl_divergence(inferred.mean[filled], inferred.standard_deviation[filled])
-        if inferred.circle is not None and self.periodic_ is not None:
-            names.append(self.periodic_["name"])
-            columns.append([n_latent, n_latent + 1])
-            kl_k = np.append(kl_k, inferred.circle.kl[filled].mean())
-        chosen = np.sort(np.random.default_rng(self.seed).choice(filled, min(n_cells, len(filled)), replace=False))
-        category_ck, continuous_ck = cells.category_ck[chosen].numpy(), cells.continuous_ck[chosen].numpy()
-        variance = {}
-        for modality in self.schema_.modalities:
-
-            def expected(z_cz: np.ndarray, part: slice, modality: str = modality) -> np.ndarray:
-                covariates = Covariates(category_ck[part], continuous_ck[part])
-                depth = self._library_size(modality, None)
-                return np.concatenate(list(inference.expected(self.module_, modality, z_cz, covariates, depth)))
-
-            n_block = block_size(self.module_.n_features[modality])
-            random = np.random.default_rng(self.seed)  # the same replacements in all modalities
-            variance[modality] = axes.total_effects(inferred.state_cz[chosen], columns, expected, n_block, random)
-        table = axes.coordinate_table(names, kl_k, variance)
+        periodic = None if self.periodic_ is None else self.periodic_["name"]
+        depth = {modality: self._library_size(modality, None) for modality in self.schema_.modalities}
+        table = coordinates.rank(self.module_, cells, depth, periodic, n_cells, self.seed)
         with writable(adata):
             adata.uns["celldial"] = {**adata.uns.get("celldial", {}), "coordinates": table.copy()}
         return table.sort_values("rank")
@@ -1094,73 +1074,14 @@ class VAE(BaseEstimator):
                 moved = dials.move_along(
                     self.module_, self.schema_, table, dial, at, n_steps, span, n_cells, n_samples, random
                 )
-        encoded = self.schema_.covariates(moved.cells, covariates)
         if any(modality.loadings is None for _, modality in self.module_.by_modality()):
             warnings.warn(
                 "the file of this model is of an earlier version, which did not keep how sure its loadings are: the "
                 "intervals show how sure the cells' latent states are, and no more; fit or partial_fit adds the rest",
                 stacklevel=2,
             )
-        encoded_j = Covariates(*(np.repeat(part, moved.n_samples, axis=0) for part in encoded))
-        parts = [
-            averages.average(
-                self.module_, name, moved.state_sjz, encoded_j, depth[name], moved.n_samples, moved.n_group
-            )
-            for name in depth
-        ]
-        features = self._features()
-        modality_f = np.repeat(np.array(self.schema_.modalities, dtype=object), [p.mean_sf.shape[1] for p in parts])
-        bernoulli_f = [self.schema_.likelihood[modality] == BERNOULLI for modality in modality_f]
-        curves = traversal.Traversal(
-            *traversal.joined(parts), np.where(bernoulli_f, 1, np.inf).astype(np.float32), dial.kind == "periodic"
-        )
-        lfsr_f = curves.lfsr_f
-        by_step = {
-            "mean": curves.mean_sf,
-            "lower": curves.lower_sf,
-            "upper": curves.upper_sf,
-            "log2_fold_change": curves.log2_fold_change_sf,
-        }
-        by_feature = {
-            "effect_size": curves.effect_size_f,
-            "change": curves.change_f,
-            "peak_step": curves.peak_step_f,
-            "lfsr": lfsr_f,
-            "fdr": traversal.s_value(lfsr_f),
-            "rank": traversal.ranks(curves.score_f(modality_f)),
-        }
-        about = {
-            "axis": dial.title,
-            "kind": dial.kind,
-            "position_label": dial.label,
-            "path": moved.state_sjz.mean(1),
-            "likelihood": dict(self.schema_.likelihood),
-            "library_size": depth,
-            "interval": traversal.INTERVAL,
-            "n_cells": moved.cells.n_obs,
-            "n_samples": moved.n_samples,
-            "at": moved.at,
-            "covariates": {key: str(value) for key, value in (covariates or {}).items()},
-            **({"phases": dial.phases} if dial.phases else {}),
-        }
-        stored = {
-            **about,
-            "position": moved.position_s,
-            "feature_names": np.array(features.index, dtype=object),
-            "modality": modality_f,
-            **by_step,
-            **by_feature,
-        }
-        obs = pd.DataFrame({"position": moved.position_s}, pd.RangeIndex(n_steps).map("step_{}".format))
-        if dial.kind == "periodic":
-            obs["angle"] = moved.position_s
-        # Copies: what is done to the one must not change the other.
-        result = AnnData(
-            curves.mean_sf.copy(),
-            obs=obs,
-            var=pd.DataFrame({**by_feature, "modality": modality_f}, index=features.index, copy=True),
-            layers={name: values_sf.copy() for name, values_sf in by_step.items()},
-            uns=copy.deepcopy(about),
+        result, stored = dials.turned(
+            self.module_, self.schema_, dial, moved, covariates, depth, self._features().index
         )
         with writable(adata):
             key = dial.name if key_added is None else key_added
@@ -1353,54 +1274,10 @@ class VAE(BaseEstimator):
             table.obs,
         )
 
-    def _markers(
-        self, table: AnnData, schema: Schema, cells: Cells, rhythm: Rhythm | None
-    ) -> tuple[dict[str, np.ndarray], str]:
-        """Find the markers of the rhythm, in RNA where there is some, and say in which modality."""
-        modality = "rna" if "rna" in schema.modalities else schema.modalities[0]
-        if rhythm is None or not rhythm.markers:
-            return {}, modality
-        names = schema.feature_names[modality]
-        symbols: Sequence[str] = names
-        if self.gene_symbols is not None:
-            symbols = list(find_column(table.var, self.gene_symbols, "gene_symbols").astype(str).reindex(names))
-        rows = cells.counts[modality]
-        return find_markers(rhythm, symbols, rows.sum_columns(rows.value_n).numpy() > 0), modality
-
-    def _describe(self, rhythm: Rhythm, markers: dict[str, np.ndarray], modality: str) -> dict[str, Any]:
-        """Say what is known of the periodic coordinate."""
-        described: dict[str, Any] = {"name": rhythm.name}
-        if rhythm.phases:
-            names = np.array(self.schema_.feature_names[modality], dtype=object)
-            described["phases"] = np.array(rhythm.phases, dtype=object)
-            described["phase_start"] = circle.phase_starts(self.module_, markers, modality, rhythm)
-            described["markers"] = {phase: names[column_f] for phase, column_f in markers.items()}
-        if self.gene_symbols is not None:
-            described["gene_symbols"] = self.gene_symbols
-        return described
-
-    def _phase_table(self, inferred: Inferred, names: pd.Index) -> pd.DataFrame:
-        """Put where cells are on the circle in a table."""
-        assert inferred.circle is not None
-        assert self.periodic_ is not None
-        angle_c, concentration_c, active_c, _ = inferred.circle
-        columns = {
-            "angle": angle_c,
-            "concentration": concentration_c,
-            "active_probability": active_c,
-            "active": active_c >= 0.5,
-        }
-        if "phases" in self.periodic_:
-            codes_c = phase_codes(angle_c, self.periodic_["phase_start"])
-            columns["phase"] = pd.Categorical.from_codes(
-                np.where(columns["active"], codes_c, -1), list(self.periodic_["phases"])
-            )
-        return pd.DataFrame({f"{self.periodic_['name']}_{name}": part for name, part in columns.items()}, index=names)
-
     def _write_phase(self, adata: AnnData, table: pd.DataFrame) -> None:
         with writable(adata):
             for name in table:
-                adata.obs[name] = table[name].to_numpy() if table[name].dtype != "category" else table[name].array
+                adata.obs[name] = table[name].array
             # So that later calls know the columns as a model's.
             adata.uns["celldial"] = {**adata.uns.get("celldial", {}), "periodic": copy.deepcopy(self.periodic_)}
 
@@ -1417,8 +1294,8 @@ class VAE(BaseEstimator):
                 "schema": self.schema_.to_dict(),
                 "history": {name: np.array(values) for name, values in self.history_.items()},
             }
-        if inferred.circle is not None:
-            self._write_phase(adata, self._phase_table(inferred, adata.obs_names))
+        if self.periodic_ is not None:
+            self._write_phase(adata, phases.table(inferred, self.periodic_, adata.obs_names))
 
 
 @dataclass(frozen=True)

@@ -157,8 +157,8 @@ def _place(posterior_cj: Array) -> Place:
     return Place(np.angle(mean_c) % (2 * np.pi), np.abs(mean_c), 1 - posterior_cj[:, -1])
 
 
-def _maximize(value_cf: Array, angle_c: Array, active_c: Array, temper: float) -> tuple[Array, ...]:
-    """Expectation maximization from given angles; returns posterior, means, variances and prior."""
+def _maximize(value_cf: Array, angle_c: Array, active_c: Array, temper: float) -> tuple[Array, Array, Array, Array]:
+    """Maximize the expectation in turns, from given angles; returns posterior, means, variances and prior."""
     basis_jk = np.zeros((N_GRID + 1, 2 * N_HARMONICS + 2), dtype=np.float32)
     basis_jk[:-1, :-1] = basis(ANGLE_J)
     basis_jk[-1, -1] = 1  # at rest a gene has a mean of its own
@@ -208,7 +208,8 @@ def _fit(
         column_f = np.union1d(others[np.argsort(left_f, kind="stable")[: min(n_genes, len(others) // 2)]], own_f)
         temper = min(1.0, N_INDEPENDENT / len(column_f))
         found = _maximize(standard_cf[:, column_f], place.angle_c, place.active_c, temper)
-    return _Fitted(_place(found[0]), column_f, *found[1:], temper)
+    posterior_cj, mean_jf, variance_f, log_prior_j = found
+    return _Fitted(_place(posterior_cj), column_f, mean_jf, variance_f, log_prior_j, temper)
 
 
 def _unexplained(value_cf: Array, angle_c: Array) -> Array:
@@ -271,8 +272,9 @@ def phase_starts(curve: dict[str, Array], density_j: Array, rhythm: Rhythm) -> A
     """
     level = {}
     for phase, curve_j in curve.items():
-        mean = density_j @ curve_j
-        level[phase] = (curve_j - mean) / max(np.sqrt(density_j @ (curve_j - mean) ** 2), 1e-6)
+        mean = float(density_j @ curve_j)
+        deviation = float(np.sqrt(density_j @ (curve_j - mean) ** 2))
+        level[phase] = (curve_j - mean) / max(deviation, 1e-6)
     n = len(density_j)
     starts = []
     for place, phase in enumerate(rhythm.phases):

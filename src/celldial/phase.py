@@ -165,7 +165,7 @@ def _log_likelihoods(module: Module, cells: Cells, state_ju: Tensor) -> Tensor:
 
 
 def _columns(counts: SparseRows, column_f: Tensor) -> Tensor:
-    """Some columns of sparse rows, dense, shape ``(c, f)``."""
+    """Take some columns of sparse rows, dense, shape ``(c, f)``."""
     place_f = torch.full((counts.n_columns,), -1, device=column_f.device)
     place_f[column_f] = torch.arange(len(column_f), device=column_f.device)
     row_n = torch.arange(counts.n_rows, device=column_f.device).repeat_interleave(counts.indptr_c.diff())

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -94,6 +94,7 @@ def simulate_multiome(
     *,
     cell_cycle: bool = True,
     mosaic: Sequence[float] = (1.0, 0.0, 0.0),
+    depth: float = 1.0,
     truth: bool = False,
     seed: int = 0,
 ) -> AnnData:
@@ -116,6 +117,10 @@ def simulate_multiome(
     mosaic
         Shares of the cells that were measured in (both modalities, RNA only, ATAC only). A cell's counts are zero in
         what it lacks.
+    depth
+        Expected counts of a cell, in both modalities, as a multiple of the default, which is that of sparse data: of
+        500 genes and 3,000 peaks about 450 UMIs and 140 fragments. Library sizes, means and counts change with it,
+        nothing else.
     truth
         Whether to add ``layers["mean"]``, the expected counts: a dense array of float32.
     seed
@@ -127,8 +132,8 @@ def simulate_multiome(
     genes, fragments of peaks.
 
     - ``obs``: ``cell_type`` and ``batch``; ``differentiation`` within 0 and 1, how far the cell is on the last branch
-      of the tree; ``cell_cycle_angle`` in radians within [0, 2π), 0 at division, 2π a day later; ``phase`` (G1 up to π,
-      S up to 5π/3, G2M); ``is_cycling``, where cells at rest keep to G1; ``has_rna``, ``has_atac``;
+      of the tree; ``true_cell_cycle_angle`` in radians within [0, 2π), 0 at division, 2π a day later; ``phase`` (G1
+      up to π, S up to 5π/3, G2M); ``is_cycling``, where cells at rest keep to G1; ``has_rna``, ``has_atac``;
       ``rna_library_size`` and ``atac_library_size``, the expected totals, also of what was not measured. Without a cell
       cycle the angle and the phase are missing.
     - ``var``: ``feature_types`` (``"Gene Expression"`` or ``"Peaks"``); ``chrom``, ``start`` and ``end`` in base pairs
@@ -150,10 +155,11 @@ def simulate_multiome(
     Raises
     ------
     TypeError
-        If a size or the seed is no whole number.
+        If a size or the seed is no whole number, or the depth is no number.
     ValueError
         If a size is below 1, the seed is negative, there are fewer peaks than genes or too few genes for the cell
-        cycle, or the shares of the mosaic are not three numbers of at least 0 that sum to 1.
+        cycle, the depth is not above 0 and finite, or the shares of the mosaic are not three numbers of at least 0 that
+        sum to 1.
 
     Notes
     -----
@@ -183,7 +189,7 @@ def simulate_multiome(
     """
     from anndata import AnnData
 
-    share_3 = _checked(n_cells, n_genes, n_peaks, n_types, n_batches, cell_cycle, mosaic, seed)
+    share_3 = _checked(n_cells, n_genes, n_peaks, n_types, n_batches, cell_cycle, mosaic, depth, seed)
     # One stream of random numbers for each part, so that the parts can change one by one.
     streams = np.random.SeedSequence(seed).spawn(6)
     genome_rng, effects_rng, cells_rng, levels_rng, mosaic_rng, counts_rng = map(np.random.default_rng, streams)
@@ -198,7 +204,8 @@ def simulate_multiome(
     obs = _draw_cells(cells_rng, n_cells, type_names, n_batches, cell_cycle)
     rna_state_ch, atac_state_ch = _draw_states(cells_rng, obs, on_km)
     obs["has_rna"], obs["has_atac"] = _assign_modalities(mosaic_rng, n_cells, share_3)
-    obs["rna_library_size"], obs["atac_library_size"] = _draw_library_sizes(cells_rng, obs, n_genes, n_peaks)
+    rna_size_c, atac_size_c = _draw_library_sizes(cells_rng, obs, n_genes, n_peaks)
+    obs["rna_library_size"], obs["atac_library_size"] = depth * rna_size_c, depth * atac_size_c
 
     cycles_g = genes["hours"].notna().to_numpy()
     level_g = levels_rng.normal(0, _RNA_LEVEL_SPREAD, n_genes)
@@ -237,6 +244,7 @@ def simulate_multiome(
         "n_batches": n_batches,
         "cell_cycle": cell_cycle,
         "mosaic": share_3,
+        "depth": depth,
         "seed": seed,
         "programmes": pd.DataFrame(on_km, index=type_names, columns=programme_names),
         "links": links.assign(
@@ -278,6 +286,7 @@ def _checked(
     n_batches: int,
     cell_cycle: bool,
     mosaic: Sequence[float],
+    depth: float,
     seed: int,
 ) -> np.ndarray:
     """Refuse what cannot be simulated; return the shares of the mosaic."""
@@ -298,6 +307,10 @@ def _checked(
             f"There are fewer peaks ({n_peaks}) than genes ({n_genes}), but every gene has a promoter peak; ask for at "
             "least as many peaks as genes."
         )
+    if isinstance(depth, bool) or not isinstance(depth, Real):
+        raise TypeError(f"depth must be a number, not {depth!r}.")
+    if not 0 < depth < np.inf:
+        raise ValueError(f"depth must be above 0 and finite, not {depth}: 2 has twice the counts of the default.")
     share_3 = np.asarray(mosaic, dtype=float)
     # Not "<": a NaN must fail, too.
     if share_3.shape != (3,) or not (share_3 >= 0).all() or not np.isclose(share_3.sum(), 1):
@@ -498,7 +511,7 @@ def _draw_cells(
     resting_c = rng.vonmises(_QUIESCENT_ANGLE, _QUIESCENT_CONCENTRATION, n_cells)
     angle_c = np.where(cycling_c, growing_c, resting_c) % (2 * np.pi)
     phase_c = np.searchsorted([_S_START, _G2M_START], angle_c / (2 * np.pi) * _CYCLE_HOURS, side="right")
-    obs["cell_cycle_angle"] = angle_c if cell_cycle else np.nan
+    obs["true_cell_cycle_angle"] = angle_c if cell_cycle else np.nan
     obs["phase"] = _categories(phase_c if cell_cycle else np.full(n_cells, -1), ["G1", "S", "G2M"])
     obs["is_cycling"] = cycling_c & cell_cycle
     return obs
@@ -512,7 +525,7 @@ def _draw_states(rng: np.random.Generator, obs: pd.DataFrame, on_km: np.ndarray)
     """
     type_c = obs["cell_type"].cat.codes.to_numpy()
     activity_cm = on_km[type_c] + rng.normal(0, _PROGRAMME_NOISE, (len(obs), on_km.shape[1]))
-    harmonic_c4 = np.nan_to_num(_harmonics(obs["cell_cycle_angle"].to_numpy()))  # all 0 without a cell cycle
+    harmonic_c4 = np.nan_to_num(_harmonics(obs["true_cell_cycle_angle"].to_numpy()))  # all 0 without a cell cycle
     states = []
     for lead in (0.0, _CHROMATIN_LEAD):
         state_ch = np.hstack([activity_cm, harmonic_c4])
@@ -531,7 +544,7 @@ def _draw_library_sizes(
     ATAC with the DNA, during S.
     """
     batch_c, n_batches = obs["batch"].cat.codes.to_numpy(), obs["batch"].cat.categories.size
-    hours_c = obs["cell_cycle_angle"].fillna(0).to_numpy() / (2 * np.pi) * _CYCLE_HOURS
+    hours_c = obs["true_cell_cycle_angle"].fillna(0).to_numpy() / (2 * np.pi) * _CYCLE_HOURS
     rna_amount_c = 2 ** (hours_c / _CYCLE_HOURS)
     dna_amount_c = 1 + np.clip((hours_c - _S_START) / (_G2M_START - _S_START), 0, 1)
     quality_c = rng.normal(0, _QUALITY_SPREAD, len(obs))
