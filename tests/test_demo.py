@@ -1,12 +1,20 @@
 """The demo runs, and writes what it says."""
 
 import anndata
+import numpy as np
+import pandas as pd
 import pytest
 
 from celldial import demo
 
-EXPRESSION = {"pbmc68k.h5ad", "umap.png", "history.png", "latent_traverse.png"}
-MULTIOME = {"multiome.h5ad", "multiome_umap.png", "multiome_impute.png", "multiome_latent_traverse.png"}
+EXPRESSION = {"pbmc68k.h5ad", "umap.png", "history.png", "axes.png", "latent_traverse.png", "cytotoxicity.png"}
+MULTIOME = {
+    "multiome.h5ad",
+    "multiome_umap.png",
+    "multiome_impute.png",
+    "multiome_cell_cycle.png",
+    "multiome_latent_traverse.png",
+}
 
 
 # scanpy 1.11 sets the color of missing values as matplotlib 3.11 will not have it one day; Python does not show this.
@@ -29,6 +37,8 @@ def test_demo_writes_cells_and_figures(tmp_path, capsys, monkeypatch):
     assert str(folder) in printed
     assert printed.count("(PCA: 0.") == 3
     assert printed.count("(LSI: 0.") == printed.count("(mean: ") == 1
+    assert "which marker genes alone anchor" in printed
+    assert "the axis from naive to cytotoxic" in printed
     assert "50% of the cells have both" in printed
     assert "nan" not in printed
 
@@ -39,7 +49,13 @@ def check_expression(adata):
     assert adata.obsm["X_umap"].shape == (700, 2)
     assert {"leiden", "bulk_labels"} <= set(adata.obs)
     assert len(adata.uns["celldial"]["history"]["elbo_validation"]) == 2
-    assert set(adata.uns["latent_traverse"]) == {f"axis_{axis}" for axis in range(10)}
+    coordinates = adata.uns["celldial"]["coordinates"]
+    assert list(coordinates.index) == [f"axis_{axis}" for axis in range(10)]
+    assert set(adata.uns["latent_traverse"]) == {coordinates["rank"].idxmin(), demo.AXIS}
+    assert adata.uns["celldial"]["axes"][demo.AXIS]["description"] == f"{demo.LABELS}: {demo.NAIVE} → {demo.CYTOTOXIC}"
+    score = adata.obs.groupby(demo.LABELS, observed=True)[demo.AXIS].mean()
+    assert score[demo.NAIVE] < score[demo.CYTOTOXIC]
+    assert adata.uns["latent_traverse"][demo.AXIS]["at"] == f"32 of {demo.LABELS}: {demo.NAIVE}"
 
 
 def check_multiome(adata):
@@ -48,7 +64,9 @@ def check_multiome(adata):
     assert adata.obs["measured"].value_counts().to_dict() == {"both": 150, "RNA only": 75, "ATAC only": 75}
     assert ((adata.obs["measured"] != "ATAC only") == adata.obs["has_rna"]).all()
     assert list(adata.uns["celldial"]["schema"]["modalities"]) == ["rna", "atac"]
-    assert set(adata.uns["latent_traverse"]) == {f"axis_{axis}" for axis in range(10)}
+    assert set(adata.uns["latent_traverse"]) == {"cell_cycle"}
+    assert adata.obs["cell_cycle_angle"].between(0, 2 * np.pi, inclusive="left").all()
+    assert list(adata.obs["cell_cycle_phase"].cat.categories) == ["G1", "S", "G2M"]
     # The answers are not among the questions.
     assert "mean" not in adata.layers
     assert set(adata.obsm) == {"X_celldial", "X_umap"}
@@ -69,6 +87,21 @@ def test_colors_are_those_of_the_types():
 
     assert list(demo.COLORS) == list(cd.datasets.pbmc68k_reduced().obs["bulk_labels"].cat.categories)
     assert len(set(demo.COLORS.values())) == 10
+    assert {demo.NAIVE, demo.CYTOTOXIC} < set(demo.COLORS)
+
+
+def test_how_well_angles_agree_is_said_in_words():
+    """Of cells with RNA and of others each by itself, and of cycling cells alone."""
+    true_c = np.linspace(0, 6, 40)
+    has_rna = np.arange(40) % 2 == 0
+    angle_c = np.where(has_rna, true_c, -true_c)
+    obs = pd.DataFrame({"cell_cycle_angle": angle_c, "true_cell_cycle_angle": true_c, "has_rna": has_rna})
+    obs["is_cycling"] = np.arange(40) < 30
+    obs.loc[~obs["is_cycling"], "cell_cycle_angle"] = 1.0
+    text = demo.compare_angles(anndata.AnnData(obs=obs.set_axis(obs.index.astype(str))))
+    assert "  1.00               is the circular correlation" in text
+    assert "  0.00 (ATAC: 1." in text
+    assert "in radians, 0.0 hours of 24" in text
 
 
 @pytest.mark.parametrize("epochs", ["0", "-1", "many", "1.5"])

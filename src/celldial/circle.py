@@ -7,7 +7,7 @@ are taken to be, `celldial.phase` says anew where they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +21,7 @@ from celldial.markers import Rhythm
 from celldial.module import Module
 from celldial.settings import settings
 
-__all__ = ["fit", "go_on", "marker_curves", "phase_starts"]
+__all__ = ["fit", "go_on", "marker_curves"]
 
 # The share of the epochs before cells are located for the first time, and by how much slower the rest learns.
 FIRST_SHARE, SLOWER = 2 / 3, 2.0
@@ -64,13 +64,13 @@ def fit(
         plans.append(replace(plan, max_epochs=plan.max_epochs - n_first, learning_rate=rate, warm_up=False))
     cells, history = _train(module, cells, train_c, validation_c, plans, seed)
     if markers:
-        phase.turn(module, *periodic.anchor(marker_curves(module, markers, modality), rhythm))
+        phase.turn(module, periodic.anchor(marker_curves(module, markers, modality), density(module), rhythm))
         cells = _located(module, cells, learn_prior=True)
     phase.straighten(module, cells.select(train_c).to(settings.torch_device))
     return cells, history
 
 
-def marker_curves(module: Module, markers: dict[str, np.ndarray], modality: str) -> dict[str, np.ndarray]:
+def marker_curves(module: Module, markers: Mapping[str, np.ndarray], modality: str) -> dict[str, np.ndarray]:
     """Log rates of the markers of each phase around the circle, shape ``(f, j)``."""
     return {
         name: phase.curves(module, modality, torch.from_numpy(column_f)).cpu().numpy()
@@ -78,12 +78,11 @@ def marker_curves(module: Module, markers: dict[str, np.ndarray], modality: str)
     }
 
 
-def phase_starts(module: Module, markers: dict[str, np.ndarray], modality: str, rhythm: Rhythm) -> np.ndarray:
-    """Find the angle where each phase starts."""
+def density(module: Module) -> np.ndarray:
+    """How common each angle is, sums to 1, shape ``(j,)``."""
     assert module.circle is not None
-    density_j = module.circle.log_density_j.exp().double().cpu().numpy()
-    curve = {name: curve_fj.mean(0) for name, curve_fj in marker_curves(module, markers, modality).items()}
-    return periodic.phase_starts(curve, density_j / density_j.sum(), rhythm)
+    density_j: np.ndarray = module.circle.log_density_j.double().softmax(0).cpu().numpy()
+    return density_j
 
 
 def go_on(

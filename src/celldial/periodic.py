@@ -28,7 +28,7 @@ N_GRID = 96
 ANGLE_J = np.arange(N_GRID) * (2 * np.pi / N_GRID)
 N_HARMONICS = 2
 # Precision of the prior on the coefficients of a harmonic, in cells; the second is taken to be smaller.
-RIDGE = (1.0, 4.0)
+RIDGE = (1.0, 16.0)
 N_ITERATIONS = 15
 N_ROUNDS = 4
 # How many genes beside the markers are tried.
@@ -128,7 +128,7 @@ def basis(angle_c: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class _Fitted:
+class Fitted:
     """A fit, and what is needed to judge other cells by it."""
 
     place: Place
@@ -139,7 +139,7 @@ class _Fitted:
     temper: float
 
     def judge(self, standard_cf: Array) -> Place:
-        return _place(
+        return summarized(
             _posterior(standard_cf[:, self.column_f], self.mean_jf, self.variance_f, self.log_prior_j, self.temper)
         )
 
@@ -151,13 +151,13 @@ def _posterior(value_cf: Array, mean_jf: Array, variance_f: Array, log_prior_j: 
     return posterior_cj / posterior_cj.sum(1, keepdims=True)
 
 
-def _place(posterior_cj: Array) -> Place:
+def summarized(posterior_cj: Array) -> Place:
     around_cj = posterior_cj[:, :-1]
     mean_c = around_cj @ np.exp(1j * ANGLE_J) / np.maximum(around_cj.sum(1), 1e-9)
     return Place(np.angle(mean_c) % (2 * np.pi), np.abs(mean_c), 1 - posterior_cj[:, -1])
 
 
-def _maximize(value_cf: Array, angle_c: Array, active_c: Array, temper: float) -> tuple[Array, Array, Array, Array]:
+def maximize(value_cf: Array, angle_c: Array, active_c: Array, temper: float) -> tuple[Array, Array, Array, Array]:
     """Maximize the expectation in turns, from given angles; returns posterior, means, variances and prior."""
     basis_jk = np.zeros((N_GRID + 1, 2 * N_HARMONICS + 2), dtype=np.float32)
     basis_jk[:-1, :-1] = basis(ANGLE_J)
@@ -191,7 +191,7 @@ def _fit(
     rhythm: Rhythm,
     n_genes: int,
     kept_out: NDArray[np.int64] | None = None,
-) -> _Fitted:
+) -> Fitted:
     """Find angles by the markers, and by further genes that follow these."""
     own_f = np.concatenate(list(markers.values()))
     others = np.arange(standard_cf.shape[1])
@@ -201,18 +201,18 @@ def _fit(
     score_cp = np.stack([(s_c - s_c.mean()) / max(s_c.std(), 1e-6) for s_c in score.values()], 1)
     angle_c = np.angle(score_cp @ np.exp(1j * np.array([rhythm.peak[phase] for phase in score])))
     column_f, temper = own_f, 1.0
-    found = _maximize(standard_cf[:, own_f], angle_c, active_c, temper)
+    found = maximize(standard_cf[:, own_f], angle_c, active_c, temper)
     for _ in range(N_ROUNDS if n_genes else 0):
-        place = _place(found[0])
-        left_f = _unexplained(standard_cf[:, others], place.angle_c)
+        place = summarized(found[0])
+        left_f = unexplained(standard_cf[:, others], place.angle_c)
         column_f = np.union1d(others[np.argsort(left_f, kind="stable")[: min(n_genes, len(others) // 2)]], own_f)
         temper = min(1.0, N_INDEPENDENT / len(column_f))
-        found = _maximize(standard_cf[:, column_f], place.angle_c, place.active_c, temper)
+        found = maximize(standard_cf[:, column_f], place.angle_c, place.active_c, temper)
     posterior_cj, mean_jf, variance_f, log_prior_j = found
-    return _Fitted(_place(posterior_cj), column_f, mean_jf, variance_f, log_prior_j, temper)
+    return Fitted(summarized(posterior_cj), column_f, mean_jf, variance_f, log_prior_j, temper)
 
 
-def _unexplained(value_cf: Array, angle_c: Array) -> Array:
+def unexplained(value_cf: Array, angle_c: Array) -> Array:
     """Share of the variance of each gene that a Fourier series of the angle leaves."""
     design_ck = basis(angle_c)
     left_cf = value_cf - design_ck @ np.linalg.lstsq(design_ck, value_cf, rcond=None)[0]
@@ -231,60 +231,59 @@ def _choose(standard_cf: Array, active_c: Array, markers: dict[str, NDArray[np.i
         for half, other in zip(halves, reversed(halves), strict=True):
             kept_out = np.concatenate(list(other.values()))
             angle_c = _fit(standard_cf, active_c, half, rhythm, choice, kept_out).place.angle_c
-            explained.append(1 - _unexplained(standard_cf[:, kept_out], angle_c).mean())
+            explained.append(1 - unexplained(standard_cf[:, kept_out], angle_c).mean())
         told[choice] = float(np.mean(explained))
     best = max(told.values())
     return max(choice for choice in CHOICES if told[choice] >= TOLERANCE * best)
 
 
-def anchor(curve: dict[str, Array], rhythm: Rhythm) -> tuple[float, bool]:
-    """Say how to turn the circle so that markers peak where their phases are: by which angle, and whether mirrored.
+def mean_place(curve_fj: Array, density_j: Array) -> complex:
+    """Say where the cells are that express the markers of a phase, as a vector; its length does not matter.
+
+    Parameters
+    ----------
+    curve_fj
+        Log rates of the markers around the circle, at evenly spaced angles from 0.
+    density_j
+        How common the angles are. Where there is no cell, a curve is guesswork, however high it is.
+    """
+    level_j = curve_fj.mean(0) - density_j @ curve_fj.mean(0)
+    angle_j = np.arange(len(density_j)) * (2 * np.pi / len(density_j))
+    return complex((density_j * np.maximum(level_j, 0) ** 2) @ np.exp(1j * angle_j))
+
+
+def anchor(curve: dict[str, Array], density_j: Array, rhythm: Rhythm) -> float:
+    """Say by which angle to turn the circle so that markers peak where their phases are.
+
+    It need not be mirrored: the scores of the markers, from which cells started, gave it its direction.
 
     Parameters
     ----------
     curve
         Phase to the log rates of its markers around the circle, at evenly spaced angles from 0, shape ``(f, j)``.
-        Markers that change more count more.
+    rhythm
+        Where they should peak.
     """
-    turning = {False: 0j, True: 0j}
-    for phase, curve_fj in curve.items():
-        peak_f = curve_fj.argmax(1) * (2 * np.pi / curve_fj.shape[1])
-        amplitude_f = np.maximum(np.ptp(curve_fj, axis=1), 1e-9)
-        mean = (amplitude_f * np.exp(1j * peak_f)).sum() / amplitude_f.sum()
-        target = np.exp(1j * rhythm.peak[phase])
-        turning[False] += target * mean.conjugate()
-        turning[True] += target * mean
-    mirrored = abs(turning[True]) > abs(turning[False]) * (1 + 1e-6)
-    return float(np.angle(turning[mirrored])), mirrored
+    late = [np.angle(mean_place(curve_fj, density_j)) - rhythm.peak[phase] for phase, curve_fj in curve.items()]
+    return float(-np.angle(np.exp(1j * np.array(late)).sum()))
 
 
 def phase_starts(curve: dict[str, Array], density_j: Array, rhythm: Rhythm) -> Array:
-    """Find where phases start: where markers of a phase rise above those of the one before it.
+    """Find where phases start: as long before the peak of their markers as the rhythm has it.
+
+    Cells of some kinds hurry through a phase, and peaks are then closer to each other than the rhythm has them.
 
     Parameters
     ----------
     curve
-        Phase to the mean log rate of its markers around the circle, at evenly spaced angles from 0.
-    density_j
-        How common the angles are. Curves are compared as standardized over cells.
+        As in `anchor`, of a circle that was turned.
     rhythm
-        A phase without markers (G1) starts where it is said to, and the next one where markers rise above their mean.
+        Its phases; those without markers (G1) start where the rhythm has it.
     """
-    level = {}
-    for phase, curve_j in curve.items():
-        mean = float(density_j @ curve_j)
-        deviation = float(np.sqrt(density_j @ (curve_j - mean) ** 2))
-        level[phase] = (curve_j - mean) / max(deviation, 1e-6)
-    n = len(density_j)
     starts = []
-    for place, phase in enumerate(rhythm.phases):
-        if phase not in level:
-            starts.append(rhythm.phase_start[place])
-            continue
-        before_j = level.get(rhythm.phases[place - 1], np.zeros(n))
-        peak = int(np.argmax(level[phase]))
-        back = next((b for b in range(n) if level[phase][peak - b] <= before_j[peak - b]), n // 2)
-        starts.append(2 * np.pi * ((peak - back + 1) % n) / n)
+    for phase, start in zip(rhythm.phases, rhythm.phase_start, strict=True):
+        late = np.angle(mean_place(curve[phase], density_j)) - rhythm.peak[phase] if phase in curve else 0.0
+        starts.append((start + late) % (2 * np.pi))
     return np.array(starts)
 
 

@@ -255,27 +255,26 @@ def start(module: Module, cells: Cells, column: Mapping[str, Tensor]) -> None:
         decoder = modality.decoder
         assert decoder.harmonics is not None
         weight_fk = torch.zeros_like(decoder.harmonics.weight)
-        weight_fk[:, :-1] = (around_fj - around_fj.mean(1, keepdim=True)) @ basis_jk * (2 / len(angle_j))
+        weight_fk[:, :-1] = (around_fj - around_fj.mean(1, keepdim=True)) @ basis_jk / basis_jk.square().sum(0)
         weight_fk[:, -1] = rest_f - around_fj.mean(1)
         decoder.harmonics.weight.zero_()
         decoder.harmonics.weight[column[name]] = weight_fk[column[name]]
 
 
 @torch.no_grad()
-def turn(module: Module, by: float, mirrored: bool) -> None:
-    """Turn the circle: what was at the angle θ is then at θ + `by`, or at `by` - θ if mirrored, and nothing else.
+def turn(module: Module, by: float) -> None:
+    """Turn the circle: what was at the angle θ is then at θ + `by`, and nothing else changes.
 
     How common each angle is has to be learned again.
     """
-    sign = -1 if mirrored else 1
     for _, modality in module.by_modality():
         assert modality.decoder.harmonics is not None
         weight_fk = modality.decoder.harmonics.weight
         for harmonic in range(N_HARMONICS):
             cos, sin = math.cos((harmonic + 1) * by), math.sin((harmonic + 1) * by)
             a_f, b_f = weight_fk[:, 2 * harmonic].clone(), weight_fk[:, 2 * harmonic + 1].clone()
-            weight_fk[:, 2 * harmonic] = a_f * cos - sign * b_f * sin
-            weight_fk[:, 2 * harmonic + 1] = a_f * sin + sign * b_f * cos
+            weight_fk[:, 2 * harmonic] = a_f * cos - b_f * sin
+            weight_fk[:, 2 * harmonic + 1] = a_f * sin + b_f * cos
 
 
 @torch.no_grad()

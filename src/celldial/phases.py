@@ -15,7 +15,7 @@ from celldial.inference import Inferred
 from celldial.lookup import find_column
 from celldial.markers import Rhythm, find_markers
 from celldial.module import Module
-from celldial.periodic import phase_codes
+from celldial.periodic import phase_codes, phase_starts
 from celldial.schema import Schema
 
 __all__ = ["describe", "marker_columns", "table"]
@@ -63,7 +63,9 @@ def describe(
     if rhythm.phases:
         names = np.array(schema.feature_names[modality], dtype=object)
         described["phases"] = np.array(rhythm.phases, dtype=object)
-        described["phase_start"] = circle.phase_starts(module, dict(markers), modality, rhythm)
+        described["phase_start"] = phase_starts(
+            circle.marker_curves(module, markers, modality), circle.density(module), rhythm
+        )
         described["markers"] = {phase: names[column_f] for phase, column_f in markers.items()}
     if gene_symbols is not None:
         described["gene_symbols"] = gene_symbols

@@ -1,0 +1,206 @@
+"""Where on a circle cells start out when there are no markers: a circle is looked for among the genes themselves.
+
+Genes of one programme rise and fall together, and those of a rhythm make two such groups or more, which peak at
+different angles. So what tells cell types and batches apart is taken out, axes are found that each move few genes
+(principal components, turned by varimax [1]_), and every two of these are tried as cosine and sine of an angle. From
+there angles and genes are found in turns, as `celldial.periodic` does it for markers.
+
+Most of what is found so is no circle. Three things tell one: genes that were kept out of the fit follow its angle,
+genes peak all around it, not only at the ends of one line or of two crossing ones, and cells are all around it, too,
+not in clumps.
+
+Arrays in, arrays out. Axis suffixes: ``c`` cells, ``f`` features, ``g`` groups of cells, ``j`` angles on the grid,
+``k`` axes or coefficients.
+
+.. [1] Kaiser (1958), The varimax criterion for analytic rotation in factor analysis, Psychometrika 23, 187-200,
+   doi:10.1007/BF02289233
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.metrics import silhouette_score
+
+from celldial.periodic import ANGLE_J, MAX_GENES, MIN_DEVIATION, Fitted, Place, maximize, summarized, unexplained
+
+__all__ = ["Found", "first_places"]
+
+Array = NDArray[np.floating]
+Codes = NDArray[np.integer]
+
+MAX_CELLS = 1_500
+# A gene is listened to if this share of the cells have it: what a few cells are alone with makes axes of its own.
+MIN_SEEN = 0.02
+# Cells are put into so many clusters at most, by so many principal components, and into more than one only where the
+# mean silhouette is so large: a rhythm must not be what is clustered.
+MAX_CLUSTERS, N_COMPONENTS, MIN_SILHOUETTE = 8, 10, 0.2
+# Axes that pairs are made of; genes that a circle is found by; pairs gone on with; rounds of choosing genes.
+N_AXES, N_GENES, N_KEPT, N_ROUNDS = 8, 30, 5, 3
+
+
+@dataclass(frozen=True)
+class Found:
+    """A circle: where cells are on it, the columns of the genes it was found by, and how much it is one, 0 to 1."""
+
+    place: Place
+    heard_f: NDArray[np.int64]
+    roundness: float
+
+
+def first_places(logged_cf: sparse.csr_matrix, batch_c: Codes, seed: int = 0) -> Found:
+    """Look for a circle, and say where cells are on the best one.
+
+    Which way round angles grow is arbitrary; 0 is where cells are most common. All cells are taken to be active.
+
+    Parameters
+    ----------
+    logged_cf
+        Log-normalized expression; only cells that were measured.
+    batch_c
+        Codes of what cells differ by for reasons of no interest, such as batches.
+    seed
+        For the clusters.
+    """
+    learn_c = np.unique(np.linspace(0, logged_cf.shape[0] - 1, MAX_CELLS).astype(int))
+    candidate_f = _candidates(logged_cf[learn_c])
+    groups = _Groups.find(logged_cf[learn_c][:, candidate_f], batch_c[learn_c], seed)
+    left_cf = groups.left(logged_cf[learn_c][:, candidate_f], batch_c[learn_c])
+    axis_ck = _axes(left_cf, seed)
+    tried = [_try(left_cf, np.angle(axis_ck @ pair)) for pair in _pairs(axis_ck.shape[1])]
+    tried = sorted(tried, key=lambda circle: -circle.roundness)[:N_KEPT]
+    for _ in range(N_ROUNDS):
+        tried = [_try(left_cf, circle.angle_c) for circle in tried]
+    best = max(tried, key=lambda circle: circle.roundness)
+    blocks = (slice(start, start + MAX_CELLS) for start in range(0, logged_cf.shape[0], MAX_CELLS))
+    places = [best.fitted.judge(groups.left(logged_cf[block][:, candidate_f], batch_c[block])) for block in blocks]
+    zero = ANGLE_J[np.argmax(best.fitted.log_prior_j[:-1])]
+    angle_c = (np.concatenate([place.angle_c for place in places]) - zero) % (2 * np.pi)
+    length_c = np.concatenate([place.length_c for place in places])
+    return Found(Place(angle_c, length_c, np.ones_like(angle_c)), candidate_f[best.fitted.column_f], best.roundness)
+
+
+def _candidates(logged_cf: sparse.csr_matrix) -> NDArray[np.int64]:
+    """Genes that vary most, of those that enough cells have."""
+    mean_f = np.asarray(logged_cf.mean(0)).ravel()
+    variance_f = np.asarray(logged_cf.power(2).mean(0)).ravel() - mean_f**2
+    variance_f[np.asarray((logged_cf > 0).mean(0)).ravel() < MIN_SEEN] = 0
+    most_f = np.sort(np.argsort(-variance_f, kind="stable")[:MAX_GENES])
+    columns: NDArray[np.int64] = most_f[variance_f[most_f] > MIN_DEVIATION**2]
+    return columns
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Clusters of cells in each batch, and the mean of each, which is taken out."""
+
+    scale_f: Array
+    center_bf: Array
+    clusters: KMeans | None
+    pca: PCA
+    mean_gf: Array
+    deviation_f: Array
+
+    @classmethod
+    def find(cls, logged_cf: sparse.csr_matrix, batch_c: Codes, seed: int) -> _Groups:
+        dense_cf = logged_cf.toarray().astype(np.float32)
+        scale_f = np.maximum(dense_cf.std(0), MIN_DEVIATION)
+        n_batches = int(batch_c.max()) + 1
+        center_bf = _means(dense_cf / scale_f, batch_c, n_batches)
+        standard_cf = dense_cf / scale_f - center_bf[batch_c]
+        pca = PCA(min(N_COMPONENTS, *standard_cf.shape), random_state=seed).fit(standard_cf)
+        reduced_ck = pca.transform(standard_cf)
+        best, clusters = MIN_SILHOUETTE, None
+        for n_clusters in range(2, min(MAX_CLUSTERS, len(dense_cf) - 1) + 1):
+            tried = KMeans(n_clusters, n_init=3, random_state=seed).fit(reduced_ck)
+            score = silhouette_score(reduced_ck, tried.labels_)
+            if score > best:
+                best, clusters = score, tried
+        group_c = batch_c if clusters is None else clusters.labels_ * n_batches + batch_c
+        mean_gf = _means(standard_cf, group_c, (1 if clusters is None else clusters.n_clusters) * n_batches)
+        deviation_f = np.maximum((standard_cf - mean_gf[group_c]).std(0), MIN_DEVIATION)
+        return cls(scale_f, center_bf, clusters, pca, mean_gf, deviation_f)
+
+    def left(self, logged_cf: sparse.csr_matrix, batch_c: Codes) -> Array:
+        """What the groups leave of each gene, standardized."""
+        standard_cf = logged_cf.toarray().astype(np.float32) / self.scale_f - self.center_bf[batch_c]
+        group_c = batch_c
+        if self.clusters is not None:
+            group_c = self.clusters.predict(self.pca.transform(standard_cf)) * len(self.center_bf) + batch_c
+        left_cf: Array = (standard_cf - self.mean_gf[group_c]) / self.deviation_f
+        return left_cf
+
+
+def _means(value_cf: Array, group_c: Codes, n_groups: int) -> Array:
+    """Mean of each group, and of all cells where there is none of a group."""
+    member_cg = np.eye(n_groups, dtype=value_cf.dtype)[group_c]
+    n_g = member_cg.sum(0)[:, None]
+    mean_gf: Array = np.where(n_g > 0, member_cg.T @ value_cf / np.maximum(n_g, 1), value_cf.mean(0))
+    return mean_gf
+
+
+def _axes(value_cf: Array, seed: int) -> Array:
+    """Principal components, turned so that each moves few genes: scores of the cells, of variance 1."""
+    pca = PCA(min(N_AXES, *value_cf.shape), whiten=True, random_state=seed).fit(value_cf)
+    loading_fk = pca.components_.T * np.sqrt(pca.explained_variance_)
+    turn_kk, before = np.eye(loading_fk.shape[1]), 0.0
+    for _ in range(200):
+        turned_fk = loading_fk @ turn_kk
+        left, strength_k, right = np.linalg.svd(loading_fk.T @ (turned_fk**3 - turned_fk * (turned_fk**2).mean(0)))
+        turn_kk = left @ right
+        if strength_k.sum() < before * (1 + 1e-7):
+            break
+        before = strength_k.sum()
+    axis_ck: Array = pca.transform(value_cf) @ turn_kk
+    return axis_ck
+
+
+def _pairs(n_axes: int) -> list[NDArray[np.complexfloating]]:
+    """For every two axes, one as real and one as imaginary part."""
+    return [np.eye(n_axes)[i] + 1j * np.eye(n_axes)[j] for i, j in combinations(range(n_axes), 2)]
+
+
+@dataclass(frozen=True)
+class _Circle:
+    """A circle that was tried: where cells are, by which genes, and how much it is one."""
+
+    angle_c: Array
+    fitted: Fitted
+    roundness: float
+
+
+def _try(left_cf: Array, angle_c: Array) -> _Circle:
+    """Choose the genes that follow an angle most, and find it anew by these."""
+    active_c = np.ones(len(left_cf))
+    column_f = np.argsort(unexplained(left_cf, angle_c), kind="stable")[:N_GENES]
+    chosen_cf = left_cf[:, column_f]
+    posterior_cj, mean_jf, *others = maximize(chosen_cf, angle_c, active_c, 1.0)
+    place = summarized(posterior_cj)
+    explained = []
+    for half in (0, 1):
+        told_c = summarized(maximize(chosen_cf[:, half::2], place.angle_c, active_c, 1.0)[0]).angle_c
+        explained.append(1 - unexplained(chosen_cf[:, 1 - half :: 2], told_c).mean())
+    fitted = Fitted(place, column_f, mean_jf, *others, 1.0)
+    return _Circle(place.angle_c, fitted, float(np.mean(explained)) * _evenness(mean_jf[:-1], fitted.log_prior_j[:-1]))
+
+
+def _evenness(mean_jf: Array, log_density_j: Array) -> float:
+    """Say how evenly genes and cells go round.
+
+    Three numbers from 0 to 1, multiplied. How genes' peaks are spread: along a line these are at two opposite angles,
+    along two that cross at four, along three at six. How much of what genes do is one wave a turn: in a loop that was
+    folded it is two. How many cells are where there are fewest, compared with an even spread.
+    """
+    first_f, second_f = np.fft.rfft(mean_jf, axis=0)[1:3]
+    weight_f = np.abs(first_f) ** 2 + 1e-12
+    turned_f = first_f / np.sqrt(weight_f)
+    spread = 1 - max(abs((weight_f * turned_f**n).sum()) / weight_f.sum() for n in (2, 4, 6))
+    single = weight_f.sum() / (weight_f + np.abs(second_f) ** 2).sum()
+    density_j = np.exp(log_density_j - log_density_j.max())
+    return float(spread * single * density_j.min() / density_j.mean())
