@@ -24,7 +24,7 @@ import celldial
 def train_model(model: Any, adata: ad.AnnData, **options: Any) -> dict[str, Any]:
     """Fit, and note what the peers' worker notes, too."""
     start = time.perf_counter()
-    model.fit(adata, progress=False, **options)
+    model.fit(adata, progress=False, include_periodic=True, **options)
     wall, peak = time.perf_counter() - start, resident_mb(peak=True)
     history = model.history_
     # Higher is better in celldial's history; reported are losses, as the peers have them.

@@ -135,6 +135,8 @@ GOOD = {"day": ["a", "b"], "night": ["c", "d"]}
         ({"name": "", "phases": GOOD}, ValueError, "the name of the periodic axis is ''"),
         ({"name": 3, "phases": GOOD}, ValueError, "the name of the periodic axis is 3"),
         ({"name": "a/b", "phases": GOOD}, ValueError, "must be a text without a slash"),
+        ({"name": "a", "phases": {**GOOD, 3: ["e", "f"]}}, ValueError, "a phase of a is called 3: it must be a text"),
+        ({"name": "a", "phases": {**GOOD, "G2/M": ["e", "f"]}}, ValueError, "a phase of a is called 'G2/M'"),
         ({"name": "a", "phases": {**GOOD, "day": "PER1"}}, ValueError, "phase 'day' of a has the markers 'PER1'"),
         ({"name": "a", "phases": {**GOOD, "day": ["PER1"]}}, ValueError, "name two at least"),
         ({"name": "a", "phases": {**GOOD, "day": ["x", "x"]}}, ValueError, "name two at least"),

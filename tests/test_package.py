@@ -33,7 +33,7 @@ MODULES = sorted(module_name(path) for path in SOURCE.rglob("*.py"))
 ROWS = [
     {"lookup", "ops"},
     {"counts", "covariates", "fusion", "laplace", "latents", "likelihoods", "nn", "selection", "targets"},
-    {"markers", "periodic"},
+    {"markers", "periodic", "unmarked"},
     {"modalities"},
     {"schema", "joined"},
     {"data", "module", "axes"},
@@ -164,7 +164,7 @@ def test_only_the_top_imports_the_estimator(module):
         ("train", {"module", "nn", "latents", "likelihoods", "fusion", "phase", "circle"}),
         ("phase", {"train", "circle", "periodic", "inference"}),
         ("circle", {"inference"}),
-        *((module, {"anndata", "mudata", "scanpy", "torch", *NETWORKS}) for module in ("markers", "periodic")),
+        *((module, {"anndata", "mudata", "scanpy", "torch", *NETWORKS}) for module in ("markers", "periodic", "unmarked")),
         ("ops", {"pyro"}),
         ("fusion", {"pyro"}),
         ("inference", {"anndata", "mudata", "scanpy", "pandas", "train", *READERS}),

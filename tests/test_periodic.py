@@ -143,52 +143,61 @@ def waves(peak: dict[str, float], turned: float = 0) -> dict[str, np.ndarray]:
     }
 
 
+UNIFORM_J = np.full(N_GRID, 1 / N_GRID)
+
+
+def apart(one: float, other: float) -> float:
+    return abs(float(np.angle(np.exp(1j * (one - other)))))
+
+
 @given(turned=st.floats(-7, 7))
 def test_any_turn_is_undone(turned: float) -> None:
-    by = periodic.anchor(waves(PEAK, turned), CELL_CYCLE)
-    assert abs(np.angle(np.exp(1j * (by + turned)))) < TURN / N_GRID
+    assert apart(periodic.anchor(waves(PEAK, turned), UNIFORM_J, CELL_CYCLE), -turned) < TURN / N_GRID
 
 
 def test_markers_that_change_more_count_more() -> None:
     """One that is all but flat may peak anywhere."""
     curve = waves(PEAK, turned=1.0)
     curve["S"] = np.vstack([curve["S"], 0.01 * np.cos(GRID_J - PEAK["S"] - 4)])
-    assert abs(np.angle(np.exp(1j * (periodic.anchor(curve, CELL_CYCLE) + 1.0)))) < TURN / N_GRID
+    assert apart(periodic.anchor(curve, UNIFORM_J, CELL_CYCLE), -1.0) < TURN / N_GRID
 
 
-UNIFORM_J = np.full(N_GRID, 1 / N_GRID)
+def test_where_no_cell_is_curves_say_nothing() -> None:
+    curve = waves(PEAK)
+    empty_j = np.abs(np.angle(np.exp(1j * (GRID_J - 1.5)))) < 0.5
+    curve["S"][:, empty_j] += 5
+    density_j = np.where(empty_j, 0, 1) / (~empty_j).sum()
+    assert apart(periodic.anchor(curve, density_j, CELL_CYCLE), 0) < 0.15
 
 
-def test_phases_start_where_markers_rise_above_those_of_the_phase_before() -> None:
-    curve = {phase: np.cos(GRID_J - at) for phase, at in PEAK.items()}
-    starts = periodic.phase_starts(curve, UNIFORM_J, CELL_CYCLE)
-    expected = [0.0, PEAK["S"] - math.pi / 2, (PEAK["S"] + PEAK["G2M"]) / 2]
-    np.testing.assert_allclose(starts, expected, atol=1.5 * TURN / N_GRID)
+def test_phases_start_as_long_before_their_markers_peak_as_the_rhythm_has_it() -> None:
+    np.testing.assert_allclose(
+        periodic.phase_starts(waves(PEAK), UNIFORM_J, CELL_CYCLE), CELL_CYCLE.phase_start, atol=0.1
+    )
+    late = periodic.phase_starts(waves({"S": PEAK["S"] + 0.4, "G2M": PEAK["G2M"] - 0.3}), UNIFORM_J, CELL_CYCLE)
+    np.testing.assert_allclose(late - CELL_CYCLE.phase_start, [0, 0.4, -0.3], atol=0.1)
+
+
+def test_phases_that_would_come_in_another_order_start_where_the_rhythm_has_it() -> None:
+    starts = periodic.phase_starts(waves({"S": PEAK["G2M"], "G2M": PEAK["S"]}), UNIFORM_J, CELL_CYCLE)
+    np.testing.assert_array_equal(starts, CELL_CYCLE.phase_start)
 
 
 @given(level=st.floats(-5, 5), scale=st.floats(0.1, 10))
 def test_level_and_scale_of_markers_do_not_matter(level: float, scale: float) -> None:
-    curve = {phase: np.cos(GRID_J - at) for phase, at in PEAK.items()}
+    curve = waves(PEAK, turned=0.3)
     other = {"S": level + scale * curve["S"], "G2M": curve["G2M"] / scale - level}
-    np.testing.assert_allclose(
-        periodic.phase_starts(other, UNIFORM_J, CELL_CYCLE),
-        periodic.phase_starts(curve, UNIFORM_J, CELL_CYCLE),
-        atol=1.01 * TURN / N_GRID,
+    parts = (
+        (periodic.anchor(part, UNIFORM_J, CELL_CYCLE), *periodic.phase_starts(part, UNIFORM_J, CELL_CYCLE))
+        for part in (curve, other)
     )
-
-
-def test_phases_of_the_users_begin_where_one_takes_over_from_the_other() -> None:
-    rhythm = read_rhythm({"name": "clock", "phases": {"day": ["a", "b"], "night": ["c", "d"]}})
-    assert rhythm is not None
-    curve = {"day": np.cos(GRID_J - 1.0), "night": np.cos(GRID_J - 1.0 - math.pi)}
-    starts = periodic.phase_starts(curve, UNIFORM_J, rhythm)
-    np.testing.assert_allclose(starts, [1 - math.pi / 2 + TURN, 1 + math.pi / 2], atol=1.5 * TURN / N_GRID)
+    np.testing.assert_allclose(*parts, atol=1e-6)
 
 
 def test_flat_markers_break_nothing() -> None:
-    starts = periodic.phase_starts({"S": np.zeros(N_GRID), "G2M": np.zeros(N_GRID)}, UNIFORM_J, CELL_CYCLE)
-    assert np.isfinite(starts).all()
-    assert math.isfinite(periodic.anchor({"S": np.zeros((2, N_GRID)), "G2M": np.zeros((2, N_GRID))}, CELL_CYCLE))
+    flat = {"S": np.zeros((2, N_GRID)), "G2M": np.zeros((2, N_GRID))}
+    assert math.isfinite(periodic.anchor(flat, UNIFORM_J, CELL_CYCLE))
+    assert np.isfinite(periodic.phase_starts(flat, UNIFORM_J, CELL_CYCLE)).all()
 
 
 @given(
@@ -211,5 +220,5 @@ def test_a_rhythm_of_many_phases_keeps_their_order() -> None:
     phases = {f"part {part}": [f"a{part}", f"b{part}"] for part in range(4)}
     rhythm = read_rhythm({"name": "ring", "phases": phases})
     assert isinstance(rhythm, Rhythm)
-    starts = periodic.phase_starts({name: wave.mean(0) for name, wave in waves(rhythm.peak).items()}, UNIFORM_J, rhythm)
-    np.testing.assert_allclose(starts, rhythm.phase_start, atol=1.5 * TURN / N_GRID)
+    starts = periodic.phase_starts(waves(rhythm.peak), UNIFORM_J, rhythm)
+    np.testing.assert_allclose(starts % 6.2, rhythm.phase_start, atol=0.1)

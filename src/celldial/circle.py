@@ -7,6 +7,7 @@ are taken to be, `celldial.phase` says anew where they are.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from celldial import periodic, phase, train
+from celldial import periodic, phase, train, unmarked
 from celldial.data import Cells
 from celldial.markers import Rhythm
 from celldial.module import Module
@@ -25,6 +26,11 @@ __all__ = ["fit", "go_on", "marker_curves"]
 
 # The share of the epochs before cells are located for the first time, and by how much slower the rest learns.
 FIRST_SHARE, SLOWER = 2 / 3, 2.0
+NO_CIRCLE = (
+    "periodic=True: no circle stands out among the cells. The best there is was taken, but it is likely to be something "
+    "else: do not rely on its angle. If the cells have a rhythm, name its markers, as in periodic='cell_cycle'; "
+    "otherwise leave periodic out"
+)
 
 
 def fit(
@@ -55,7 +61,7 @@ def fit(
     -------
     The cells with their places on the circle, and the history.
     """
-    cells, heard_f = _first_guess(cells, rhythm, markers, modality)
+    cells, heard_f = _first_guess(cells, rhythm, markers, modality, seed)
     phase.start(module, cells.select(train_c), {modality: heard_f})
     n_first = math.ceil(FIRST_SHARE * plan.max_epochs)
     plans = [replace(plan, max_epochs=n_first)]
@@ -92,15 +98,22 @@ def go_on(
     cells = _located(module, cells)
     for _, modality in module.by_modality():
         modality.decoder.tilt_kz.zero_()
-    cells, history = _train(module, cells, train_c, validation_c, [plan], seed)
+    # What a few new cells would not tell of features, all those before did: they stay as chosen.
+    cells, history = _train(module, cells, train_c, validation_c, [plan], seed, choose=False)
     phase.straighten(module, cells.select(train_c).to(settings.torch_device))
     return cells, history
 
 
 def _train(
-    module: Module, cells: Cells, train_c: Tensor, validation_c: Tensor, plans: Sequence[train.Plan], seed: int
+    module: Module,
+    cells: Cells,
+    train_c: Tensor,
+    validation_c: Tensor,
+    plans: Sequence[train.Plan],
+    seed: int,
+    choose: bool = True,
 ) -> tuple[Cells, dict[str, list[float]]]:
-    """Train by each plan, and locate the cells after it."""
+    """Train by each plan, and after it choose the features that tell the angle, if asked to, and locate the cells."""
     history: dict[str, list[float]] = {}
     for turn, plan in enumerate(plans):
         record = train.fit(module, cells, train_c, validation_c, plan, seed + turn)
@@ -108,7 +121,8 @@ def _train(
             record["seconds"] = [seconds + history["seconds"][-1] for seconds in record["seconds"]]
             history["kept"] = [0.0] * len(history["kept"])
         history = {name: history.get(name, []) + values for name, values in record.items()}
-        phase.choose_features(module, cells.select(train_c).to(settings.torch_device))
+        if choose:
+            phase.choose_features(module, cells.select(train_c).to(settings.torch_device))
         cells = _located(module, cells, learn_prior=True)
     return cells, history
 
@@ -119,17 +133,25 @@ def _located(module: Module, cells: Cells, learn_prior: bool = False) -> Cells:
     return phase.located(module.to(device), cells.to(device), learn_prior).to("cpu")
 
 
-def _first_guess(cells: Cells, rhythm: Rhythm, markers: dict[str, np.ndarray], modality: str) -> tuple[Cells, Tensor]:
-    """Say by the markers where cells are; those that lack the modality could be anywhere."""
+def _first_guess(
+    cells: Cells, rhythm: Rhythm, markers: dict[str, np.ndarray], modality: str, seed: int
+) -> tuple[Cells, Tensor]:
+    """Say by the markers, or without any, where cells are; those that lack the modality could be anywhere."""
     rows = cells.counts[modality]
     parts = (rows.value_n.numpy(), rows.column_n.numpy(), rows.indptr_c.numpy())
     has_c = cells.has(modality).numpy()
     counts_cf = sparse.csr_matrix(parts, shape=(rows.n_rows, rows.n_columns))[has_c].astype(np.float64)
     library_size_c = cells.library_size[modality].numpy()[has_c].astype(np.float64)
-    active_c = periodic.first_activity(counts_cf, library_size_c, markers)
     logged_cf = periodic.log_normalized(counts_cf, library_size_c)
-    place, heard_f = periodic.first_places(logged_cf, active_c, markers, rhythm)
-    angle_c, length_c, all_active_c = (np.full(len(cells), value) for value in (0.0, 0.0, active_c.mean()))
+    if markers:
+        active_c = periodic.first_activity(counts_cf, library_size_c, markers)
+        place, heard_f = periodic.first_places(logged_cf, active_c, markers, rhythm)
+    else:
+        batch_c = np.unique(cells.category_ck.numpy()[has_c], axis=0, return_inverse=True)[1].ravel()
+        place, heard_f, roundness = unmarked.first_places(logged_cf, batch_c, seed)
+        if roundness < unmarked.MIN_ROUNDNESS:
+            warnings.warn(NO_CIRCLE, stacklevel=4)
+    angle_c, length_c, all_active_c = (np.full(len(cells), value) for value in (0.0, 0.0, place.active_c.mean()))
     angle_c[has_c], length_c[has_c], all_active_c[has_c] = place.angle_c, place.length_c, place.active_c
     told = (torch.from_numpy(part).float() for part in (angle_c, length_c, all_active_c))
     return replace(cells, belief_cq=phase.belief(*told)), torch.from_numpy(heard_f)

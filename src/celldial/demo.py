@@ -153,7 +153,7 @@ def describe(axis: Axis, path: AnnData) -> str:
     risers = path.var.query("change > 0").sort_values("rank").index[:8]
     return f"""\
 How much the axis from naive to cytotoxic CD8+ T cells tells:
-  {axis.strength:.2f}              of what tells the two apart is in its score (R², 1 at best; p = {axis.p_value:.3f} by permutation).
+  {axis.strength:.2f}  of what tells the two apart is in its score (R², 1 at best; p = {axis.p_value:.3f}).
   Genes that rise along it, the surest first: {", ".join(risers)}."""
 
 
@@ -321,9 +321,10 @@ def compare_angles(adata: AnnData) -> str:
     error, error_atac = (cd.metrics.angular_error(angle_c[c], true_c[c], align=False) for c in (rna_c, ~rna_c))
     hours = 24 * error / (2 * np.pi)
     return f"""\
-How well the angle of the cell cycle, which marker genes alone anchor, agrees with the truth, in cells that cycle:
-  {correlation:.2f}               is the circular correlation in cells with RNA (Fisher and Lee; 1 at best, 0 is chance).
-  {error:.2f} (ATAC: {error_atac:.2f})  is the mean error in radians, {hours:.1f} hours of 24 (cells with ATAC alone; 1.57 is chance)."""
+How well the angle of the cell cycle, which marker genes alone anchor, agrees with the truth
+(Fisher and Lee's correlation; ATAC: in cycling cells with nothing else):
+  {correlation:.2f}               is the circular correlation in cycling cells with RNA (1 at best, 0 by chance).
+  {error:.2f} (ATAC: {error_atac:.2f})  is the mean error in radians (1.57 by chance): {hours:.1f} of 24 hours."""
 
 
 def lsi(complete: AnnData) -> np.ndarray:

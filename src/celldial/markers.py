@@ -99,14 +99,16 @@ def read_rhythm(periodic: Any) -> Rhythm | None:
     if not isinstance(name, str) or not name or "/" in name:
         raise ValueError(f"the name of the periodic axis is {name!r}: it must be a text without a slash")
     for phase, markers in phases.items():
+        if not isinstance(phase, str) or not phase or "/" in phase:
+            raise ValueError(f"a phase of {name} is called {phase!r}: it must be a text without a slash")
         if isinstance(markers, str) or not isinstance(markers, Sequence) or len(set(markers)) < 2:
             raise ValueError(f"phase {phase!r} of {name} has the markers {markers!r}: name two at least, as a list")
     width = 2 * pi / len(phases)
     return Rhythm(
         name,
-        {str(phase): tuple(map(str, markers)) for phase, markers in phases.items()},
-        {str(phase): (place + 0.5) * width for place, phase in enumerate(phases)},
-        tuple(map(str, phases)),
+        {phase: tuple(map(str, markers)) for phase, markers in phases.items()},
+        {phase: (place + 0.5) * width for place, phase in enumerate(phases)},
+        tuple(phases),
         tuple(place * width for place in range(len(phases))),
     )
 

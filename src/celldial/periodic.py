@@ -261,8 +261,10 @@ def anchor(curve: dict[str, Array], density_j: Array, rhythm: Rhythm) -> float:
     ----------
     curve
         Phase to the log rates of its markers around the circle, at evenly spaced angles from 0, shape ``(f, j)``.
+    density_j
+        How common the angles are.
     rhythm
-        Where they should peak.
+        Where markers should peak.
     """
     late = [np.angle(mean_place(curve_fj, density_j)) - rhythm.peak[phase] for phase, curve_fj in curve.items()]
     return float(-np.angle(np.exp(1j * np.array(late)).sum()))
@@ -277,14 +279,19 @@ def phase_starts(curve: dict[str, Array], density_j: Array, rhythm: Rhythm) -> A
     ----------
     curve
         As in `anchor`, of a circle that was turned.
+    density_j
+        How common the angles are.
     rhythm
-        Its phases; those without markers (G1) start where the rhythm has it.
+        Its phases; those without markers (G1) start where the rhythm has it, and so do all where they would come in
+        another order.
     """
     starts = []
     for phase, start in zip(rhythm.phases, rhythm.phase_start, strict=True):
         late = np.angle(mean_place(curve[phase], density_j)) - rhythm.peak[phase] if phase in curve else 0.0
         starts.append((start + late) % (2 * np.pi))
-    return np.array(starts)
+    lengths = np.diff([*starts, starts[0]]) % (2 * np.pi)
+    in_order = np.isclose(lengths.sum(), 2 * np.pi) and (lengths > 0).all()
+    return np.array(starts if in_order else rhythm.phase_start)
 
 
 def phase_codes(angle_c: Array, phase_start: Array) -> NDArray[np.int64]:

@@ -227,12 +227,9 @@ def start(module: Module, cells: Cells, column: Mapping[str, Tensor]) -> None:
     """
     assert cells.belief_cq is not None
     assert module.circle is not None
-    active_share = cells.belief_cq[:, 3].double().sigmoid().mean()
-    module.circle.active_logit.copy_(
-        torch.logit(active_share).clamp_max(MAX_LOGIT)
-        if (cells.belief_cq[:, 3] < MAX_LOGIT).any()
-        else torch.tensor(MAX_LOGIT)
-    )
+    rests = bool((cells.belief_cq[:, 3] < MAX_LOGIT).any())
+    share = float(cells.belief_cq[:, 3].double().sigmoid().mean())
+    module.circle.active_logit.fill_(min(math.log(share / (1 - share)), MAX_LOGIT) if rests else MAX_LOGIT)
     x_c, y_c, _, logit_c = cells.belief_cq.unbind(1)
     angle_j = grid(x_c)[::2]
     nearness_cj = torch.exp(6 * (x_c[:, None] * angle_j.cos() + y_c[:, None] * angle_j.sin() - 1))
