@@ -164,7 +164,10 @@ def test_only_the_top_imports_the_estimator(module):
         ("train", {"module", "nn", "latents", "likelihoods", "fusion", "phase", "circle"}),
         ("phase", {"train", "circle", "periodic", "inference"}),
         ("circle", {"inference"}),
-        *((module, {"anndata", "mudata", "scanpy", "torch", *NETWORKS}) for module in ("markers", "periodic", "unmarked")),
+        *(
+            (module, {"anndata", "mudata", "scanpy", "torch", *NETWORKS})
+            for module in ("markers", "periodic", "unmarked")
+        ),
         ("ops", {"pyro"}),
         ("fusion", {"pyro"}),
         ("inference", {"anndata", "mudata", "scanpy", "pandas", "train", *READERS}),

@@ -116,7 +116,8 @@ class VAE(BaseEstimator):
         A rhythm that cells go through, as a latent coordinate on a circle beside the others: ``"cell_cycle"``, told by
         the genes of [3]_ (human, or mouse, in any case of letters); a dict of another one,
         ``{"name": "circadian", "phases": {"day": [...], "night": [...]}}``, with markers of phases that share the
-        circle evenly; or True to look for a circle without markers, which is then called ``"cycle"``.
+        circle evenly (of two phases alone it is open in which direction the angle grows); or True to look for a circle
+        without markers, which is then called ``"cycle"``.
     gene_symbols
         Column of ``adata.var`` with gene symbols to find markers by, where ``adata.var_names`` are identifiers.
     dropout_rate

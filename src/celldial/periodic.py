@@ -255,7 +255,8 @@ def mean_place(curve_fj: Array, density_j: Array) -> complex:
 def anchor(curve: dict[str, Array], density_j: Array, rhythm: Rhythm) -> float:
     """Say by which angle to turn the circle so that markers peak where their phases are.
 
-    It need not be mirrored: the scores of the markers, from which cells started, gave it its direction.
+    It need not be mirrored: the scores of the markers, from which cells started, gave it its direction. (Two phases that
+    lie opposite to each other have none.)
 
     Parameters
     ----------

@@ -262,7 +262,7 @@ def start(module: Module, cells: Cells, column: Mapping[str, Tensor]) -> None:
 def turn(module: Module, by: float) -> None:
     """Turn the circle: what was at the angle θ is then at θ + `by`, and nothing else changes.
 
-    How common each angle is has to be learned again.
+    How common each angle is has to be learned again. To be done before `straighten`.
     """
     for _, modality in module.by_modality():
         assert modality.decoder.harmonics is not None
@@ -294,8 +294,9 @@ def straighten(module: Module, cells: Cells) -> None:
     place_cu = cells.belief_cq[:, :2] * cells.belief_cq[:, 3:].sigmoid()
     harmonic_ck = harmonics(place_cu)[:, :-1]
     harmonic_ck = (harmonic_ck - harmonic_ck.mean(0)).double()
-    ridge_kk = torch.eye(harmonic_ck.shape[1], dtype=torch.float64, device=harmonic_ck.device)
-    tilt_kz = torch.linalg.solve(harmonic_ck.T @ harmonic_ck + ridge_kk, harmonic_ck.T @ mean_cz.double())
+    gram_kk = harmonic_ck.T @ harmonic_ck
+    ridge_k = 1e-3 * gram_kk.diagonal() + 1e-9  # for cells that fill an arc only
+    tilt_kz = torch.linalg.solve(gram_kk + ridge_k.diag(), harmonic_ck.T @ mean_cz.double())
     for decoder in decoders:
         decoder.tilt_kz.copy_(tilt_kz)
 
