@@ -484,7 +484,8 @@ class VAE(BaseEstimator):
         - ``_concentration``: how sure the angle is, κ of a power spherical distribution. Its standard deviation is
           about :math:`\sqrt{2 / κ}` rad where that is small; 0 is no idea.
         - ``_active_probability``, and ``_active`` where that is 1/2 or more: whether the cell is on the circle at all.
-        - ``_phase``, where the model knows phases: which one the angle is in; missing for cells that are not active.
+        - ``_phase``, where the model knows phases: which one the angle is in; missing for cells that are not active, or
+          whose angle could be almost anything (concentration below 1).
 
         Raises
         ------

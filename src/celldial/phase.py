@@ -12,6 +12,7 @@ the circle, ``q`` numbers of a belief, ``z`` latent coordinates.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -28,6 +29,8 @@ __all__ = ["belief", "choose_features", "curves", "located", "placed", "start", 
 # What a feature must tell of the angle over all cells, in nats, to be heard; and how many are, those that tell most.
 # The coefficients of one that does not cycle are fitted to noise, and seem to tell about 2.
 MIN_INFORMATION, MAX_FEATURES = 8.0, 500
+# How many are heard where none tells so much, with a warning.
+FEW_FEATURES = 20
 # Counts that a feature is given in advance at each angle, at its mean rate.
 PRIOR_COUNTS = 10.0
 # How concentrated the angle may be: a standard deviation of 0.02.
@@ -190,6 +193,7 @@ def choose_features(module: Module, cells: Cells) -> None:
     module.eval()
     assert cells.belief_cq is not None
     everywhere_ku = harmonics(_places(cells.continuous_ck)[:-1]).mean(0)
+    told = {}
     for name, modality in module.by_modality():
         decoder = modality.decoder
         assert decoder.harmonics is not None
@@ -204,9 +208,20 @@ def choose_features(module: Module, cells: Cells) -> None:
             information_cf = modality.likelihood.information(decoder(state_cz, *covariates), library_size_c)
             away_cf = decoder.harmonics(harmonics(belief_cq[:, :2]) - everywhere_ku)
             told_f += 0.5 * (belief_cq[:, 3].sigmoid()[:, None] * information_cf * away_cf.square()).sum(0)
-        most_f = told_f.topk(min(MAX_FEATURES, len(told_f))).indices
-        decoder.cycles_f.zero_()
-        decoder.cycles_f[most_f[told_f[most_f] > MIN_INFORMATION]] = True
+        told[name] = told_f
+    least = MIN_INFORMATION
+    if not any(bool((told_f > least).any()) for told_f in told.values()):
+        warnings.warn(
+            "no feature tells the angle well: there are too few cells, counts or epochs, or the cells have no such "
+            f"rhythm. Angles are told by the {FEW_FEATURES} features that tell most; do not rely on them",
+            stacklevel=6,
+        )
+        all_f = torch.cat(list(told.values()))
+        least = float(all_f.topk(min(FEW_FEATURES + 1, len(all_f))).values[-1])
+    for name, modality in module.by_modality():
+        most_f = told[name].topk(min(MAX_FEATURES, len(told[name]))).indices
+        modality.decoder.cycles_f.zero_()
+        modality.decoder.cycles_f[most_f[told[name][most_f] > least]] = True
 
 
 @torch.no_grad()

@@ -20,8 +20,9 @@ from celldial.schema import Schema
 
 __all__ = ["describe", "marker_columns", "table"]
 
-# An active cell is more probably on the circle than not.
-MIN_ACTIVE = 0.5
+# An active cell is more probably on the circle than not. Of one whose angle could be almost anything (a mean resultant
+# length below 1/2), as where all that tells it was not measured, no phase is said.
+MIN_ACTIVE, MIN_CONCENTRATION = 0.5, 1.0
 
 
 def marker_columns(
@@ -83,6 +84,7 @@ def table(inferred: Inferred, described: Mapping[str, Any], names: pd.Index) -> 
         "active": active_c >= MIN_ACTIVE,
     }
     if "phases" in described:
-        codes_c = np.where(columns["active"], phase_codes(angle_c, described["phase_start"]), -1)
+        told_c = columns["active"] & (concentration_c >= MIN_CONCENTRATION)
+        codes_c = np.where(told_c, phase_codes(angle_c, described["phase_start"]), -1)
         columns["phase"] = pd.Categorical.from_codes(codes_c.tolist(), pd.Index(described["phases"]))
     return pd.DataFrame({f"{described['name']}_{part}": values for part, values in columns.items()}, index=names)

@@ -44,14 +44,12 @@ MAX_CLUSTERS, N_COMPONENTS, MIN_SILHOUETTE = 8, 10, 0.2
 # Axes that pairs are made of; genes that a circle is found by; pairs gone on with; rounds of choosing genes.
 N_AXES, N_GENES, N_KEPT, N_ROUNDS = 8, 30, 8, 4
 MIN_GENES = 10
-# Of what was found in data without a rhythm, simulated and real, the roundest had 0.017; of that with one, at a depth
-# that lets it be seen, the least round 0.031.
-MIN_ROUNDNESS = 0.022
+# In data without a rhythm, simulated and real, the roundest that was found had 0.0097; where there was one and it was
+# found, the least round had 0.014.
+MIN_ROUNDNESS = 0.012
 
 
-def first_places(
-    logged_cf: sparse.csr_matrix, batch_c: Codes, seed: int = 0
-) -> tuple[Place, NDArray[np.int64], float]:
+def first_places(logged_cf: sparse.csr_matrix, batch_c: Codes, seed: int = 0) -> tuple[Place, NDArray[np.int64], float]:
     """Look for a circle, and say where cells are on the best one.
 
     Which way round angles grow is arbitrary; 0 is where cells are most common. All cells are taken to be active.
