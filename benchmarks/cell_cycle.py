@@ -534,7 +534,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=5, help="models that medians on real data are of")
     parser.add_argument("--many", type=int, default=20, help="models of neurosphere that should agree")
-    parser.add_argument("--simulations", type=int, default=1, help="simulations that medians are of")
+    parser.add_argument("--simulations", type=int, default=3, help="simulations that medians are of")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="few cells, two epochs, once: does it run at all?")
     options = parser.parse_args()

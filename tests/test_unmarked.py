@@ -7,7 +7,7 @@ from scipy import sparse
 from celldial.circular import fisher_lee
 from celldial.unmarked import MIN_ROUNDNESS, first_places
 
-N_CELLS, N_GENES = 600, 120
+N_CELLS, N_GENES = 300, 120
 
 
 def drawn(seed: int, cycles: bool) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
@@ -51,20 +51,20 @@ def test_zero_is_where_cells_are_most_common() -> None:
     assert np.angle(np.exp(1j * angle).mean()) == pytest.approx(0, abs=0.5)
 
 
-def test_the_same_seed_finds_the_same() -> None:
+def test_the_same_seed_finds_the_same(found) -> None:
     logged_cf, batch_c, _ = drawn(0, cycles=True)
-    first, again = (first_places(logged_cf, batch_c, seed=3) for _ in range(2))
-    assert np.array_equal(first[0].angle_c, again[0].angle_c)
+    again = first_places(logged_cf, batch_c)
+    assert np.array_equal(found[0][0].angle_c, again[0].angle_c)
 
 
-def test_cells_beyond_those_it_learned_from_are_placed(found, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("celldial.unmarked.MAX_CELLS", 250)
+def test_cells_beyond_those_it_learned_from_are_placed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("celldial.unmarked.MAX_CELLS", 200)
     logged_cf, batch_c, angle_c = drawn(0, cycles=True)
     place = first_places(logged_cf, batch_c)[0]
     assert abs(fisher_lee(place.angle_c, angle_c)) > 0.9
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_types_and_batches_alone_are_no_circle(seed: int) -> None:
     logged_cf, batch_c, _ = drawn(seed, cycles=False)
     assert first_places(logged_cf, batch_c)[2] < MIN_ROUNDNESS

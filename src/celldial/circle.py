@@ -27,9 +27,9 @@ __all__ = ["fit", "go_on", "marker_curves"]
 # The share of the epochs before cells are located for the first time, and by how much slower the rest learns.
 FIRST_SHARE, SLOWER = 2 / 3, 2.0
 NO_CIRCLE = (
-    "periodic=True: no circle stands out among the cells. The best there is was taken, but it is likely to be something "
-    "else: do not rely on its angle. If the cells have a rhythm, name its markers, as in periodic='cell_cycle'; "
-    "otherwise leave periodic out"
+    "periodic=True: no circle stands out among the cells. The best there is was taken, but it is likely to be "
+    "something else: do not rely on its angle. If the cells have a rhythm, name its markers, as in "
+    "periodic='cell_cycle'; otherwise leave periodic out"
 )
 
 

@@ -80,14 +80,12 @@ def first_places(logged_cf: sparse.csr_matrix, batch_c: Codes, seed: int = 0) ->
             f"periodic=True: only {len(candidate_f)} features differ enough between cells to look for a circle "
             f"(needed: {MIN_GENES}). Keep more features, or name the markers of the rhythm"
         )
-    groups = _Groups.find(logged_cf[learn_c][:, candidate_f], batch_c[learn_c], seed)
-    left_cf = groups.left(logged_cf[learn_c][:, candidate_f], batch_c[learn_c])
-    axis_ck = _axes(left_cf, seed)
-    tried = [_try(left_cf, np.angle(axis_ck @ pair)) for pair in _pairs(axis_ck.shape[1])]
-    tried = sorted(tried, key=lambda circle: -circle.roundness)[:N_KEPT]
-    for _ in range(N_ROUNDS):
-        tried = [_try(left_cf, circle.angle_c, circle.roundness) for circle in tried]
-    best = max(tried, key=lambda circle: circle.roundness)
+    learned = logged_cf[learn_c][:, candidate_f], batch_c[learn_c]
+    # Without clusters, too, lest pieces of the circle are taken for these.
+    choices = [_Groups.find(*learned, n_clusters, seed) for n_clusters in (1, MAX_CLUSTERS)]
+    choices = choices[: 1 if choices[1].clusters is None else 2]
+    found = [(_roundest(groups.left(*learned), seed), groups) for groups in choices]
+    best, groups = max(found, key=lambda pair: pair[0].roundness)
     blocks = (slice(start, start + MAX_CELLS) for start in range(0, logged_cf.shape[0], MAX_CELLS))
     places = [best.fitted.judge(groups.left(logged_cf[block][:, candidate_f], batch_c[block])) for block in blocks]
     zero = ANGLE_J[np.argmax(best.fitted.log_prior_j[:-1])]
@@ -119,7 +117,8 @@ class _Groups:
     deviation_f: Array
 
     @classmethod
-    def find(cls, logged_cf: sparse.csr_matrix, batch_c: Codes, seed: int) -> _Groups:
+    def find(cls, logged_cf: sparse.csr_matrix, batch_c: Codes, max_clusters: int, seed: int) -> _Groups:
+        """Cluster cells, if they form clusters at all, by what batches do not differ by."""
         dense_cf = logged_cf.toarray().astype(np.float32)
         scale_f = np.maximum(dense_cf.std(0), MIN_DEVIATION)
         n_batches = int(batch_c.max()) + 1
@@ -128,7 +127,7 @@ class _Groups:
         pca = PCA(min(N_COMPONENTS, *standard_cf.shape), random_state=seed).fit(standard_cf)
         reduced_ck = pca.transform(standard_cf)
         best, clusters = MIN_SILHOUETTE, None
-        for n_clusters in range(2, min(MAX_CLUSTERS, len(dense_cf) - 1) + 1):
+        for n_clusters in range(2, min(max_clusters, len(dense_cf) - 1) + 1):
             tried = KMeans(n_clusters, n_init=3, random_state=seed).fit(reduced_ck)
             score = silhouette_score(reduced_ck, tried.labels_)
             if score > best:
@@ -139,7 +138,7 @@ class _Groups:
         return cls(scale_f, center_bf, clusters, pca, mean_gf, deviation_f)
 
     def left(self, logged_cf: sparse.csr_matrix, batch_c: Codes) -> Array:
-        """What the groups leave of each gene, standardized."""
+        """Take out of each gene what the groups differ by, and standardize it."""
         standard_cf = logged_cf.toarray().astype(np.float32) / self.scale_f - self.center_bf[batch_c]
         group_c = batch_c
         if self.clusters is not None:
@@ -172,6 +171,16 @@ def _axes(value_cf: Array, seed: int) -> Array:
     return axis_ck
 
 
+def _roundest(left_cf: Array, seed: int) -> _Circle:
+    """Try every two axes as cosine and sine, go on with the roundest, and give the one that stayed so."""
+    axis_ck = _axes(left_cf, seed)
+    tried = [_try(left_cf, np.angle(axis_ck @ pair)) for pair in _pairs(axis_ck.shape[1])]
+    tried = sorted(tried, key=lambda circle: -circle.roundness)[:N_KEPT]
+    for _ in range(N_ROUNDS):
+        tried = [_try(left_cf, circle.angle_c, circle.roundness) for circle in tried]
+    return max(tried, key=lambda circle: circle.roundness)
+
+
 def _pairs(n_axes: int) -> list[NDArray[np.complexfloating]]:
     """For every two axes, one as real and one as imaginary part."""
     return [np.eye(n_axes)[i] + 1j * np.eye(n_axes)[j] for i, j in combinations(range(n_axes), 2)]
@@ -194,14 +203,14 @@ def _try(left_cf: Array, angle_c: Array, most: float = 1.0) -> _Circle:
     active_c = np.ones(len(left_cf))
     column_f = np.argsort(unexplained(left_cf, angle_c), kind="stable")[:N_GENES]
     chosen_cf = left_cf[:, column_f]
-    posterior_cj, mean_jf, *others = maximize(chosen_cf, angle_c, active_c, 1.0)
+    posterior_cj, mean_jf, variance_f, log_prior_j = maximize(chosen_cf, angle_c, active_c, 1.0)
     place = summarized(posterior_cj)
     explained = []
     for half in (0, 1):
         told_c = summarized(maximize(chosen_cf[:, half::2], place.angle_c, active_c, 1.0)[0]).angle_c
         explained.append(1 - unexplained(chosen_cf[:, 1 - half :: 2], told_c).mean())
-    fitted = Fitted(place, column_f, mean_jf, *others, 1.0)
-    roundness = float(np.mean(explained)) * _evenness(mean_jf[:-1], fitted.log_prior_j[:-1])
+    fitted = Fitted(place, column_f, mean_jf, variance_f, log_prior_j, 1.0)
+    roundness = float(np.mean(explained)) * _evenness(mean_jf[:-1], log_prior_j[:-1])
     return _Circle(place.angle_c, fitted, min(roundness, most))
 
 
