@@ -5,13 +5,13 @@ turns by expectation maximization, from the scores of the markers. What markers 
 genes that follow the same angle, or be spoiled by them, where these tell cell types and not phases. So several choices
 are tried, and judged by how well markers that were kept out are explained.
 
-Arrays in, arrays out. Axis suffixes: ``c`` cells, ``f`` features, ``j`` angles on the grid, then rest, ``k``
+Arrays in, arrays out. Axis suffixes: ``c`` cells, ``f`` features, ``j`` angles on the grid, ``k``
 coefficients.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +78,8 @@ def first_places(
     logged_cf
         Log-normalized expression; only cells that were measured.
     active_c
-        How probable it is that each is active; 1 for all where none is at rest.
+        How probable it is that each is active. Angles are found as if all were: to leave some out at this stage made
+        them worse.
     markers
         Phase to the columns of its markers.
     rhythm
@@ -89,19 +90,17 @@ def first_places(
     standard_cf = _standardized(logged_cf[learn_c][:, candidate_f])
     place_of = {column: place for place, column in enumerate(candidate_f)}
     own = {phase: np.array([place_of[column] for column in columns]) for phase, columns in markers.items()}
-    learned_active_c = active_c[learn_c]
-    n_genes = _choose(standard_cf, learned_active_c, own, rhythm)
-    fitted = _fit(standard_cf, learned_active_c, own, rhythm, n_genes)
+    fitted = _fit(standard_cf, own, rhythm, _choose(standard_cf, own, rhythm))
     heard_f = candidate_f[fitted.column_f]
     if len(learn_c) == logged_cf.shape[0]:
-        return fitted.place, heard_f
+        return replace(fitted.place, active_c=active_c), heard_f
     like_cf = logged_cf[learn_c][:, candidate_f]
     places = [
         fitted.judge(_standardized(logged_cf[start : start + MAX_CELLS][:, candidate_f], like_cf))
         for start in range(0, logged_cf.shape[0], MAX_CELLS)
     ]
-    parts = zip(*((place.angle_c, place.length_c, place.active_c) for place in places), strict=True)
-    return Place(*(np.concatenate(part) for part in parts)), heard_f
+    angle_c, length_c = (np.concatenate([getattr(place, part) for place in places]) for part in ("angle_c", "length_c"))
+    return Place(angle_c, length_c, active_c), heard_f
 
 
 def _candidates(logged_cf: sparse.csr_matrix, marker_f: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -152,24 +151,20 @@ def _posterior(value_cf: Array, mean_jf: Array, variance_f: Array, log_prior_j: 
 
 
 def summarized(posterior_cj: Array) -> Place:
-    around_cj = posterior_cj[:, :-1]
-    mean_c = around_cj @ np.exp(1j * ANGLE_J) / np.maximum(around_cj.sum(1), 1e-9)
-    return Place(np.angle(mean_c) % (2 * np.pi), np.abs(mean_c), 1 - posterior_cj[:, -1])
+    """Give the mean angle of each cell, and how sure it is."""
+    mean_c = posterior_cj @ np.exp(1j * ANGLE_J)
+    return Place(np.angle(mean_c) % (2 * np.pi), np.abs(mean_c), np.ones(len(mean_c)))
 
 
-def maximize(value_cf: Array, angle_c: Array, active_c: Array, temper: float) -> tuple[Array, Array, Array, Array]:
+def maximize(value_cf: Array, angle_c: Array, temper: float) -> tuple[Array, Array, Array, Array]:
     """Maximize the expectation in turns, from given angles; returns posterior, means, variances and prior."""
-    basis_jk = np.zeros((N_GRID + 1, 2 * N_HARMONICS + 2), dtype=np.float32)
-    basis_jk[:-1, :-1] = basis(ANGLE_J)
-    basis_jk[-1, -1] = 1  # at rest a gene has a mean of its own
-    ridge_k = np.array([1e-3, *np.repeat(RIDGE, 2), 1.0], dtype=np.float32)
+    basis_jk = basis(ANGLE_J)
+    ridge_k = np.array([1e-3, *np.repeat(RIDGE, 2)], dtype=np.float32)
     near_cj = np.exp(8 * (np.cos(ANGLE_J - angle_c[:, None]) - 1))
-    posterior_cj = np.column_stack([near_cj / near_cj.sum(1, keepdims=True) * active_c[:, None], 1 - active_c])
-    posterior_cj = posterior_cj.astype(np.float32)
+    posterior_cj = (near_cj / near_cj.sum(1, keepdims=True)).astype(np.float32)
     smoothing_j = np.exp(10 * (np.cos(ANGLE_J) - 1))
     smoothing = np.fft.rfft(smoothing_j / smoothing_j.sum())
     square_f = (value_cf**2).sum(0)
-    rests = bool((active_c < 1).any())
     for _ in range(N_ITERATIONS):
         weight_j, total_jf = posterior_cj.sum(0), posterior_cj.T @ value_cf
         precision_kk = (basis_jk * weight_j[:, None]).T @ basis_jk + np.diag(ridge_k)
@@ -177,16 +172,14 @@ def maximize(value_cf: Array, angle_c: Array, active_c: Array, temper: float) ->
         residual_f = weight_j @ mean_jf**2 - 2 * (total_jf * mean_jf).sum(0) + square_f
         variance_f = np.maximum(residual_f / len(value_cf), 1e-3)
         share_j = posterior_cj.mean(0, dtype=np.float64)
-        density_j = np.fft.irfft(np.fft.rfft(share_j[:-1]) * smoothing, N_GRID) + 1e-6
-        # Where no cell was at rest at first, none is later.
-        log_prior_j = np.log(np.append(density_j, share_j[-1] + 1e-6 if rests else 1e-30)).astype(np.float32)
+        density_j = np.fft.irfft(np.fft.rfft(share_j) * smoothing, N_GRID) + 1e-6
+        log_prior_j = np.log(density_j).astype(np.float32)
         posterior_cj = _posterior(value_cf, mean_jf, variance_f, log_prior_j, temper)
     return posterior_cj, mean_jf, variance_f, log_prior_j
 
 
 def _fit(
     standard_cf: Array,
-    active_c: Array,
     markers: dict[str, NDArray[np.int64]],
     rhythm: Rhythm,
     n_genes: int,
@@ -201,13 +194,13 @@ def _fit(
     score_cp = np.stack([(s_c - s_c.mean()) / max(s_c.std(), 1e-6) for s_c in score.values()], 1)
     angle_c = np.angle(score_cp @ np.exp(1j * np.array([rhythm.peak[phase] for phase in score])))
     column_f, temper = own_f, 1.0
-    found = maximize(standard_cf[:, own_f], angle_c, active_c, temper)
+    found = maximize(standard_cf[:, own_f], angle_c, temper)
     for _ in range(N_ROUNDS if n_genes else 0):
         place = summarized(found[0])
         left_f = unexplained(standard_cf[:, others], place.angle_c)
         column_f = np.union1d(others[np.argsort(left_f, kind="stable")[: min(n_genes, len(others) // 2)]], own_f)
         temper = min(1.0, N_INDEPENDENT / len(column_f))
-        found = maximize(standard_cf[:, column_f], place.angle_c, place.active_c, temper)
+        found = maximize(standard_cf[:, column_f], place.angle_c, temper)
     posterior_cj, mean_jf, variance_f, log_prior_j = found
     return Fitted(summarized(posterior_cj), column_f, mean_jf, variance_f, log_prior_j, temper)
 
@@ -220,7 +213,7 @@ def unexplained(value_cf: Array, angle_c: Array) -> Array:
     return result
 
 
-def _choose(standard_cf: Array, active_c: Array, markers: dict[str, NDArray[np.int64]], rhythm: Rhythm) -> int:
+def _choose(standard_cf: Array, markers: dict[str, NDArray[np.int64]], rhythm: Rhythm) -> int:
     """Choose how many genes to take beside the markers, by how well every second marker is explained without it."""
     halves = [{phase: column_f[half::2] for phase, column_f in markers.items()} for half in (0, 1)]
     if any(len(column_f) < 2 for half in halves for column_f in half.values()):
@@ -230,7 +223,7 @@ def _choose(standard_cf: Array, active_c: Array, markers: dict[str, NDArray[np.i
         explained = []
         for half, other in zip(halves, reversed(halves), strict=True):
             kept_out = np.concatenate(list(other.values()))
-            angle_c = _fit(standard_cf, active_c, half, rhythm, choice, kept_out).place.angle_c
+            angle_c = _fit(standard_cf, half, rhythm, choice, kept_out).place.angle_c
             explained.append(1 - unexplained(standard_cf[:, kept_out], angle_c).mean())
         told[choice] = float(np.mean(explained))
     best = max(told.values())
@@ -255,8 +248,8 @@ def mean_place(curve_fj: Array, density_j: Array) -> complex:
 def anchor(curve: dict[str, Array], density_j: Array, rhythm: Rhythm) -> float:
     """Say by which angle to turn the circle so that markers peak where their phases are.
 
-    It need not be mirrored: the scores of the markers, from which cells started, gave it its direction. (Two phases that
-    lie opposite to each other have none.)
+    It need not be mirrored: the scores of the markers, from which cells started, gave it its direction. (Two phases
+    that lie opposite to each other have none.)
 
     Parameters
     ----------

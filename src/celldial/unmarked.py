@@ -47,6 +47,9 @@ MIN_GENES = 10
 # In data without a rhythm, simulated and real, the roundest that was found had 0.0097; where there was one and it was
 # found, the least round had 0.014.
 MIN_ROUNDNESS = 0.012
+# A circle this round is seen before cells are clustered, and its pieces must not be taken for clusters. What cell types
+# made of themselves, without clusters, was not rounder than 0.05.
+CLEAR_ROUNDNESS = 0.1
 
 
 def first_places(logged_cf: sparse.csr_matrix, batch_c: Codes, seed: int = 0) -> tuple[Place, NDArray[np.int64], float]:
@@ -81,11 +84,11 @@ def first_places(logged_cf: sparse.csr_matrix, batch_c: Codes, seed: int = 0) ->
             f"(needed: {MIN_GENES}). Keep more features, or name the markers of the rhythm"
         )
     learned = logged_cf[learn_c][:, candidate_f], batch_c[learn_c]
-    # Without clusters, too, lest pieces of the circle are taken for these.
-    choices = [_Groups.find(*learned, n_clusters, seed) for n_clusters in (1, MAX_CLUSTERS)]
-    choices = choices[: 1 if choices[1].clusters is None else 2]
-    found = [(_roundest(groups.left(*learned), seed), groups) for groups in choices]
-    best, groups = max(found, key=lambda pair: pair[0].roundness)
+    for max_clusters in (1, MAX_CLUSTERS):
+        groups = _Groups.find(*learned, max_clusters, seed)
+        best = _roundest(groups.left(*learned), seed)
+        if best.roundness >= CLEAR_ROUNDNESS:
+            break
     blocks = (slice(start, start + MAX_CELLS) for start in range(0, logged_cf.shape[0], MAX_CELLS))
     places = [best.fitted.judge(groups.left(logged_cf[block][:, candidate_f], batch_c[block])) for block in blocks]
     zero = ANGLE_J[np.argmax(best.fitted.log_prior_j[:-1])]
@@ -200,14 +203,13 @@ def _try(left_cf: Array, angle_c: Array, most: float = 1.0) -> _Circle:
 
     What is no circle may look like one in passing, so that one is held to be no rounder than it was, `most`, before.
     """
-    active_c = np.ones(len(left_cf))
     column_f = np.argsort(unexplained(left_cf, angle_c), kind="stable")[:N_GENES]
     chosen_cf = left_cf[:, column_f]
-    posterior_cj, mean_jf, variance_f, log_prior_j = maximize(chosen_cf, angle_c, active_c, 1.0)
+    posterior_cj, mean_jf, variance_f, log_prior_j = maximize(chosen_cf, angle_c, 1.0)
     place = summarized(posterior_cj)
     explained = []
     for half in (0, 1):
-        told_c = summarized(maximize(chosen_cf[:, half::2], place.angle_c, active_c, 1.0)[0]).angle_c
+        told_c = summarized(maximize(chosen_cf[:, half::2], place.angle_c, 1.0)[0]).angle_c
         explained.append(1 - unexplained(chosen_cf[:, 1 - half :: 2], told_c).mean())
     fitted = Fitted(place, column_f, mean_jf, variance_f, log_prior_j, 1.0)
     roundness = float(np.mean(explained)) * _evenness(mean_jf[:-1], log_prior_j[:-1])
