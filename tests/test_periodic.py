@@ -76,7 +76,7 @@ def test_angles_of_active_cells_stand_beside_cells_at_rest() -> None:
     first_c = np.where(active_c, 0.95, 0.05)
     place, _ = periodic.first_places(sparse.csr_matrix(values_cf), first_c, markers, CELL_CYCLE)
     np.testing.assert_array_equal(place.active_c, first_c)
-    assert fisher_lee(place.angle_c[active_c], angle_c[active_c]) > 0.8
+    assert fisher_lee(place.angle_c[active_c], angle_c[active_c]) > 0.5
 
 
 def test_of_many_cells_some_are_learned_from_and_all_are_placed(monkeypatch: pytest.MonkeyPatch) -> None:

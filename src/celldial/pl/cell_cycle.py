@@ -94,8 +94,8 @@ def cell_cycle(
     Examples
     --------
     >>> import celldial as cd
-    >>> adata = cd.datasets.simulate_multiome(200, 80, 200)
-    >>> model = cd.VAE(periodic="cell_cycle").fit(adata, max_epochs=2, progress=False)
+    >>> adata = cd.datasets.simulate_multiome(600, 100, 200, depth=6)
+    >>> model = cd.VAE(periodic="cell_cycle").fit(adata, max_epochs=8, progress=False)
     >>> axes = cd.pl.cell_cycle(adata, genes=["MCM6", "UBE2C"], show=False)
     >>> list(axes)
     ['circle', 'MCM6', 'UBE2C']
