@@ -414,7 +414,7 @@ def test_a_named_axis_is_written_with_its_scores_and_nothing_else(model: VAE, ad
     np.testing.assert_allclose(by_type, [0, 1], atol=0.05)  # within batches exactly
     assert sorted({*adata.obs} - {*before["obs"]}) == ["identity"]
     assert sorted({*adata.uns["celldial"]} - {*before["celldial"]}) == ["axes"]
-    # As other parts of the package, and other sessions, read it.
+    # As other parts of the package, and later programs, read it.
     adata.write_h5ad(tmp_path / "cells.h5ad")
     stored = read_h5ad(tmp_path / "cells.h5ad").uns["celldial"]["axes"]["identity"]
     assert stored["kind"] == "direction"
