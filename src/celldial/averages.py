@@ -25,15 +25,13 @@ from torch import Tensor
 from celldial import phase
 from celldial.data import MAX_BLOCK_ENTRIES, Cells, block_size, minibatches
 from celldial.inference import Covariates, ready
-from celldial.laplace import RANK, Loadings, directions, posterior_covariance, products
+from celldial.laplace import BLOCK_FEATURES, RANK, Loadings, directions, posterior_covariance, products
 from celldial.module import Modality, Module, join
 
 __all__ = ["Averages", "average", "draw_states", "measure_loadings"]
 
 # Cells from which the information about the loadings is taken, scaled up to all.
 MAX_CELLS = 1000
-BLOCK_FEATURES = 4096
-# Standard deviation of a harmonic's loading under its prior, as in training.
 # Of float32: 1 MB.
 CACHED_ENTRIES = 2**18
 # Smaller expected values are rounding errors.

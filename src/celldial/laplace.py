@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["RANK", "Loadings", "directions", "posterior_covariance", "products"]
+__all__ = ["BLOCK_FEATURES", "RANK", "Loadings", "directions", "posterior_covariance", "products"]
 
 # Directions of the hidden units that are told apart. They hold about 99 % of how cells differ; what there is of the
 # loadings in the others is as the prior has it.

@@ -5,8 +5,7 @@ turns by expectation maximization, from the scores of the markers. What markers 
 genes that follow the same angle, or be spoiled by them, where these tell cell types and not phases. So several choices
 are tried, and judged by how well markers that were kept out are explained.
 
-Arrays in, arrays out. Axis suffixes: ``c`` cells, ``f`` features, ``j`` angles on the grid, ``k``
-coefficients.
+Arrays in, arrays out. Axis suffixes: ``c`` cells, ``f`` features, ``j`` angles on the grid, ``k`` coefficients.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def first_places(logged_cf: sparse.csr_matrix, batch_c: Codes, seed: int = 0) ->
             break
     blocks = (slice(start, start + MAX_CELLS) for start in range(0, logged_cf.shape[0], MAX_CELLS))
     places = [best.fitted.judge(groups.left(logged_cf[block][:, candidate_f], batch_c[block])) for block in blocks]
-    zero = ANGLE_J[np.argmax(best.fitted.log_prior_j[:-1])]
+    zero = ANGLE_J[np.argmax(best.fitted.log_prior_j)]
     angle_c = (np.concatenate([place.angle_c for place in places]) - zero) % (2 * np.pi)
     length_c = np.concatenate([place.length_c for place in places])
     heard_f = candidate_f[best.fitted.column_f]
@@ -212,7 +212,7 @@ def _try(left_cf: Array, angle_c: Array, most: float = 1.0) -> _Circle:
         told_c = summarized(maximize(chosen_cf[:, half::2], place.angle_c, 1.0)[0]).angle_c
         explained.append(1 - unexplained(chosen_cf[:, 1 - half :: 2], told_c).mean())
     fitted = Fitted(place, column_f, mean_jf, variance_f, log_prior_j, 1.0)
-    roundness = float(np.mean(explained)) * _evenness(mean_jf[:-1], log_prior_j[:-1])
+    roundness = float(np.mean(explained)) * _evenness(mean_jf, log_prior_j)
     return _Circle(place.angle_c, fitted, min(roundness, most))
 
 
