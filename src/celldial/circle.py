@@ -13,11 +13,10 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor
 
 from celldial import periodic, phase, train, unmarked
-from celldial.data import Cells
+from celldial.data import Cells, to_csr
 from celldial.markers import Rhythm
 from celldial.module import Module
 from celldial.settings import settings
@@ -137,10 +136,8 @@ def _first_guess(
     cells: Cells, rhythm: Rhythm, markers: dict[str, np.ndarray], modality: str, seed: int
 ) -> tuple[Cells, Tensor]:
     """Say by the markers, or without any, where cells are; those that lack the modality could be anywhere."""
-    rows = cells.counts[modality]
-    parts = (rows.value_n.numpy(), rows.column_n.numpy(), rows.indptr_c.numpy())
     has_c = cells.has(modality).numpy()
-    counts_cf = sparse.csr_matrix(parts, shape=(rows.n_rows, rows.n_columns))[has_c].astype(np.float64)
+    counts_cf = to_csr(cells.counts[modality])[has_c].astype(np.float64)
     library_size_c = cells.library_size[modality].numpy()[has_c].astype(np.float64)
     logged_cf = periodic.log_normalized(counts_cf, library_size_c)
     if markers:

@@ -162,6 +162,12 @@ def to_sparse_rows(matrix: sparse.csr_matrix) -> SparseRows:
     )
 
 
+def to_csr(rows: SparseRows) -> sparse.csr_matrix:
+    """Give rows that are on the CPU as a CSR matrix, which shares their memory."""
+    parts = (rows.value_n.numpy(), rows.column_n.numpy(), rows.indptr_c.numpy())
+    return sparse.csr_matrix(parts, shape=(rows.n_rows, rows.n_columns))
+
+
 def row_totals(matrix: sparse.csr_matrix) -> Tensor:
     """Sum each row, in float64 because float32 drops single counts from totals above 16 million."""
     return torch.tensor(np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel(), dtype=torch.float32)

@@ -36,7 +36,7 @@ from celldial import (
 )
 from celldial.axes import Axis
 from celldial.covariates import covariate_table
-from celldial.data import Cells, check_linked, choose_cells
+from celldial.data import Cells, check_linked, choose_cells, to_csr
 from celldial.fusion import FusionName
 from celldial.inference import Covariates, Inferred, Posterior
 from celldial.joined import joined
@@ -923,9 +923,7 @@ class VAE(BaseEstimator):
         modality = self._modality("rna" if modality is None and "rna" in self.schema_.modalities else modality)
         names = self.schema_.feature_names[modality]
         positions = targets.read_genes(genes, names, f"{noun_of(modality)}s")
-        rows = cells.counts[modality]
-        parts = (rows.value_n.numpy(), rows.column_n.numpy(), rows.indptr_c.numpy())
-        counts = sparse.csr_matrix(parts, shape=(len(cells), len(names)))
+        counts = to_csr(cells.counts[modality])
         return targets.expression_target(counts, cells.library_size[modality].numpy(), positions, names)
 
     def latent_traverse(

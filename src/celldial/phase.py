@@ -21,7 +21,7 @@ from torch import Tensor
 
 from celldial.data import Cells, block_size
 from celldial.latents import N_GRID, N_HARMONICS, grid, harmonics
-from celldial.module import Modality, Module
+from celldial.module import Module
 from celldial.ops import SparseRows
 
 __all__ = ["belief", "choose_features", "curves", "located", "placed", "start", "straighten", "turn"]
@@ -124,21 +124,19 @@ def _latent_mean(module: Module, cells: Cells) -> Tensor:
     return module.posterior(replace(cells, belief_cq=unknown_cq))["z"].mean
 
 
-def _modality(module: Module, name: str, cells: Cells) -> tuple[Modality, SparseRows, list[Tensor], Tensor | None]:
-    """One modality of the cells that have it: networks, counts, what decoders read beside states, and which cells."""
-    modality = dict(module.by_modality())[name]
+def _of_those_having(name: str, cells: Cells, mean_cz: Tensor) -> list[Tensor]:
+    """Give latent means, covariates and library sizes of the cells that have a modality."""
     index_c = cells.having(name)
-    inputs = [_latent_mean(module, cells), cells.category_ck, cells.continuous_ck, cells.library_size[name]]
-    if index_c is not None:
-        inputs = [tensor[index_c] for tensor in inputs]
-    return modality, cells.observed(name), inputs, index_c
+    inputs = [mean_cz, cells.category_ck, cells.continuous_ck, cells.library_size[name]]
+    return inputs if index_c is None else [tensor[index_c] for tensor in inputs]
 
 
 def _log_likelihoods(module: Module, cells: Cells, state_ju: Tensor) -> Tensor:
     """Log-likelihood of each cell at each place, up to a constant of the cell, shape ``(c, j)``."""
     total_cj = cells.continuous_ck.new_zeros(len(cells), len(state_ju))
-    for name in module.modalities:
-        modality, counts, (z_cz, *covariates, library_size_c), index_c = _modality(module, name, cells)
+    mean_cz = _latent_mean(module, cells)
+    for name, modality in module.by_modality():
+        z_cz, *covariates, library_size_c = _of_those_having(name, cells, mean_cz)
         decoder, likelihood = modality.decoder, modality.likelihood
         assert decoder.harmonics is not None
         column_f = decoder.cycles_f.nonzero()[:, 0]
@@ -150,7 +148,7 @@ def _log_likelihoods(module: Module, cells: Cells, state_ju: Tensor) -> Tensor:
         # Shares sum to 1 at every place: this is what the others of the features that rise there must give.
         log_total_cj = (share_cf @ effect_fj.exp()).log()
         log_rate_cf = share_cf[:, column_f].log() + likelihood.log_exposure(library_size_c)[:, None]
-        value_cf = _columns(counts, column_f)
+        value_cf = _columns(cells.observed(name), column_f)
         log_lik_cj = torch.stack(
             [
                 likelihood.entry_log_prob(
@@ -160,10 +158,7 @@ def _log_likelihoods(module: Module, cells: Cells, state_ju: Tensor) -> Tensor:
             ],
             1,
         )
-        if index_c is None:
-            total_cj += log_lik_cj
-        else:
-            total_cj[index_c] += log_lik_cj
+        total_cj[cells.has(name)] += log_lik_cj
     return total_cj
 
 
@@ -171,11 +166,10 @@ def _columns(counts: SparseRows, column_f: Tensor) -> Tensor:
     """Take some columns of sparse rows, dense, shape ``(c, f)``."""
     place_f = torch.full((counts.n_columns,), -1, device=column_f.device)
     place_f[column_f] = torch.arange(len(column_f), device=column_f.device)
-    row_n = torch.arange(counts.n_rows, device=column_f.device).repeat_interleave(counts.indptr_c.diff())
     place_n = place_f[counts.column_n]
     wanted_n = place_n >= 0
     dense_cf = counts.value_n.new_zeros(counts.n_rows, len(column_f))
-    dense_cf[row_n[wanted_n], place_n[wanted_n]] = counts.value_n[wanted_n]
+    dense_cf[counts.row_n[wanted_n], place_n[wanted_n]] = counts.value_n[wanted_n]
     return dense_cf
 
 
@@ -193,22 +187,21 @@ def choose_features(module: Module, cells: Cells) -> None:
     module.eval()
     assert cells.belief_cq is not None
     everywhere_ku = harmonics(_places(cells.continuous_ck)[:-1]).mean(0)
-    told = {}
-    for name, modality in module.by_modality():
-        decoder = modality.decoder
-        assert decoder.harmonics is not None
-        told_f = torch.zeros_like(decoder.cycles_f, dtype=torch.float32)
-        for block in _blocks(module, cells):
-            _, _, (z_cz, *covariates, library_size_c), index_c = _modality(module, name, block)
+    told = {name: cells.continuous_ck.new_zeros(n) for name, n in module.n_features.items()}
+    for block in _blocks(module, cells):
+        mean_cz = _latent_mean(module, block)
+        for name, modality in module.by_modality():
+            decoder = modality.decoder
+            assert decoder.harmonics is not None
             assert block.belief_cq is not None
-            belief_cq = block.belief_cq if index_c is None else block.belief_cq[index_c]
+            z_cz, *covariates, library_size_c = _of_those_having(name, block, mean_cz)
+            belief_cq = block.belief_cq[block.has(name)]
             if len(z_cz) == 0:
                 continue
             state_cz = torch.cat([z_cz, belief_cq[:, :2]], 1)
             information_cf = modality.likelihood.information(decoder(state_cz, *covariates), library_size_c)
             away_cf = decoder.harmonics(harmonics(belief_cq[:, :2]) - everywhere_ku)
-            told_f += 0.5 * (belief_cq[:, 3].sigmoid()[:, None] * information_cf * away_cf.square()).sum(0)
-        told[name] = told_f
+            told[name] += 0.5 * (belief_cq[:, 3].sigmoid()[:, None] * information_cf * away_cf.square()).sum(0)
     least = MIN_INFORMATION
     if not any(bool((told_f > least).any()) for told_f in told.values()):
         warnings.warn(
@@ -255,11 +248,10 @@ def start(module: Module, cells: Cells, column: Mapping[str, Tensor]) -> None:
         if name not in column:
             continue
         counts, library_size_c, has_c = cells.counts[name], cells.library_size[name], cells.has(name)
-        row_n = torch.arange(counts.n_rows, device=x_c.device).repeat_interleave(counts.indptr_c.diff())
         weight_here_cj = weight_cj * has_c[:, None]
         total_fj = x_c.new_zeros(counts.n_columns, weight_cj.shape[1])
         for j in range(weight_cj.shape[1]):
-            total_fj[:, j] = counts.sum_columns(counts.value_n * weight_here_cj[row_n, j])
+            total_fj[:, j] = counts.sum_columns(counts.value_n * counts.spread(weight_here_cj[:, j]))
         rate_f = total_fj.sum(1) / library_size_c.sum()
         expected_fj = rate_f[:, None] * (library_size_c @ weight_here_cj)
         log_fold_fj = ((total_fj + PRIOR_COUNTS) / (expected_fj + PRIOR_COUNTS)).log()
