@@ -75,7 +75,7 @@ def main() -> None:
     model.fit(adata, max_epochs=10, progress=False)
     FOLDER.mkdir(exist_ok=True)
     model.save(model_path)
-    mean, standard_deviation = model.posterior(adata)
+    mean, standard_deviation = model.latent_posterior(adata)
     phase = model.phase(adata)
     has = {name: adata.obs[name].to_numpy() for name in ("has_rna", "has_atac")}
     np.savez_compressed(

@@ -553,7 +553,7 @@ def test_coordinates_that_nothing_needs_are_marked_unused(tmp_path: Any) -> None
     stored = adata.uns["celldial"]["coordinates"]
     assert list(stored.index) == [f"axis_{k}" for k in range(6)]
     pd.testing.assert_frame_equal(stored.loc[table.index], table)
-    mean_cz, deviation_cz = model.posterior(adata)[:2]
+    mean_cz, deviation_cz = model.latent_posterior(adata)[:2]
     np.testing.assert_allclose(stored["kl"], axes.kl_divergence(mean_cz, deviation_cz))
     # The coordinate that is used tells the types apart, and the axis between them is this coordinate.
     axis = model.find_axis(adata, "identity", obs="type")

@@ -114,7 +114,7 @@ def test_parameters_can_be_read_set_and_cloned(model: VAE) -> None:
     "use",
     [
         lambda model, adata: model.transform(adata),
-        lambda model, adata: model.posterior(adata),
+        lambda model, adata: model.latent_posterior(adata),
         lambda model, adata: model.score(adata),
         lambda model, adata: model.decode(np.zeros((1, 2))),
         lambda model, adata: model.denoise(adata),
@@ -260,7 +260,7 @@ def test_all_that_fit_writes_survives_a_file(adata: AnnData, tmp_path: Any, para
 def test_other_methods_write_nothing(conditional: VAE, adata: AnnData) -> None:
     before = adata.copy()
     conditional.transform(adata)
-    conditional.posterior(adata)
+    conditional.latent_posterior(adata)
     conditional.score(adata)
     conditional.denoise(adata, transform_batch="b1")
     conditional.decode(np.zeros((60, 2)), adata.obs)
@@ -369,7 +369,7 @@ def test_missing_features_are_zeros_with_a_warning_and_too_many_are_refused(mode
 
 
 def test_posterior_is_mean_and_standard_deviation(model: VAE, adata: AnnData) -> None:
-    mean, standard_deviation = model.posterior(adata)
+    mean, standard_deviation = model.latent_posterior(adata)
     np.testing.assert_array_equal(mean, model.transform(adata))
     assert mean.shape == standard_deviation.shape == (60, 2)
     assert mean.dtype == standard_deviation.dtype == np.float32
@@ -380,7 +380,7 @@ def test_cells_without_counts_have_the_prior_and_a_warning(model: VAE, adata: An
     emptied = with_empty_cells(adata, 4, 9)
     words = "2 of 60 cells have no count .the first is 'c4'.: they get the prior"
     with pytest.warns(UserWarning, match=words):
-        mean, standard_deviation = model.posterior(emptied)
+        mean, standard_deviation = model.latent_posterior(emptied)
     np.testing.assert_array_equal(mean[[4, 9]], 0)
     np.testing.assert_array_equal(standard_deviation[[4, 9]], 1)
     others = np.delete(np.arange(60), [4, 9])
@@ -394,7 +394,7 @@ def test_warnings_point_to_the_line_of_the_user(model: VAE, adata: AnnData) -> N
     for use in (
         lambda: fit(emptied),
         lambda: model.transform(emptied),
-        lambda: model.posterior(emptied),
+        lambda: model.latent_posterior(emptied),
         lambda: model.denoise(emptied),
         lambda: model.impute(emptied, "rna"),
     ):

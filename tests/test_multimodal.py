@@ -380,14 +380,14 @@ def test_cells_that_lack_something_are_embedded_by_what_they_have(fusion: Any) -
 def test_whatever_the_mosaic_each_cell_is_embedded_by_itself(has: list[tuple[bool, ...]], trimodal: VAE) -> None:
     adata = make(n_cells=8)[: len(has)].copy()
     partly = without(adata, {name: [not cell[i] for cell in has] for i, name in enumerate(ALL)})
-    mean, deviation = trimodal.posterior(partly)
+    mean, deviation = trimodal.latent_posterior(partly)
     for c, cell in enumerate(has):
         present = [name for name, here in zip(ALL, cell, strict=True) if here]
         if not present:
             assert (mean[c] == 0).all()
             assert (deviation[c] == 1).all()
             continue
-        alone = trimodal.posterior(adata[[c], of(adata, *present)].copy())
+        alone = trimodal.latent_posterior(adata[[c], of(adata, *present)].copy())
         np.testing.assert_allclose(mean[[c]], alone.mean, atol=1e-5)
         np.testing.assert_allclose(deviation[[c]], alone.standard_deviation, atol=1e-5)
 
@@ -395,8 +395,8 @@ def test_whatever_the_mosaic_each_cell_is_embedded_by_itself(has: list[tuple[boo
 def test_a_product_of_what_each_modality_says(trimodal: VAE) -> None:
     """Precisions add; that of the prior, 1, is in each of them once."""
     adata = make()
-    together = trimodal.posterior(adata)
-    alone = [trimodal.posterior(adata, modality=name) for name in ALL]
+    together = trimodal.latent_posterior(adata)
+    alone = [trimodal.latent_posterior(adata, modality=name) for name in ALL]
     precision = 1 + sum(part.standard_deviation.astype(float) ** -2 - 1 for part in alone)
     np.testing.assert_allclose(together.standard_deviation, precision**-0.5, rtol=1e-4)
     mean = sum(part.mean * part.standard_deviation.astype(float) ** -2 for part in alone) / precision
@@ -460,7 +460,7 @@ def test_a_cell_without_anything_has_the_prior(trimodal: VAE) -> None:
     nothing = np.arange(N_CELLS) == 7
     adata = without(make(), dict.fromkeys(ALL, nothing))
     with pytest.warns(UserWarning, match=r"1 of 60 cells have no count \(the first is 'c7'\): they get the prior"):
-        mean, deviation = trimodal.posterior(adata)
+        mean, deviation = trimodal.latent_posterior(adata)
     assert (mean[7] == 0).all()
     assert (deviation[7] == 1).all()
     partly = without(make(), {"protein": nothing})
@@ -476,7 +476,7 @@ def test_one_modality_alone(model: VAE, multiome: AnnData) -> None:
     adata = multiome.copy()
     check = untouched(adata)
     by_name = {name: model.transform(adata, modality=name) for name in ("rna", "atac")}
-    posterior = model.posterior(adata, modality="atac")
+    posterior = model.latent_posterior(adata, modality="atac")
     check()
     assert np.abs(by_name["rna"] - by_name["atac"]).max() > 1e-3
     np.testing.assert_array_equal(posterior.mean, by_name["atac"])
@@ -916,7 +916,7 @@ def test_round_trip(tmp_path: Path, fusion: Any, likelihood: Any) -> None:
     assert loaded.score(adata) == model.score(adata)
     for modality in (None, *ALL):
         np.testing.assert_array_equal(
-            loaded.posterior(adata[:3], modality=modality), model.posterior(adata[:3], modality=modality)
+            loaded.latent_posterior(adata[:3], modality=modality), model.latent_posterior(adata[:3], modality=modality)
         )
     pd.testing.assert_frame_equal(
         loaded.impute(adata, "protein", from_=["rna", "atac"]), model.impute(adata, "protein", from_=["rna", "atac"])

@@ -59,7 +59,9 @@ def test_round_trip(adata: AnnData, tmp_path: Path, likelihood: str, covariates:
     model.save(tmp_path / "model.celldial")
     loaded = VAE.load(tmp_path / "model.celldial")
     np.testing.assert_array_equal(loaded.transform(adata), model.transform(adata))
-    np.testing.assert_array_equal(loaded.posterior(adata).standard_deviation, model.posterior(adata).standard_deviation)
+    np.testing.assert_array_equal(
+        loaded.latent_posterior(adata).standard_deviation, model.latent_posterior(adata).standard_deviation
+    )
     np.testing.assert_array_equal(loaded.denoise(adata), model.denoise(adata))
     assert loaded.score(adata) == model.score(adata)
     assert loaded.schema_ == model.schema_
@@ -350,7 +352,7 @@ def test_golden_file(version: int) -> None:
     with np.load(cells_path, allow_pickle=False) as stored:
         expected = dict(stored)
     assert np.ptp(expected["embedding"], axis=0).min() > 0.01
-    mean, standard_deviation = model.posterior(adata)
+    mean, standard_deviation = model.latent_posterior(adata)
     np.testing.assert_allclose(mean, expected["embedding"], atol=1e-5)
     np.testing.assert_allclose(standard_deviation, expected["standard_deviation"], atol=1e-5)
     expression = model.denoise(adata, transform_batch="b1").to_numpy()

@@ -108,18 +108,20 @@ def test_kl_weight_warms_up_from_above_zero_to_one(cells: Cells) -> None:
 
 
 def test_kl_weight_of_every_step_reaches_the_loss(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+    seen, shares = [], []
     forward = Module.forward
 
-    def spy(self: Module, cells: Cells, kl_weight: float = 1.0) -> Tensor:
+    def spy(self: Module, cells: Cells, kl_weight: float, progress: float) -> Tensor:
         seen.append(kl_weight)
-        return forward(self, cells, kl_weight)
+        shares.append(progress)
+        return forward(self, cells, kl_weight, progress)
 
     monkeypatch.setattr(Module, "forward", spy)
     history = fit(make_module(cells), cells, max_epochs=12, early_stopping=False)
     assert len(seen) == 36
     assert seen[2::3] == history["kl_weight"]
     assert seen == sorted(seen)
+    assert shares == pytest.approx([step / 36 for step in range(1, 37)])
 
 
 def test_learning_rate_rises_to_its_peak_and_falls(cells: Cells) -> None:

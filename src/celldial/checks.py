@@ -10,21 +10,26 @@ import numpy as np
 from anndata import AnnData
 
 from celldial.data import Cells
+from celldial.estimators import BASELINES, read_gradient
 from celldial.fusion import FUSIONS
+from celldial.latents import LATENTS
 from celldial.likelihoods import LIKELIHOODS
 from celldial.markers import Rhythm, read_rhythm
 from celldial.nn import DECODERS
+from celldial.priors import POSTERIORS, PRIORS
 from celldial.schema import Schema
 
 __all__ = [
     "check_any_count",
     "check_columns_free",
     "check_enough",
+    "check_latent",
     "check_latent_states",
     "check_library_size",
     "check_modality_weights",
     "check_options",
     "check_parameters",
+    "check_range",
     "check_whole",
     "warn_of_empty",
 ]
@@ -44,14 +49,53 @@ def check_parameters(parameters: dict[str, Any]) -> None:
     for name in likelihood.values() if isinstance(likelihood, Mapping) else [likelihood]:
         if name not in LIKELIHOODS and likelihood is not None:
             raise ValueError(f"likelihood is {name!r}: choose one of {', '.join(map(repr, LIKELIHOODS))}")
-    for name, known in {"fusion": FUSIONS, "decoder": DECODERS}.items():
+    choices = {
+        "fusion": FUSIONS,
+        "decoder": DECODERS,
+        "latent": tuple(LATENTS),
+        "prior": PRIORS,
+        "posterior": POSTERIORS,
+        "baseline": BASELINES,
+    }
+    for name, known in choices.items():
         if parameters[name] not in known:
             raise ValueError(f"{name} is {parameters[name]!r}: choose one of {', '.join(map(repr, known))}")
-    read_rhythm(parameters["periodic"])
+    rhythm = read_rhythm(parameters["periodic"])
+    check_latent(parameters, rhythm is not None)
     if not (isinstance(dropout_rate, float | int | np.number) and 0 <= dropout_rate < 1):
         raise ValueError(f"dropout_rate is {dropout_rate!r}: it must be at least 0 and below 1")
     if not (isinstance(learning_rate, float | int | np.number) and learning_rate > 0):
         raise ValueError(f"learning_rate is {learning_rate!r}: it must be above 0")
+
+
+def check_latent(parameters: Mapping[str, Any], periodic: bool) -> None:
+    """Raise where what is asked of the latent state does not go together."""
+    check_whole("n_components", parameters["n_components"], 2)
+    if parameters["n_clusters"] is not None:
+        check_whole("n_clusters", parameters["n_clusters"], 2)
+    clustered = parameters["n_clusters"] is not None or parameters["labels_key"] is not None
+    gradient = read_gradient(parameters["gradient"], clustered)
+    if parameters["bayesian_loadings"] and parameters["decoder"] != "linear":
+        raise ValueError(
+            f"bayesian_loadings=True is of a linear decoder, and decoder is {parameters['decoder']!r}: choose "
+            "decoder='linear', or leave bayesian_loadings out"
+        )
+    if clustered and parameters["prior"] != "standard":
+        raise ValueError(
+            f"prior is {parameters['prior']!r}, and there are clusters, which are a prior themselves: leave prior "
+            "out, or n_clusters and labels_key"
+        )
+    if gradient.z == "score_function" and parameters["posterior"] == "flow":
+        raise ValueError("gradient='score_function' does not go with posterior='flow': leave one of them out")
+    if periodic:
+        for name, usual in {"posterior": "diagonal", "n_clusters": None, "labels_key": None}.items():
+            if parameters[name] != usual:
+                raise ValueError(
+                    f"{name} is {parameters[name]!r}, which does not go with a periodic coordinate: leave one of them "
+                    "out"
+                )
+        if gradient.scored:
+            raise ValueError("gradient='score_function' does not go with a periodic coordinate: leave one of them out")
 
 
 def check_options(max_epochs: Any, batch_size: Any, key_added: Any) -> None:
@@ -129,6 +173,16 @@ def warn_of_empty(
             f"{empty_c.sum()} of {len(empty_c)} cells have no count{of} (the first is "
             f"{adata.obs_names[empty_c][0]!r}): {consequence}",
             stacklevel=stacklevel,
+        )
+
+
+def check_range(z_cz: np.ndarray, latent: str) -> None:
+    """Raise where coordinates are out of the range of their family."""
+    if latent == "log_normal" and not (z_cz > 0).all():
+        raise ValueError("z has values that are not above 0: the coordinates of a log-normal model are positive")
+    if latent == "logistic_normal" and not ((z_cz >= 0).all() and np.allclose(z_cz.sum(1), 1, atol=1e-3)):
+        raise ValueError(
+            "z has rows that are no shares: of each cell the shares of topics are at least 0, and sum to 1"
         )
 
 

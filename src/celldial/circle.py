@@ -116,10 +116,7 @@ def _train(
     history: dict[str, list[float]] = {}
     for turn, plan in enumerate(plans):
         record = train.fit(module, cells, train_c, validation_c, plan, seed + turn)
-        if history:
-            record["seconds"] = [seconds + history["seconds"][-1] for seconds in record["seconds"]]
-            history["kept"] = [0.0] * len(history["kept"])
-        history = {name: history.get(name, []) + values for name, values in record.items()}
+        history = train.continued(history, record) if history else record
         if choose:
             phase.choose_features(module, cells.select(train_c).to(settings.torch_device))
         cells = _located(module, cells, learn_prior=True)

@@ -43,6 +43,9 @@ class Cells:
     belief_cq
         For a model with a circle, where on it each cell is taken to be (see `celldial.latents.Circle.posterior`),
         float32, shape ``(c, 4)``.
+    label_c
+        For a model whose clusters have names, which of them each cell is known to be in, int64, shape ``(c,)``; -1
+        where that is unknown.
     """
 
     counts: dict[str, SparseRows]
@@ -51,6 +54,7 @@ class Cells:
     continuous_ck: Tensor
     present: dict[str, Tensor] = field(default_factory=dict)
     belief_cq: Tensor | None = None
+    label_c: Tensor | None = None
 
     @classmethod
     def from_anndata(cls, adata: AnnData, schema: Schema, overrides: Mapping[str, Any] | None = None) -> Cells:
@@ -144,6 +148,7 @@ class Cells:
             continuous_ck=of_tensor(self.continuous_ck),
             present={modality: of_tensor(present_c) for modality, present_c in self.present.items()},
             belief_cq=None if self.belief_cq is None else of_tensor(self.belief_cq),
+            label_c=None if self.label_c is None else of_tensor(self.label_c),
         )
 
 

@@ -14,16 +14,21 @@ from typing import NamedTuple
 import numpy as np
 import pyro
 import torch
+from pyro.distributions import TorchDistribution, TransformedDistribution
 from scipy import sparse
+from torch import Tensor
 from torch.distributions import kl_divergence
 
 from celldial import phase
 from celldial.data import MAX_BLOCK_CELLS, Cells, block_size, minibatches
 from celldial.likelihoods import Observation
 from celldial.module import Module
-from celldial.settings import settings
+from celldial.settings import seeded, settings
 
-__all__ = ["Covariates", "Posterior", "draw_cells", "expected", "infer", "ready"]
+__all__ = ["Covariates", "Posterior", "bound", "draw_cells", "expected", "infer", "ready"]
+
+# Draws by which the mean of a posterior without a closed form is known.
+N_DRAWS = 64
 
 
 class Posterior(NamedTuple):
@@ -47,20 +52,34 @@ class CirclePosterior(NamedTuple):
 
 
 class Inferred(NamedTuple):
-    """The latent state of each cell: Gaussian coordinates, and where there is a circle the place on it."""
+    """The latent state of each cell: its coordinates, and what decoders and users see of them.
+
+    Besides, where there is one, the place on a circle; and the probability of each cluster, shape
+    ``(cells, n_clusters)``.
+    """
 
     mean: np.ndarray
     standard_deviation: np.ndarray
+    embedding: np.ndarray
     circle: CirclePosterior | None = None
+    cluster: np.ndarray | None = None
 
     @property
     def state_cz(self) -> np.ndarray:
         """What is decoded: the mean coordinates, then activity times cosine and sine of the angle."""
+        return self._with_place(self.mean)
+
+    @property
+    def embedding_with_place(self) -> np.ndarray:
+        """The embedding, and where there is a circle the place on it."""
+        return self._with_place(self.embedding)
+
+    def _with_place(self, value_cz: np.ndarray) -> np.ndarray:
         if self.circle is None:
-            return self.mean
+            return value_cz
         angle_c, active_c = self.circle.angle, self.circle.active
         plane_cu = active_c[:, None] * np.column_stack([np.cos(angle_c), np.sin(angle_c)])
-        return np.concatenate([self.mean, plane_cu.astype(self.mean.dtype)], axis=1)
+        return np.concatenate([value_cz, plane_cu.astype(value_cz.dtype)], axis=1)
 
 
 class Covariates(NamedTuple):
@@ -90,10 +109,15 @@ def infer(module: Module, cells: Cells) -> Inferred:
     """
     device = ready(module)
     parts = []
-    with pyro.validation_enabled(False):  # values that are not finite have a better error below
+    # Values that are not finite have a better error below. What has no closed form is drawn, the same way every time.
+    with pyro.validation_enabled(False), seeded(0):
         for block in minibatches(cells, MAX_BLOCK_CELLS):
-            posterior = module.posterior(phase.placed(module, block.to(device)))
-            part = [posterior["z"].mean, posterior["z"].stddev]
+            placed = phase.placed(module, block.to(device))
+            encoded = module.encode(placed)
+            posterior = module.spread(encoded, placed)
+            part = list(moments(posterior["z"]))
+            if encoded.logits_ck is not None:
+                part.append(encoded.logits_ck.softmax(-1))
             if module.circle is not None:
                 direction = posterior["direction"]
                 angle_c = torch.atan2(direction.mean_cu[:, 1], direction.mean_cu[:, 0]) % (2 * math.pi)
@@ -103,12 +127,16 @@ def infer(module: Module, cells: Cells) -> Inferred:
                 kl_c = kl_divergence(direction, prior[0]) + kl_divergence(posterior["active"], prior[1])
                 part += [angle_c, direction.concentration_c, posterior["active"].mean, kl_c]
             parts.append([tensor.cpu().numpy() for tensor in part])
-    mean_cz, deviation_cz, *circle = (np.concatenate(part) for part in zip(*parts, strict=True))
+    mean_cz, deviation_cz, *others = (np.concatenate(part) for part in zip(*parts, strict=True))
     empty_c = cells.empty_c.numpy()
     mean_cz[empty_c], deviation_cz[empty_c] = 0, 1
-    if circle:
+    cluster_ck = None
+    if module.clusters is not None:
+        cluster_ck = others.pop(0)
+        cluster_ck[empty_c] = module.clusters.log_weight_k.exp().cpu().numpy()
+    if others:
         # Anywhere on the circle, or not at all, as the prior has it.
-        for values_c in (circle[0], circle[1], circle[3]):
+        for values_c in (others[0], others[1], others[3]):
             values_c[empty_c] = 0
     finite_c = np.isfinite(mean_cz).all(1) & np.isfinite(deviation_cz).all(1)
     if not finite_c.all():
@@ -116,7 +144,42 @@ def infer(module: Module, cells: Cells) -> Inferred:
             f"the latent states of {(~finite_c).sum()} of {len(cells)} cells are not finite, so training went wrong: "
             "try a lower learning_rate, and look for features with extreme counts"
         )
-    return Inferred(mean_cz, deviation_cz, CirclePosterior(*circle) if circle else None)
+    embedding_cz = module.latent.link(torch.from_numpy(mean_cz)).numpy()
+    return Inferred(mean_cz, deviation_cz, embedding_cz, CirclePosterior(*others) if others else None, cluster_ck)
+
+
+def moments(posterior: TorchDistribution) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each coordinate; of a flow from draws."""
+    if not isinstance(posterior, TransformedDistribution):
+        return posterior.mean, posterior.stddev
+    draws_ncz = posterior.sample([N_DRAWS])
+    return draws_ncz.mean(0), draws_ncz.std(0)
+
+
+@torch.no_grad()
+def bound(module: Module, cells: Cells, n_samples: int) -> float:
+    """Importance-weighted bound on the log probability of cells, in nats per cell, by torch's generator.
+
+    Parameters
+    ----------
+    module
+        What is asked.
+    cells
+        Those with counts, on any device.
+    n_samples
+        Draws of each cell.
+
+    References
+    ----------
+    Burda et al. (2016), Importance Weighted Autoencoders, arXiv:1509.00519.
+    """
+    device = ready(module)
+    total = 0.0
+    for block in minibatches(cells, block_size(max(module.n_features.values()))):
+        placed = phase.placed(module, block.to(device))
+        log_weight_nc = torch.stack([module.log_weight(placed) for _ in range(n_samples)])
+        total += float((log_weight_nc.double().logsumexp(0) - math.log(n_samples)).sum())
+    return total / len(cells)
 
 
 @torch.no_grad()

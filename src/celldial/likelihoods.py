@@ -273,3 +273,40 @@ class Observation(TorchDistribution):
         sample_shape = torch.Size(sample_shape)
         draws = [self.likelihood.sample(self.heads, self.library_size_c) for _ in range(sample_shape.numel())]
         return torch.stack(draws).reshape(sample_shape + draws[0].shape)
+
+
+class AmongAll(TorchDistribution):
+    """The counts of those cells that have a modality, as a distribution over all cells: others have probability 1.
+
+    Parameters
+    ----------
+    observation
+        Of the cells that have the modality.
+    index_c
+        Which they are, int64; None for all.
+    n_cells
+        Number of all cells.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, observation: Observation, index_c: Tensor | None, n_cells: int) -> None:
+        self.observation, self.index_c = observation, index_c
+        super().__init__(torch.Size([n_cells]), observation.event_shape, validate_args=False)
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> AmongAll:
+        """Return itself, as `Observation` does."""
+        if tuple(batch_shape) != tuple(self.batch_shape):
+            raise ValueError(f"observations of {tuple(self.batch_shape)} cells cannot be expanded to {batch_shape}")
+        return self
+
+    def log_prob(self, value: SparseRows) -> Tensor:
+        """Log-likelihood in nats, shape ``(c,)``, of counts of the cells that have the modality."""
+        log_p_c = self.observation.log_prob(value)
+        if self.index_c is None:
+            return log_p_c
+        return log_p_c.new_zeros(self.batch_shape).index_copy(0, self.index_c, log_p_c)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (torch's own signature)
+        """Draw counts of the cells that have the modality, shape ``(*sample_shape, c, f)``."""
+        return self.observation.sample(sample_shape)

@@ -8,12 +8,13 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData, ImplicitModificationWarning
 from scipy import sparse
 from sklearn.base import BaseEstimator
@@ -24,10 +25,12 @@ from celldial import (
     axes,
     checks,
     circle,
+    clustering,
     coordinates,
     dials,
     export,
     inference,
+    labels,
     memory,
     phases,
     storage,
@@ -37,15 +40,18 @@ from celldial import (
 from celldial.axes import Axis
 from celldial.covariates import covariate_table
 from celldial.data import Cells, check_linked, choose_cells, to_csr
+from celldial.estimators import BaselineName, read_gradient
 from celldial.fusion import FusionName
 from celldial.inference import Covariates, Inferred, Posterior
 from celldial.joined import joined
 from celldial.laplace import Loadings
+from celldial.latents import LatentName
 from celldial.lookup import find_column, noun_of
 from celldial.markers import read_rhythm
 from celldial.module import Module
 from celldial.nn import DecoderName
 from celldial.phase import placed
+from celldial.priors import PosteriorName, PriorName
 from celldial.schema import BERNOULLI, Schema
 from celldial.settings import seeded, settings
 
@@ -53,6 +59,7 @@ __all__ = ["VAE"]
 
 NO_PART = "they take no part in training and get the prior as their posterior"
 PER_TEN_THOUSAND = 1e4
+CLUSTER, CLUSTER_PROBABILITY = "celldial_cluster", "celldial_cluster_probability"
 # Larger tables are only made where they are asked for.
 MAX_ENTRIES = 25_000_000
 
@@ -104,8 +111,42 @@ class VAE(BaseEstimator):
         is a sum over the coordinates (and the covariates), up to the normalisation of the cell. An additive decoder
         has one programme of features for each coordinate, which the coordinate switches on in one direction, so that
         one axis is one programme, at the price of a slightly lower ELBO. Give it coordinates to spare, such as
-        ``n_latent=32``: those that the data do not need stay at the prior. Its size does not depend on `n_hidden` and
-        `n_layers`, which are then those of the encoders.
+        ``n_latent=32``: those that the data do not need stay at the prior. Or ``"linear"``, where the log of each share
+        is a weighted sum of the coordinates, up to the normalisation: `loadings` tells the weights. The size of both
+        does not depend on `n_hidden` and `n_layers`, which are then those of the encoders.
+    bayesian_loadings
+        Whether a linear decoder learns how sure each of its weights is, so that `loadings` has credible intervals.
+    latent
+        Family of the latent coordinates: ``"gaussian"``; ``"laplace"`` and ``"logistic"``, with longer tails;
+        ``"log_normal"``, positive ones; ``"logistic_normal"``, shares of topics, which sum to 1 (see `topics`). In each
+        they are μ + σ · noise, the last two followed by an exponential and a softmax.
+    prior
+        What is known of the coordinates before any count is seen: ``"standard"``, mean 0 and standard deviation 1;
+        ``"mixture"``, a learned mixture of `n_components`; or ``"flow"``, a learned density without a fixed form [4]_.
+    n_components
+        Number of components of a mixture prior.
+    posterior
+        What is known of them after: ``"diagonal"``, each coordinate by itself, or ``"flow"``, which can tell how they
+        hang together [5]_.
+    n_clusters
+        Number of clusters, as a discrete state of each cell beside the coordinates, which then are scattered around the
+        place of the cell's cluster. There may be more than needed: some are then not used. See `clusters`.
+    labels_key
+        Column of ``adata.obs`` with labels of cells, of which some are known: clusters are named by them, and cells
+        whose label is not known get one. `n_clusters` is their number by default; more leave room for new ones.
+    unknown_label
+        What stands in that column where the label is not known; missing values do, too.
+    gradient
+        How gradients through what is drawn are estimated. For the coordinates: ``"reparameterized"``, or
+        ``"score_function"`` [6]_, which needs no derivative of the decoder and is far noisier. For clusters:
+        ``"enumerate"`` (the default there), which sums over all; ``"gumbel_softmax"`` [7]_, relaxed choices, whose
+        temperature falls in training; or ``"score_function"``. A word means the clusters if there are any and it can;
+        a dict ``{"z": ..., "cluster": ...}`` says both.
+    baseline
+        What the score function is compared with: ``"learned"``, a network that guesses each cell's ELBO [8]_,
+        ``"moving_average"``, or None.
+    straight_through
+        Whether relaxed choices of a cluster are rounded to one cluster, with the gradient of those that are not.
     batch_key
         Column of ``adata.obs`` with the batch, whose effect is to be kept out of the latent state.
     categorical_covariate_keys, continuous_covariate_keys
@@ -146,6 +187,13 @@ class VAE(BaseEstimator):
     modeling for single-cell transcriptomics, doi:10.1038/s41592-018-0229-2. Additive decoders: Moinfar and Theis
     (2024), Unsupervised deep disentangled representation of single-cell omics, bioRxiv, doi:10.1101/2024.11.06.622266.
 
+    .. [4] Papamakarios et al. (2017), Masked Autoregressive Flow for Density Estimation, arXiv:1705.07057.
+    .. [5] Kingma et al. (2016), Improving Variational Inference with Inverse Autoregressive Flow, arXiv:1606.04934.
+    .. [6] Williams (1992), Simple statistical gradient-following algorithms for connectionist reinforcement learning,
+       doi:10.1007/BF00992696.
+    .. [7] Jang et al. (2017), Categorical Reparameterization with Gumbel-Softmax, arXiv:1611.01144.
+    .. [8] Mnih and Gregor (2014), Neural Variational Inference and Learning in Belief Networks, arXiv:1402.0030.
+
     Examples
     --------
     >>> import celldial
@@ -161,6 +209,7 @@ class VAE(BaseEstimator):
     history_: dict[str, list[float]]
     library_size_quantiles_: dict[str, np.ndarray]
     periodic_: dict[str, Any] | None
+    clusters_: dict[str, Any] | None
 
     def __init__(
         self,
@@ -175,6 +224,17 @@ class VAE(BaseEstimator):
         modality_weights: Mapping[str, float] | None = None,
         fusion: FusionName = "product",
         decoder: DecoderName = "network",
+        bayesian_loadings: bool = False,
+        latent: LatentName = "gaussian",
+        prior: PriorName = "standard",
+        n_components: int = 10,
+        posterior: PosteriorName = "diagonal",
+        n_clusters: int | None = None,
+        labels_key: str | None = None,
+        unknown_label: str = "unknown",
+        gradient: str | Mapping[str, str] = "reparameterized",
+        baseline: BaselineName | None = "learned",
+        straight_through: bool = False,
         batch_key: str | None = None,
         categorical_covariate_keys: Sequence[str] = (),
         continuous_covariate_keys: Sequence[str] = (),
@@ -195,6 +255,17 @@ class VAE(BaseEstimator):
         self.modality_weights = modality_weights
         self.fusion = fusion
         self.decoder = decoder
+        self.bayesian_loadings = bayesian_loadings
+        self.latent = latent
+        self.prior = prior
+        self.n_components = n_components
+        self.posterior = posterior
+        self.n_clusters = n_clusters
+        self.labels_key = labels_key
+        self.unknown_label = unknown_label
+        self.gradient = gradient
+        self.baseline = baseline
+        self.straight_through = straight_through
         self.batch_key = batch_key
         self.categorical_covariate_keys = categorical_covariate_keys
         self.continuous_covariate_keys = continuous_covariate_keys
@@ -249,7 +320,7 @@ class VAE(BaseEstimator):
         -------
         The model itself. Written: ``adata.obsm[key_added]``, the posterior means, shape ``(cells, n_latent)``;
         ``adata.uns["celldial"]``: parameters, schema and history; and with a periodic coordinate the columns of
-        ``adata.obs`` that `phase` returns.
+        ``adata.obs`` that `phase` returns; with clusters, what `clusters` writes.
 
         Raises
         ------
@@ -283,6 +354,8 @@ class VAE(BaseEstimator):
         rhythm = read_rhythm(self.periodic)
         checks.check_columns_free(adata, rhythm)
         cells = Cells.from_anndata(table, schema)
+        described = self._describe_clusters(table)
+        cells = replace(cells, label_c=labels.codes(table.obs, described))
         checks.check_enough(schema, cells, self.n_latent)
         check_linked(cells)
         checks.warn_of_empty(table, cells, NO_PART)
@@ -298,9 +371,11 @@ class VAE(BaseEstimator):
         markers, modality = phases.marker_columns(table, schema, cells, rhythm, self.gene_symbols)
         memory.check(cells, schema.likelihood, self.n_hidden, plan.batch_size, settings.torch_device)
         with seeded(self.seed):
-            module = self._build(schema)
+            module = self._build(schema, described)
             module.initialise(cells.select(train_c))
-            if rhythm is None:
+            if module.clusters is not None:
+                history = clustering.fit(module, cells, train_c, validation_c, plan, self.seed)
+            elif rhythm is None:
                 history = train.fit(module, cells, train_c, validation_c, plan, self.seed)
             else:
                 cells, history = circle.fit(
@@ -312,6 +387,7 @@ class VAE(BaseEstimator):
         self.periodic_ = (
             None if rhythm is None else phases.describe(module, schema, rhythm, markers, modality, self.gene_symbols)
         )
+        self.clusters_ = described
         totals = {modality: library_size_c[train_c].numpy() for modality, library_size_c in cells.library_size.items()}
         self.library_size_quantiles_ = {
             modality: np.quantile(total_c[total_c > 0], np.linspace(0, 1, 101)) for modality, total_c in totals.items()
@@ -377,6 +453,7 @@ class VAE(BaseEstimator):
         checks.check_whole("max_epochs", max_epochs)
         checks.check_options(max_epochs, batch_size, key_added)
         table, cells = self._read(adata)
+        cells = replace(cells, label_c=labels.codes(table.obs, self.clusters_))
         checks.check_any_count(cells)
         checks.warn_of_empty(table, cells, NO_PART)
         train_c, validation_c = choose_cells(table, cells, validation_size, validation_cells, self.seed)
@@ -439,14 +516,14 @@ class VAE(BaseEstimator):
         include_periodic
             Whether to add two columns, the place on the circle: activity times cosine and sine of the angle.
         """
-        inferred = self._posterior(adata, modality)
-        embedding_cz = inferred.state_cz if include_periodic else inferred.mean
+        inferred = self._inferred(adata, modality)
+        embedding_cz = inferred.embedding_with_place if include_periodic else inferred.embedding
         if key_added is not None:
             with writable(adata):
                 adata.obsm[key_added] = embedding_cz.copy()
         return embedding_cz
 
-    def posterior(self, adata: AnnData, *, modality: str | None = None) -> Posterior:
+    def latent_posterior(self, adata: AnnData, *, modality: str | None = None) -> Posterior:
         """Mean and standard deviation of each cell's latent state, float32, each of shape ``(cells, n_latent)``.
 
         Cells without any count get the prior, mean 0 and standard deviation 1, and a warning says how many they are.
@@ -461,9 +538,9 @@ class VAE(BaseEstimator):
         >>> import celldial
         >>> adata = celldial.datasets.pbmc68k_reduced()
         >>> model = celldial.VAE().fit(adata, max_epochs=1, progress=False)
-        >>> mean, standard_deviation = model.posterior(adata)
+        >>> mean, standard_deviation = model.latent_posterior(adata)
         """
-        inferred = self._posterior(adata, modality)
+        inferred = self._inferred(adata, modality)
         return Posterior(inferred.mean, inferred.standard_deviation)
 
     def phase(self, adata: AnnData, *, modality: str | None = None) -> pd.DataFrame:
@@ -496,15 +573,50 @@ class VAE(BaseEstimator):
         if self.periodic_ is None:
             raise ValueError("this model has no periodic coordinate: fit one with VAE(periodic='cell_cycle')")
         checks.check_columns_free(adata, read_rhythm(self.parameters_["periodic"]))
-        table = phases.table(self._posterior(adata, modality), self.periodic_, adata.obs_names)
+        table = phases.table(self._inferred(adata, modality), self.periodic_, adata.obs_names)
         self._write_phase(adata, table)
         return table
 
-    def score(self, adata: AnnData, y: None = None) -> float:
+    def clusters(self, adata: AnnData, *, modality: str | None = None) -> pd.DataFrame:
+        """Say which cluster cells are in, and write it to the AnnData.
+
+        This is judged by the counts alone, also where a label is known.
+
+        Parameters
+        ----------
+        adata, modality
+            As in `transform`.
+
+        Returns
+        -------
+        The probability of each cluster, one row a cell. Written: the same to
+        ``adata.obsm["celldial_cluster_probability"]``, and the most probable one to ``adata.obs["celldial_cluster"]``.
+        Clusters are called by their labels; those without one ``"0"``, ``"1"`` and so on.
+
+        Raises
+        ------
+        ValueError
+            The model has no clusters.
+
+        Examples
+        --------
+        >>> import celldial
+        >>> adata = celldial.datasets.pbmc68k_reduced()
+        >>> model = celldial.VAE(n_clusters=8).fit(adata, max_epochs=2, progress=False)
+        >>> model.clusters(adata).shape
+        (700, 8)
+        """
+        self._check_fitted()
+        if self.clusters_ is None:
+            raise ValueError("this model has no clusters: fit one with VAE(n_clusters=...) or VAE(labels_key=...)")
+        inferred = self._inferred(adata, modality)
+        self._write_clusters(adata, inferred)
+        return adata.obsm[CLUSTER_PROBABILITY].copy()
+
+    def score(self, adata: AnnData, y: None = None, *, n_samples: int = 1) -> float:
         """Mean ELBO of cells that were held out, in nats per cell; higher is better.
 
-        One latent sample per cell is drawn, from `seed`; the KL term has full weight. Cells without any count are left
-        out.
+        Latent samples are drawn from `seed`; the KL term has full weight. Cells without any count are left out.
 
         Parameters
         ----------
@@ -512,12 +624,23 @@ class VAE(BaseEstimator):
             Cells that `fit` did not see.
         y
             Ignored; scikit-learn's convention.
+        n_samples
+            Latent samples of each cell. With more than one this is the importance-weighted bound [1]_, which comes
+            nearer to the log probability of the counts the more there are, and compares models with different
+            posteriors.
+
+        References
+        ----------
+        .. [1] Burda et al. (2016), Importance Weighted Autoencoders, arXiv:1509.00519.
         """
         self._check_fitted()
+        checks.check_whole("n_samples", n_samples)
         _, cells = self._read(adata)
         checks.check_any_count(cells)
         filled = cells.select((~cells.empty_c).nonzero()[:, 0]).to(inference.ready(self.module_))
         with seeded(self.seed):
+            if n_samples > 1:
+                return inference.bound(self.module_, filled, n_samples)
             return train.evaluate(self.module_, placed(self.module_, filled))["elbo_validation"]
 
     # --- From latent states to cells ------------------------------------------------------------------------------
@@ -551,6 +674,8 @@ class VAE(BaseEstimator):
         """
         self._check_fitted()
         z_cz = checks.check_latent_states(z, self.module_.n_states)
+        checks.check_range(z_cz[:, : self.module_.latent.n_latent], self.parameters_["latent"])
+        z_cz = self.module_.hidden(torch.from_numpy(z_cz)).numpy()
         encoded = Covariates(*self.schema_.covariates({} if covariates is None else covariates, n_cells=len(z_cz)))
         name = self._modality(modality)
         return np.concatenate(
@@ -745,7 +870,7 @@ class VAE(BaseEstimator):
             var[self.parameters_["modality_key"]] = [
                 modality for modality, names in self.schema_.feature_names.items() for _ in names
             ]
-        return AnnData(joint, obs, var, obsm={"z": z_cz})
+        return AnnData(joint, obs, var, obsm={"z": self.module_.shown(torch.from_numpy(z_cz)).numpy()})
 
     # --- Axes -----------------------------------------------------------------------------------------------------
 
@@ -1110,6 +1235,7 @@ class VAE(BaseEstimator):
             "history": {k: [None if math.isnan(v) else v for v in values] for k, values in self.history_.items()},
             "library_size_quantiles": {name: q.tolist() for name, q in self.library_size_quantiles_.items()},
             "periodic": plain(self.periodic_),
+            "clusters": plain(self.clusters_),
         }
         storage.write(Path(path), about, self.module_.state_dict())
 
@@ -1132,7 +1258,8 @@ class VAE(BaseEstimator):
             model.parameters_ = parameters_of(model)  # with those that the version of the file did not know
             # Before format version 2 there was one modality, and the schema did not know its likelihood.
             model.schema_ = Schema.from_dict(about["schema"], about["parameters"]["likelihood"])
-            model.module_ = model._build(model.schema_)
+            model.clusters_ = about.get("clusters")  # since format version 4
+            model.module_ = model._build(model.schema_, model.clusters_)
             for name, modality in model.module_.by_modality():
                 prefix = f"modalities.{name}.loadings."
                 found = {key.removeprefix(prefix): part for key, part in tensors.items() if key.startswith(prefix)}
@@ -1165,7 +1292,19 @@ class VAE(BaseEstimator):
         if not self.__sklearn_is_fitted__():
             raise NotFittedError("this VAE is not fitted yet: call fit(adata) first, or VAE.load(path)")
 
-    def _build(self, schema: Schema) -> Module:
+    def _describe_clusters(self, table: AnnData) -> dict[str, Any] | None:
+        """Say what clusters there are to be, if any."""
+        if self.labels_key is None:
+            return None if self.n_clusters is None else {"names": labels.cluster_names([], self.n_clusters)}
+        known = labels.known_labels(table.obs, self.labels_key, self.unknown_label)
+        return {
+            "names": labels.cluster_names(known, self.n_clusters),
+            "labels_key": self.labels_key,
+            "unknown_label": self.unknown_label,
+        }
+
+    def _build(self, schema: Schema, clusters: Mapping[str, Any] | None) -> Module:
+        gradient = read_gradient(self.gradient, clusters is not None)
         return Module(
             n_features={modality: len(names) for modality, names in schema.feature_names.items()},
             likelihood=schema.likelihood,
@@ -1179,6 +1318,15 @@ class VAE(BaseEstimator):
             modality_weights=self.modality_weights,
             periodic=read_rhythm(self.periodic) is not None,
             decoder=self.decoder,
+            bayesian_loadings=self.bayesian_loadings,
+            latent=self.latent,
+            prior=self.prior,
+            n_components=self.n_components,
+            posterior=self.posterior,
+            n_clusters=None if clusters is None else len(clusters["names"]),
+            gradient=gradient,
+            baseline=self.baseline,
+            straight_through=self.straight_through,
         )
 
     def _joined(self, adata: AnnData) -> AnnData:
@@ -1192,7 +1340,7 @@ class VAE(BaseEstimator):
         cells = Cells.from_anndata(table, self.schema_)
         return table, cells if from_ is None else cells.only(*from_)
 
-    def _posterior(self, adata: AnnData, modality: str | None) -> Inferred:
+    def _inferred(self, adata: AnnData, modality: str | None) -> Inferred:
         self._check_fitted()
         table, cells = self._read(adata, None if modality is None else [self._modality(modality)])
         checks.warn_of_empty(table, cells, "they get the prior as their posterior", modality, stacklevel=4)
@@ -1281,12 +1429,19 @@ class VAE(BaseEstimator):
             # So that later calls know the columns as a model's.
             adata.uns["celldial"] = {**adata.uns.get("celldial", {}), "periodic": copy.deepcopy(self.periodic_)}
 
+    def _write_clusters(self, adata: AnnData, inferred: Inferred) -> None:
+        assert self.clusters_ is not None
+        table = pd.DataFrame(inferred.cluster, adata.obs_names, columns=self.clusters_["names"])
+        with writable(adata):
+            adata.obsm[CLUSTER_PROBABILITY] = table
+            adata.obs[CLUSTER] = pd.Categorical.from_codes(table.to_numpy().argmax(1), self.clusters_["names"])
+
     def _write(self, adata: AnnData, inferred: Inferred, key_added: str, include_periodic: bool) -> None:
         with writable(adata):
             for name in adata.uns.get("celldial", {}).get("axes", {}):
                 if name in adata.obs:  # the score on an axis of the model before
                     del adata.obs[name]
-            adata.obsm[key_added] = inferred.state_cz.copy() if include_periodic else inferred.mean
+            adata.obsm[key_added] = inferred.embedding_with_place if include_periodic else inferred.embedding
             adata.uns["celldial"] = {
                 "version": importlib.metadata.version("celldial"),
                 "key_added": key_added,
@@ -1296,6 +1451,8 @@ class VAE(BaseEstimator):
             }
         if self.periodic_ is not None:
             self._write_phase(adata, phases.table(inferred, self.periodic_, adata.obs_names))
+        if self.clusters_ is not None:
+            self._write_clusters(adata, inferred)
 
 
 @dataclass(frozen=True)

@@ -9,23 +9,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import TorchDistribution
-from pyro.infer import TraceMeanField_ELBO
-from pyro.poutine.util import prune_subsample_sites
+from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
+from torch.nn.functional import cross_entropy
 
+from celldial.clusters import Clusters, OfCluster, kl_to_each, temperature
+from celldial.estimators import (
+    Baseline,
+    BaselineName,
+    Detached,
+    EnumeratedELBO,
+    Estimator,
+    Gradient,
+    MeanFieldELBO,
+    ScoreFunctionELBO,
+)
 from celldial.fusion import Fusion, FusionName
 from celldial.laplace import Loadings
-from celldial.latents import N_GRID, Circle, Gaussian, grid, harmonics
-from celldial.likelihoods import LIKELIHOODS, Likelihood, Observation
+from celldial.latents import LATENTS, N_GRID, Circle, LatentName, Logistic, grid, harmonics
+from celldial.likelihoods import LIKELIHOODS, AmongAll, Likelihood, Observation
 from celldial.nn import Decoder, DecoderName, Encoder
+from celldial.priors import Flow, Mixture, PosteriorFlow, PosteriorName, PriorName
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,27 +45,17 @@ if TYPE_CHECKING:
 
 # Nats per cell for each unit of squared covariance of a latent coordinate with a harmonic of the angle.
 INDEPENDENCE = 30.0
+REPARAMETERIZED = Gradient()
+# Nats for each nat by which a known label surprises the classifier of the cells.
+LABEL_WEIGHT = 1.0
 
 
-class MeanFieldELBO(TraceMeanField_ELBO):
-    """Pyro's ELBO with an analytic KL term, less what costs time in every step and serves nothing here.
+class Encoded(NamedTuple):
+    """What the encoders say of cells: mean and deviation of each coordinate, and log-odds of the clusters if any."""
 
-    That is the log-probabilities of the latent sites, which the analytic term replaces, and a warning about NaN in
-    each step; `celldial.train` looks once an epoch, and raises.
-    """
-
-    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        """Estimate the negative ELBO in nats, summed over cells."""
-        traces = self._get_trace(model, guide, args, kwargs)
-        _, loss = self._differentiable_loss_particle(*traces)
-        return loss
-
-    def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Any, Any]:
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args, **kwargs)
-        guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
-        model_trace.compute_log_prob(lambda name, site: site["is_observed"])
-        return model_trace, guide_trace
+    mu_cz: Tensor
+    sigma_cz: Tensor
+    logits_ck: Tensor | None = None
 
 
 class Modality(nn.Module):
@@ -94,10 +95,28 @@ class Module(nn.Module):
     modality_weights
         Modality to the weight of its log-likelihood in training; see `balance` for those that are not named.
     periodic
-        Whether there is a circle beside the Gaussian coordinates.
+        Whether there is a circle beside the other coordinates.
     decoder
         How outputs depend on the latent coordinates; the `kind` of `celldial.nn.Decoder`.
+    latent
+        The family of the coordinates, a key of `celldial.latents.LATENTS`.
+    prior
+        ``"standard"``, ``"mixture"`` of `n_components`, or ``"flow"``; see `celldial.priors`.
+    posterior
+        ``"diagonal"``, or ``"flow"``.
+    n_clusters
+        Number of clusters, in place of a prior.
+    bayesian_loadings
+        Whether the loadings of the decoder are latent, too.
+    gradient
+        How gradients of the ELBO are estimated.
+    baseline
+        What is taken off where that is by the score function.
+    straight_through
+        Whether relaxed choices of a cluster are rounded.
     """
+
+    n_trained: Tensor
 
     def __init__(
         self,
@@ -113,37 +132,99 @@ class Module(nn.Module):
         modality_weights: Mapping[str, float] | None = None,
         periodic: bool = False,
         decoder: DecoderName = "network",
+        latent: LatentName = "gaussian",
+        prior: PriorName = "standard",
+        n_components: int = 10,
+        posterior: PosteriorName = "diagonal",
+        n_clusters: int | None = None,
+        bayesian_loadings: bool = False,
+        gradient: Gradient = REPARAMETERIZED,
+        baseline: BaselineName | None = None,
+        straight_through: bool = False,
     ) -> None:
         super().__init__()
         self.fusion = Fusion(fusion)
         self.modality_weights = balance(n_features) | dict(modality_weights or {})
         sizes = (n_categories, n_continuous, n_hidden, n_layers)
-        self.latent = Gaussian(n_latent)
+        self.latent = LATENTS[latent](n_latent)
         self.circle = Circle() if periodic else None
         n_periodic = 0 if self.circle is None else self.circle.n_features
         self.n_features = dict(n_features)
         self.modalities = nn.ModuleDict()
+        n_outputs = self.latent.n_parameters + (n_clusters or 0)
         for modality, n in n_features.items():
             if hasattr(self.modalities, modality):
                 raise ValueError(f"a modality cannot be called {modality!r}, which means something to torch: rename it")
             observation_model = LIKELIHOODS[likelihood[modality]](n)
             self.modalities[modality] = Modality(
-                Encoder(n, *sizes, self.latent.n_parameters, dropout_rate),
-                Decoder(n_latent, n, observation_model.n_heads, *sizes, n_harmonics=n_periodic, kind=decoder),
+                Encoder(n, *sizes, n_outputs, dropout_rate),
+                Decoder(
+                    n_latent,
+                    n,
+                    observation_model.n_heads,
+                    *sizes,
+                    n_harmonics=n_periodic,
+                    kind=decoder,
+                    link=self.latent.link,
+                    bayesian=bayesian_loadings,
+                ),
                 observation_model,
             )
-        self._elbo = MeanFieldELBO()
+        self.learned_prior: Mixture | Flow | None = None
+        if prior != "standard":
+            self.learned_prior = Mixture(self.latent, n_components) if prior == "mixture" else Flow(self.latent)
+        self.flow = PosteriorFlow(n_latent) if posterior == "flow" else None
+        self.clusters = None
+        if n_clusters is not None:
+            self.clusters = Clusters(self.latent, n_clusters, straight_through)
+            for _, part in self.by_modality():
+                # So that clusters are at first judged by the coordinates alone.
+                nn.init.zeros_(part.encoder.output.weight[-n_clusters:])
+                nn.init.zeros_(part.encoder.output.bias[-n_clusters:])
+        if bayesian_loadings:
+            self.register_buffer("n_trained", torch.ones(()))
+        self.gradient = gradient
+        n_told = 0 if baseline == "moving_average" else n_outputs + len(n_features)
+        scored = gradient.scored if baseline is not None else ()
+        baselines = {name: Baseline(n_told) for name in scored}
+        self.baselines = nn.ModuleDict(baselines)
+        self.elbo_estimator = self.estimator(gradient, baselines)
 
     @property
     def n_states(self) -> int:
         """Number of columns of a latent state: the Gaussian coordinates, and with a circle two more."""
         return self.latent.n_latent + (0 if self.circle is None else 2)
 
+    def shown(self, state_cz: Tensor) -> Tensor:
+        """Give what users see of latent states: coordinates as decoders read them, and the place on a circle."""
+        return self._linked(self.latent.link, state_cz)
+
+    def hidden(self, shown_cz: Tensor) -> Tensor:
+        """Give the latent states of which users see this."""
+        return self._linked(self.latent.unlink, shown_cz)
+
+    def _linked(self, link: Callable[[Tensor], Tensor], state_cz: Tensor) -> Tensor:
+        n_latent = self.latent.n_latent
+        return torch.cat([link(state_cz[:, :n_latent]), state_cz[:, n_latent:]], 1)
+
     def by_modality(self) -> Iterator[tuple[str, Modality]]:
         """Each modality's name and parts."""
         for name, modality in self.modalities.items():
             assert isinstance(modality, Modality)
             yield name, modality
+
+    def estimator(self, gradient: Gradient, baselines: Mapping[str, Baseline]) -> Estimator:
+        """Make an estimator of the gradient of this module's ELBO."""
+        if gradient.scored:
+            return ScoreFunctionELBO(gradient.scored, baselines)
+        if gradient.cluster == "enumerate":
+            return EnumeratedELBO()
+        return MeanFieldELBO(self.has_analytic_kl)
+
+    @property
+    def has_analytic_kl(self) -> bool:
+        """Whether the KL divergence of the coordinates' posterior from what is known before has a closed form."""
+        return self.flow is None and self.learned_prior is None and not isinstance(self.latent, Logistic)
 
     def initialise(self, cells: Cells) -> None:
         """Start biases, input scales and dispersions from the cells to train on."""
@@ -152,34 +233,85 @@ class Module(nn.Module):
             modality.encoder.initialise(counts, library_size_c)
             modality.decoder.initialise(counts)
             modality.likelihood.initialise(counts, library_size_c)
+            if modality.decoder.log_deviation_fh is not None:
+                self.n_trained.fill_(len(cells))
 
-    def model(self, cells: Cells, kl_weight: float = 1.0) -> None:
+    def model(self, cells: Cells, encoded: Encoded, kl_weight: float = 1.0, heat: float = 1.0) -> None:
         """Say how cells come about: a latent state from the prior, decoded with the covariates, gives the counts."""
-        with pyro.plate("cells", len(cells)), poutine.scale(scale=kl_weight):
-            z_cz = pyro.sample("z", self.latent.prior(len(cells), like=cells.continuous_ck))
+        n_cells, like = len(cells), cells.continuous_ck
+        plate = pyro.plate("cells", n_cells)
+        loadings = self._loadings(kl_weight * n_cells, known=False)
+        with plate, poutine.scale(scale=kl_weight):
+            if self.clusters is None:
+                z_cz = pyro.sample("z", self.prior(n_cells, like))
+            else:
+                logits_ck = self.clusters.log_weight_k.expand(n_cells, -1)
+                choice = self.clusters.choice(logits_ck, self.gradient.cluster == "gumbel_softmax", heat)
+                choice_ck = pyro.sample("cluster", choice)
+                z_cz = pyro.sample("z", OfCluster(self.clusters.components, choice_ck, n_cells))
             if self.circle is not None:
-                direction, active = self.circle.prior(len(cells), like=cells.continuous_ck)
+                direction, active = self.circle.prior(n_cells, like)
                 z_cz = join(z_cz, pyro.sample("direction", direction), pyro.sample("active", active))
         if self.circle is not None:
             # What the angle tells is not told again by the other coordinates, which could explain it as well.
-            pyro.factor("independence", -INDEPENDENCE * len(cells) * self._dependence(z_cz))
-        for name, observation in self.decode(z_cz, cells).items():
-            # A minibatch in which no cell has the modality: Pyro knows no plate of nothing.
-            (n_cells,) = observation.batch_shape
-            plate = pyro.plate(f"cells_{name}", n_cells) if n_cells else nullcontext()
+            pyro.factor("independence", -INDEPENDENCE * n_cells * self._dependence(z_cz))
+        for name, observation in self.decode(z_cz, cells, loadings).items():
             with plate, poutine.scale(scale=self.modality_weights[name]):
-                pyro.sample(f"counts_{name}", observation, obs=cells.observed(name))
+                among_all = AmongAll(observation, cells.having(name), n_cells)
+                pyro.sample(f"counts_{name}", among_all, obs=cells.observed(name))
 
-    def guide(self, cells: Cells, kl_weight: float = 1.0) -> None:
+    def guide(self, cells: Cells, encoded: Encoded, kl_weight: float = 1.0, heat: float = 1.0) -> None:
         """Judge by its counts what the latent state of each cell was."""
+        self._loadings(kl_weight * len(cells), known=True)
         with pyro.plate("cells", len(cells)), poutine.scale(scale=kl_weight):
-            for name, posterior in self.posterior(cells, draw=True).items():
-                pyro.sample(name, posterior)
+            if self.clusters is not None:
+                assert encoded.logits_ck is not None
+                logits_ck = self.clusters.given_labels(encoded.logits_ck, cells.label_c)
+                choice = self.clusters.choice(logits_ck, self.gradient.cluster == "gumbel_softmax", heat)
+                pyro.sample("cluster", choice, infer=self._how("cluster", encoded, cells))
+            for name, posterior in self.spread(encoded, cells).items():
+                if name == "z" and self.gradient.z == "score_function":
+                    posterior = Detached(posterior)
+                pyro.sample(name, posterior, infer=self._how(name, encoded, cells))
 
-    def posterior(self, cells: Cells, draw: bool = False) -> dict[str, TorchDistribution]:
-        """Distributions of the parts of the latent state given counts and covariates.
+    def _loadings(self, weight: float, known: bool) -> dict[str, Tensor]:
+        """Draw the loadings of each modality, where they are latent, shape ``(f, h)``; of `weight` cells' share."""
+        drawn = {}
+        for name, modality in self.by_modality():
+            decoder = modality.decoder
+            if decoder.log_deviation_fh is not None:
+                mean_fh = decoder.rates.weight
+                deviation_fh = decoder.log_deviation_fh.exp()
+                if not known:
+                    scale = modality.likelihood.loading_scale / math.sqrt(mean_fh.shape[1])
+                    mean_fh, deviation_fh = torch.zeros_like(mean_fh), torch.full_like(mean_fh, scale)
+                with poutine.scale(scale=weight / self.n_trained):
+                    drawn[name] = pyro.sample(f"loadings_{name}", Normal(mean_fh, deviation_fh).to_event(2))
+        return drawn
 
-        They are ``"z"``, and with a circle ``"direction"`` and ``"active"``.
+    def _how(self, name: str, encoded: Encoded, cells: Cells) -> dict[str, Any]:
+        """Say how a site of the guide enters the gradient."""
+        if name == "cluster" and self.gradient.cluster == "enumerate":
+            return {"enumerate": "parallel"}
+        if name not in self.baselines:
+            return {}
+        told = [
+            encoded.mu_cz,
+            encoded.sigma_cz.log(),
+            *(total_c.log1p()[:, None] for total_c in cells.library_size.values()),
+        ]
+        if encoded.logits_ck is not None:
+            told.append(encoded.logits_ck)
+        return {"baseline": {"baseline_value": self.baselines[name](torch.cat(told, 1).detach())}}
+
+    def prior(self, n_cells: int, like: Tensor) -> TorchDistribution:
+        """Distribution of the coordinates before any count is seen, where there are no clusters."""
+        if self.learned_prior is None:
+            return self.latent.prior(n_cells, like)
+        return self.learned_prior.distribution(n_cells, like)
+
+    def encode(self, cells: Cells, draw: bool = False) -> Encoded:
+        """Say by counts and covariates where in latent space each cell is, and how sure that is.
 
         Parameters
         ----------
@@ -188,21 +320,39 @@ class Module(nn.Module):
         draw
             Whether the modalities that are heard are drawn, as the fusion has it; otherwise all are that a cell has.
         """
-        experts = [
-            self.latent.parameters(
-                modality.encoder(cells.counts[name], cells.library_size[name], cells.category_ck, cells.continuous_ck)
-            )
+        outputs = [
+            modality.encoder(cells.counts[name], cells.library_size[name], cells.category_ck, cells.continuous_ck)
             for name, modality in self.by_modality()
         ]
+        n_parameters = self.latent.n_parameters
+        experts = [self.latent.parameters(output_cp[:, :n_parameters]) for output_cp in outputs]
         mu_cz, sigma_cz = experts[0]
+        correction_ck = outputs[0][:, n_parameters:]
         if len(experts) > 1:
             mu_mcz, sigma_mcz = (torch.stack(part) for part in zip(*experts, strict=True))
             present_mc = torch.stack([cells.has(name) for name in self.modalities])
             if draw:
                 present_mc = self.fusion.draw(present_mc, self.training)
             mu_cz, sigma_cz = self.fusion.combine(mu_mcz, sigma_mcz, present_mc)
+            correction_mck = torch.stack([output_cp[:, n_parameters:] for output_cp in outputs])
+            correction_ck = (correction_mck * present_mc[:, :, None]).sum(0)
+        if self.clusters is None:
+            return Encoded(mu_cz, sigma_cz)
+        return Encoded(mu_cz, sigma_cz, self.clusters.judge(mu_cz, sigma_cz, correction_ck))
+
+    def posterior(self, cells: Cells, draw: bool = False) -> dict[str, TorchDistribution]:
+        """Distributions of the parts of the latent state given counts and covariates; arguments as of `encode`.
+
+        They are ``"z"``, and with a circle ``"direction"`` and ``"active"``.
+        """
+        return self.spread(self.encode(cells, draw), cells)
+
+    def spread(self, encoded: Encoded, cells: Cells) -> dict[str, TorchDistribution]:
+        """Make distributions of what encoders say."""
+        mu_cz, sigma_cz, _ = encoded
         if self.circle is None:
-            return {"z": self.latent.posterior(mu_cz, sigma_cz)}
+            posterior = self.latent.posterior(mu_cz, sigma_cz)
+            return {"z": posterior if self.flow is None else self.flow.distribution(posterior)}
         if cells.belief_cq is None:
             raise ValueError("where the cells are on the circle is not known yet: celldial.phase.located tells it")
         decoder = next(modality.decoder for _, modality in self.by_modality())
@@ -219,7 +369,10 @@ class Module(nn.Module):
 
     def draw_prior(self, n_cells: int) -> Tensor:
         """Draw latent states on the CPU from the prior; angles as they are common among the cells trained on."""
-        z_cz: Tensor = self.latent.prior(n_cells, like=torch.empty(0)).sample()
+        if self.clusters is not None:
+            return self.clusters.draw(n_cells).cpu()
+        like = torch.empty(0, device=next(self.parameters()).device)
+        z_cz: Tensor = self.prior(n_cells, like).sample().cpu()
         if self.circle is None:
             return z_cz
         _, active = self.circle.prior(n_cells, like=self.circle.log_density_j)
@@ -227,12 +380,15 @@ class Module(nn.Module):
         angle_c = grid(z_cz)[drawn_c] + (torch.rand(n_cells) - 0.5) * (2 * math.pi / N_GRID)
         return join(z_cz, torch.stack([angle_c.cos(), angle_c.sin()], 1), active.sample().cpu())
 
-    def decode(self, z_cz: Tensor, cells: Cells) -> dict[str, Observation]:
+    def decode(
+        self, z_cz: Tensor, cells: Cells, loadings: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Observation]:
         """Distribution of each modality's counts, of the cells that have it, given latent state and covariates."""
-        return {name: self.decode_one(name, z_cz, cells) for name in self.modalities}
+        loadings = {} if loadings is None else loadings
+        return {name: self.decode_one(name, z_cz, cells, loadings.get(name)) for name in self.modalities}
 
-    def decode_one(self, name: str, z_cz: Tensor, cells: Cells) -> Observation:
-        """Distribution of the counts of one modality."""
+    def decode_one(self, name: str, z_cz: Tensor, cells: Cells, loading_fh: Tensor | None = None) -> Observation:
+        """Distribution of the counts of one modality, with other loadings than the decoder's if they are given."""
         modality = self.modalities[name]
         assert isinstance(modality, Modality)
         inputs = [z_cz, cells.category_ck, cells.continuous_ck, cells.library_size[name]]
@@ -240,36 +396,89 @@ class Module(nn.Module):
         if index_c is not None:
             inputs = [tensor[index_c] for tensor in inputs]
         *to_decode, library_size_c = inputs
-        return Observation(modality.likelihood, modality.decoder(*to_decode), library_size_c)
+        return Observation(modality.likelihood, modality.decoder(*to_decode, loading_fh), library_size_c)
 
-    def forward(self, cells: Cells, kl_weight: float = 1.0) -> Tensor:
-        """Negative ELBO in nats per cell, differentiable, with one sample per cell."""
+    def forward(self, cells: Cells, kl_weight: float = 1.0, progress: float = 1.0) -> Tensor:
+        """Negative ELBO in nats per cell, differentiable, with one sample per cell.
+
+        Parameters
+        ----------
+        cells
+            A minibatch.
+        kl_weight
+            Of the KL divergence, above 0.
+        progress
+            The share of training that is done.
+        """
         with _without_validation():
-            loss: Tensor = self._elbo.differentiable_loss(self.model, self.guide, cells, kl_weight)
+            encoded = self.encode(cells, draw=True)
+            arguments = (cells, encoded, kl_weight, temperature(progress))
+            loss: Tensor = self.elbo_estimator.differentiable_loss(self.model, self.guide, *arguments)
+        if self.clusters is not None and cells.label_c is not None:
+            assert encoded.logits_ck is not None
+            surprise = cross_entropy(encoded.logits_ck, cells.label_c, ignore_index=-1, reduction="sum")
+            loss = loss + LABEL_WEIGHT * surprise
         return loss / len(cells)
 
     def elbo(self, cells: Cells) -> tuple[dict[str, Tensor], Tensor]:
         """Per cell, in nats: log-likelihood of each modality at one sample, and KL divergence.
 
-        The sum of the log-likelihoods, 0 for a modality that a cell lacks, less the KL divergence is the ELBO.
+        The sum of the log-likelihoods, 0 for a modality that a cell lacks, less the KL divergence is the ELBO. Clusters
+        are summed out, labels are not told, and latent loadings are at their mean.
         """
         with _without_validation():
-            posterior = self.posterior(cells, draw=True)
+            encoded = self.encode(cells, draw=True)
+            posterior = self.spread(encoded, cells)
             z_cz = posterior["z"].rsample()
+            kl_c = self._kl(posterior["z"], z_cz, encoded.logits_ck)
             if self.circle is not None:
                 z_cz = join(z_cz, posterior["direction"].rsample(), posterior["active"].rsample())
-            log_likelihood = {}
-            for name, observation in self.decode(z_cz, cells).items():
-                log_p_c, index_c = observation.log_prob(cells.observed(name)), cells.having(name)
-                if index_c is not None:
-                    log_p_c = log_p_c.new_zeros(len(cells)).index_copy(0, index_c, log_p_c)
-                log_likelihood[name] = log_p_c
-            kl_c = kl_divergence(posterior["z"], self.latent.prior(len(cells), like=cells.continuous_ck))
-            if self.circle is not None:
                 direction, active = self.circle.prior(len(cells), like=cells.continuous_ck)
                 kl_c = kl_c + kl_divergence(posterior["direction"], direction)
                 kl_c = kl_c + kl_divergence(posterior["active"], active)
+            log_likelihood = {
+                name: AmongAll(observation, cells.having(name), len(cells)).log_prob(cells.observed(name))
+                for name, observation in self.decode(z_cz, cells).items()
+            }
         return log_likelihood, kl_c
+
+    def _kl(self, posterior: TorchDistribution, z_cz: Tensor, logits_ck: Tensor | None) -> Tensor:
+        """KL divergence of coordinates and cluster, shape ``(c,)``; at a draw where there is no closed form."""
+        if self.clusters is None:
+            prior = self.prior(len(z_cz), z_cz)
+            if self.has_analytic_kl:
+                return kl_divergence(posterior, prior)
+            return posterior.log_prob(z_cz) - prior.log_prob(z_cz)
+        assert logits_ck is not None
+        log_q_ck = logits_ck.log_softmax(-1)
+        components = self.clusters.components
+        if self.has_analytic_kl:
+            each_ck = kl_to_each(posterior, components)
+        else:
+            each_ck = posterior.log_prob(z_cz)[:, None] - components.log_prob_ck(z_cz)
+        return (log_q_ck.exp() * (log_q_ck - self.clusters.log_weight_k + each_ck)).sum(-1)
+
+    def log_weight(self, cells: Cells) -> Tensor:
+        """Log of an importance weight of each cell, at one draw from its posterior, shape ``(c,)``.
+
+        The mean of such weights is an unbiased estimate of the probability of the cell's counts.
+        """
+        with _without_validation():
+            posterior = self.posterior(cells, draw=True)
+            state = {name: part.sample() for name, part in posterior.items()}
+            prior = {"z": self.clusters or self.prior(len(cells), cells.continuous_ck)}
+            if self.circle is not None:
+                prior |= dict(
+                    zip(("direction", "active"), self.circle.prior(len(cells), cells.continuous_ck), strict=True)
+                )
+            log_weight_c = sum(
+                prior[name].log_prob(draw) - posterior[name].log_prob(draw) for name, draw in state.items()
+            )
+            z_cz = state["z"] if self.circle is None else join(*state.values())
+            for name, observation in self.decode(z_cz, cells).items():
+                log_p_c = AmongAll(observation, cells.having(name), len(cells)).log_prob(cells.observed(name))
+                log_weight_c = log_weight_c + log_p_c
+        return log_weight_c
 
 
 def join(z_cz: Tensor, direction_cu: Tensor, active_c: Tensor) -> Tensor:

@@ -7,11 +7,12 @@ posterior parameters, ``z`` latent coordinates.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.functional import dropout, silu
 
 from celldial.latents import HARMONIC_SCALE, harmonics
@@ -19,7 +20,7 @@ from celldial.ops import SparseRows, sparse_linear
 
 __all__ = ["DECODERS", "Decoder", "DecoderName", "Encoder"]
 
-DecoderName = Literal["network", "additive"]
+DecoderName = Literal["network", "additive", "linear"]
 DECODERS: tuple[DecoderName, ...] = get_args(DecoderName)
 
 # A feature seen in almost no cell would otherwise start with an enormous weight.
@@ -30,8 +31,10 @@ HEAD_SCALE = 0.1
 # A feature answers to few of the latent coordinates, so that each may do more than its share of what the prior on
 # loadings expects of all hidden units together.
 CURVE_SCALE = 2.0
-# Directions, over the features, in which the covariates of an additive decoder move the outputs.
+# Directions, over the features, in which the covariates of an additive or linear decoder move the outputs.
 N_COVARIATE_UNITS = 16
+# Standard deviation with which the posterior of a loading starts, as a share of that of its prior.
+START_DEVIATION = 0.05
 
 
 class CovariateShift(nn.Module):
@@ -138,12 +141,12 @@ class Encoder(nn.Module):
         return result
 
 
-class Curves(nn.Module):
-    """The hidden layer of the additive decoder: one unit a latent coordinate, and units of the covariates alone.
+class Units(nn.Module):
+    """The hidden layer of additive and linear decoders: one unit a latent coordinate, and some of the covariates alone.
 
-    A coordinate's unit is nearly flat on one side and rises on the other (SiLU), so that the coordinate switches one
-    programme of features on. Without this bend, a rotation of the coordinates would describe the cells as well. The
-    covariates move the bends, too.
+    In an additive decoder a coordinate's unit is nearly flat on one side and rises on the other (SiLU), so that the
+    coordinate switches one programme of features on. Without this bend, a rotation of the coordinates would describe
+    the cells as well. The covariates move the bends, too. In a linear decoder the units are the coordinates.
 
     Parameters
     ----------
@@ -151,24 +154,30 @@ class Curves(nn.Module):
         Number of latent coordinates.
     n_categories, n_continuous
         As in `Encoder`.
+    bent
+        Whether the decoder is additive, and not linear.
     """
 
-    def __init__(self, n_latent: int, n_categories: Sequence[int], n_continuous: int) -> None:
+    def __init__(self, n_latent: int, n_categories: Sequence[int], n_continuous: int, bent: bool) -> None:
         super().__init__()
         n_alone = N_COVARIATE_UNITS if n_categories or n_continuous else 0
         self.n_units = n_latent + n_alone
-        self.slope_z = nn.Parameter(torch.ones(n_latent))
-        self.offset_z = nn.Parameter(torch.zeros(n_latent))
-        self.bend = CovariateShift(n_categories, n_continuous, n_latent)
+        self.bend = None
+        if bent:
+            self.slope_z = nn.Parameter(torch.ones(n_latent))
+            self.offset_z = nn.Parameter(torch.zeros(n_latent))
+            self.bend = CovariateShift(n_categories, n_continuous, n_latent)
         self.alone = CovariateShift(n_categories, n_continuous, n_alone) if n_alone else None
 
     def forward(self, z_cz: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
         """Hidden units ``(c, h)``: those of the coordinates in their order, then those of the covariates."""
-        curve_cz = CURVE_SCALE * silu(self.bend(self.slope_z * z_cz + self.offset_z, category_ck, continuous_ck))
+        unit_cz = z_cz
+        if self.bend is not None:
+            unit_cz = CURVE_SCALE * silu(self.bend(self.slope_z * z_cz + self.offset_z, category_ck, continuous_ck))
         if self.alone is None:
-            return curve_cz
+            return unit_cz
         nothing_ch = z_cz.new_zeros(len(z_cz), N_COVARIATE_UNITS)
-        return torch.cat([curve_cz, self.alone(nothing_ch, category_ck, continuous_ck)], 1)
+        return torch.cat([unit_cz, self.alone(nothing_ch, category_ck, continuous_ck)], 1)
 
 
 class Decoder(nn.Module):
@@ -189,7 +198,12 @@ class Decoder(nn.Module):
     kind
         ``"network"``: hidden layers in which all coordinates meet. ``"additive"``: every output is a sum of terms, each
         of which depends on one coordinate and the covariates; `n_hidden` and `n_layers` do not matter then. See
-        `Curves`.
+        `Units`. ``"linear"``: every output is a weighted sum of the coordinates, and what the covariates add.
+    link
+        What is read of the coordinates, see `celldial.latents.Latent.link`; by default they themselves.
+    bayesian
+        Whether it is known how sure each loading of a linear decoder is: its posterior has the mean ``heads[0].weight``
+        and the standard deviation ``exp(log_deviation_fh)``.
 
     References
     ----------
@@ -211,9 +225,12 @@ class Decoder(nn.Module):
         n_layers: int,
         n_harmonics: int = 0,
         kind: DecoderName = "network",
+        link: Callable[[Tensor], Tensor] | None = None,
+        bayesian: bool = False,
     ) -> None:
         super().__init__()
         self.n_latent = n_latent
+        self.link = link
         self.harmonic_scale = HARMONIC_SCALE
         # What the circle says, added to the logarithm of the rates: the same in every cell that has the same angle.
         self.harmonics = nn.Linear(n_harmonics, n_features, bias=False) if n_harmonics else None
@@ -223,13 +240,21 @@ class Decoder(nn.Module):
             self.register_buffer("cycles_f", torch.zeros(n_features, dtype=torch.bool))
             # What the Gaussian coordinates told of the angle, and are relieved of; see `celldial.phase.straighten`.
             self.register_buffer("tilt_kz", torch.zeros(n_harmonics - 1, n_latent))
-        self.curves = Curves(n_latent, n_categories, n_continuous) if kind == "additive" else None
+        self.curves = None if kind == "network" else Units(n_latent, n_categories, n_continuous, kind == "additive")
         if self.curves is not None:
             n_hidden, n_layers = self.curves.n_units, 0
         widths = [n_latent, *[n_hidden] * (n_layers - 1)][:n_layers]
         self.linears = nn.ModuleList(nn.Linear(width, n_hidden) for width in widths)
         self.layers = nn.ModuleList(HiddenLayer(n_categories, n_continuous, n_hidden) for _ in range(n_layers))
         self.heads = nn.ModuleList(nn.Linear(n_hidden, n_features) for _ in range(n_heads))
+        self.log_deviation_fh = nn.Parameter(torch.zeros(n_features, n_hidden)) if bayesian else None
+
+    @property
+    def rates(self) -> nn.Linear:
+        """The head from which the shares of the features come, the first."""
+        head = self.heads[0]
+        assert isinstance(head, nn.Linear)
+        return head
 
     def initialise(self, counts: SparseRows) -> None:
         """Start the first head at the log of each feature's mean rate, and hardly dependent on the latent state."""
@@ -238,15 +263,17 @@ class Decoder(nn.Module):
                 assert isinstance(head, nn.Linear)
                 head.weight.mul_(HEAD_SCALE)
             log_total_f = (counts.sum_columns(counts.value_n) + 1).log()
-            rates = self.heads[0]
-            assert isinstance(rates, nn.Linear)
-            rates.bias.copy_(log_total_f - log_total_f.mean())
+            self.rates.bias.copy_(log_total_f - log_total_f.mean())
+            if self.log_deviation_fh is not None:
+                self.log_deviation_fh.fill_(math.log(START_DEVIATION))
 
     def hidden(self, z_cz: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
         """Compute the units of the last hidden layer, shape ``(c, h)``."""
         hidden_ch = z_cz[:, : self.n_latent]
         if self.harmonics is not None:
             hidden_ch = hidden_ch + harmonics(z_cz[:, self.n_latent :])[:, :-1] @ self.tilt_kz
+        if self.link is not None:
+            hidden_ch = self.link(hidden_ch)
         if self.curves is not None:
             hidden_ch = self.curves(hidden_ch, category_ck, continuous_ck)
         for linear, layer in zip(self.linears, self.layers, strict=True):
@@ -262,16 +289,22 @@ class Decoder(nn.Module):
 
     def loadings(self) -> tuple[Tensor, Tensor]:
         """Give the weights ``(f, h)`` and biases ``(f,)`` that lead from `inputs` to the first output."""
-        head = self.heads[0]
-        assert isinstance(head, nn.Linear)
-        weights = [head.weight] if self.harmonics is None else [head.weight, self.harmonics.weight]
-        return torch.cat(weights, 1), head.bias
+        weights = [self.rates.weight]
+        if self.harmonics is not None:
+            weights.append(self.harmonics.weight)
+        return torch.cat(weights, 1), self.rates.bias
 
-    def forward(self, z_cz: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> list[Tensor]:
-        """One output ``(c, f)`` per head."""
+    def forward(
+        self, z_cz: Tensor, category_ck: Tensor, continuous_ck: Tensor, loading_fh: Tensor | None = None
+    ) -> list[Tensor]:
+        """One output ``(c, f)`` per head; the first may be by other loadings than the decoder's."""
         hidden_ch = self.hidden(z_cz, category_ck, continuous_ck)
         # Likelihoods are computed in full precision, also where matrix products are not.
-        outputs = [head(hidden_ch).to(z_cz.dtype) for head in self.heads]
+        if loading_fh is None:
+            outputs = [head(hidden_ch).to(z_cz.dtype) for head in self.heads]
+        else:
+            outputs = [functional.linear(hidden_ch, loading_fh, self.rates.bias).to(z_cz.dtype)]
+            outputs += [head(hidden_ch).to(z_cz.dtype) for head in self.heads[1:]]
         if self.harmonics is not None:
             outputs[0] = outputs[0] + self.harmonics(harmonics(z_cz[:, self.n_latent :])).to(z_cz.dtype)
         return outputs

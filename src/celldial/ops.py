@@ -61,6 +61,22 @@ class SparseRows:
         """Number of rows."""
         return len(self.indptr_c) - 1
 
+    # As much of a tensor as Pyro asks of what was observed, where it enumerates something else.
+
+    @property
+    def data(self) -> SparseRows:
+        """The rows themselves."""
+        return self
+
+    @property
+    def shape(self) -> torch.Size:
+        """Number of rows and columns."""
+        return torch.Size([self.n_rows, self.n_columns])
+
+    def dim(self) -> int:
+        """Two: rows and columns."""
+        return 2
+
     @cached_property
     def row_n(self) -> Tensor:
         """The row of every stored entry."""

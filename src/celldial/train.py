@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from celldial.data import Cells
     from celldial.module import Module
 
-__all__ = ["Plan", "choose_batch_size", "choose_max_epochs", "evaluate", "fit"]
+__all__ = ["Plan", "choose_batch_size", "choose_max_epochs", "continued", "evaluate", "fit"]
 
 logger = logging.getLogger("celldial")
 
@@ -151,7 +151,7 @@ def fit(
                 step += 1
                 kl_weight = min(1.0, step / (WARM_UP * n_steps)) if plan.warm_up else 1.0
                 with fabric.autocast():
-                    loss = module(minibatch, kl_weight)
+                    loss = module(minibatch, kl_weight, step / n_steps)
                 fabric.backward(loss)
                 optimizer.step()
                 optimizer.zero_grad()  # now: the next forward pass needs memory, and wide gradients have much
@@ -193,6 +193,13 @@ def fit(
     return {**history, "kept": [float(epoch == best.epoch) for epoch in range(len(records))]}
 
 
+def continued(history: dict[str, list[float]], record: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Join the history of a training with that of one that went on from it, whose weights are kept."""
+    record = {**record, "seconds": [seconds + history["seconds"][-1] for seconds in record["seconds"]]}
+    history = {**history, "kept": [0.0] * len(history["kept"])}
+    return {name: history[name] + values for name, values in record.items()}
+
+
 def _optimizer(module: Module, plan: Plan, n_cells: int) -> Adam:
     """Hold each part of the module as it needs it, and let dispersions, which live on a log scale, move faster.
 
@@ -205,7 +212,15 @@ def _optimizer(module: Module, plan: Plan, n_cells: int) -> Adam:
     loadings = {modality: [h for h in modality.decoder.heads.parameters() if h.ndim > 1] for modality in modalities}
     turning = [modality.decoder for modality in modalities if modality.decoder.harmonics is not None]
     harmonics = [decoder.harmonics.weight for decoder in turning if decoder.harmonics is not None]
-    others = {id(p) for p in chain(dispersions, harmonics, *loadings.values())}
+    # What is known of cells before they are seen is learned from all of them, and how sure loadings are has a prior.
+    known = [part for part in (module.learned_prior, module.clusters) if part is not None]
+    free = [p for part in known for p in part.parameters()]
+    deviations = [modality.decoder.log_deviation_fh for modality in modalities]
+    free += [p for p in deviations if p is not None]
+    if any(p is not None for p in deviations):
+        free += chain(*loadings.values())
+        loadings = {}
+    others = {id(p) for p in chain(dispersions, harmonics, free, *loadings.values())}
     networks = [p for p in module.parameters() if id(p) not in others]
     groups: list[dict[str, Any]] = [
         *(
@@ -227,6 +242,7 @@ def _optimizer(module: Module, plan: Plan, n_cells: int) -> Adam:
         ),
         {"params": [p for p in networks if p.ndim > 1], "weight_decay": plan.weight_decay},
         {"params": [p for p in networks if p.ndim <= 1]},
+        {"params": free},
         {"params": dispersions, "lr": DISPERSION_SPEED * plan.learning_rate},
     ]
     groups = [group for group in groups if group["params"]]

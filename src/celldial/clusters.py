@@ -1,0 +1,202 @@
+"""Discrete cell states: which of a few clusters a cell is in, beside its latent coordinates.
+
+A cell's cluster c comes first, its coordinates z are scattered around the place of the cluster, and its counts follow
+from z alone. Axis suffixes: ``c`` cells, ``k`` clusters, ``z`` latent coordinates.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from pyro.distributions import (
+    OneHotCategorical,
+    RelaxedOneHotCategorical,
+    RelaxedOneHotCategoricalStraightThrough,
+    TorchDistribution,
+)
+from torch import Size, Tensor, nn
+from torch.distributions import Independent, constraints, kl_divergence, register_kl
+
+from celldial.latents import Latent
+from celldial.priors import Components
+
+__all__ = ["Choice", "Clusters", "OfCluster", "temperature"]
+
+ONE = Size()  # the shape of a single draw
+# The temperature of relaxed choices, at the start and at the end of training.
+HOT, COLD = 1.0, 0.3
+# Log-odds of a label that is known.
+SURE = 30.0
+
+
+def temperature(progress: float) -> float:
+    """Anneal the temperature of relaxed choices, geometrically with the share of training that is done."""
+    return HOT * (COLD / HOT) ** progress
+
+
+class Choice(TorchDistribution):
+    """One of several, as a vector with a single 1; relaxed, so that it has a gradient: the Gumbel-softmax.
+
+    Its KL divergence is that of the categorical distribution in any case.
+
+    Parameters
+    ----------
+    logits_ck
+        Log-odds of each.
+    temperature
+        Above 0; towards 0 draws become single ones, and the noise of their gradients grows.
+    straight_through
+        Whether draws are rounded to a single 1, with the gradient of those that are not.
+
+    References
+    ----------
+    Jang et al. (2017), Categorical Reparameterization with Gumbel-Softmax, arXiv:1611.01144; Maddison et al. (2017),
+    The Concrete Distribution, arXiv:1611.00712.
+    """
+
+    arg_constraints: ClassVar = {"logits_ck": constraints.real_vector}
+    support = constraints.simplex
+    has_rsample = True
+
+    def __init__(
+        self,
+        logits_ck: Tensor,
+        temperature: float,
+        straight_through: bool = False,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.logits_ck = logits_ck.log_softmax(-1)
+        self.temperature = temperature
+        self.straight_through = straight_through
+        super().__init__(logits_ck.shape[:-1], logits_ck.shape[-1:], validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Choice:
+        """Repeat along batch dimensions."""
+        logits_ck = self.logits_ck.expand(*batch_shape, -1)
+        return Choice(logits_ck, self.temperature, self.straight_through, validate_args=False)
+
+    def rsample(self, sample_shape: Any = ONE) -> Tensor:
+        """Draw; the parts of each draw are positive and sum to 1."""
+        family = RelaxedOneHotCategoricalStraightThrough if self.straight_through else RelaxedOneHotCategorical
+        drawn: Tensor = family(
+            self.logits_ck.new_tensor(self.temperature), logits=self.logits_ck, validate_args=False
+        ).rsample(sample_shape)
+        return drawn
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log probability of single choices; of relaxed ones, averaged by their parts."""
+        return (value * self.logits_ck).sum(-1)
+
+
+@register_kl(Choice, Choice)
+def _kl_of_choices(q: Choice, p: Choice) -> Tensor:
+    return (q.logits_ck.exp() * (q.logits_ck - p.logits_ck)).sum(-1)
+
+
+class OfCluster(TorchDistribution):
+    """Where cells of given clusters are in latent space.
+
+    The choice of a cluster may be relaxed: the log density is then averaged, as it is the log density that enters the
+    ELBO.
+    """
+
+    arg_constraints: ClassVar = {"choice_ck": constraints.simplex}
+    support = constraints.real_vector
+
+    def __init__(self, components: Components, choice_ck: Tensor, n_cells: int) -> None:
+        self.components, self.choice_ck = components, choice_ck
+        batch_shape = torch.broadcast_shapes(choice_ck.shape[:-1], (n_cells,))
+        super().__init__(batch_shape, (components.latent.n_latent,), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> OfCluster:
+        """Return itself: it has the shape of the plate that asks."""
+        return self
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density."""
+        return (self.choice_ck * self.components.log_prob_ck(value)).sum(-1)
+
+    def sample(self, sample_shape: Any = ONE) -> Tensor:
+        """Draw coordinates, of choices that are not relaxed."""
+        index_c = self.choice_ck.argmax(-1)
+        of = self.components
+        drawn: Tensor = of.latent.posterior(of.mean_kz[index_c], of.scale_kz[index_c]).sample(sample_shape)
+        return drawn
+
+
+@register_kl(Independent, OfCluster)
+def _kl_to_cluster(q: Independent, p: OfCluster) -> Tensor:
+    return (p.choice_ck * kl_to_each(q, p.components)).sum(-1)
+
+
+def kl_to_each(q: Independent, components: Components) -> Tensor:
+    """KL divergence of cells' posteriors from each component, shape ``(c, k)``."""
+    return kl_divergence(q.expand([1, *q.batch_shape]), _as_column(components)).T
+
+
+def _as_column(components: Components) -> Independent:
+    return components.latent.posterior(components.mean_kz[:, None], components.scale_kz[:, None])
+
+
+class Clusters(nn.Module):
+    """The clusters, how common each is, and how cells are assigned.
+
+    Parameters
+    ----------
+    latent
+        The latent family.
+    n_clusters
+        Number of clusters.
+    straight_through
+        Whether relaxed choices are rounded.
+    """
+
+    def __init__(self, latent: Latent, n_clusters: int, straight_through: bool = False) -> None:
+        super().__init__()
+        self.n_clusters = n_clusters
+        self.components = Components(latent, n_clusters)
+        self.straight_through = straight_through
+
+    @property
+    def log_weight_k(self) -> Tensor:
+        """Log of how common each cluster is."""
+        return self.components.logit_k.log_softmax(-1)
+
+    def judge(self, mu_cz: Tensor, sigma_cz: Tensor, correction_ck: Tensor) -> Tensor:
+        """Say by the posterior of its coordinates which cluster a cell is in, as log-odds ``(c, k)``.
+
+        This is Bayes' rule, averaged over a Gaussian posterior: the best there is, given that the posterior treats
+        coordinates and cluster as independent. What encoders add is learned, and starts at 0.
+        """
+        of = self.components
+        precision_kz = of.scale_kz**-2
+        distance_ck = (
+            (mu_cz**2 + sigma_cz**2) @ precision_kz.T
+            - 2 * mu_cz @ (of.mean_kz * precision_kz).T
+            + (of.mean_kz**2 * precision_kz).sum(1)
+        )
+        fit_ck = -0.5 * distance_ck - of.log_scale_kz.sum(1)
+        return self.log_weight_k + fit_ck + correction_ck
+
+    def choice(self, logits_ck: Tensor, relaxed: bool, temperature: float) -> TorchDistribution:
+        """Distribution of the choice of a cluster."""
+        if relaxed:
+            return Choice(logits_ck, temperature, self.straight_through, validate_args=False)
+        return OneHotCategorical(logits=logits_ck)
+
+    def log_prob(self, z_cz: Tensor) -> Tensor:
+        """Log density of points, whatever their cluster, shape ``(c,)``."""
+        return (self.log_weight_k + self.components.log_prob_ck(z_cz)).logsumexp(-1)
+
+    def given_labels(self, logits_ck: Tensor, label_c: Tensor | None) -> Tensor:
+        """Put known labels, which are not -1, in place of what is judged."""
+        if label_c is None:
+            return logits_ck
+        known_ck = SURE * nn.functional.one_hot(label_c.clamp_min(0), self.n_clusters).to(logits_ck.dtype)
+        return torch.where(label_c[:, None] >= 0, known_ck, logits_ck)
+
+    def draw(self, n_cells: int) -> Tensor:
+        """Draw coordinates of so many cells."""
+        choice_ck = OneHotCategorical(logits=self.log_weight_k).sample([n_cells])
+        return OfCluster(self.components, choice_ck, n_cells).sample()
