@@ -1,7 +1,7 @@
 """Training a module that has clusters: first its coordinates, then where the clusters are, then both together.
 
-Clusters that start before there is anything to see fall together, and stay so. Axis suffixes: ``c`` cells, ``k``
-clusters, ``z`` latent coordinates.
+Clusters that start before there is anything to see fall together, and stay so. Axis suffixes: ``c`` cells, ``j``
+draws of their states, ``k`` clusters, ``z`` latent coordinates.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pyro
 import torch
+from sklearn.cluster import kmeans_plusplus
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
@@ -21,10 +23,10 @@ from celldial.settings import settings
 
 __all__ = ["fit"]
 
-# The share of the epochs before there are clusters, and by how much slower the rest learns.
-FIRST_SHARE, SLOWER = 0.5, 2.0
-# Of the first clusters, relative to the spread of all cells: no narrower than this.
-MIN_SCALE = 0.1
+# The share of the epochs before there are clusters.
+FIRST_SHARE = 0.25
+# Draws of latent states, at least, to find clusters among; and starts of the search.
+MIN_DRAWS = 5_000
 N_STARTS = 10
 
 
@@ -40,36 +42,51 @@ def fit(
     place(module, cells.select(train_c), seed)
     if plan.max_epochs == n_first:
         return history
-    rest = replace(
-        plan,
-        max_epochs=plan.max_epochs - n_first,
-        learning_rate=plan.learning_rate / SLOWER,
-        warm_up=False,
-    )
+    rest = replace(plan, max_epochs=plan.max_epochs - n_first, warm_up=False)
     return train.continued(history, train.fit(module, cells, train_c, validation_c, rest, seed + 1))
 
 
 @torch.no_grad()
 def place(module: Module, cells: Cells, seed: int) -> None:
-    """Place the clusters where cells are: those of known labels there, others by a mixture of Gaussians."""
+    """Place the clusters where cells are."""
     assert module.clusters is not None
-    components = module.clusters.components
-    device = settings.torch_device
+    components, device = module.clusters.components, settings.torch_device
     module.to(device).eval()
-    blocks = [module.encode(block.to(device)).mu_cz.cpu() for block in minibatches(cells, MAX_BLOCK_CELLS)]
-    mu_cz = torch.cat(blocks).double().numpy()
-    start_kz = None
-    mixture = GaussianMixture(
-        module.clusters.n_clusters,
-        covariance_type="diag",
-        reg_covar=(MIN_SCALE * mu_cz.std()) ** 2,
-        n_init=N_STARTS,
-        random_state=seed,
-        means_init=start_kz,
-    ).fit(mu_cz)
-    for parameter, value in (
-        (components.mean_kz, mixture.means_),
-        (components.log_scale_kz, np.log(mixture.covariances_) / 2),
-        (components.logit_k, np.log(mixture.weights_)),
-    ):
+    # Draws and not means: a coordinate in which little is known of each cell must not seem to be narrow.
+    n_draws = max(1, MIN_DRAWS // len(cells))
+    with pyro.validation_enabled(False):
+        blocks = [module.posterior(block.to(device))["z"] for block in minibatches(cells, MAX_BLOCK_CELLS)]
+        z_jz = torch.cat([block.sample() for _ in range(n_draws) for block in blocks]).double().cpu().numpy()
+    n_clusters = module.clusters.n_clusters
+    if cells.label_c is None or not bool((cells.label_c >= 0).any()):
+        found = found_among(z_jz, n_clusters, seed)
+    else:
+        found = led_by_labels(z_jz, np.tile(cells.label_c.numpy(), n_draws), n_clusters, seed)
+    for parameter, value in zip((components.logit_k, components.mean_kz, components.log_scale_kz), found, strict=True):
         parameter.copy_(torch.from_numpy(value))
+
+
+def found_among(z_jz: np.ndarray, n_clusters: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find clusters by a mixture of Gaussians: log weights, means, log standard deviations."""
+    mixture = GaussianMixture(n_clusters, covariance_type="diag", n_init=N_STARTS, random_state=seed).fit(z_jz)
+    return np.log(mixture.weights_), mixture.means_, np.log(mixture.covariances_) / 2
+
+
+def led_by_labels(
+    z_jz: np.ndarray, label_j: np.ndarray, n_clusters: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Place clusters at the cells of known label; those without a label start at cells far from each other.
+
+    All are given one spread, as a label may be known of a single cell. Cells without a label do not move them yet: in
+    a mixture of Gaussians that hears all, a few labelled cells would have no say.
+    """
+    labelled_j = label_j >= 0
+    known_jk = np.eye(n_clusters)[label_j[labelled_j]]
+    n_k = known_jk.sum(0)
+    mean_kz = known_jk.T @ z_jz[labelled_j] / np.maximum(n_k, 1)[:, None]
+    scale_z = np.sqrt(np.mean((z_jz[labelled_j] - known_jk @ mean_kz) ** 2, axis=0))
+    without_k = n_k == 0
+    if without_k.any():
+        mean_kz[without_k], _ = kmeans_plusplus(z_jz, int(without_k.sum()), random_state=seed)
+    weight_k = np.maximum(n_k, 1) / np.maximum(n_k, 1).sum()
+    return np.log(weight_k), mean_kz, np.tile(np.log(scale_z), (n_clusters, 1))

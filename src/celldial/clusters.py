@@ -26,6 +26,8 @@ __all__ = ["Choice", "Clusters", "OfCluster", "temperature"]
 ONE = Size()  # the shape of a single draw
 # The temperature of relaxed choices, at the start and at the end of training.
 HOT, COLD = 1.0, 0.3
+# A cluster with this share of the cells has none.
+NONE_LEFT = 1e-5
 # Log-odds of a label that is known.
 SURE = 30.0
 
@@ -148,13 +150,15 @@ class Clusters(nn.Module):
         The latent family.
     n_clusters
         Number of clusters.
+    n_labels
+        How many of them, the first, have a label.
     straight_through
         Whether relaxed choices are rounded.
     """
 
-    def __init__(self, latent: Latent, n_clusters: int, straight_through: bool = False) -> None:
+    def __init__(self, latent: Latent, n_clusters: int, n_labels: int = 0, straight_through: bool = False) -> None:
         super().__init__()
-        self.n_clusters = n_clusters
+        self.n_clusters, self.n_labels = n_clusters, n_labels
         self.components = Components(latent, n_clusters)
         self.straight_through = straight_through
 
@@ -162,6 +166,16 @@ class Clusters(nn.Module):
     def log_weight_k(self) -> Tensor:
         """Log of how common each cluster is."""
         return self.components.logit_k.log_softmax(-1)
+
+    def log_prior(self) -> Tensor:
+        """Log density, up to a constant, of how common clusters are: one that is not needed empties itself.
+
+        A cluster has two parameters for each coordinate, and must gain half as many nats by its cells to pay for them
+        (Figueiredo and Jain 2002, Unsupervised learning of finite mixture models, doi:10.1109/34.990138). Labels are
+        not asked to pay.
+        """
+        weight_k = self.log_weight_k[self.n_labels :].exp()
+        return -self.components.latent.n_latent * (weight_k + NONE_LEFT).log().sum()
 
     def judge(self, mu_cz: Tensor, sigma_cz: Tensor, correction_ck: Tensor) -> Tensor:
         """Say by the posterior of its coordinates which cluster a cell is in, as log-odds ``(c, k)``.

@@ -288,9 +288,14 @@ def choose_cells(
     """
     filled_c = ~cells.empty_c.numpy()
     if validation_cells is None:
-        filled = torch.from_numpy(np.flatnonzero(filled_c))
-        train, validation = split(len(filled), validation_size, torch.Generator().manual_seed(seed))
-        return filled[train], filled[validation]
+        # What is known of few cells is to be learned from: those with a label stay, unless most have one.
+        labelled_c = np.zeros_like(filled_c) if cells.label_c is None else filled_c & (cells.label_c.numpy() >= 0)
+        if 2 * labelled_c.sum() > filled_c.sum():
+            labelled_c[:] = False
+        open_ = torch.from_numpy(np.flatnonzero(filled_c & ~labelled_c))
+        train, validation = split(len(open_), validation_size, torch.Generator().manual_seed(seed))
+        labelled = torch.from_numpy(np.flatnonzero(labelled_c))
+        return torch.cat([open_[train], labelled]).sort().values, open_[validation]
     held_out_c = np.asarray(validation_cells)
     if held_out_c.dtype != bool:
         unknown = pd.Index(held_out_c).difference(adata.obs_names)

@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 # Nats per cell for each unit of squared covariance of a latent coordinate with a harmonic of the angle.
 INDEPENDENCE = 30.0
 REPARAMETERIZED = Gradient()
-# Nats for each nat by which a known label surprises the classifier of the cells.
-LABEL_WEIGHT = 1.0
 
 
 class Encoded(NamedTuple):
@@ -106,6 +104,8 @@ class Module(nn.Module):
         ``"diagonal"``, or ``"flow"``.
     n_clusters
         Number of clusters, in place of a prior.
+    n_labels
+        How many of them, the first, have a label.
     bayesian_loadings
         Whether the loadings of the decoder are latent, too.
     gradient
@@ -137,6 +137,7 @@ class Module(nn.Module):
         n_components: int = 10,
         posterior: PosteriorName = "diagonal",
         n_clusters: int | None = None,
+        n_labels: int = 0,
         bayesian_loadings: bool = False,
         gradient: Gradient = REPARAMETERIZED,
         baseline: BaselineName | None = None,
@@ -176,12 +177,12 @@ class Module(nn.Module):
         self.flow = PosteriorFlow(n_latent) if posterior == "flow" else None
         self.clusters = None
         if n_clusters is not None:
-            self.clusters = Clusters(self.latent, n_clusters, straight_through)
+            self.clusters = Clusters(self.latent, n_clusters, n_labels, straight_through)
             for _, part in self.by_modality():
                 # So that clusters are at first judged by the coordinates alone.
                 nn.init.zeros_(part.encoder.output.weight[-n_clusters:])
                 nn.init.zeros_(part.encoder.output.bias[-n_clusters:])
-        if bayesian_loadings:
+        if bayesian_loadings or self.clusters is not None:
             self.register_buffer("n_trained", torch.ones(()))
         self.gradient = gradient
         n_told = 0 if baseline == "moving_average" else n_outputs + len(n_features)
@@ -233,14 +234,16 @@ class Module(nn.Module):
             modality.encoder.initialise(counts, library_size_c)
             modality.decoder.initialise(counts)
             modality.likelihood.initialise(counts, library_size_c)
-            if modality.decoder.log_deviation_fh is not None:
-                self.n_trained.fill_(len(cells))
+        if hasattr(self, "n_trained"):
+            self.n_trained.fill_(len(cells))
 
     def model(self, cells: Cells, encoded: Encoded, kl_weight: float = 1.0, heat: float = 1.0) -> None:
         """Say how cells come about: a latent state from the prior, decoded with the covariates, gives the counts."""
         n_cells, like = len(cells), cells.continuous_ck
         plate = pyro.plate("cells", n_cells)
         loadings = self._loadings(kl_weight * n_cells, known=False)
+        if self.clusters is not None:
+            pyro.factor("weights", self.clusters.log_prior() * (n_cells / self.n_trained))
         with plate, poutine.scale(scale=kl_weight):
             if self.clusters is None:
                 z_cz = pyro.sample("z", self.prior(n_cells, like))
@@ -417,7 +420,7 @@ class Module(nn.Module):
         if self.clusters is not None and cells.label_c is not None:
             assert encoded.logits_ck is not None
             surprise = cross_entropy(encoded.logits_ck, cells.label_c, ignore_index=-1, reduction="sum")
-            loss = loss + LABEL_WEIGHT * surprise
+            loss = loss + surprise
         return loss / len(cells)
 
     def elbo(self, cells: Cells) -> tuple[dict[str, Tensor], Tensor]:

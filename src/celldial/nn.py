@@ -33,8 +33,8 @@ HEAD_SCALE = 0.1
 CURVE_SCALE = 2.0
 # Directions, over the features, in which the covariates of an additive or linear decoder move the outputs.
 N_COVARIATE_UNITS = 16
-# Standard deviation with which the posterior of a loading starts, as a share of that of its prior.
-START_DEVIATION = 0.05
+# Counts that a feature is given in advance, to say how sure its loadings are at the start.
+START_COUNTS = 10.0
 
 
 class CovariateShift(nn.Module):
@@ -262,10 +262,12 @@ class Decoder(nn.Module):
             for head in self.heads:
                 assert isinstance(head, nn.Linear)
                 head.weight.mul_(HEAD_SCALE)
-            log_total_f = (counts.sum_columns(counts.value_n) + 1).log()
+            total_f = counts.sum_columns(counts.value_n)
+            log_total_f = (total_f + 1).log()
             self.rates.bias.copy_(log_total_f - log_total_f.mean())
             if self.log_deviation_fh is not None:
-                self.log_deviation_fh.fill_(math.log(START_DEVIATION))
+                # Each count tells as much of a loading as the coordinate is far from 0, which on average is 1, squared.
+                self.log_deviation_fh.copy_(-0.5 * (total_f + START_COUNTS).log()[:, None])
 
     def hidden(self, z_cz: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
         """Compute the units of the last hidden layer, shape ``(c, h)``."""

@@ -34,7 +34,7 @@ logger = logging.getLogger("celldial")
 # The share of all steps over which the weight of the KL term rises to 1, and the share until the learning rate's peak.
 WARM_UP = 1 / 6
 RISE = 0.3
-DISPERSION_SPEED = 10
+FAST = 10
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def continued(history: dict[str, list[float]], record: dict[str, list[float]]) -
 
 
 def _optimizer(module: Module, plan: Plan, n_cells: int) -> Adam:
-    """Hold each part of the module as it needs it, and let dispersions, which live on a log scale, move faster.
+    """Hold each part of the module as it needs it, and let log scales, such as dispersions, move faster.
 
     The loadings, that is the decoder's last weights, have a normal prior: a feature that is seen in few cells says
     little of its own, and without a prior Adam, which makes steps of one size of any gradient, would fit its noise.
@@ -214,13 +214,14 @@ def _optimizer(module: Module, plan: Plan, n_cells: int) -> Adam:
     harmonics = [decoder.harmonics.weight for decoder in turning if decoder.harmonics is not None]
     # What is known of cells before they are seen is learned from all of them, and how sure loadings are has a prior.
     known = [part for part in (module.learned_prior, module.clusters) if part is not None]
-    free = [p for part in known for p in part.parameters()]
+    free = [p for part in known for name, p in part.named_parameters() if not name.endswith("logit_k")]
+    fast = dispersions + [p for part in known for name, p in part.named_parameters() if name.endswith("logit_k")]
     deviations = [modality.decoder.log_deviation_fh for modality in modalities]
     free += [p for p in deviations if p is not None]
     if any(p is not None for p in deviations):
         free += chain(*loadings.values())
         loadings = {}
-    others = {id(p) for p in chain(dispersions, harmonics, free, *loadings.values())}
+    others = {id(p) for p in chain(fast, harmonics, free, *loadings.values())}
     networks = [p for p in module.parameters() if id(p) not in others]
     groups: list[dict[str, Any]] = [
         *(
@@ -243,7 +244,7 @@ def _optimizer(module: Module, plan: Plan, n_cells: int) -> Adam:
         {"params": [p for p in networks if p.ndim > 1], "weight_decay": plan.weight_decay},
         {"params": [p for p in networks if p.ndim <= 1]},
         {"params": free},
-        {"params": dispersions, "lr": DISPERSION_SPEED * plan.learning_rate},
+        {"params": fast, "lr": FAST * plan.learning_rate},
     ]
     groups = [group for group in groups if group["params"]]
     return Adam(groups, lr=plan.learning_rate, weight_decay=0.0, decoupled_weight_decay=True, fused=True)
