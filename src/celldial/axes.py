@@ -253,7 +253,7 @@ def check_name(
     """
     if not isinstance(name, str) or not name or "/" in name:
         raise ValueError(f"name is {name!r}: it must be text, not empty and without '/', such as 'interferon'")
-    if name in reserved or re.fullmatch(r"axis_\d+", name):
+    if name in reserved or re.fullmatch(r"(axis|topic)_\d+", name):
         raise ValueError(f"name is {name!r}, which is what a coordinate of the model is called: choose another")
     if name in columns and name not in found:
         raise ValueError(

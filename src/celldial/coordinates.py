@@ -10,9 +10,10 @@ import pandas as pd
 from celldial import axes, inference
 from celldial.data import Cells, block_size
 from celldial.inference import Covariates
+from celldial.latents import LogisticNormal
 from celldial.module import Module
 
-__all__ = ["rank"]
+__all__ = ["names_of", "rank"]
 
 
 def rank(
@@ -49,7 +50,7 @@ def rank(
         raise ValueError(f"only {len(filled)} of {len(cells)} cells has counts: axes are judged by two at least")
     inferred = inference.infer(module, cells)
     n_latent = module.latent.n_latent
-    names, columns = [f"axis_{k}" for k in range(n_latent)], [[k] for k in range(n_latent)]
+    names, columns = names_of(module), [[k] for k in range(n_latent)]
     kl_k = axes.kl_divergence(inferred.mean[filled], inferred.standard_deviation[filled])
     if inferred.circle is not None and periodic is not None:
         names.append(periodic)
@@ -68,3 +69,9 @@ def rank(
         random = np.random.default_rng(seed)  # the same replacements in all modalities
         variance[modality] = axes.total_effects(inferred.state_cz[chosen], columns, expected, n_block, random)
     return axes.coordinate_table(names, kl_k, variance)
+
+
+def names_of(module: Module) -> list[str]:
+    """Name the latent coordinates: ``"axis_0"`` and so on, or ``"topic_0"`` where they are topics."""
+    what = "topic" if isinstance(module.latent, LogisticNormal) else "axis"
+    return [f"{what}_{k}" for k in range(module.latent.n_latent)]

@@ -11,10 +11,12 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 
 from celldial import averages, inference, traversal
@@ -78,6 +80,8 @@ class Moved:
         Their latent states at each step, `n_samples` draws of each cell.
     position_s
         Where they are at each step.
+    path_sz
+        What users see of their latent states at each step, mean over the cells.
     n_samples
         Draws of each cell.
     n_group
@@ -89,6 +93,7 @@ class Moved:
     cells: AnnData
     state_sjz: np.ndarray
     position_s: np.ndarray
+    path_sz: np.ndarray
     n_samples: int
     n_group: int
     at: str
@@ -109,7 +114,13 @@ def check_traversal(span: Any, covariates: Any, key_added: Any) -> None:
         raise ValueError(f"key_added is {key_added!r}: it must be a name without a slash, such as 'response'")
 
 
-def find_dial(axis: Any, n_latent: int, named: Mapping[str, Any], periodic: Mapping[str, Any] | None) -> Dial:
+def find_dial(
+    axis: Any,
+    n_latent: int,
+    named: Mapping[str, Any],
+    periodic: Mapping[str, Any] | None,
+    topics: bool = False,
+) -> Dial:
     """Find out what is to be turned.
 
     Parameters
@@ -122,6 +133,8 @@ def find_dial(axis: Any, n_latent: int, named: Mapping[str, Any], periodic: Mapp
         Name to what is stored of each named axis.
     periodic
         What is stored of the periodic axis, where there is one.
+    topics
+        Whether the coordinates are topics.
 
     Raises
     ------
@@ -152,13 +165,14 @@ def find_dial(axis: Any, n_latent: int, named: Mapping[str, Any], periodic: Mapp
                     "start": np.array(periodic["phase_start"], dtype=float),
                 }
             return Dial("periodic", axis, title, f"{title} angle (rad)", phases=phases)
-        if re.fullmatch(r"axis_\d+", axis) is None:
+        found = re.fullmatch(r"(?:axis|topic)_(\d+)" if topics else r"axis_(\d+)", axis)
+        if found is None:
             known = [*named, *([] if periodic is None else [periodic["name"]])]
             raise KeyError(
                 f"there is no axis {axis!r}: give the number of a latent coordinate, a pair of cells or groups, or a "
                 f"named axis (there are: {listing(known)}; find_axis finds others)"
             )
-        axis = int(axis.removeprefix("axis_"))
+        axis = int(found[1])
     if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
         raise TypeError(
             f"axis is {axis!r}: it must be the number of a latent coordinate, the name of an axis, or a pair of cells "
@@ -166,6 +180,9 @@ def find_dial(axis: Any, n_latent: int, named: Mapping[str, Any], periodic: Mapp
         )
     if not 0 <= axis < n_latent:
         raise ValueError(f"axis is {axis}: it must be from 0 to {n_latent - 1}, the model's latent coordinates")
+    if topics:
+        title = f"topic {axis}"
+        return Dial("coordinate", f"topic_{axis}", title, f"share of {title}", coordinate=int(axis))
     title = f"latent coordinate {axis}"
     return Dial("coordinate", f"axis_{axis}", title, title, coordinate=int(axis))
 
@@ -214,27 +231,37 @@ def move_along(
         active_c = np.hypot(*state_cz[:, -2:].T) > 0.5
         if not active_c.any():
             raise ValueError(f"none of the cells ({called}) is active on {dial.title}: choose others by at")
-        filled_c, called = filled_c[active_c], "active cells" if at is None else f"{called}, active"
+        filled_c, state_cz = filled_c[active_c], state_cz[active_c]
+        called = "active cells" if at is None else f"{called}, active"
     chosen_c = np.sort(random.choice(filled_c, min(n_cells, len(filled_c)), replace=False))
     n_samples = max(2, N_DRAWS // len(chosen_c)) if n_samples is None else n_samples
     part = rows(adata, chosen_c)
-    state_jz = _draws(module, schema, part, n_samples)
     if dial.kind == "coordinate":
         position_s = traversal.spread(all_cz[:, dial.coordinate], span, n_steps)
-        state_sjz = traversal.along_coordinate(state_jz, dial.coordinate, position_s)
+        move = partial(traversal.along_coordinate, coordinate=dial.coordinate, position_s=position_s)
     elif dial.kind == "direction":
         origin_z, filter_z, direction_z = dial.direction
         score_c = (all_cz[:, : len(origin_z)] - origin_z) @ filter_z
         position_s = traversal.spread(score_c, span, n_steps)
-        state_sjz = traversal.along_direction(state_jz, origin_z, filter_z, direction_z, position_s)
+        move = partial(
+            traversal.along_direction,
+            origin_z=origin_z,
+            filter_z=filter_z,
+            direction_z=direction_z,
+            position_s=position_s,
+        )
     else:
         position_s = np.linspace(0, 2 * np.pi, n_steps)
-        state_sjz = traversal.around_circle(state_jz, position_s)
+        move = partial(traversal.around_circle, angle_s=position_s)
+    state_sjz = move(_draws(module, schema, part, n_samples))
+    path_sz = _seen(module, move(state_cz[np.searchsorted(filled_c, chosen_c)]))
+    if dial.kind == "coordinate":
+        position_s = path_sz[:, dial.coordinate]  # of a topic its share, which depends on the cell
     # As many as were found to have counts, or all where only some were looked at.
     n_group = len(filled_c) if len(group_c) <= limit else round(len(group_c) * len(filled_c) / limit)
     if not _is_cell(at):
         called = f"{len(chosen_c)} of {called}"
-    return Moved(part, state_sjz, position_s, n_samples, n_group, called)
+    return Moved(part, state_sjz, position_s, path_sz, n_samples, n_group, called)
 
 
 def move_between(
@@ -258,14 +285,17 @@ def move_between(
     (first_c, first_cz), (last_c, last_cz) = (
         (of_c[i], of_cz[i]) for (of_c, of_cz), i in zip(ends, chosen, strict=True)
     )
-    last_c = last_c[traversal.paired(first_cz, last_cz)]
+    partner_c = traversal.paired(first_cz, last_cz)
+    last_c, last_cz = last_c[partner_c], last_cz[partner_c]
     n_samples = max(2, N_DRAWS // n_cells) if n_samples is None else n_samples
     part = rows(adata, first_c)
     from_jz, to_jz = (_draws(module, schema, of, n_samples) for of in (part, rows(adata, last_c)))
     position_s = np.linspace(0, 1, n_steps)
     called = dial.title if n_cells == 1 else f"{n_cells} pairs of cells"
     n_group = max(map(len, groups))
-    return Moved(part, traversal.between(from_jz, to_jz, position_s), position_s, n_samples, n_group, called)
+    state_sjz = traversal.between(from_jz, to_jz, position_s)
+    path_sz = _seen(module, traversal.between(first_cz, last_cz, position_s))
+    return Moved(part, state_sjz, position_s, path_sz, n_samples, n_group, called)
 
 
 def read_some(
@@ -361,7 +391,7 @@ def turned(
         "axis": dial.title,
         "kind": dial.kind,
         "position_label": dial.label,
-        "path": moved.state_sjz.mean(1),
+        "path": moved.path_sz.astype(np.float32),
         "likelihood": dict(schema.likelihood),
         "library_size": dict(library_size),
         "interval": traversal.INTERVAL,
@@ -398,6 +428,13 @@ def rows(adata: AnnData, position_c: np.ndarray) -> AnnData:
     if len(position_c) == adata.n_obs and bool((np.diff(position_c) == 1).all()):
         return adata
     return adata[position_c]
+
+
+def _seen(module: Module, state_scz: np.ndarray) -> np.ndarray:
+    """Average over cells what users see of their latent states, step by step, shape ``(s, z)``, float64."""
+    seen_cz = module.shown(torch.from_numpy(state_scz.reshape(-1, state_scz.shape[-1])))
+    mean_sz: np.ndarray = seen_cz.numpy().reshape(state_scz.shape).mean(1, dtype=np.float64)
+    return mean_sz
 
 
 def _draws(module: Module, schema: Schema, adata: AnnData, n_samples: int) -> np.ndarray:

@@ -251,6 +251,8 @@ class Baseline(nn.Module):
             self.register_buffer(name, torch.tensor(start))
         self.network = None
         if n_inputs:
+            # Inputs are of any size, such as the log of a library size, so that they are standardized on the way.
+            self.norm = nn.BatchNorm1d(n_inputs, affine=False)
             self.network = nn.Sequential(nn.Linear(n_inputs, UNITS), nn.SiLU(), nn.Linear(UNITS, 1))
 
     def forward(self, told_cp: Tensor) -> Tensor:
@@ -258,7 +260,8 @@ class Baseline(nn.Module):
         mean_c = self.mean.clone().expand(len(told_cp))
         if self.network is None:
             return mean_c
-        guess_c1: Tensor = self.network(told_cp)
+        self.norm.train(self.training and len(told_cp) > 1)  # one cell has no spread
+        guess_c1: Tensor = self.network(self.norm(told_cp))
         return mean_c + self.deviation.clone() * guess_c1[:, 0]  # cloned: `see` moves it before the gradient is taken
 
     @torch.no_grad()

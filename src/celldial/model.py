@@ -31,6 +31,7 @@ from celldial import (
     export,
     inference,
     labels,
+    loadings,
     memory,
     phases,
     storage,
@@ -60,6 +61,8 @@ __all__ = ["VAE"]
 NO_PART = "they take no part in training and get the prior as their posterior"
 PER_TEN_THOUSAND = 1e4
 CLUSTER, CLUSTER_PROBABILITY = "celldial_cluster", "celldial_cluster_probability"
+# By how much slower coordinates are learned by the score function.
+SCORED_SLOWER = 4
 # Larger tables are only made where they are asked for.
 MAX_ENTRIES = 25_000_000
 
@@ -138,7 +141,8 @@ class VAE(BaseEstimator):
         What stands in that column where the label is not known; missing values do, too.
     gradient
         How gradients through what is drawn are estimated. For the coordinates: ``"reparameterized"``, or
-        ``"score_function"`` [6]_, which needs no derivative of the decoder and is far noisier. For clusters:
+        ``"score_function"`` [6]_, which needs no derivative of the decoder and is far noisier, so that the learning
+        rate is a quarter. For clusters:
         ``"enumerate"`` (the default there), which sums over all; ``"gumbel_softmax"`` [7]_, relaxed choices, whose
         temperature falls in training; or ``"score_function"``. A word means the clusters if there are any and it can;
         a dict ``{"z": ..., "cluster": ...}`` says both.
@@ -364,7 +368,7 @@ class VAE(BaseEstimator):
         plan = train.Plan(
             max_epochs=train.choose_max_epochs(len(train_c)) if max_epochs == "auto" else max_epochs,
             batch_size=train.choose_batch_size(len(train_c)) if batch_size == "auto" else batch_size,
-            learning_rate=self.learning_rate,
+            learning_rate=self._learning_rate(),
             early_stopping=early_stopping,
             progress=progress,
         )
@@ -460,7 +464,7 @@ class VAE(BaseEstimator):
         plan = train.Plan(
             max_epochs=max_epochs,
             batch_size=train.choose_batch_size(len(train_c)) if batch_size == "auto" else batch_size,
-            learning_rate=self.learning_rate / 4,
+            learning_rate=self._learning_rate() / 4,
             warm_up=False,
             early_stopping=early_stopping,
             progress=progress,
@@ -886,8 +890,9 @@ class VAE(BaseEstimator):
 
         Returns
         -------
-        One row a coordinate, ``"axis_0"`` and so on and the periodic one by its name, what matters most first. Written:
-        the same, in the order of the coordinates, to ``adata.uns["celldial"]["coordinates"]``.
+        One row a coordinate, ``"axis_0"`` and so on (``"topic_0"`` where they are topics) and the periodic one by its
+        name, what matters most first. Written: the same, in the order of the coordinates, to
+        ``adata.uns["celldial"]["coordinates"]``.
 
         - ``kl``: KL divergence of the cells' posteriors from the prior, mean over all cells, in nats: how much the
           counts tell of the coordinate.
@@ -1028,6 +1033,129 @@ class VAE(BaseEstimator):
             adata.uns["celldial"] = {**record, "axes": {**found, name: axis.to_dict()}}
         return axis
 
+    def topics(self, n_features: int | None = None, *, covariates: Mapping[str, Any] | None = None) -> pd.DataFrame:
+        """Say which genes and peaks each topic is made of, for ``latent="logistic_normal"``.
+
+        Each topic is shown pure: a cell with a share of 1 of it is decoded.
+
+        Parameters
+        ----------
+        n_features
+            How many features of each topic and modality to list, those of the best rank; all by default.
+        covariates
+            Covariate to one value, ``{"batch": "b2"}``. Shares are averaged over the categories of those that are not
+            given, and numbers are taken at their mean over the cells of `fit`.
+
+        Returns
+        -------
+        One row a topic and feature, ordered by topic, modality and rank.
+
+        - ``topic``: ``"topic_0"`` and so on, in the order of the embedding's columns; and the ``feature``, with its
+          ``modality``.
+        - ``share``: the share of the feature in what is counted of its modality in a pure cell. The shares of all
+          features of a topic and modality sum to 1.
+        - ``log2_lift``: log2 of that share against the average of the topics' shares.
+        - ``rank``: 0 is the feature that sets the topic apart most, by share × log2 lift. The sum of these is the
+          Kullback-Leibler divergence of the topic from the average of all, in bits per count.
+
+        Raises
+        ------
+        ValueError
+            The coordinates are not topics.
+        KeyError
+            The model has no such covariate.
+
+        Notes
+        -----
+        How common the topics are is the mean of the embedding: ``adata.obsm["X_celldial"].mean(0)``. Few cells are near
+        to pure. What a linear decoder says of pure ones follows from mixed ones; what a neural network says need not.
+
+        Examples
+        --------
+        >>> import celldial
+        >>> adata = celldial.datasets.pbmc68k_reduced()
+        >>> model = celldial.VAE(5, latent="logistic_normal").fit(adata, max_epochs=2, progress=False)
+        >>> table = model.topics(n_features=10)
+        >>> list(table.columns), len(table)
+        (['topic', 'modality', 'feature', 'share', 'log2_lift', 'rank'], 50)
+        """
+        self._check_fitted()
+        if self.parameters_["latent"] != "logistic_normal":
+            raise ValueError(
+                f"latent is {self.parameters_['latent']!r}, whose coordinates are not topics: fit "
+                "VAE(latent='logistic_normal') for topics; latent_traverse shows what a coordinate changes"
+            )
+        if n_features is not None:
+            checks.check_whole("n_features", n_features)
+        given = loadings.check_covariates(covariates)
+        others = loadings.in_turn({key: names for key, names in self.schema_.categories.items() if key not in given})
+        means = {key: mean for key, (mean, _) in self.schema_.continuous.items() if key not in given}
+        n_cells = max([1, *map(len, others.values())])
+        encoded = Covariates(*self.schema_.covariates(others | means, given, n_cells=n_cells))
+        return loadings.topic_table(self.module_, encoded, self._names_by_modality(), n_features)
+
+    def loadings(self, n_features: int | None = None) -> pd.DataFrame:
+        """Say by how much each coordinate changes each gene and peak, for ``decoder="linear"``.
+
+        Parameters
+        ----------
+        n_features
+            How many features of each coordinate and modality to list, those of the best rank; all by default.
+
+        Returns
+        -------
+        One row a coordinate and feature, ordered by coordinate, modality and rank.
+
+        - ``coordinate``: ``"axis_0"`` and so on (``"topic_0"`` where they are topics); and the ``feature``, with its
+          ``modality``.
+        - ``loading``: the change of the natural logarithm of the feature's share per unit of the coordinate, as it
+          stands in the embedding, against the mean of the modality's features: those of a coordinate sum to 0. A
+          constant added to all would change nothing, since shares sum to 1.
+        - ``standard_deviation``, and the 90 % credible interval from ``lower`` to ``upper``.
+        - ``lfsr``: local false sign rate, how probable it is that the loading has the other sign [1]_.
+        - ``rank``: 0 is the feature with the loading that is surely large: by its absolute value less half the width of
+          the interval.
+
+        Raises
+        ------
+        ValueError
+            The decoder is not linear.
+
+        Notes
+        -----
+        With `bayesian_loadings` the intervals are those of the posterior that was learned together with the loadings.
+        Without it they are from a Laplace approximation, see `latent_traverse`, that tells ten directions of the
+        coordinates and covariates apart: beyond these the intervals are those of the prior. Both take the cells'
+        states as independent of the loadings, and how the coordinates are turned against each other as given.
+
+        References
+        ----------
+        .. [1] Stephens (2017), False discovery rates: a new deal, doi:10.1093/biostatistics/kxw041.
+
+        Examples
+        --------
+        >>> import celldial
+        >>> adata = celldial.datasets.pbmc68k_reduced()
+        >>> model = celldial.VAE(5, decoder="linear", bayesian_loadings=True).fit(adata, max_epochs=2, progress=False)
+        >>> model.loadings(n_features=3).query("coordinate == 'axis_0'")["rank"].tolist()
+        [0, 1, 2]
+        """
+        self._check_fitted()
+        if self.parameters_["decoder"] != "linear":
+            raise ValueError(
+                f"decoder is {self.parameters_['decoder']!r}, which has no loadings of coordinates: fit "
+                "VAE(decoder='linear') for them; latent_traverse shows what a coordinate changes"
+            )
+        if n_features is not None:
+            checks.check_whole("n_features", n_features)
+        return loadings.loading_table(self.module_, self._names_by_modality(), n_features)
+
+    def _names_by_modality(self) -> dict[str, np.ndarray]:
+        """Give the names of each modality's features, as tables of all features have them."""
+        names_f = self._features().index.to_numpy()
+        ends = np.cumsum([len(names) for names in self.schema_.feature_names.values()])[:-1]
+        return dict(zip(self.schema_.modalities, np.split(names_f, ends), strict=True))
+
     def _target(
         self,
         obs_table: pd.DataFrame,
@@ -1079,7 +1207,7 @@ class VAE(BaseEstimator):
         axis
             What to turn.
 
-            - a number, or ``"axis_3"``: a latent coordinate, from 0;
+            - a number, or ``"axis_3"``: a latent coordinate, from 0; or ``"topic_3"`` where they are topics;
             - the name of an axis that `find_axis` found, stored in ``adata.uns["celldial"]["axes"]``;
             - the name of the model's periodic axis, ``"cell_cycle"``: once round, the last step is the first;
             - two cells, or two groups ``("CD4 T", "CD8 T")``: from the one to the other. Cells of the two groups are
@@ -1105,8 +1233,8 @@ class VAE(BaseEstimator):
         library_size
             As in `decode`; a number is taken for all modalities that are counted, and for no Bernoulli one.
         key_added
-            Under what name to store the result in ``adata.uns["latent_traverse"]``. By default ``"axis_3"``, the name
-            of the axis, or ``"CD4 T to CD8 T"``.
+            Under what name to store the result in ``adata.uns["latent_traverse"]``. By default ``"axis_3"``
+            (``"topic_3"`` of a topic), the name of the axis, or ``"CD4 T to CD8 T"``.
         seed
             Of the choice of cells and of the draws; the model's by default.
 
@@ -1117,7 +1245,8 @@ class VAE(BaseEstimator):
         - ``X`` and ``layers["mean"]``: the expected expression, mean over the cells.
         - ``layers["lower"]``, ``layers["upper"]``: a 90 % credible interval of that mean. See the notes.
         - ``layers["log2_fold_change"]``: the mean against that of the first step.
-        - ``obs["position"]``: the coordinate, score, angle (also ``obs["angle"]``), or share of the way from 0 to 1.
+        - ``obs["position"]``: the coordinate (of a topic its share, mean over the cells), score, angle (also
+          ``obs["angle"]``), or share of the way from 0 to 1.
         - ``var["effect_size"]``: the log2 fold change of the highest step against the lowest; ``var["change"]`` that of
           the last step against the first (0 on a circle); ``var["peak_step"]`` the highest step.
         - ``var["lfsr"]``: local false sign rate, how probable it is that the highest step is not above the lowest;
@@ -1183,7 +1312,8 @@ class VAE(BaseEstimator):
             for name, likelihood in self.schema_.likelihood.items()
         }
         record = adata.uns.get("celldial", {})
-        dial = dials.find_dial(axis, self.module_.latent.n_latent, record.get("axes", {}), self.periodic_)
+        topics = self.parameters_["latent"] == "logistic_normal"
+        dial = dials.find_dial(axis, self.module_.latent.n_latent, record.get("axes", {}), self.periodic_, topics)
         table = self._joined(adata)
         random = np.random.default_rng(seed)
         with seeded(seed):
@@ -1292,6 +1422,13 @@ class VAE(BaseEstimator):
         if not self.__sklearn_is_fitted__():
             raise NotFittedError("this VAE is not fitted yet: call fit(adata) first, or VAE.load(path)")
 
+    def _learning_rate(self) -> float:
+        """Choose the peak of the learning rate: lower where gradients are noisy, lest the encoder goes astray."""
+        clustered = self.n_clusters is not None or self.labels_key is not None
+        return self.learning_rate / (
+            SCORED_SLOWER if read_gradient(self.gradient, clustered).z != "reparameterized" else 1
+        )
+
     def _describe_clusters(self, table: AnnData) -> dict[str, Any] | None:
         """Say what clusters there are to be, if any."""
         if self.labels_key is None:
@@ -1299,6 +1436,7 @@ class VAE(BaseEstimator):
         known = labels.known_labels(table.obs, self.labels_key, self.unknown_label)
         return {
             "names": labels.cluster_names(known, self.n_clusters),
+            "n_labels": len(known),
             "labels_key": self.labels_key,
             "unknown_label": self.unknown_label,
         }
@@ -1324,6 +1462,7 @@ class VAE(BaseEstimator):
             n_components=self.n_components,
             posterior=self.posterior,
             n_clusters=None if clusters is None else len(clusters["names"]),
+            n_labels=0 if clusters is None else clusters.get("n_labels", 0),
             gradient=gradient,
             baseline=self.baseline,
             straight_through=self.straight_through,

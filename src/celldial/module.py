@@ -185,7 +185,7 @@ class Module(nn.Module):
         if bayesian_loadings or self.clusters is not None:
             self.register_buffer("n_trained", torch.ones(()))
         self.gradient = gradient
-        n_told = 0 if baseline == "moving_average" else n_outputs + len(n_features)
+        n_told = 0 if baseline == "moving_average" else n_outputs + 2 * len(n_features)
         scored = gradient.scored if baseline is not None else ()
         baselines = {name: Baseline(n_told) for name in scored}
         self.baselines = nn.ModuleDict(baselines)
@@ -302,6 +302,7 @@ class Module(nn.Module):
             encoded.mu_cz,
             encoded.sigma_cz.log(),
             *(total_c.log1p()[:, None] for total_c in cells.library_size.values()),
+            *(counts.indptr_c.diff().to(encoded.mu_cz.dtype).log1p()[:, None] for counts in cells.counts.values()),
         ]
         if encoded.logits_ck is not None:
             told.append(encoded.logits_ck)

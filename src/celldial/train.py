@@ -213,7 +213,7 @@ def _optimizer(module: Module, plan: Plan, n_cells: int) -> Adam:
     turning = [modality.decoder for modality in modalities if modality.decoder.harmonics is not None]
     harmonics = [decoder.harmonics.weight for decoder in turning if decoder.harmonics is not None]
     # What is known of cells before they are seen is learned from all of them, and how sure loadings are has a prior.
-    known = [part for part in (module.learned_prior, module.clusters) if part is not None]
+    known = [part for part in (module.learned_prior, module.clusters, module.baselines) if part is not None]
     free = [p for part in known for name, p in part.named_parameters() if not name.endswith("logit_k")]
     fast = dispersions + [p for part in known for name, p in part.named_parameters() if name.endswith("logit_k")]
     deviations = [modality.decoder.log_deviation_fh for modality in modalities]
