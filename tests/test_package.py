@@ -38,7 +38,7 @@ ROWS = [
     {"schema", "joined"},
     {"data", "module", "axes"},
     {"circle", "clustering", "phase", "train"},
-    {"averages", "checks", "coordinates", "dials", "inference", "memory", "phases"},
+    {"averages", "checks", "coordinates", "dials", "gradients", "inference", "loadings", "memory", "phases"},
     {"model"},
 ]
 LEAVES = {
@@ -64,7 +64,16 @@ NETWORKS = {
 # The plots: one file a figure, over what they share, and of the rest of the package only `lookup`.
 SHARED_BY_PLOTS = {"pl._canvas", "pl._cells", "pl._counts", "pl._stored"}
 FIGURES = {
-    f"pl.{name}" for name in ("axes", "axis_features", "cell_cycle", "history", "latent_traverse", "traverse_path")
+    f"pl.{name}"
+    for name in (
+        "axes",
+        "axis_features",
+        "cell_cycle",
+        "gradient_variance",
+        "history",
+        "latent_traverse",
+        "traverse_path",
+    )
 }
 PLOTS = {"pl", *SHARED_BY_PLOTS, *FIGURES}
 # Beside the others: what they may import is said below.
@@ -178,6 +187,8 @@ def test_only_the_top_imports_the_estimator(module):
         ("inference", {"anndata", "mudata", "scanpy", "pandas", "train", *READERS}),
         ("averages", {"anndata", "mudata", "scanpy", "pandas", "train", *READERS}),
         ("coordinates", {"anndata", "mudata", "scanpy", "train", *READERS}),
+        ("gradients", {"anndata", "mudata", "scanpy", "train", *READERS}),
+        ("loadings", {"anndata", "mudata", "scanpy", "train", *READERS}),
         ("selection", {"anndata", "mudata", "scanpy", "torch", *NETWORKS}),
         ("traversal", {"anndata", "mudata", "scanpy", "pandas", "torch", "pyro"}),
         ("memory", {"anndata", "mudata", "scanpy", "module", "train", *READERS}),

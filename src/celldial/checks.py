@@ -21,6 +21,7 @@ from celldial.schema import Schema
 
 __all__ = [
     "check_any_count",
+    "check_clusters",
     "check_columns_free",
     "check_enough",
     "check_latent",
@@ -70,6 +71,10 @@ def check_parameters(parameters: dict[str, Any]) -> None:
 
 def check_latent(parameters: Mapping[str, Any], periodic: bool) -> None:
     """Raise where what is asked of the latent state does not go together."""
+    if parameters["latent"] == "logistic_normal" and parameters["n_latent"] < 2:
+        raise ValueError(
+            "n_latent is 1, and the share of a single topic is always 1: choose more topics, or another latent"
+        )
     check_whole("n_components", parameters["n_components"], 2)
     if parameters["n_clusters"] is not None:
         check_whole("n_clusters", parameters["n_clusters"], 2)
@@ -85,6 +90,9 @@ def check_latent(parameters: Mapping[str, Any], periodic: bool) -> None:
             f"prior is {parameters['prior']!r}, and there are clusters, which are a prior themselves: leave prior "
             "out, or n_clusters and labels_key"
         )
+    for name in ("prior", "posterior"):
+        if parameters[name] == "flow" and parameters["n_latent"] < 2:
+            raise ValueError(f"{name} is 'flow', which tells how coordinates hang together: choose n_latent=2 or more")
     if gradient.z == "score_function" and parameters["posterior"] == "flow":
         raise ValueError("gradient='score_function' does not go with posterior='flow': leave one of them out")
     if periodic:
@@ -105,6 +113,15 @@ def check_options(max_epochs: Any, batch_size: Any, key_added: Any) -> None:
             check_whole(name, value)
     if not isinstance(key_added, str):
         raise TypeError(f"key_added is {key_added!r}: it must be a name, such as 'X_celldial'")
+
+
+def check_clusters(described: Mapping[str, Any] | None, cells: Cells) -> None:
+    """Raise where there are to be more clusters than cells."""
+    n_filled = int((~cells.empty_c).sum())
+    if described is not None and len(described["names"]) > n_filled:
+        raise ValueError(
+            f"n_clusters={len(described['names'])} is more than the {n_filled} cells with counts: choose fewer"
+        )
 
 
 def check_columns_free(adata: AnnData, rhythm: Rhythm | None) -> None:

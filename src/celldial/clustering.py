@@ -7,12 +7,14 @@ draws of their states, ``k`` clusters, ``z`` latent coordinates.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
 import pyro
 import torch
 from sklearn.cluster import kmeans_plusplus
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
@@ -25,8 +27,8 @@ __all__ = ["fit"]
 
 # The share of the epochs before there are clusters.
 FIRST_SHARE = 0.25
-# Draws of latent states, at least, to find clusters among; and starts of the search.
-MIN_DRAWS = 5_000
+# Draws of latent states to find clusters among, at least and at most; and starts of the search.
+MIN_DRAWS, MAX_DRAWS = 5_000, 20_000
 N_STARTS = 10
 
 
@@ -68,8 +70,14 @@ def place(module: Module, cells: Cells, seed: int) -> None:
 
 def found_among(z_jz: np.ndarray, n_clusters: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Find clusters by a mixture of Gaussians: log weights, means, log standard deviations."""
-    mixture = GaussianMixture(n_clusters, covariance_type="diag", n_init=N_STARTS, random_state=seed).fit(z_jz)
-    return np.log(mixture.weights_), mixture.means_, np.log(mixture.covariances_) / 2
+    if len(z_jz) > MAX_DRAWS:
+        z_jz = np.random.default_rng(seed).choice(z_jz, max(MAX_DRAWS, n_clusters), replace=False)
+    mixture = GaussianMixture(n_clusters, covariance_type="diag", n_init=N_STARTS, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # training goes on from where it is
+        mixture.fit(z_jz)
+    order_k = np.argsort(-mixture.weights_)  # the largest first
+    return np.log(mixture.weights_)[order_k], mixture.means_[order_k], np.log(mixture.covariances_[order_k]) / 2
 
 
 def led_by_labels(
@@ -84,8 +92,10 @@ def led_by_labels(
     known_jk = np.eye(n_clusters)[label_j[labelled_j]]
     n_k = known_jk.sum(0)
     mean_kz = known_jk.T @ z_jz[labelled_j] / np.maximum(n_k, 1)[:, None]
-    scale_z = np.sqrt(np.mean((z_jz[labelled_j] - known_jk @ mean_kz) ** 2, axis=0))
     without_k = n_k == 0
+    # As if each label had one draw more, scattered as all are: of a single cell there may be a single draw.
+    square_z = ((z_jz[labelled_j] - known_jk @ mean_kz) ** 2).sum(0) + (~without_k).sum() * z_jz.var(0)
+    scale_z = np.sqrt(square_z / (n_k.sum() + (~without_k).sum()))
     if without_k.any():
         mean_kz[without_k], _ = kmeans_plusplus(z_jz, int(without_k.sum()), random_state=seed)
     weight_k = np.maximum(n_k, 1) / np.maximum(n_k, 1).sum()

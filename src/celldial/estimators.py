@@ -112,8 +112,8 @@ class MeanFieldELBO(TraceMeanField_ELBO):
     Parameters
     ----------
     analytic
-        Whether the KL divergence of the coordinates has a closed form. Otherwise it is estimated, without bias, by the
-        difference of the log densities at the draw.
+        Whether the KL divergence of the coordinates has a closed form. Where it has none, it is estimated, without
+        bias, by the difference of the log densities at the draw.
     """
 
     def __init__(self, analytic: bool = True) -> None:

@@ -182,6 +182,7 @@ class Module(nn.Module):
                 # So that clusters are at first judged by the coordinates alone.
                 nn.init.zeros_(part.encoder.output.weight[-n_clusters:])
                 nn.init.zeros_(part.encoder.output.bias[-n_clusters:])
+        self.bayesian = bayesian_loadings
         if bayesian_loadings or self.clusters is not None:
             self.register_buffer("n_trained", torch.ones(()))
         self.gradient = gradient
@@ -279,7 +280,9 @@ class Module(nn.Module):
 
     def _loadings(self, weight: float, known: bool) -> dict[str, Tensor]:
         """Draw the loadings of each modality, where they are latent, shape ``(f, h)``; of `weight` cells' share."""
-        drawn = {}
+        drawn: dict[str, Tensor] = {}
+        if not self.bayesian:
+            return drawn
         for name, modality in self.by_modality():
             decoder = modality.decoder
             if decoder.log_deviation_fh is not None:
@@ -298,6 +301,10 @@ class Module(nn.Module):
             return {"enumerate": "parallel"}
         if name not in self.baselines:
             return {}
+        return {"baseline": {"baseline_value": self.baselines[name](self.told(encoded, cells))}}
+
+    def told(self, encoded: Encoded, cells: Cells) -> Tensor:
+        """Gather what baselines are told of each cell, ``(c, p)``: its posterior, and how much was counted and seen."""
         told = [
             encoded.mu_cz,
             encoded.sigma_cz.log(),
@@ -306,7 +313,7 @@ class Module(nn.Module):
         ]
         if encoded.logits_ck is not None:
             told.append(encoded.logits_ck)
-        return {"baseline": {"baseline_value": self.baselines[name](torch.cat(told, 1).detach())}}
+        return torch.cat(told, 1).detach()
 
     def prior(self, n_cells: int, like: Tensor) -> TorchDistribution:
         """Distribution of the coordinates before any count is seen, where there are no clusters."""

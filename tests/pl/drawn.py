@@ -184,6 +184,22 @@ def coordinates(n: int = 6, modalities: tuple[str, ...] = ("rna",)) -> pd.DataFr
     return table
 
 
+def sweep(parameters: tuple[str, ...] = ("mu", "sigma")) -> pd.DataFrame:
+    """Make what `gradients.sweep` returns: powers of the width, and averages that are a little off."""
+    estimators = ["score_function + learned", "reparameterized", "score_function"]
+    if "cluster" in parameters:
+        estimators = ["enumerate", "gumbel_softmax", "straight_through", *estimators[::2]]
+    rows = []
+    for turn, parameter in enumerate(parameters):
+        for height, estimator in enumerate(estimators):
+            height = min(height, 1) if estimator == "straight_through" else height
+            power = 2 if estimator in ("reparameterized", "enumerate") else -2
+            level = 10.0 ** (2 * height + turn)
+            rows += [(parameter, estimator, width, 1, level * width**power) for width in (0.1, 1.0, 3.0)]
+            rows += [(parameter, estimator, 1.0, k, level / k * (1 + 0.03 * k)) for k in (4, 16)]
+    return pd.DataFrame(rows, columns=["parameter", "estimator", "width", "n_averaged", "variance"])
+
+
 def cycling(n_cells: int = 240, phases: bool = True) -> AnnData:
     """Make cells on a circle, every fourth of them without a phase, with markers, a map and traversals."""
     turn_c = np.arange(n_cells) / n_cells

@@ -2,24 +2,33 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
 from anndata import AnnData
-from drawn import all_inside, coordinates, cycling
+from drawn import all_inside, coordinates, cycling, sweep
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from celldial import pl
 
-PLOTS = pytest.mark.parametrize("plot", [getattr(pl, name) for name in pl.__all__], ids=pl.__all__)
+
+def of_cells(name: str) -> Callable:
+    """Give a plot as a function of cells, where it is one of a table."""
+    plot = getattr(pl, name)
+    return plot if name != "gradient_variance" else lambda cells, **options: plot(cells.uns["sweep"], **options)
+
+
+PLOTS = pytest.mark.parametrize("plot", [of_cells(name) for name in pl.__all__], ids=pl.__all__)
 
 
 @pytest.fixture
 def cells(adata) -> AnnData:
     """Cells on which all plots can be drawn."""
     cells = cycling()
+    cells.uns["sweep"] = sweep()
     cells.uns["celldial"] |= {"history": adata.uns["celldial"]["history"], "coordinates": coordinates()}
     return cells
 
