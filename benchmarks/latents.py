@@ -76,7 +76,7 @@ N_NEIGHBORS = (15, 5, 1)  # the first is the one that the aim is about
 N_SAMPLES = 100
 GAIN = 2.0
 AFTER = (1, 2, 5, 10)  # epochs of the default
-WINDOW = 10  # epochs in a moving average
+WINDOWS = (0.025, 0.1)  # of a moving average, as shares of the epochs of training by the score function
 
 
 @dataclass(frozen=True)
@@ -320,14 +320,17 @@ def measure_steps(bench: Bench, size: Sizes) -> list[Row]:
         ours = " / ".join(f"{n:g}" if math.isfinite(n) else "never" for n in steps)
         measure = f"steps to the ELBO of the default after {' / '.join(map(str, after))} epochs, {name}"
         rows.append(Row(measure, f"{ours}; best −ELBO {best:.1f}", of_default, best))
-    share = {name: median(improving(curve) for curve in of_seeds) for name, of_seeds in curves.items()}
-    ours = share["score_function, baseline: learned"]
-    measure = (
-        f"share of epochs at which the mean ELBO of {WINDOW} is above that of the {WINDOW} before, learned baseline"
-    )
-    others = (name for name in variants if name not in ("default", "score_function, baseline: learned"))
-    beside = "; ".join(f"{name}: {share[name]:.0%}" for name in others)
-    return [*rows, Row(measure, f"{ours:.0%}", beside, ours)]
+    learned = "score_function, baseline: learned"
+    others = [name for name in variants if name not in ("default", learned)]
+    for part in WINDOWS:
+        window = max(1, round(part * len(curves[learned][0])))
+        share = {name: median(improving(curve, window) for curve in of_seeds) for name, of_seeds in curves.items()}
+        measure = (
+            f"share of epochs at which the mean ELBO of {window} is above that of the {window} before, learned baseline"
+        )
+        beside = "; ".join(f"{name}: {share[name]:.0%}" for name in others)
+        rows.append(Row(measure, f"{share[learned]:.0%}", beside, share[learned]))
+    return rows
 
 
 def first_at(curve: np.ndarray, target: float) -> float:
@@ -336,10 +339,10 @@ def first_at(curve: np.ndarray, target: float) -> float:
     return float(there[0] + 1) if len(there) else math.inf
 
 
-def improving(curve: np.ndarray) -> float:
+def improving(curve: np.ndarray, window: int) -> float:
     """Give the share of moving averages that are above those of as many epochs before; 0 if there are none."""
-    smooth = np.convolve(curve, np.full(WINDOW, 1 / WINDOW), mode="valid")
-    return float(np.mean([*(smooth[WINDOW:] > smooth[:-WINDOW])] or 0))
+    smooth = np.convolve(curve, np.full(window, 1 / window), mode="valid")
+    return float(np.mean([*(smooth[window:] > smooth[:-window])] or 0))
 
 
 def ways_to_the_loss(module: Module, cells: Cells) -> dict[str, Callable[[], Tensor]]:

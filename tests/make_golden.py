@@ -4,7 +4,8 @@ Run once for a format version, ``python tests/make_golden.py``, and commit the f
 `test_storage.py` holds all later versions to them.
 
 Version 1 has genes alone, version 2 genes and peaks, of which some cells have only one, version 3 also a circle and an
-additive decoder.
+additive decoder. Version 4 has topics and not a circle, a linear decoder whose loadings are latent, a posterior that is
+a flow, and clusters, of which two have labels, learned by the score function with a baseline.
 """
 
 from pathlib import Path
@@ -20,7 +21,11 @@ from simulated import simulate
 
 FOLDER = Path(__file__).parent / "golden"
 N_CELLS, N_GENES, N_PEAKS = 60, 20, 30
-# These genes follow a rhythm.
+# Columns of tables of loadings and topics that are text.
+TEXT = ("coordinate", "topic", "modality", "feature")
+# What topics are shown of.
+SHOWN = {"batch": "b0", "age": 40.0}
+# These genes follow a rhythm, which is no part of the model any more.
 RHYTHM = {"name": "rhythm", "phases": {"day": ["g0", "g2", "g4"], "night": ["g1", "g3", "g5"]}}
 
 
@@ -32,7 +37,7 @@ def golden_paths(version: int) -> tuple[Path, Path]:
 def read_cells(path: Path) -> AnnData:
     """Make an AnnData of the cells in a golden file."""
     with np.load(path, allow_pickle=False) as stored:
-        obs = {name: stored[name] for name in ("batch", "age", "has_rna", "has_atac") if name in stored}
+        obs = {name: stored[name] for name in ("batch", "age", "label", "has_rna", "has_atac") if name in stored}
         var = {name: stored[name] for name in ("feature_types",) if name in stored}
         return AnnData(
             sparse.csr_matrix(stored["counts"]),
@@ -53,6 +58,7 @@ def make_cells() -> AnnData:
         for gene in RHYTHM["phases"][phase]:
             x[:, adata.var_names.get_loc(gene)] = np.random.default_rng(2).poisson(15 * np.exp(np.cos(angle_c - peak)))
     adata.obs["has_rna"], adata.obs["has_atac"] = order_c % 6 != 4, order_c % 6 != 5
+    adata.obs["label"] = np.where(order_c % 4 == 0, adata.obs["type"].astype(str), "unknown")
     x[~adata.obs["has_rna"], :N_GENES] = 0
     x[~adata.obs["has_atac"], N_GENES:] = 0
     x[:, N_GENES:] = x[:, N_GENES:] > 4
@@ -67,16 +73,22 @@ def main() -> None:
     model = celldial.VAE(
         n_latent=3,
         n_hidden=8,
-        decoder="additive",
+        latent="logistic_normal",
+        posterior="flow",
+        decoder="linear",
+        bayesian_loadings=True,
+        n_clusters=3,
+        labels_key="label",
+        gradient={"z": "reparameterized", "cluster": "score_function"},
+        baseline="learned",
         batch_key="batch",
         continuous_covariate_keys=["age"],
-        periodic=RHYTHM,
     )
     model.fit(adata, max_epochs=10, progress=False)
     FOLDER.mkdir(exist_ok=True)
     model.save(model_path)
     mean, standard_deviation = model.latent_posterior(adata)
-    phase = model.phase(adata)
+    loadings, topics = model.loadings(), model.topics(covariates=SHOWN)
     has = {name: adata.obs[name].to_numpy() for name in ("has_rna", "has_atac")}
     np.savez_compressed(
         cells_path,
@@ -89,8 +101,13 @@ def main() -> None:
         **has,
         embedding=mean,
         standard_deviation=standard_deviation,
-        states=model.transform(adata, include_periodic=True),
-        **{name: phase[name].to_numpy(str if name == "rhythm_phase" else None) for name in phase},
+        label=adata.obs["label"].to_numpy(str),
+        states=model.transform(adata),
+        cluster=adata.obs["celldial_cluster"].to_numpy(str),
+        cluster_probability=model.clusters(adata).to_numpy(),
+        **{f"loadings_{name}": loadings[name].to_numpy(str if name in TEXT else None) for name in loadings},
+        **{f"topics_{name}": topics[name].to_numpy(str if name in TEXT else None) for name in topics},
+        score=model.score(adata),
         embedding_rna=model.transform(adata[has["has_rna"]], modality="rna"),
         embedding_atac=model.transform(adata[has["has_atac"]], modality="atac"),
         expression=model.denoise(adata, transform_batch="b1").to_numpy(),

@@ -89,3 +89,21 @@ def simulate_two_cells(
     """Draw the same counts as `simulate_two`, as tensors of the modalities "rna" and "atac"."""
     adata = simulate_two(n_cells, n_genes, n_peaks, seed, lacking)
     return Cells.from_anndata(adata, Schema.from_anndata(adata, **(COVARIATES if covariates else {})))
+
+
+def simulate_groups(sizes: Sequence[int] = (60, 60, 60), n_genes: int = 30, seed: int = 0) -> AnnData:
+    """Draw Poisson counts of groups of cells that are far apart, in turns; ``obs["group"]`` names them A, B, ...
+
+    All cells of a group have the same shares, so that there is nothing else to be seen in them. As many groups of the
+    same genes and seed are the same ones, whatever their sizes.
+    """
+    random = np.random.default_rng(seed)
+    share_kf = np.exp(random.normal(0, 1, (len(sizes), n_genes)))
+    group_c = random.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    library_c1 = random.lognormal(np.log(10 * n_genes), 0.3, (len(group_c), 1))
+    x_cf = random.poisson(library_c1 * (share_kf / share_kf.sum(1, keepdims=True))[group_c])
+    obs = pd.DataFrame(
+        {"group": [chr(ord("A") + group) for group in group_c]}, index=[f"c{cell}" for cell in range(len(group_c))]
+    )
+    var = pd.DataFrame(index=[f"g{gene}" for gene in range(n_genes)])
+    return AnnData(sparse.csr_matrix(x_cf, dtype=np.float32), obs, var)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
@@ -23,7 +24,7 @@ from sklearn.exceptions import NotFittedError
 from celldial import VAE
 from celldial.likelihoods import LIKELIHOODS
 from celldial.storage import FORMAT_VERSION
-from make_golden import golden_paths, read_cells
+from make_golden import SHOWN, TEXT, golden_paths, read_cells
 from simulated import COVARIATES, simulate
 
 
@@ -368,6 +369,9 @@ def test_golden_file(version: int) -> None:
     np.testing.assert_allclose(probability, expected["probability"], rtol=1e-4)
     if version == 2:
         return
+    if version == 4:
+        check_clusters_and_loadings(model, adata, expected)
+        return
     states = model.transform(adata, include_periodic=True)
     np.testing.assert_allclose(states, expected["states"], atol=1e-5)
     phase = model.phase(adata)
@@ -375,6 +379,25 @@ def test_golden_file(version: int) -> None:
     np.testing.assert_allclose(phase["rhythm_angle"], expected["rhythm_angle"], atol=1e-4)
     np.testing.assert_allclose(phase["rhythm_concentration"], expected["rhythm_concentration"], rtol=1e-3)
     np.testing.assert_allclose(phase["rhythm_active_probability"], expected["rhythm_active_probability"], atol=1e-4)
+
+
+def check_clusters_and_loadings(model: VAE, adata: AnnData, expected: dict[str, np.ndarray]) -> None:
+    """Hold what is new in version 4."""
+    np.testing.assert_allclose(model.transform(adata), expected["states"], atol=1e-5)
+    assert model.clusters_["names"] == ["A", "B", "0"]
+    np.testing.assert_allclose(model.clusters(adata), expected["cluster_probability"], atol=1e-4)
+    assert adata.obs["celldial_cluster"].tolist() == expected["cluster"].tolist()
+    assert model.score(adata) == pytest.approx(float(expected["score"]), rel=1e-2)  # at draws of this torch
+    for name, table in (("loadings", model.loadings()), ("topics", model.topics(covariates=SHOWN))):
+        key = ["coordinate" if name == "loadings" else "topic", "modality", "feature"]
+        stored = pd.DataFrame({column: expected[f"{name}_{column}"] for column in table})
+        # In one order, whatever ranks are tied.
+        found, wanted = (part.sort_values(key).reset_index(drop=True) for part in (table, stored))
+        assert found[key].astype(str).to_numpy().tolist() == wanted[key].to_numpy().tolist()
+        for column in set(table) - {*TEXT, "rank"}:
+            np.testing.assert_allclose(found[column], wanted[column], rtol=1e-3, atol=1e-5)
+    assert set(model.module_.baselines) == {"cluster"}
+    assert model.module_.flow is not None
 
 
 @pytest.mark.parametrize("version", range(1, FORMAT_VERSION + 1))

@@ -15,6 +15,7 @@ import pyro
 import torch
 from sklearn.cluster import kmeans_plusplus
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import pairwise_distances_argmin_min
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
@@ -41,7 +42,7 @@ def fit(
     module.clusters.requires_grad_(False)
     history = train.fit(module, cells, train_c, validation_c, replace(plan, max_epochs=n_first), seed)
     module.clusters.requires_grad_(True)
-    place(module, cells.select(train_c), seed)
+    place(module, cells.select(train_c), seed % 2**31)  # scikit-learn takes no larger ones
     if plan.max_epochs == n_first:
         return history
     rest = replace(plan, max_epochs=plan.max_epochs - n_first, warm_up=False)
@@ -71,7 +72,7 @@ def place(module: Module, cells: Cells, seed: int) -> None:
 def found_among(z_jz: np.ndarray, n_clusters: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Find clusters by a mixture of Gaussians: log weights, means, log standard deviations."""
     if len(z_jz) > MAX_DRAWS:
-        z_jz = np.random.default_rng(seed).choice(z_jz, max(MAX_DRAWS, n_clusters), replace=False)
+        z_jz = np.random.default_rng(seed).choice(z_jz, MAX_DRAWS, replace=False)
     mixture = GaussianMixture(n_clusters, covariance_type="diag", n_init=N_STARTS, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # training goes on from where it is
@@ -83,7 +84,7 @@ def found_among(z_jz: np.ndarray, n_clusters: int, seed: int) -> tuple[np.ndarra
 def led_by_labels(
     z_jz: np.ndarray, label_j: np.ndarray, n_clusters: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Place clusters at the cells of known label; those without a label start at cells far from each other.
+    """Place clusters at the cells of known label; those without a label start far from these and from each other.
 
     All are given one spread, as a label may be known of a single cell. Cells without a label do not move them yet: in
     a mixture of Gaussians that hears all, a few labelled cells would have no say.
@@ -97,6 +98,24 @@ def led_by_labels(
     square_z = ((z_jz[labelled_j] - known_jk @ mean_kz) ** 2).sum(0) + (~without_k).sum() * z_jz.var(0)
     scale_z = np.sqrt(square_z / (n_k.sum() + (~without_k).sum()))
     if without_k.any():
-        mean_kz[without_k], _ = kmeans_plusplus(z_jz, int(without_k.sum()), random_state=seed)
-    weight_k = np.maximum(n_k, 1) / np.maximum(n_k, 1).sum()
-    return np.log(weight_k), mean_kz, np.tile(np.log(scale_z), (n_clusters, 1))
+        mean_kz[without_k] = (
+            far_from(mean_kz[~without_k] / scale_z, z_jz / scale_z, int(without_k.sum()), seed) * scale_z
+        )
+    # Those without a label start as common as those with one are on average, lest they die out before they are seen.
+    weight_k = np.where(without_k, n_k[~without_k].mean(), n_k)
+    return np.log(weight_k / weight_k.sum()), mean_kz, np.tile(np.log(scale_z), (n_clusters, 1))
+
+
+def far_from(known_kz: np.ndarray, z_jz: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """Choose draws that are far from known places and from each other: the best of some tries at random."""
+
+    def distance_j(place_kz: np.ndarray) -> np.ndarray:
+        nearest_j: np.ndarray = pairwise_distances_argmin_min(z_jz, place_kz)[1]
+        return nearest_j**2
+
+    from_known_j = distance_j(known_kz)
+    tries = [
+        kmeans_plusplus(z_jz, n, sample_weight=from_known_j, random_state=seed + start)[0] for start in range(N_STARTS)
+    ]
+    best_kz: np.ndarray = min(tries, key=lambda place_kz: np.minimum(from_known_j, distance_j(place_kz)).sum())
+    return best_kz

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from celldial.lookup import find_column
 
-__all__ = ["cluster_names", "codes", "known_labels"]
+__all__ = ["cluster_names", "codes", "column_names", "known_labels"]
 
 
 def known_labels(obs: pd.DataFrame, key: str, unknown: str) -> list[str]:
@@ -54,7 +54,8 @@ def cluster_names(labels: Sequence[str], n_clusters: int | None) -> list[str]:
     Raises
     ------
     ValueError
-        There are more labels than clusters, or a cluster without a label would be called like one with a label.
+        There are more labels than clusters, a cluster without a label would be called like one with a label, or two
+        labels would be the same column.
     """
     n_clusters = len(labels) if n_clusters is None else n_clusters
     if n_clusters < len(labels):
@@ -66,7 +67,19 @@ def cluster_names(labels: Sequence[str], n_clusters: int | None) -> list[str]:
     taken = sorted(set(labels) & set(others))
     if taken:
         raise ValueError(f"the label {taken[0]!r} is also the number of a cluster without a label: rename it")
-    return [*labels, *others]
+    names = [*labels, *others]
+    columns = column_names(names)
+    for name, column in zip(names, columns, strict=True):
+        if columns.count(column) > 1:
+            raise ValueError(
+                f"the labels {name!r} and another would both be written to the column {column!r}: rename one"
+            )
+    return names
+
+
+def column_names(names: Sequence[str]) -> list[str]:
+    """Name the columns of a table of clusters as it is written: files have no columns with a slash in their name."""
+    return [name.replace("/", "-") for name in names]
 
 
 def codes(obs: pd.DataFrame, described: Mapping[str, Any] | None) -> Tensor | None:
@@ -103,4 +116,4 @@ def _labels(obs: pd.DataFrame, key: str, unknown: str) -> pd.Series[Any]:
     column_c = find_column(obs, key, "labels_key")
     label_c = column_c.astype(object)
     text_c = label_c.where(label_c.isna(), label_c.astype(str))
-    return text_c.where(text_c != unknown)
+    return text_c.where((text_c != str(unknown)) & (label_c != unknown))

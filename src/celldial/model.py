@@ -361,6 +361,7 @@ class VAE(BaseEstimator):
         described = self._describe_clusters(table)
         cells = replace(cells, label_c=labels.codes(table.obs, described))
         checks.check_enough(schema, cells, self.n_latent)
+        checks.check_clusters(described, cells)
         check_linked(cells)
         checks.warn_of_empty(table, cells, NO_PART)
         train_c, validation_c = choose_cells(table, cells, validation_size, validation_cells, self.seed)
@@ -595,7 +596,8 @@ class VAE(BaseEstimator):
         -------
         The probability of each cluster, one row a cell. Written: the same to
         ``adata.obsm["celldial_cluster_probability"]``, and the most probable one to ``adata.obs["celldial_cluster"]``.
-        Clusters are called by their labels; those without one ``"0"``, ``"1"`` and so on.
+        Clusters are called by their labels; those without one ``"0"``, ``"1"`` and so on. Columns that are written have
+        ``"-"`` for each ``"/"`` of a label, as files of cells have no columns with a slash.
 
         Raises
         ------
@@ -614,8 +616,7 @@ class VAE(BaseEstimator):
         if self.clusters_ is None:
             raise ValueError("this model has no clusters: fit one with VAE(n_clusters=...) or VAE(labels_key=...)")
         inferred = self._inferred(adata, modality)
-        self._write_clusters(adata, inferred)
-        return adata.obsm[CLUSTER_PROBABILITY].copy()
+        return self._write_clusters(adata, inferred)
 
     def score(self, adata: AnnData, y: None = None, *, n_samples: int = 1) -> float:
         """Mean ELBO of cells that were held out, in nats per cell; higher is better.
@@ -1433,6 +1434,8 @@ class VAE(BaseEstimator):
         """Say what clusters there are to be, if any."""
         if self.labels_key is None:
             return None if self.n_clusters is None else {"names": labels.cluster_names([], self.n_clusters)}
+        if self.labels_key == CLUSTER:
+            raise ValueError(f"labels_key is {CLUSTER!r}, the column that clusters are written to: copy it to another")
         known = labels.known_labels(table.obs, self.labels_key, self.unknown_label)
         return {
             "names": labels.cluster_names(known, self.n_clusters),
@@ -1568,12 +1571,14 @@ class VAE(BaseEstimator):
             # So that later calls know the columns as a model's.
             adata.uns["celldial"] = {**adata.uns.get("celldial", {}), "periodic": copy.deepcopy(self.periodic_)}
 
-    def _write_clusters(self, adata: AnnData, inferred: Inferred) -> None:
+    def _write_clusters(self, adata: AnnData, inferred: Inferred) -> pd.DataFrame:
         assert self.clusters_ is not None
-        table = pd.DataFrame(inferred.cluster, adata.obs_names, columns=self.clusters_["names"])
+        names = self.clusters_["names"]
+        table = pd.DataFrame(inferred.cluster, adata.obs_names, columns=names)
         with writable(adata):
-            adata.obsm[CLUSTER_PROBABILITY] = table
-            adata.obs[CLUSTER] = pd.Categorical.from_codes(table.to_numpy().argmax(1), self.clusters_["names"])
+            adata.obsm[CLUSTER_PROBABILITY] = table.set_axis(labels.column_names(names), axis=1).copy()
+            adata.obs[CLUSTER] = pd.Categorical.from_codes(table.to_numpy().argmax(1), names)
+        return table
 
     def _write(self, adata: AnnData, inferred: Inferred, key_added: str, include_periodic: bool) -> None:
         with writable(adata):

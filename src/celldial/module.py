@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 # Nats per cell for each unit of squared covariance of a latent coordinate with a harmonic of the angle.
 INDEPENDENCE = 30.0
 REPARAMETERIZED = Gradient()
+# Nats of the loss for each nat by which a known label surprises: few cells have one, and what they tell is sure.
+LABEL_WEIGHT = 10.0
 
 
 class Encoded(NamedTuple):
@@ -428,7 +430,7 @@ class Module(nn.Module):
         if self.clusters is not None and cells.label_c is not None:
             assert encoded.logits_ck is not None
             surprise = cross_entropy(encoded.logits_ck, cells.label_c, ignore_index=-1, reduction="sum")
-            loss = loss + surprise
+            loss = loss + LABEL_WEIGHT * surprise
         return loss / len(cells)
 
     def elbo(self, cells: Cells) -> tuple[dict[str, Tensor], Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor
 __all__ = ["FORMAT_VERSION", "damaged_if_this_fails", "read", "umask", "write"]
 
 # Raise it when a file written by this version cannot be read by earlier ones; `read` must go on reading earlier files.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 def write(path: Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
