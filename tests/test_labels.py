@@ -1,11 +1,13 @@
 """Labels that are known of some cells: how they are read, what is learned from them, and what is said of bad ones."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyro
 import pytest
 import torch
 from anndata import AnnData, read_h5ad
@@ -13,6 +15,7 @@ from anndata import AnnData, read_h5ad
 from celldial import VAE
 from celldial.data import Cells, choose_cells
 from celldial.labels import cluster_names, codes, column_names, known_labels
+from celldial.module import LABEL_WEIGHT
 from celldial.schema import Schema
 from simulated import simulate_groups
 from test_clusters import CLUSTER, PROBABILITY, fit
@@ -187,6 +190,25 @@ def test_labels_are_learned_from_by_every_estimator(gradient: str) -> None:
     adata = with_labels(simulate_groups())
     fit(adata, labels_key="label", gradient=gradient)
     assert accuracy(adata, adata.obs["label"] == "unknown") > 0.9
+
+
+def test_surprise_at_labels_is_part_of_the_loss(fitted: tuple[VAE, AnnData]) -> None:
+    """Beside the ELBO, in which known labels stand in place of what is judged."""
+    model, adata = fitted
+    table = model._joined(adata)
+    cells = replace(Cells.from_anndata(table, model.schema_), label_c=codes(table.obs, model.clusters_))
+    module = model.module_.eval()
+    torch.manual_seed(0)
+    loss = module(cells)
+    encoded = module.encode(cells)
+    torch.manual_seed(0)
+    with pyro.validation_enabled(False):
+        elbo = -module.elbo_estimator.differentiable_loss(module.model, module.guide, cells, encoded)
+    known_c = cells.label_c >= 0
+    log_q_c = encoded.logits_ck.log_softmax(-1)[known_c].gather(1, cells.label_c[known_c, None])
+    torch.testing.assert_close(loss, -(elbo + LABEL_WEIGHT * log_q_c.sum()) / len(cells))
+    assert known_c.any()
+    assert not known_c.all()
 
 
 def test_labels_of_cells_held_out_are_not_learned_from() -> None:
