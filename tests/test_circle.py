@@ -14,7 +14,7 @@ from anndata import AnnData, read_h5ad
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celldial import VAE
+from celldial import VAE, periodic
 from celldial.circular import cyclic_order, fisher_lee
 from celldial.data import Cells
 from celldial.datasets import simulate_multiome
@@ -81,6 +81,17 @@ def test_the_angle_is_that_of_the_simulation(adata: AnnData) -> None:
     # Not only in some order: where it begins and which way it goes are known.
     assert np.abs(np.angle(np.exp(1j * (angle - truth)))).mean() < 0.7
     assert (adata.obs["cell_cycle_phase"].astype(str) == adata.obs["phase"].astype(str))[cycling].mean() > 0.6
+
+
+def test_the_circle_is_turned_as_its_anchor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    angles = []
+    for by in (0.0, 2.0):
+        adata = make_cells(200)
+        monkeypatch.setattr(periodic, "anchor", lambda *arguments, by=by: by)
+        make_model().fit(adata, **OPTIONS)
+        angles.append(adata.obs["cell_cycle_angle"].to_numpy())
+    by = np.angle(np.exp(1j * (angles[1] - angles[0])))
+    assert np.median(by) == pytest.approx(2, abs=0.1)
 
 
 def test_what_is_written(model: VAE, adata: AnnData) -> None:

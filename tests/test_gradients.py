@@ -591,6 +591,19 @@ def test_a_flow_of_the_posterior_has_the_density_of_its_change_of_variables() ->
     check_change_of_variables(bent(PosteriorFlow(3)).distribution(base), base)
 
 
+def test_a_flow_of_the_posterior_is_told_where_it_begins() -> None:
+    """Otherwise the decoder could undo it, and nothing would be gained."""
+    flow = bent(PosteriorFlow(3))
+    mu_cz = torch.tensor([[0.0, 0.0, 0.0], [2.0, 2.0, 2.0], [0.0, 0.0, 0.0]])
+    sigma_cz = torch.tensor([[1.0], [1.0], [0.2]]).expand(3, 3)
+    distribution = flow.distribution(LATENTS["gaussian"](3).posterior(mu_cz, sigma_cz))
+    z_cz = torch.ones(3, 3)
+    for transform in distribution.transforms:
+        z_cz = transform(z_cz)
+    assert (z_cz[0] - z_cz[1]).abs().max() > 0.01  # by the mean
+    assert (z_cz[0] - z_cz[2]).abs().max() > 0.01  # by the width
+
+
 def check_change_of_variables(distribution: TorchDistribution, base: TorchDistribution) -> None:
     u_z = base.sample()[0]
 

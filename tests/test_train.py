@@ -167,6 +167,23 @@ def test_decay_is_for_matrices_alone_and_loadings_have_a_prior(
     assert sorted(map(id, [*loadings, *decayed, *spared])) == sorted(map(id, module.parameters()))
 
 
+@pytest.mark.parametrize("what", [{"n_clusters": 3}, {"prior": "mixture"}, {"prior": "flow"}])
+def test_what_is_known_of_cells_before_does_not_decay(
+    cells: Cells, monkeypatch: pytest.MonkeyPatch, what: dict[str, Any]
+) -> None:
+    """Places of clusters would be drawn to 0. How common they are is learned faster."""
+    groups = spy_on_groups(monkeypatch)
+    torch.manual_seed(0)
+    module = Module({"rna": 20}, {"rna": "poisson"}, [], 0, 3, 8, 1, 0.2, **what)
+    fit(module, cells, max_epochs=1, weight_decay=0.5)
+    prior = module.learned_prior if module.clusters is None else module.clusters
+    found = {id(p): group for group in groups for p in group["params"]}
+    for name, parameter in prior.named_parameters():
+        assert found[id(parameter)]["weight_decay"] == 0, name
+        faster = 10 if name.endswith("logit_k") else 1
+        assert found[id(parameter)]["max_lr"] == pytest.approx(faster * 8e-3), name
+
+
 def test_parameters_of_likelihoods_are_ten_times_as_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     groups = spy_on_groups(monkeypatch)
     cells = simulate_two_cells()

@@ -369,6 +369,21 @@ def test_intervals_add_what_is_not_known_of_states_and_of_loadings(bimodal: VAE)
     np.testing.assert_allclose(found.change_variance_f, 0, atol=1e-6)
 
 
+def test_a_change_is_as_unsure_as_the_loadings_that_tell_it(bimodal: VAE) -> None:
+    module = bimodal.module_
+    state_sjz = np.zeros((2, 4, 3), dtype=np.float32)  # draws that do not differ, at two places
+    state_sjz[1] = 1.5
+    covariates = Covariates(np.zeros((4, 0), dtype=np.int64), np.zeros((4, 0), dtype=np.float32))
+    found = averages.average(module, "rna", state_sjz, covariates, 1e4, 2, 2)
+    decoder, loadings = module.modalities["rna"].decoder, module.modalities["rna"].loadings
+    with torch.no_grad():
+        at_sh = decoder.inputs(torch.from_numpy(state_sjz[:, 0]), *(torch.from_numpy(part[:2]) for part in covariates))
+    first_f = torch.zeros(len(found.change_variance_f), dtype=torch.int64)
+    expected_f = loadings.variance_of_change(at_sh, first_f, first_f + 1)
+    assert (expected_f > 1e-4).any()
+    np.testing.assert_allclose(found.change_variance_f, expected_f, rtol=1e-3, atol=1e-6)
+
+
 # --- Which cells ------------------------------------------------------------------------------------------------------
 
 
