@@ -196,7 +196,9 @@ def test_surprise_at_labels_is_part_of_the_loss(fitted: tuple[VAE, AnnData]) -> 
     """Beside the ELBO, in which known labels stand in place of what is judged."""
     model, adata = fitted
     table = model._joined(adata)
-    cells = replace(Cells.from_anndata(table, model.schema_), label_c=codes(table.obs, model.clusters_))
+    label_c = codes(table.obs, model.clusters_)
+    wrong_c = torch.where(label_c >= 0, (label_c + 1) % len(model.clusters_["names"]), label_c)  # it is surprised
+    cells = replace(Cells.from_anndata(table, model.schema_), label_c=wrong_c)
     module = model.module_.eval()
     torch.manual_seed(0)
     loss = module(cells)
@@ -206,6 +208,7 @@ def test_surprise_at_labels_is_part_of_the_loss(fitted: tuple[VAE, AnnData]) -> 
         elbo = -module.elbo_estimator.differentiable_loss(module.model, module.guide, cells, encoded)
     known_c = cells.label_c >= 0
     log_q_c = encoded.logits_ck.log_softmax(-1)[known_c].gather(1, cells.label_c[known_c, None])
+    assert log_q_c.mean() < -1
     torch.testing.assert_close(loss, -(elbo + LABEL_WEIGHT * log_q_c.sum()) / len(cells))
     assert known_c.any()
     assert not known_c.all()
