@@ -2,7 +2,8 @@
 
 Read `Module.model` from top to bottom: it is the whole model. Knows neither AnnData nor the training loop.
 
-Axis suffixes: ``c`` cells, ``f`` features, ``k`` covariates, ``z`` latent coordinates.
+Axis suffixes: ``c`` cells, ``f`` features, ``k`` covariates or clusters, ``p`` what encoders or others say, ``z`` latent
+coordinates.
 """
 
 from __future__ import annotations
@@ -241,7 +242,10 @@ class Module(nn.Module):
             self.n_trained.fill_(len(cells))
 
     def model(self, cells: Cells, encoded: Encoded, kl_weight: float = 1.0, heat: float = 1.0) -> None:
-        """Say how cells come about: a latent state from the prior, decoded with the covariates, gives the counts."""
+        """Say how cells come about: a latent state from the prior, decoded with the covariates, gives the counts.
+
+        Pyro gives model and guide the same arguments; what was encoded is for the guide.
+        """
         n_cells, like = len(cells), cells.continuous_ck
         plate = pyro.plate("cells", n_cells)
         loadings = self._loadings(kl_weight * n_cells, known=False)
