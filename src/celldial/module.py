@@ -2,7 +2,7 @@
 
 Read `Module.model` from top to bottom: it is the whole model. Knows neither AnnData nor the training loop.
 
-Axis suffixes: ``c`` cells, ``f`` features, ``k`` covariates or clusters, ``p`` what encoders or others say, ``z`` latent
+Axis suffixes: ``c`` cells, ``f`` features, ``k`` covariates or clusters, ``p`` what encoders say, ``z`` latent
 coordinates.
 """
 
