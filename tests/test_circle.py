@@ -119,6 +119,16 @@ def test_what_is_written(model: VAE, adata: AnnData) -> None:
     assert model.module_.n_states == 6
 
 
+def test_columns_stay_a_models_where_another_has_no_circle(model: VAE, adata: AnnData) -> None:
+    """So that they can be plotted, and a circle be fitted again."""
+    angle = adata.obs["cell_cycle_angle"].copy()
+    VAE(n_latent=2, n_hidden=8).fit(adata, **OPTIONS)
+    pd.testing.assert_series_equal(adata.obs["cell_cycle_angle"], angle)
+    assert adata.uns["celldial"]["periodic"]["name"] == "cell_cycle"
+    model.phase(adata)
+    make_model().fit(adata, max_epochs=2, progress=False)
+
+
 def test_phases_are_the_angles_between_their_starts(adata: AnnData) -> None:
     start = adata.uns["celldial"]["periodic"]["phase_start"]
     told = adata.obs["cell_cycle_phase"].notna().to_numpy()

@@ -142,10 +142,9 @@ class VAE(BaseEstimator):
     gradient
         How gradients through what is drawn are estimated. For the coordinates: ``"reparameterized"``, or
         ``"score_function"`` [6]_, which needs no derivative of the decoder and is far noisier, so that the learning
-        rate is a quarter. For clusters:
-        ``"enumerate"`` (the default there), which sums over all; ``"gumbel_softmax"`` [7]_, relaxed choices, whose
-        temperature falls in training; or ``"score_function"``. A word means the clusters if there are any and it can;
-        a dict ``{"z": ..., "cluster": ...}`` says both.
+        rate is a quarter. For clusters: ``"enumerate"`` (the default there), which sums over all; ``"gumbel_softmax"``
+        [7]_, relaxed choices, whose temperature falls in training; or ``"score_function"``. A word means the clusters
+        if there are any and it can; a dict ``{"z": ..., "cluster": ...}`` says both.
     baseline
         What the score function is compared with: ``"learned"``, a network that guesses each cell's ELBO [8]_,
         ``"moving_average"``, or None.
@@ -191,6 +190,8 @@ class VAE(BaseEstimator):
     modeling for single-cell transcriptomics, doi:10.1038/s41592-018-0229-2. Additive decoders: Moinfar and Theis
     (2024), Unsupervised deep disentangled representation of single-cell omics, bioRxiv, doi:10.1101/2024.11.06.622266.
 
+    .. [3] Tirosh et al. (2016), Dissecting the multicellular ecosystem of metastatic melanoma by single-cell RNA-seq,
+       doi:10.1126/science.aad0501.
     .. [4] Papamakarios et al. (2017), Masked Autoregressive Flow for Density Estimation, arXiv:1705.07057.
     .. [5] Kingma et al. (2016), Improving Variational Inference with Inverse Autoregressive Flow, arXiv:1606.04934.
     .. [6] Williams (1992), Simple statistical gradient-following algorithms for connectionist reinforcement learning,
@@ -322,7 +323,7 @@ class VAE(BaseEstimator):
 
         Returns
         -------
-        The model itself. Written: ``adata.obsm[key_added]``, the posterior means, shape ``(cells, n_latent)``;
+        The model itself. Written: ``adata.obsm[key_added]``, what `transform` returns, shape ``(cells, n_latent)``;
         ``adata.uns["celldial"]``: parameters, schema and history; and with a periodic coordinate the columns of
         ``adata.obs`` that `phase` returns; with clusters, what `clusters` writes.
 
@@ -507,6 +508,8 @@ class VAE(BaseEstimator):
         include_periodic: bool = False,
     ) -> np.ndarray:
         """Embed cells: the mean of each cell's posterior, float32, shape ``(cells, n_latent)``.
+
+        With positive coordinates, or shares of topics, it is the exponential or softmax of that mean.
 
         Parameters
         ----------
@@ -1586,7 +1589,10 @@ class VAE(BaseEstimator):
                 if name in adata.obs:  # the score on an axis of the model before
                     del adata.obs[name]
             adata.obsm[key_added] = inferred.embedding_with_place if include_periodic else inferred.embedding
+            # Columns of a rhythm stay where another model has none, and with them what is said of them.
+            stays = {key: value for key, value in adata.uns.get("celldial", {}).items() if key == "periodic"}
             adata.uns["celldial"] = {
+                **stays,
                 "version": importlib.metadata.version("celldial"),
                 "key_added": key_added,
                 "parameters": self.parameters_,
