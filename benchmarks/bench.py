@@ -14,7 +14,8 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -205,6 +206,27 @@ def processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def measure(
+    parts: Mapping[str, Callable[[Bench, Any], list[Row]]],
+    bench: Bench,
+    size: Any,
+    wanted: Sequence[str],
+    out: Path | None,
+) -> tuple[list[Row], list[str]]:
+    """Measure part by part, and write what there is after each; a part that fails does not take the others along."""
+    rows: list[Row] = []
+    failed = []
+    for part in wanted:
+        try:
+            rows += parts[part](bench, size)
+        except Exception:
+            traceback.print_exc()
+            failed.append(part)
+        if out is not None:
+            write_report(out, conditions(bench.done, "peers", asdict(size), bench.threads), rows, bench.done)
+    return rows, failed
 
 
 def write_report(path: Path, about: dict[str, Any], rows: list[Row], runs: list[Run]) -> None:

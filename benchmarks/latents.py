@@ -13,8 +13,7 @@ import math
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -25,7 +24,7 @@ import numpy as np
 import pyro
 import scanpy as sc
 import torch
-from bench import HERE, Bench, Row, conditions, markdown, write_report
+from bench import HERE, Bench, Row, conditions, markdown, measure
 from pyro import poutine
 from pyro.distributions import Normal
 from rna import DATA_SETS, LABELS, prepare
@@ -423,21 +422,6 @@ PARTS: dict[str, Callable[[Bench, Sizes], list[Row]]] = {
 }
 
 
-def measure(bench: Bench, size: Sizes, parts: Sequence[str], out: Path | None) -> tuple[list[Row], list[str]]:
-    """Measure part by part, and write what there is after each; a part that fails does not take the others along."""
-    rows: list[Row] = []
-    failed = []
-    for part in parts:
-        try:
-            rows += PARTS[part](bench, size)
-        except Exception:
-            traceback.print_exc()
-            failed.append(part)
-        if out is not None:
-            write_report(out, conditions(bench.done, "peers", asdict(size), bench.threads), rows, bench.done)
-    return rows, failed
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--peer-python", help="interpreter of the environment that has scvi-tools, for the part labels")
@@ -463,7 +447,7 @@ def main() -> None:
         adata.write_h5ad(paths[SMALL])
         interpreter = dict.fromkeys(WORKERS, options.peer_python)
         bench = Bench(interpreter, WORKERS, paths, Path(scratch), options.threads, keep=options.keep)
-        rows, failed = measure(bench, size, options.only, options.out)
+        rows, failed = measure(PARTS, bench, size, options.only, options.out)
     about = conditions(bench.done, "peers", asdict(size), options.threads)
     print(markdown(rows, "others"))
     print(

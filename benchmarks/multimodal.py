@@ -12,8 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -30,9 +29,9 @@ from bench import (
     cells_per_second,
     conditions,
     markdown,
+    measure,
     row_of_speed,
     row_of_time,
-    write_report,
 )
 from scipy.sparse import csr_matrix, diags
 from scipy.stats import poisson
@@ -461,21 +460,6 @@ PARTS = {
 }
 
 
-def measure(bench: Bench, size: Sizes, parts: Sequence[str], out: Path | None) -> tuple[list[Row], list[str]]:
-    """Measure part by part, and write what there is after each; a part that fails does not take the others along."""
-    rows: list[Row] = []
-    failed = []
-    for part in parts:
-        try:
-            rows += PARTS[part](bench, size)
-        except Exception:
-            traceback.print_exc()
-            failed.append(part)
-        if out is not None:
-            write_report(out, conditions(bench.done, "peers", asdict(size), bench.threads), rows, bench.done)
-    return rows, failed
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument(
@@ -499,7 +483,7 @@ def main() -> None:
         paths = prepare(options.data, Path(scratch), options.quick)
         interpreter = dict.fromkeys(WORKERS, options.peer_python) | {"celldial": sys.executable}
         bench = Bench(interpreter, WORKERS, paths, Path(scratch), options.threads, keep=options.keep)
-        rows, failed = measure(bench, size, options.only, options.out)
+        rows, failed = measure(PARTS, bench, size, options.only, options.out)
     about = conditions(bench.done, "peers", asdict(size), options.threads)
     print(markdown(rows, "others"))
     print(
