@@ -283,8 +283,7 @@ def read(
 def prepared(module: Module, way: Way, cells: Cells, encoded: Encoded, temperature: float) -> Module:
     """Copy a module, so that its gradients are estimated in another way, with baselines that know these cells."""
     module = copy.deepcopy(module).eval().requires_grad_(False)
-    for _, modality in module.by_modality():
-        modality.decoder.log_deviation_fh = None  # a draw of loadings would be one for all draws of cells
+    module.bayesian = False  # a draw of loadings would be one for all draws of cells
     if module.clusters is not None:
         module.clusters.straight_through = way.straight_through
     module.gradient = way.gradient

@@ -238,7 +238,7 @@ class Module(nn.Module):
             modality.encoder.initialise(counts, library_size_c)
             modality.decoder.initialise(counts)
             modality.likelihood.initialise(counts, library_size_c)
-        if hasattr(self, "n_trained"):
+        if self.bayesian or self.clusters is not None:
             self.n_trained.fill_(len(cells))
 
     def model(self, cells: Cells, encoded: Encoded, kl_weight: float = 1.0, heat: float = 1.0) -> None:
@@ -291,14 +291,13 @@ class Module(nn.Module):
             return drawn
         for name, modality in self.by_modality():
             decoder = modality.decoder
-            if decoder.log_deviation_fh is not None:
-                mean_fh = decoder.rates.weight
-                deviation_fh = decoder.log_deviation_fh.exp()
-                if not known:
-                    scale = modality.likelihood.loading_scale / math.sqrt(mean_fh.shape[1])
-                    mean_fh, deviation_fh = torch.zeros_like(mean_fh), torch.full_like(mean_fh, scale)
-                with poutine.scale(scale=weight / self.n_trained):
-                    drawn[name] = pyro.sample(f"loadings_{name}", Normal(mean_fh, deviation_fh).to_event(2))
+            assert decoder.log_deviation_fh is not None
+            mean_fh, deviation_fh = decoder.rates.weight, decoder.log_deviation_fh.exp()
+            if not known:
+                scale = modality.likelihood.loading_scale / math.sqrt(mean_fh.shape[1])
+                mean_fh, deviation_fh = torch.zeros_like(mean_fh), torch.full_like(mean_fh, scale)
+            with poutine.scale(scale=weight / self.n_trained):
+                drawn[name] = pyro.sample(f"loadings_{name}", Normal(mean_fh, deviation_fh).to_event(2))
         return drawn
 
     def _how(self, name: str, encoded: Encoded, cells: Cells) -> dict[str, Any]:

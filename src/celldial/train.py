@@ -212,7 +212,8 @@ def _optimizer(module: Module, plan: Plan, n_cells: int) -> Adam:
     loadings = {modality: [h for h in modality.decoder.heads.parameters() if h.ndim > 1] for modality in modalities}
     turning = [modality.decoder for modality in modalities if modality.decoder.harmonics is not None]
     harmonics = [decoder.harmonics.weight for decoder in turning if decoder.harmonics is not None]
-    # What is known of cells before they are seen is learned from all of them, and how sure loadings are has a prior.
+    # What is known of cells before they are seen is learned from all of them, how sure loadings are has a prior, and
+    # baselines bias nothing: none of these decays. How common components are is the log scale among them.
     known = [part for part in (module.learned_prior, module.clusters, module.baselines) if part is not None]
     free = [p for part in known for name, p in part.named_parameters() if not name.endswith("logit_k")]
     fast = dispersions + [p for part in known for name, p in part.named_parameters() if name.endswith("logit_k")]
