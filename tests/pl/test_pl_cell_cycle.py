@@ -57,6 +57,14 @@ def test_shares_are_of_all_cells(cells):
     assert share.sum() == 0.75
 
 
+def test_an_active_cell_whose_phase_is_not_said_carries_none(cells):
+    cells = cells.copy()
+    active = np.flatnonzero(cells.obs["cell_cycle_active"])[:24]
+    cells.obs.iloc[active, cells.obs.columns.get_loc("cell_cycle_phase")] = np.nan
+    pl.cell_cycle(cells, show=False)
+    assert {"Cell cycle: 156 of 240 cells carry a phase", "no phase\n35%"} <= texts(plt.gcf())
+
+
 def test_each_cell_is_at_its_angle_and_one_without_a_phase_in_the_middle(cells):
     panel = pl.cell_cycle(cells, show=False)["circle"]
     assert panel.get_theta_offset() == pytest.approx(np.pi / 2)
@@ -100,6 +108,7 @@ def test_cells_have_the_colors_that_scanpy_stored(cells):
 def test_any_number_of_active_cells(phases, active):
     cells = cycling(phases=phases)
     cells.obs["cell_cycle_active"] = np.arange(240) < active
+    cells.obs = cells.obs.drop(columns="cell_cycle_phase", errors="ignore")  # it follows from the angles
     figure = pl.cell_cycle(cells, return_fig=True)
     assert f"Cell cycle: {active} of 240 cells carry a phase" in texts(figure)
     assert all_inside(figure)

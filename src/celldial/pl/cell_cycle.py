@@ -45,8 +45,9 @@ def cell_cycle(
 
     On the left, the circle, clockwise from the top, where angle 0 is: with phases, the start of the first one, G1. Each
     dot in the ring is a cell at its angle (how far from the middle means nothing), the outline is the density of cells.
-    The cells in the middle carry no phase. Percentages are of all cells. On the right, marker genes against the angle:
-    what was counted, and, if `celldial.VAE.latent_traverse` was called for this axis, what the model expects.
+    The cells in the middle carry no phase: they are not active, or could be anywhere. Percentages are of all cells. On
+    the right, marker genes against the angle, of cells with a phase: what was counted, and, if
+    `celldial.VAE.latent_traverse` was called for this axis, what the model expects.
 
     Parameters
     ----------
@@ -169,6 +170,7 @@ def _read(adata: AnnData, name: str | None) -> _Circle:
         phases = Phases.read(about["phases"], about["phase_start"])
         if f"{name}_phase" in adata.obs:
             phase_c = adata.obs[f"{name}_phase"].astype(object).to_numpy()
+            active_c = active_c & adata.obs[f"{name}_phase"].notna().to_numpy()  # else the angle could be anything
         else:
             phase_c = np.array(phases.names, dtype=object)[phases.of(np.nan_to_num(angle_c))]
     markers = about.get("markers", {})
