@@ -44,7 +44,7 @@ def forward_and_backward(forward: Callable[[], list[Tensor]], inputs: Sequence[T
 
 def by_hand(module: Module, cells: Cells) -> Tensor:
     """The negative ELBO that `Module.forward` computes, without Pyro's tracing."""
-    posterior, prior = module.posterior(cells), module.latent.prior(len(cells), like=cells.continuous_ck)
+    posterior, prior = module.posterior(cells)["z"], module.latent.prior(len(cells), like=cells.continuous_ck)
     decoded = module.decode(posterior.rsample(), cells)
     log_p_c = sum(observation.log_prob(cells.counts[name]) for name, observation in decoded.items())
     loss: Tensor = (kl_divergence(posterior, prior) - log_p_c).mean()
@@ -54,7 +54,7 @@ def by_hand(module: Module, cells: Cells) -> Tensor:
 def parts_of_step(module: Module, everything: Cells, batches: list[Tensor]) -> dict[str, Callable[[], object]]:
     ((name, modality),) = module.by_modality()
     n_hidden = modality.encoder.bias_h.numel()
-    optimizer = train._optimizer(module, train.Plan(max_epochs=1, batch_size=len(batches[0])))
+    optimizer = train._optimizer(module, train.Plan(max_epochs=1, batch_size=len(batches[0])), len(everything))
     for group in optimizer.param_groups:
         group["lr"] *= 1e-6  # all parts shall see the same model
     parameters = list(module.parameters())
@@ -121,10 +121,10 @@ def main() -> None:
     adata = read(options.data)
     torch.set_num_threads(options.threads)  # after scanpy: numba sets the number of threads for all of OpenMP
     torch.manual_seed(0)
-    schema = Schema.from_anndata(adata)
+    schema = Schema.from_anndata(adata, likelihood=options.likelihood)
     cells = Cells.from_anndata(adata, schema)
     estimator = celldial.VAE(likelihood=options.likelihood)
-    module = estimator._build(schema)
+    module = estimator._build(schema, None)
     module.initialise(cells)
     module.train()
     batches = list(torch.randperm(len(cells)).split(options.batch_size))
@@ -144,7 +144,7 @@ def main() -> None:
         "Pyro's tracing (with, less without)": ms["pyro"] - ms["by hand"],
         "optimizer": ms["optimizer"],
     }
-    stored = cells.counts["rna"]
+    (stored,) = cells.counts.values()
     density = len(stored.value_n) / (stored.n_rows * stored.n_columns)
     print(
         f"{options.batch_size} cells × {stored.n_columns} features at {density:.1%} density, {options.likelihood}, "
