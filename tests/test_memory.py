@@ -14,6 +14,7 @@ from celldial.data import Cells
 from celldial.likelihoods import LIKELIHOODS
 from celldial.module import Module
 from celldial.ops import SparseRows
+from celldial.source import Resident
 from simulated import simulate_two_cells
 
 CPU = torch.device("cpu")
@@ -70,7 +71,7 @@ def test_estimate_is_what_training_takes(
         train_c, validation_c = torch.arange(n_cells // 10, n_cells), torch.arange(n_cells // 10)
         module = Module({"rna": n_features}, {"rna": likelihood}, (), 0, 2, n_hidden, 1, 0.1)
         module.initialise(cells.select(train_c))
-        train.fit(module, cells, train_c, validation_c, train.Plan(max_epochs=2, batch_size=batch_size), 0)
+        train.fit(module, Resident(cells, train_c, validation_c), train.Plan(max_epochs=2, batch_size=batch_size), 0)
     assert 0.97 < memory.estimate(cells, {"rna": likelihood}, n_hidden, batch_size) / peak.peak < 1.2
 
 

@@ -222,7 +222,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_what_is_no_model_is_refused(kind: str, tmp_path: Path) -> None:
-    assert "is no celldial model, or is damaged" in refuse(tmp_path / "model.celldial", FOREIGN[kind])
+    assert "is no celldial file, or is damaged" in refuse(tmp_path / "model.celldial", FOREIGN[kind])
 
 
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.999])

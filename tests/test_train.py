@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from celldial import train
+from celldial import optimizer, train
 from celldial.data import Cells
 from celldial.fusion import FUSIONS
 from celldial.likelihoods import LIKELIHOODS
 from celldial.module import Module
 from celldial.ops import SparseRows
 from celldial.settings import settings
+from celldial.source import Resident
 from simulated import simulate_cells, simulate_two_cells
 
 TRAIN_C, VALIDATION_C = torch.arange(50), torch.arange(50, 60)
@@ -34,7 +35,7 @@ def make_module(cells: Cells, likelihood: str = "negative_binomial") -> Module:
 def fit(module: Module, cells: Cells, *, validation_c: Tensor = VALIDATION_C, seed: int = 0, **plan: Any) -> Any:
     torch.manual_seed(seed)
     options = {"max_epochs": 4, "batch_size": 20, **plan}
-    return train.fit(module, cells, TRAIN_C, validation_c, train.Plan(**options), seed)
+    return train.fit(module, Resident(cells, TRAIN_C, validation_c), train.Plan(**options), seed)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def script(monkeypatch: pytest.MonkeyPatch, module: Module, elbos: list[Any]) ->
     weights: list[dict[str, Tensor]] = []
     waiting: Iterator[Any] = iter(elbos)
 
-    def evaluate(module: Module, cells: Cells) -> dict[str, float]:
+    def evaluate(module: Module, *_: Any) -> dict[str, float]:
         weights.append({name: tensor.clone() for name, tensor in module.state_dict().items()})
         elbo = next(waiting)
         if isinstance(elbo, BaseException):
@@ -71,7 +72,7 @@ def test_training_makes_the_elbo_better(likelihood: str) -> None:
     cells = simulate_cells(n_cells=250)
     module = make_module(cells, likelihood)
     plan = train.Plan(max_epochs=30, batch_size=20)
-    history = train.fit(module, cells, torch.arange(50, 250), torch.arange(50), plan, 0)
+    history = train.fit(module, Resident(cells, torch.arange(50, 250), torch.arange(50)), plan, 0)
     assert max(history["elbo_validation"]) > history["elbo_validation"][0] + 0.3
     assert not module.training
 
@@ -138,12 +139,12 @@ def spy_on_groups(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Collect the groups of parameters that the optimizer gets."""
     groups: list[dict[str, Any]] = []
 
-    class Spy(train.Adam):
+    class Spy(optimizer.Adam):
         def __init__(self, parameters: Any, **options: Any) -> None:
             super().__init__(parameters, **options)
             groups.extend(self.param_groups)
 
-    monkeypatch.setattr(train, "Adam", Spy)
+    monkeypatch.setattr(optimizer, "Adam", Spy)
     return groups
 
 
@@ -265,7 +266,7 @@ def test_log_likelihood_of_a_modality_is_per_cell_of_all() -> None:
     cells = simulate_two_cells(lacking={"atac": range(51, 60)})
     module = make_two(cells)
     torch.manual_seed(3)
-    terms = train.evaluate(module, cells.select(VALIDATION_C))
+    terms = train.evaluate(module, [cells.select(VALIDATION_C)])
     torch.manual_seed(3)
     with torch.no_grad():
         log_likelihood, _ = module.elbo(cells.select(VALIDATION_C))
@@ -296,7 +297,7 @@ def test_masks_are_left_out_where_all_chosen_cells_have_all(monkeypatch: pytest.
 
     monkeypatch.setattr(Module, "forward", spy)
     chosen_c = torch.tensor([c for c in range(50) if c != 7])
-    train.fit(make_two(cells), cells, chosen_c, VALIDATION_C, train.Plan(max_epochs=1, batch_size=20), 0)
+    train.fit(make_two(cells), Resident(cells, chosen_c, VALIDATION_C), train.Plan(max_epochs=1, batch_size=20), 0)
     assert seen == [{}] * 3
 
 
@@ -340,13 +341,13 @@ def test_weights_of_the_best_epoch_are_kept(
 def test_without_validation_cells_the_last_weights_are_kept(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
     after_step: list[dict[int, Tensor]] = []
 
-    class Spy(train.Adam):
+    class Spy(optimizer.Adam):
         def step(self, *args: Any, **options: Any) -> Any:
             result = super().step(*args, **options)
             after_step.append({id(p): p.detach().clone() for group in self.param_groups for p in group["params"]})
             return result
 
-    monkeypatch.setattr(train, "Adam", Spy)
+    monkeypatch.setattr(optimizer, "Adam", Spy)
     forward = Module.forward
     # The training ELBO gets worse from step to step, which is no reason to go back.
     monkeypatch.setattr(Module, "forward", lambda self, *args: forward(self, *args) + 100 * len(after_step))
@@ -452,7 +453,7 @@ def test_any_batch_size_works_also_a_last_minibatch_of_one_cell(cells: Cells, ba
 
 def test_one_cell_to_train_on_is_enough(cells: Cells) -> None:
     module = make_module(cells)
-    history = train.fit(module, cells, torch.tensor([3]), NOBODY, train.Plan(max_epochs=2, batch_size=8), 0)
+    history = train.fit(module, Resident(cells, torch.tensor([3]), NOBODY), train.Plan(max_epochs=2, batch_size=8), 0)
     assert len(history["elbo_train"]) == 2
 
 
@@ -478,19 +479,17 @@ def test_no_progress_shows_nothing(cells: Cells, capsys: pytest.CaptureFixture[s
 # --- Evaluation and sizes ---------------------------------------------------------------------------------------------
 
 
-def test_evaluate_is_the_mean_over_cells_however_they_are_batched(
-    cells: Cells, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluate_is_the_mean_over_cells_however_they_are_batched(cells: Cells) -> None:
     module = make_module(cells)
     torch.manual_seed(3)
     with torch.no_grad():
         log_likelihood, kl_c = module.eval().elbo(cells)
     torch.manual_seed(3)
-    terms = train.evaluate(module.train(), cells)
+    terms = train.evaluate(module.train(), [cells])
     assert terms["log_likelihood_validation"] == pytest.approx(float(log_likelihood["rna"].mean()), rel=1e-5)
     assert terms["kl_validation"] == pytest.approx(float(kl_c.mean()), rel=1e-5)
-    monkeypatch.setattr(train, "block_size", lambda n_features: 7)
-    assert train.evaluate(module, cells)["kl_validation"] == pytest.approx(terms["kl_validation"], rel=1e-5)
+    parts = [cells.between(start, min(start + 7, len(cells))) for start in range(0, len(cells), 7)]
+    assert train.evaluate(module, parts)["kl_validation"] == pytest.approx(terms["kl_validation"], rel=1e-5)
 
 
 @given(n_cells=st.integers(1, 10**7), further=st.integers(0, 10**7))

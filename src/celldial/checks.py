@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from anndata import AnnData
 
 from celldial.data import Cells
@@ -24,6 +25,7 @@ __all__ = [
     "check_clusters",
     "check_columns_free",
     "check_enough",
+    "check_hardware",
     "check_latent",
     "check_latent_states",
     "check_library_size",
@@ -113,6 +115,29 @@ def check_options(max_epochs: Any, batch_size: Any, key_added: Any) -> None:
             check_whole(name, value)
     if not isinstance(key_added, str):
         raise TypeError(f"key_added is {key_added!r}: it must be a name, such as 'X_celldial'")
+
+
+def check_hardware(
+    device: str | None, precision: str | None, devices: Any, num_nodes: Any, checkpoint_minutes: float | None
+) -> None:
+    """Raise where what to train on makes no sense."""
+    if device is not None:
+        try:
+            kind = torch.device(device).type
+        except RuntimeError:
+            kind = None
+        if kind not in {"cpu", "cuda"}:
+            raise ValueError(f"device is {device!r}: choose 'cpu' or 'cuda'")
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device is {device!r}, and torch finds no such device here: choose 'cpu'")
+    if precision not in {None, "auto", "32-true", "bf16-mixed"}:
+        raise ValueError(f"precision is {precision!r}: choose '32-true' or 'bf16-mixed'")
+    check_whole("devices", devices)
+    if device is not None and ":" in device and devices > 1:
+        raise ValueError(f"device is {device!r}, which is one, and devices is {devices}: leave out one of them")
+    check_whole("num_nodes", num_nodes)
+    if checkpoint_minutes is not None and not checkpoint_minutes > 0:
+        raise ValueError(f"checkpoint_minutes is {checkpoint_minutes!r}: it must be above 0")
 
 
 def check_clusters(described: Mapping[str, Any] | None, cells: Cells) -> None:

@@ -20,6 +20,7 @@ from celldial.data import Cells, to_csr
 from celldial.markers import Rhythm
 from celldial.module import Module
 from celldial.settings import settings
+from celldial.source import Resident
 
 __all__ = ["fit", "go_on", "marker_curves"]
 
@@ -39,6 +40,7 @@ def fit(
     validation_c: Tensor,
     plan: train.Plan,
     seed: int,
+    run: train.Run,
     rhythm: Rhythm,
     markers: dict[str, np.ndarray],
     modality: str,
@@ -47,8 +49,10 @@ def fit(
 
     Parameters
     ----------
-    module, cells, train_c, validation_c, plan, seed
+    module, plan, seed, run
         As in `celldial.train.fit`; `module` is initialised.
+    cells, train_c, validation_c
+        As in `celldial.source.Resident`.
     rhythm
         What to look for.
     markers
@@ -67,7 +71,7 @@ def fit(
     if plan.max_epochs > n_first:
         rate = plan.learning_rate / SLOWER
         plans.append(replace(plan, max_epochs=plan.max_epochs - n_first, learning_rate=rate, warm_up=False))
-    cells, history = _train(module, cells, train_c, validation_c, plans, seed)
+    cells, history = _train(module, cells, train_c, validation_c, plans, seed, run)
     if markers:
         phase.turn(module, periodic.anchor(marker_curves(module, markers, modality), density(module), rhythm))
         cells = _located(module, cells, learn_prior=True)
@@ -98,7 +102,7 @@ def go_on(
     for _, modality in module.by_modality():
         modality.decoder.tilt_kz.zero_()
     # What a few new cells would not tell of features, all those before did: they stay as chosen.
-    cells, history = _train(module, cells, train_c, validation_c, [plan], seed, choose=False)
+    cells, history = _train(module, cells, train_c, validation_c, [plan], seed, train.Run(), choose=False)
     phase.straighten(module, cells.select(train_c).to(settings.torch_device))
     return cells, history
 
@@ -110,12 +114,14 @@ def _train(
     validation_c: Tensor,
     plans: Sequence[train.Plan],
     seed: int,
+    run: train.Run,
     choose: bool = True,
 ) -> tuple[Cells, dict[str, list[float]]]:
     """Train by each plan, and after it choose the features that tell the angle, if asked to, and locate the cells."""
     history: dict[str, list[float]] = {}
     for turn, plan in enumerate(plans):
-        record = train.fit(module, cells, train_c, validation_c, plan, seed + turn)
+        source = Resident(cells, train_c, validation_c)
+        record = train.fit(module, source, plan, seed + turn, run.of_stage(f"turn-{turn + 1}"))
         history = train.continued(history, record) if history else record
         if choose:
             phase.choose_features(module, cells.select(train_c).to(settings.torch_device))

@@ -17,12 +17,12 @@ from sklearn.cluster import kmeans_plusplus
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import pairwise_distances_argmin_min
 from sklearn.mixture import GaussianMixture
-from torch import Tensor
 
 from celldial import train
 from celldial.data import MAX_BLOCK_CELLS, Cells, minibatches
 from celldial.module import Module
 from celldial.settings import settings
+from celldial.source import Source
 
 __all__ = ["fit"]
 
@@ -30,23 +30,23 @@ __all__ = ["fit"]
 FIRST_SHARE = 0.25
 # Draws of latent states to find clusters among, at least and at most; and starts of the search.
 MIN_DRAWS, MAX_DRAWS = 5_000, 20_000
+# Cells that are drawn from, at most.
+MAX_CELLS = 100_000
 N_STARTS = 10
 
 
-def fit(
-    module: Module, cells: Cells, train_c: Tensor, validation_c: Tensor, plan: train.Plan, seed: int
-) -> dict[str, list[float]]:
+def fit(module: Module, source: Source, plan: train.Plan, seed: int, run: train.Run) -> dict[str, list[float]]:
     """Train from the start; takes and returns the same as `celldial.train.fit`."""
     assert module.clusters is not None
     n_first = math.ceil(FIRST_SHARE * plan.max_epochs)
     module.clusters.requires_grad_(False)
-    history = train.fit(module, cells, train_c, validation_c, replace(plan, max_epochs=n_first), seed)
+    history = train.fit(module, source, replace(plan, max_epochs=n_first), seed, run.of_stage("coordinates"))
     module.clusters.requires_grad_(True)
-    place(module, cells.select(train_c), seed % 2**31)  # scikit-learn takes no larger ones
+    place(module, source.sample(MAX_CELLS), seed % 2**31)  # scikit-learn takes no larger ones
     if plan.max_epochs == n_first:
         return history
     rest = replace(plan, max_epochs=plan.max_epochs - n_first, warm_up=False)
-    return train.continued(history, train.fit(module, cells, train_c, validation_c, rest, seed + 1))
+    return train.continued(history, train.fit(module, source, rest, seed + 1, run.of_stage("clusters")))
 
 
 @torch.no_grad()

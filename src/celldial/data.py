@@ -20,7 +20,7 @@ MINIBATCHES_AT_A_TIME = 32
 
 MAX_BLOCK_CELLS, MAX_BLOCK_ENTRIES = 1024, 2**22
 
-__all__ = ["Cells", "block_size", "check_linked", "choose_cells", "minibatches", "split"]
+__all__ = ["Cells", "block_size", "check_linked", "choose_cells", "in_blocks", "minibatches", "split"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,13 @@ class Cells:
     def n_cells(self) -> int:
         """Number of cells."""
         return len(self)
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that the counts take."""
+        return sum(
+            part.nbytes for rows in self.counts.values() for part in (rows.indptr_c, rows.column_n, rows.value_n)
+        )
 
     @property
     def empty_c(self) -> Tensor:
@@ -232,6 +239,19 @@ def minibatches(
             block = cells.select(block_c)
             for start in range(0, len(block), batch_size):
                 yield block.between(start, min(start + batch_size, len(block)))
+
+
+def in_blocks(cells: Cells, index_c: Tensor | None = None) -> Iterator[Cells]:
+    """Go once through the cells, in order and in blocks of a size that can be decoded at once.
+
+    Parameters
+    ----------
+    cells
+        The data set.
+    index_c
+        The cells to go through, int64; by default all.
+    """
+    return minibatches(cells, block_size(max(rows.n_columns for rows in cells.counts.values())), index_c=index_c)
 
 
 def split(n_cells: int, validation_size: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from celldial import phase
-from celldial.data import MAX_BLOCK_CELLS, Cells, block_size, minibatches
+from celldial.data import MAX_BLOCK_CELLS, Cells, block_size, in_blocks, minibatches
 from celldial.likelihoods import Observation
 from celldial.module import Module
 from celldial.settings import seeded, settings
@@ -175,7 +175,7 @@ def bound(module: Module, cells: Cells, n_samples: int) -> float:
     """
     device = ready(module)
     total = 0.0
-    for block in minibatches(cells, block_size(max(module.n_features.values()))):
+    for block in in_blocks(cells):
         placed = phase.placed(module, block.to(device))
         log_weight_nc = torch.stack([module.log_weight(placed) for _ in range(n_samples)])
         total += float((log_weight_nc.double().logsumexp(0) - math.log(n_samples)).sum())

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
+import json
 import math
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,10 +41,12 @@ from celldial import (
     train,
 )
 from celldial.axes import Axis
+from celldial.checkpoint import Checkpoint
 from celldial.covariates import covariate_table
-from celldial.data import Cells, check_linked, choose_cells, to_csr
+from celldial.data import Cells, check_linked, choose_cells, in_blocks, to_csr
 from celldial.estimators import BaselineName, read_gradient
 from celldial.fusion import FusionName
+from celldial.hardware import Hardware
 from celldial.inference import Covariates, Inferred, Posterior
 from celldial.joined import joined
 from celldial.laplace import Loadings
@@ -54,7 +58,8 @@ from celldial.nn import DecoderName
 from celldial.phase import placed
 from celldial.priors import PosteriorName, PriorName
 from celldial.schema import BERNOULLI, Schema
-from celldial.settings import seeded, settings
+from celldial.settings import Precision, chosen, seeded, settings
+from celldial.source import Resident, Source
 
 __all__ = ["VAE"]
 
@@ -65,6 +70,8 @@ CLUSTER, CLUSTER_PROBABILITY = "celldial_cluster", "celldial_cluster_probability
 SCORED_SLOWER = 4
 # Larger tables are only made where they are asked for.
 MAX_ENTRIES = 25_000_000
+# Cells from which biases, scales and dispersions start.
+MAX_CELLS_TO_START = 100_000
 
 
 class VAE(BaseEstimator):
@@ -295,6 +302,15 @@ class VAE(BaseEstimator):
         key_added: str = "X_celldial",
         include_periodic: bool = False,
         progress: bool = True,
+        device: str | None = None,
+        precision: Precision | None = None,
+        compile: bool = False,
+        devices: int = 1,
+        num_nodes: int = 1,
+        strategy: str = "auto",
+        checkpoint: str | Path | None = None,
+        checkpoint_minutes: float | None = None,
+        loggers: Sequence[Any] = (),
     ) -> VAE:
         """Fit the model, and write the embedding to the AnnData.
 
@@ -305,7 +321,7 @@ class VAE(BaseEstimator):
         max_epochs
             Passes over the cells; ``"auto"`` chooses by their number.
         batch_size
-            Cells in a minibatch; ``"auto"`` is 128, or less for few cells.
+            Cells in a minibatch, of all devices together; ``"auto"`` is 128, or less for few cells.
         validation_size
             Share of the cells, chosen at random, that is kept for validation: for early stopping and `history_`.
         validation_cells
@@ -320,6 +336,22 @@ class VAE(BaseEstimator):
             apart. By default it is free of the rhythm.
         progress
             Whether to show a progress bar: epoch, ELBO and time left.
+        device, precision
+            Where and in which number format to train, in place of what `celldial.settings` say.
+        compile
+            Whether to compile the networks by ``torch.compile``, which takes a minute and needs a C++ compiler.
+        devices, num_nodes, strategy
+            On how many devices of how many machines to train, and how processes come about, as Lightning Fabric names
+            it. Each device has a process of its own and a share of every minibatch. By default ``torchrun``'s processes
+            are taken, and without it new ones are started, for which a script needs ``if __name__ == "__main__":``.
+        checkpoint
+            A folder for what is needed to go on. The same call with the same cells goes on where an earlier one was cut
+            short, whatever ended it, and ends with the same weights (on a CPU bit by bit). One that has ended is not
+            repeated.
+        checkpoint_minutes
+            How often it is written; by default after each epoch.
+        loggers
+            Loggers of Lightning Fabric (TensorBoard, CSV, W&B), which get `history_` epoch by epoch.
 
         Returns
         -------
@@ -336,13 +368,17 @@ class VAE(BaseEstimator):
             Training would need more memory than there is; the message has the figures.
         FloatingPointError
             The ELBO became infinite or NaN.
+        OSError
+            A file could not be read, or a checkpoint could not be written.
 
         Notes
         -----
-        Ctrl-C ends training early: the model has the weights of the best epoch so far, and all is written.
+        Ctrl-C ends training early: the model has the weights of the best epoch so far, and all is written. With a
+        checkpoint, the same call goes on.
         """
         checks.check_parameters(self.get_params(deep=False))
         checks.check_options(max_epochs, batch_size, key_added)
+        checks.check_hardware(device, precision, devices, num_nodes, checkpoint_minutes)
         table = joined(adata, layer=self.layer, modality_key=self.modality_key)
         schema = Schema.from_anndata(
             table,
@@ -375,17 +411,20 @@ class VAE(BaseEstimator):
             progress=progress,
         )
         markers, modality = phases.marker_columns(table, schema, cells, rhythm, self.gene_symbols)
-        memory.check(cells, schema.likelihood, self.n_hidden, plan.batch_size, settings.torch_device)
-        with seeded(self.seed):
+        source = Resident(cells, train_c, validation_c)
+        hardware = Hardware(device, precision, compile, devices, num_nodes, strategy, loggers)
+        run = train.Run(hardware, self._checkpoint(checkpoint, checkpoint_minutes, schema, source, plan, hardware))
+        with chosen(device, precision), seeded(self.seed):
+            memory.check(cells, schema.likelihood, self.n_hidden, plan.batch_size, settings.torch_device)
             module = self._build(schema, described)
-            module.initialise(cells.select(train_c))
+            module.initialise(source.sample(MAX_CELLS_TO_START))
             if module.clusters is not None:
-                history = clustering.fit(module, cells, train_c, validation_c, plan, self.seed)
+                history = clustering.fit(module, source, plan, self.seed, run)
             elif rhythm is None:
-                history = train.fit(module, cells, train_c, validation_c, plan, self.seed)
+                history = train.fit(module, source, plan, self.seed, run)
             else:
                 cells, history = circle.fit(
-                    module, cells, train_c, validation_c, plan, self.seed, rhythm, markers, modality
+                    module, cells, train_c, validation_c, plan, self.seed, run, rhythm, markers, modality
                 )
             inferred = inference.infer(module, cells)
             averages.measure_loadings(module, cells, train_c)
@@ -480,7 +519,7 @@ class VAE(BaseEstimator):
                 modality.requires_grad_(bool(cells.has(name)[train_c].any()))
             seed = self.seed + n_epochs_before
             if module.circle is None:
-                history = train.fit(module, cells, train_c, validation_c, plan, seed)
+                history = train.fit(module, Resident(cells, train_c, validation_c), plan, seed)
             else:
                 cells, history = circle.go_on(module, cells, train_c, validation_c, plan, seed)
             inferred = inference.infer(module, cells)
@@ -649,7 +688,7 @@ class VAE(BaseEstimator):
         with seeded(self.seed):
             if n_samples > 1:
                 return inference.bound(self.module_, filled, n_samples)
-            return train.evaluate(self.module_, placed(self.module_, filled))["elbo_validation"]
+            return train.evaluate(self.module_, in_blocks(placed(self.module_, filled)))["elbo_validation"]
 
     # --- From latent states to cells ------------------------------------------------------------------------------
 
@@ -1446,6 +1485,29 @@ class VAE(BaseEstimator):
             "labels_key": self.labels_key,
             "unknown_label": self.unknown_label,
         }
+
+    def _checkpoint(
+        self,
+        folder: str | Path | None,
+        minutes: float | None,
+        schema: Schema,
+        source: Source,
+        plan: train.Plan,
+        hardware: Hardware,
+    ) -> Checkpoint | None:
+        """Say where to keep what is needed to go on, and what it hangs on."""
+        if folder is None:
+            return None
+        features = json.dumps(schema.to_dict(), sort_keys=True)
+        identity = {
+            "version": importlib.metadata.version("celldial"),
+            "parameters": parameters_of(self),
+            "plan": {name: value for name, value in asdict(plan).items() if name != "progress"},
+            "checksum of features and covariates": zlib.crc32(features.encode()),
+            "checksum of cells": source.fingerprint,
+            "hardware": hardware.identity,
+        }
+        return Checkpoint(Path(folder), identity, minutes)
 
     def _build(self, schema: Schema, clusters: Mapping[str, Any] | None) -> Module:
         gradient = read_gradient(self.gradient, clusters is not None)

@@ -10,7 +10,9 @@ from typing import Literal
 
 import torch
 
-__all__ = ["Settings", "seeded", "settings"]
+Precision = Literal["auto", "32-true", "bf16-mixed"]
+
+__all__ = ["Precision", "Settings", "chosen", "seeded", "settings"]
 
 
 @dataclass
@@ -35,7 +37,7 @@ class Settings:
     """
 
     device: str = "auto"
-    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    precision: Precision = "auto"
 
     @property
     def torch_device(self) -> torch.device:
@@ -55,6 +57,20 @@ class Settings:
 
 
 settings = Settings()
+
+
+@contextmanager
+def chosen(device: str | None, precision: Precision | None) -> Iterator[None]:
+    """Take other settings in this block, where they are given."""
+    before = settings.device, settings.precision
+    if device is not None:
+        settings.device = device
+    if precision is not None:
+        settings.precision = precision
+    try:
+        yield
+    finally:
+        settings.device, settings.precision = before
 
 
 @contextmanager

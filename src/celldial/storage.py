@@ -79,7 +79,7 @@ def damaged_if_this_fails(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{str(path)!r} is no celldial model, or is damaged: {error}") from error
+        raise ValueError(f"{str(path)!r} is no celldial file, or is damaged: {error}") from error
 
 
 def umask() -> int:

@@ -3,38 +3,51 @@
 The KL term is warmed up, so that the decoder learns to use the latent state before the prior pulls on it; the learning
 rate goes up and down once (Smith and Topin 2018, arXiv:1708.07120), which reaches in twenty epochs what a constant rate
 reaches in two hundred; the weights of the epoch with the best validation ELBO are kept.
+
+Several processes each train on their share of every minibatch, and average the gradients (data parallel): they hold the
+same weights at all times, see the same history, and so agree on when to stop.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
+import os
+import tempfile
 import time
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from torch.optim import Adam
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
-from celldial.data import block_size, minibatches
-from celldial.settings import settings
+from celldial.hardware import Hardware
+from celldial.optimizer import make_optimizer
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from celldial.checkpoint import Checkpoint
     from celldial.data import Cells
     from celldial.module import Module
+    from celldial.source import Source
 
-__all__ = ["Plan", "choose_batch_size", "choose_max_epochs", "continued", "evaluate", "fit"]
+__all__ = ["Plan", "Run", "choose_batch_size", "choose_max_epochs", "continued", "evaluate", "fit"]
 
 logger = logging.getLogger("celldial")
 
 # The share of all steps over which the weight of the KL term rises to 1, and the share until the learning rate's peak.
 WARM_UP = 1 / 6
 RISE = 0.3
-FAST = 10
+# Steps between two looks at the clock where several processes have to agree on the time.
+STEPS_BETWEEN_LOOKS = 50
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,7 @@ class Plan:
     max_epochs
         Passes over the training cells.
     batch_size
-        Cells in a minibatch.
+        Cells in a minibatch, of all devices together.
     learning_rate
         Peak of the learning rate.
     weight_decay
@@ -68,6 +81,18 @@ class Plan:
     progress: bool = False
 
 
+@dataclass(frozen=True)
+class Run:
+    """On what to train, and where to keep what is needed to go on; nothing of this is about what is learned."""
+
+    hardware: Hardware = field(default_factory=Hardware)
+    checkpoint: Checkpoint | None = None
+
+    def of_stage(self, stage: str) -> Run:
+        """Give that of one stage of a training in several."""
+        return Run(self.hardware, None if self.checkpoint is None else self.checkpoint.of_stage(stage))
+
+
 def choose_max_epochs(n_cells: int) -> int:
     """Choose the number of epochs: fewer passes over more cells, 20 over 6,000."""
     return round(min(max(20 * (6000 / n_cells) ** 0.3, 6), 100))
@@ -78,32 +103,21 @@ def choose_batch_size(n_cells: int) -> int:
     return min(max(2 ** round(math.log2(n_cells / 8)), 16), 128)
 
 
-@dataclass
-class _Best:
-    """The weights to keep, so far."""
-
-    elbo: float
-    epoch: int
-    weights: dict[str, Tensor]
-
-
-def fit(
-    module: Module, cells: Cells, train_c: Tensor, validation_c: Tensor, plan: Plan, seed: int
-) -> dict[str, list[float]]:
+def fit(module: Module, source: Source, plan: Plan, seed: int, run: Run | None = None) -> dict[str, list[float]]:
     """Train a module in place; afterwards it holds the weights of the best epoch.
 
     Parameters
     ----------
     module
         What to train.
-    cells
-        The data set, on the CPU; it is moved to the device as a whole.
-    train_c, validation_c
-        Indices of the cells to train and to validate on. Without validation cells the last epoch is kept.
+    source
+        The cells. Without validation cells the last epoch is kept.
     plan
         How to train.
     seed
         Of the order of the cells. The noise of the latent samples comes from torch's generator.
+    run
+        On what to train, and where to keep what is needed to go on.
 
     Returns
     -------
@@ -118,79 +132,294 @@ def fit(
     ------
     FloatingPointError
         The ELBO is not finite.
+    ValueError, OSError
+        The checkpoint is of another training, or could not be written.
 
     Notes
     -----
-    Ctrl-C ends training as if it were over: the best epoch's weights stand. During the first epoch it is raised.
+    Ctrl-C ends training as if it were over: the best epoch's weights stand. During the first epoch, and with several
+    processes, it is raised.
     """
-    from lightning_fabric import Fabric  # here because it takes a second, which `import celldial` need not
-
-    device = settings.torch_device
-    fabric = Fabric(
-        accelerator=device.type, devices=1, precision="32-true" if settings.precision == "auto" else settings.precision
-    )
-    n_steps = math.ceil(len(train_c) / plan.batch_size) * plan.max_epochs
-    optimizer = _optimizer(module, plan, len(train_c))
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    schedule = OneCycleLR(optimizer, peaks, total_steps=n_steps + 1, pct_start=RISE, div_factor=10)
-    _, optimizer = fabric.setup(module, optimizer)
-    # Empty cells are not among those chosen, and without them there may be nothing to gather in each step.
-    cells = cells.masked_for(torch.cat([train_c, validation_c])).to(device)
-    validation = cells.select(validation_c) if len(validation_c) else None
-    generator = torch.Generator().manual_seed(seed)
-
-    records: list[dict[str, float]] = []
-    best: _Best | None = None
-    step, start = 0, time.perf_counter()
-    bar = tqdm(total=plan.max_epochs, desc="celldial", unit="epoch", disable=not plan.progress)
-    try:
-        for epoch in range(plan.max_epochs):
-            module.train()
-            loss_sum = torch.zeros((), device=device)
-            for minibatch in minibatches(cells, plan.batch_size, generator=generator, index_c=train_c):
-                step += 1
-                kl_weight = min(1.0, step / (WARM_UP * n_steps)) if plan.warm_up else 1.0
-                with fabric.autocast():
-                    loss = module(minibatch, kl_weight, step / n_steps)
-                fabric.backward(loss)
-                optimizer.step()
-                optimizer.zero_grad()  # now: the next forward pass needs memory, and wide gradients have much
-                schedule.step()
-                loss_sum += loss.detach() * len(minibatch)
-            record = {"elbo_train": -float(loss_sum) / len(train_c)}
-            if validation is not None:
-                record |= evaluate(module, validation)
-            elbo = record.get("elbo_validation", record["elbo_train"])
-            wrong = [value for value in (record["elbo_train"], elbo) if not math.isfinite(value)]
-            if wrong:
-                raise FloatingPointError(
-                    f"the ELBO became {wrong[0]} in epoch {epoch + 1} of {plan.max_epochs}: try a lower learning_rate "
-                    f"(it was {plan.learning_rate:g}), and look for features with extreme counts"
-                )
-            record |= {"kl_weight": kl_weight, "learning_rate": float(schedule.get_last_lr()[0])}
-            records.append({**record, "seconds": time.perf_counter() - start})
-            if best is None:
-                best = _Best(elbo, epoch, {name: tensor.clone() for name, tensor in module.state_dict().items()})
-            elif validation is None or elbo > best.elbo:
-                best.elbo, best.epoch = elbo, epoch
-                for name, tensor in module.state_dict().items():
-                    best.weights[name].copy_(tensor)  # into the same memory: wide models are large
-            bar.update()
-            bar.set_postfix_str(f"ELBO {elbo:.1f} nats/cell")
-            if plan.early_stopping and epoch - best.epoch >= max(10, plan.max_epochs // 4):
-                logger.info("stopped after epoch %d: the best was epoch %d", epoch + 1, best.epoch + 1)
-                break
-    except KeyboardInterrupt:
-        if best is None:
-            raise
-        logger.warning("interrupted: the model has the weights of epoch %d", best.epoch + 1)
-    finally:
-        bar.close()
-    assert best is not None  # there is at least one epoch
-    module.load_state_dict(best.weights)
+    run = run or Run()
+    fabric = run.hardware.fabric()
+    with tempfile.TemporaryDirectory(prefix="celldial") as folder:
+        handover = Handover(os.getpid(), Path(folder) / "trained")
+        # Bound to the function, because Fabric looks for modules in what it hands on, and stumbles over dataclasses.
+        train = partial(
+            _train,
+            module=module,
+            source=source,
+            plan=plan,
+            seed=seed,
+            checkpoint=run.checkpoint,
+            handover=handover,
+        )
+        history: dict[str, list[float]] = fabric.launch(train)
+        if handover.path.exists():
+            trained = torch.load(handover.path, weights_only=True)
+            module.load_state_dict(trained["weights"])
+            history = trained["history"]
     module.eval()
-    history = {name: [record[name] for record in records] for name in records[0]}
-    return {**history, "kept": [float(epoch == best.epoch) for epoch in range(len(records))]}
+    return history
+
+
+@dataclass(frozen=True)
+class Handover:
+    """How new processes hand over what they learned: in a file, as what goes through their pipe must be small."""
+
+    process: int
+    path: Path
+
+
+def _train(
+    fabric: Fabric,
+    module: Module,
+    source: Source,
+    plan: Plan,
+    seed: int,
+    checkpoint: Checkpoint | None,
+    handover: Handover,
+) -> dict[str, list[float]] | None:
+    """Train in this process, which may be one of several."""
+    if os.getpid() == handover.process:
+        return Training(fabric, module, source, plan, seed, checkpoint).run()
+    module = copy.deepcopy(module)  # which came in memory that new processes share
+    history = Training(fabric, module, source, plan, seed, checkpoint).run()
+    if fabric.is_global_zero:
+        weights = {name: tensor.cpu() for name, tensor in module.state_dict().items()}
+        torch.save({"weights": weights, "history": history}, handover.path)
+    return None
+
+
+class _Loss(nn.Module):
+    """The loss as data parallel training takes it: Fabric looks for tensors to convert in any input but a function."""
+
+    def __init__(self, module: Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, minibatch: Callable[[], Cells], kl_weight: float, progress: float) -> Tensor:
+        loss: Tensor = self.module(minibatch(), kl_weight, progress)
+        return loss
+
+
+@dataclass
+class State:
+    """How far a training is: all that changes but for weights, optimizer and random numbers, in JSON types."""
+
+    epoch: int = 0  # how many are complete
+    n_done: int = 0  # minibatches of the next one
+    n_cells: int = 0  # in these
+    step: int = 0
+    records: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = -1
+    best_elbo: float | None = None
+    seconds: float = 0.0
+    finished: bool = False
+
+
+class Training:
+    """One training, as one process sees it.
+
+    Parameters
+    ----------
+    fabric
+        Launched.
+    module, source, plan, seed, checkpoint
+        As in `fit` and `Run`.
+    """
+
+    def __init__(
+        self, fabric: Fabric, module: Module, source: Source, plan: Plan, seed: int, checkpoint: Checkpoint | None
+    ) -> None:
+        n_each = source.n_train // fabric.world_size
+        if n_each == 0:
+            raise ValueError(f"{fabric.world_size} processes are too many for {source.n_train} cells to train on")
+        self.fabric, self.module, self.plan, self.checkpoint = fabric, module, plan, checkpoint
+        self.n_steps = plan.max_epochs * math.ceil(n_each / max(1, plan.batch_size // fabric.world_size))
+        self.adam = make_optimizer(module, plan.learning_rate, plan.weight_decay, source.n_train)
+        peaks = [group["lr"] for group in self.adam.param_groups]
+        self.schedule = OneCycleLR(self.adam, peaks, total_steps=self.n_steps + 1, pct_start=RISE, div_factor=10)
+        self.loss, self.optimizer = fabric.setup(_Loss(module), self.adam)
+        self.source = source.to(fabric.device)
+        self.shard = (fabric.global_rank, fabric.world_size)
+        self.generator = torch.Generator().manual_seed(seed)
+        # Where the order of the cells in this epoch begins: who goes on in its middle needs the same order.
+        self.order = self.generator.get_state()
+        self.loss_sum = torch.zeros((), device=fabric.device)
+        self.best: dict[str, Tensor] = {}
+        self.state = State()
+        if fabric.global_rank > 0:  # the noise of each process is its own
+            torch.manual_seed(seed + fabric.global_rank)
+        if checkpoint is not None:
+            self._go_on(checkpoint)
+        self.started = self.written = time.perf_counter()
+
+    def run(self) -> dict[str, list[float]]:
+        """Train to the end, and leave the module with the weights of the best epoch; gives the history."""
+        state, plan, several = self.state, self.plan, self.fabric.world_size > 1
+        hidden = not (plan.progress and self.fabric.is_global_zero)
+        bar = tqdm(total=plan.max_epochs, initial=state.epoch, desc="celldial", unit="epoch", disable=hidden)
+        try:
+            while not state.finished:
+                self._epoch()
+                bar.update()
+                bar.set_postfix_str(f"ELBO {elbo_of(state.records[-1]):.1f} nats/cell")
+        except KeyboardInterrupt:
+            if several or not self.best:  # one of several that ended by itself would leave the others waiting
+                raise
+            logger.warning("interrupted: the model has the weights of epoch %d", state.best_epoch + 1)
+        finally:
+            bar.close()
+            for fabric_logger in self.fabric.loggers:
+                fabric_logger.finalize("success" if state.finished else "failed")
+        self.module.load_state_dict(self.best)
+        if several:
+            # What is drawn from here on is the same in every process.
+            torch.manual_seed(state.step)
+        history = {name: [record[name] for record in state.records] for name in state.records[0]}
+        return {**history, "kept": [float(epoch == state.best_epoch) for epoch in range(len(state.records))]}
+
+    def _epoch(self) -> None:
+        """Go once through the cells, and judge by the validation cells what came of it."""
+        state, plan = self.state, self.plan
+        self.order = self.generator.get_state()
+        self.module.train()
+        minibatches = self.source.training(plan.batch_size, self.generator, *self.shard)
+        for minibatch in islice(minibatches, state.n_done, None):
+            self._step(minibatch)
+            if self._is_time_to_write():
+                self._write(self.order)
+        loss_sum = self.loss_sum.double()
+        total_loss, n_cells = self._total(torch.stack([loss_sum, loss_sum.new_tensor(state.n_cells)])).tolist()
+        record = {"elbo_train": -total_loss / n_cells}
+        if self.source.n_validation > 0:
+            record |= evaluate(self.module, self.source.validation(*self.shard), self._total)
+        elbo = elbo_of(record)
+        wrong = [value for value in (record["elbo_train"], elbo) if not math.isfinite(value)]
+        if wrong:
+            raise FloatingPointError(
+                f"the ELBO became {wrong[0]} in epoch {state.epoch + 1} of {plan.max_epochs}: try a lower "
+                f"learning_rate (it was {plan.learning_rate:g}), and look for features with extreme counts"
+            )
+        record |= {"kl_weight": self._kl_weight(), "learning_rate": float(self.schedule.get_last_lr()[0])}
+        state.records.append({**record, "seconds": self._seconds()})
+        self.fabric.log_dict(state.records[-1], step=state.epoch)
+        if self.source.n_validation == 0 or state.best_elbo is None or elbo > state.best_elbo:
+            state.best_elbo, state.best_epoch = elbo, state.epoch
+            self._keep_weights()
+        state.epoch, state.n_done, state.n_cells = state.epoch + 1, 0, 0
+        self.loss_sum.zero_()
+        waited = state.epoch - 1 - state.best_epoch
+        state.finished = state.epoch == plan.max_epochs
+        if plan.early_stopping and waited >= max(10, plan.max_epochs // 4):
+            state.finished = True
+            logger.info("stopped after epoch %d: the best was epoch %d", state.epoch, state.best_epoch + 1)
+        if self.checkpoint is not None and (state.finished or self.checkpoint.minutes is None):
+            self._write(self.generator.get_state())
+
+    def _step(self, minibatch: Cells) -> None:
+        state, fabric = self.state, self.fabric
+        state.step += 1
+        loss = self.loss(lambda: minibatch, self._kl_weight(), min(1.0, state.step / self.n_steps))
+        fabric.backward(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad()  # now: the next forward pass needs memory, and wide gradients have much
+        if state.step <= self.n_steps:
+            self.schedule.step()
+        self.loss_sum += loss.detach() * len(minibatch)
+        state.n_done, state.n_cells = state.n_done + 1, state.n_cells + len(minibatch)
+
+    def _kl_weight(self) -> float:
+        return min(1.0, self.state.step / (WARM_UP * self.n_steps)) if self.plan.warm_up else 1.0
+
+    def _keep_weights(self) -> None:
+        for name, tensor in self.module.state_dict().items():
+            if name in self.best:
+                self.best[name].copy_(tensor)  # into the same memory: wide models are large
+            else:
+                self.best[name] = tensor.clone()
+
+    def _total(self, value: Tensor) -> Any:
+        """Sum over all processes."""
+        total: Any = self.fabric.all_reduce(value, reduce_op="sum")
+        return total
+
+    def _seconds(self) -> float:
+        return self.state.seconds + time.perf_counter() - self.started
+
+    # --- What is needed to go on ----------------------------------------------------------------------------------
+
+    def _is_time_to_write(self) -> bool:
+        if self.checkpoint is None or self.checkpoint.minutes is None:
+            return False
+        due = time.perf_counter() - self.written >= 60 * self.checkpoint.minutes
+        if self.fabric.world_size == 1:
+            return due
+        # All have to agree, and asking each other takes time.
+        return self.state.step % STEPS_BETWEEN_LOOKS == 0 and self.fabric.broadcast(due)
+
+    def _write(self, order: Tensor) -> None:
+        """Write a checkpoint, where the order of the cells in the running or next epoch begins at `order`."""
+        assert self.checkpoint is not None
+        tensors = {"order": order, "loss_sum": self._of_all(self.loss_sum)}
+        tensors["random"] = self._of_all(torch.get_rng_state())
+        if self.fabric.device.type == "cuda":
+            tensors["random_cuda"] = self._of_all(torch.cuda.get_rng_state(self.fabric.device))
+        tensors |= {f"module.{name}": tensor for name, tensor in self.module.state_dict().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        adam = self.adam.state_dict()
+        for index, moments in adam["state"].items():
+            tensors |= {f"adam.{index}.{name}": tensor for name, tensor in moments.items()}
+        if self.fabric.is_global_zero:
+            about = {
+                "state": {**asdict(self.state), "seconds": self._seconds()},
+                "groups": adam["param_groups"],
+                "schedule": self.schedule.state_dict(),
+            }
+            self.checkpoint.write(about, tensors)
+        self.written = time.perf_counter()
+
+    def _of_all(self, value: Tensor) -> Tensor:
+        """Give what each process has, one below the other."""
+        rank, n_ranks = self.shard
+        gathered = torch.zeros((n_ranks, *value.shape), dtype=value.dtype, device=self.fabric.device)
+        gathered[rank] = value
+        total: Tensor = self._total(gathered)
+        return total.cpu()
+
+    def _go_on(self, checkpoint: Checkpoint) -> None:
+        """Take up the training where the checkpoint, if there is one, leaves it."""
+        found = checkpoint.read()
+        if found is None:
+            return
+        about, tensors = found
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+
+        self.state = State(**about["state"])
+        self.module.load_state_dict(part("module."))
+        self.best = {name: tensor.to(self.fabric.device) for name, tensor in part("best.").items()}
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in part("adam.").items():
+            index, quantity = name.split(".")
+            moments.setdefault(int(index), {})[quantity] = tensor
+        self.adam.load_state_dict({"state": moments, "param_groups": about["groups"]})
+        self.schedule.load_state_dict(about["schedule"])
+        self.generator.set_state(tensors["order"])
+        self.loss_sum.copy_(tensors["loss_sum"][self.fabric.global_rank])
+        # Copied, because torch reads a state from where its storage begins.
+        torch.set_rng_state(tensors["random"][self.fabric.global_rank].clone())
+        if self.fabric.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random_cuda"][self.fabric.global_rank].clone(), self.fabric.device)
+        if not self.state.finished:
+            logger.info("going on after epoch %d of %d", self.state.epoch, self.plan.max_epochs)
+
+
+def elbo_of(record: Mapping[str, float]) -> float:
+    """Give the ELBO by which epochs are compared: of the validation cells, where there are any."""
+    return record.get("elbo_validation", record["elbo_train"])
 
 
 def continued(history: dict[str, list[float]], record: dict[str, list[float]]) -> dict[str, list[float]]:
@@ -200,74 +429,37 @@ def continued(history: dict[str, list[float]], record: dict[str, list[float]]) -
     return {name: history[name] + values for name, values in record.items()}
 
 
-def _optimizer(module: Module, plan: Plan, n_cells: int) -> Adam:
-    """Hold each part of the module as it needs it, and let log scales, such as dispersions, move faster.
-
-    The loadings, that is the decoder's last weights, have a normal prior: a feature that is seen in few cells says
-    little of its own, and without a prior Adam, which makes steps of one size of any gradient, would fit its noise.
-    Other matrices decay, vectors do not.
-    """
-    modalities = [modality for _, modality in module.by_modality()]
-    dispersions = [p for modality in modalities for p in modality.likelihood.parameters()]
-    loadings = {modality: [h for h in modality.decoder.heads.parameters() if h.ndim > 1] for modality in modalities}
-    turning = [modality.decoder for modality in modalities if modality.decoder.harmonics is not None]
-    harmonics = [decoder.harmonics.weight for decoder in turning if decoder.harmonics is not None]
-    # What is known of cells before they are seen is learned from all of them, how sure loadings are has a prior, and
-    # baselines bias nothing: none of these decays. How common components are is the log scale among them.
-    known = [part for part in (module.learned_prior, module.clusters, module.baselines) if part is not None]
-    free = [p for part in known for name, p in part.named_parameters() if not name.endswith("logit_k")]
-    fast = dispersions + [p for part in known for name, p in part.named_parameters() if name.endswith("logit_k")]
-    deviations = [modality.decoder.log_deviation_fh for modality in modalities]
-    free += [p for p in deviations if p is not None]
-    if any(p is not None for p in deviations):
-        free += chain(*loadings.values())
-        loadings = {}
-    others = {id(p) for p in chain(fast, harmonics, free, *loadings.values())}
-    networks = [p for p in module.parameters() if id(p) not in others]
-    groups: list[dict[str, Any]] = [
-        *(
-            {
-                "params": heads,
-                # The gradient of minus the log of a normal prior, per cell as the loss is.
-                "weight_decay": heads[0].shape[1] / (modality.likelihood.loading_scale**2 * n_cells),
-                "decoupled_weight_decay": False,
-            }
-            for modality, heads in loadings.items()
-        ),
-        *(
-            {
-                "params": [weight_fk],
-                "weight_decay": 1 / (decoder.harmonic_scale**2 * n_cells),
-                "decoupled_weight_decay": False,
-            }
-            for decoder, weight_fk in zip(turning, harmonics, strict=True)
-        ),
-        {"params": [p for p in networks if p.ndim > 1], "weight_decay": plan.weight_decay},
-        {"params": [p for p in networks if p.ndim <= 1]},
-        {"params": free},
-        {"params": fast, "lr": FAST * plan.learning_rate},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return Adam(groups, lr=plan.learning_rate, weight_decay=0.0, decoupled_weight_decay=True, fused=True)
-
-
 @torch.no_grad()
-def evaluate(module: Module, cells: Cells) -> dict[str, float]:
-    """Mean ELBO of cells in nats per cell, and its two terms, with one latent sample per cell."""
+def evaluate(
+    module: Module, blocks: Iterable[Cells], total: Callable[[Tensor], Tensor] = lambda value: value
+) -> dict[str, float]:
+    """Mean ELBO of cells in nats per cell, and its terms, with one latent sample per cell.
+
+    Parameters
+    ----------
+    module
+        What is asked; it is deterministic afterwards, but for the samples.
+    blocks
+        The cells, block by block.
+    total
+        Sums numbers over all processes, of which each has some of the cells.
+    """
     module.eval()
-    total = dict.fromkeys(module.modalities, 0.0)
-    total_kl = 0.0
-    for minibatch in minibatches(cells, block_size(max(rows.n_columns for rows in cells.counts.values()))):
-        log_likelihood, kl_c = module.elbo(minibatch)
-        for modality, log_likelihood_c in log_likelihood.items():
-            total[modality] += float(log_likelihood_c.double().sum())
-        total_kl += float(kl_c.double().sum())
-    log_likelihood_validation, kl = sum(total.values()) / len(cells), total_kl / len(cells)
+    sums: Tensor | None = None
+    for block in blocks:
+        log_likelihood, kl_c = module.elbo(block)
+        terms = [term_c.double().sum() for term_c in (*log_likelihood.values(), kl_c)]
+        of_block = torch.stack([*terms, terms[0].new_tensor(len(block))])
+        sums = of_block if sums is None else sums + of_block
+    assert sums is not None  # there are cells
+    *log_likelihoods, kl, n_cells = total(sums).tolist()
+    means = {modality: value / n_cells for modality, value in zip(module.modalities, log_likelihoods, strict=True)}
+    log_likelihood_validation = sum(log_likelihoods) / n_cells
     record = {
-        "elbo_validation": log_likelihood_validation - kl,
+        "elbo_validation": log_likelihood_validation - kl / n_cells,
         "log_likelihood_validation": log_likelihood_validation,
-        "kl_validation": kl,
+        "kl_validation": kl / n_cells,
     }
-    if len(total) > 1:
-        record |= {f"log_likelihood_{modality}_validation": total[modality] / len(cells) for modality in total}
+    if len(means) > 1:
+        record |= {f"log_likelihood_{modality}_validation": value for modality, value in means.items()}
     return record

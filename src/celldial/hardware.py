@@ -1,0 +1,103 @@
+"""On what training runs, by Lightning Fabric: devices, processes, precision, loggers."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from celldial.settings import Precision, settings
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = ["Hardware"]
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where training runs; what is learned does not hang on it, but for rounding and the order of random numbers.
+
+    Parameters
+    ----------
+    device
+        Kind of device: ``"cpu"`` or ``"cuda"``, or one of several, ``"cuda:1"``; by default that of the settings.
+    precision
+        As Lightning Fabric names them: ``"32-true"`` or ``"bf16-mixed"``; by default that of the settings.
+    compile
+        Whether to compile the networks with ``torch.compile``.
+    devices
+        How many devices, each with a process of its own.
+    num_nodes
+        On how many machines.
+    strategy
+        How the processes come about and agree, as Lightning Fabric names them; ``"auto"`` for those that ``torchrun``
+        started, or else for new ones (``"ddp_spawn"``, in notebooks ``"ddp_notebook"``).
+    loggers
+        Loggers of Lightning Fabric, which get the history after each epoch.
+    """
+
+    device: str | None = None
+    precision: Precision | None = None
+    compile: bool = False
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    loggers: Sequence[Any] = ()
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device that is meant, or the kind of those."""
+        return settings.torch_device if self.device is None else torch.device(self.device)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What random numbers and rounding hang on."""
+        return {
+            "device": self.torch_device.type,
+            "precision": settings.precision if self.precision is None else self.precision,
+            "compile": self.compile,
+            "processes": self.devices * self.num_nodes,
+        }
+
+    def fabric(self) -> Fabric:
+        """Set Lightning Fabric up."""
+        from lightning_fabric import Fabric  # here because it takes a second, which `import celldial` need not
+        from lightning_fabric.strategies.ddp import DDPStrategy
+
+        device = self.torch_device
+        chosen = settings.precision if self.precision is None else self.precision
+        several = self.devices * self.num_nodes > 1
+        strategy: Any = self.strategy
+        if strategy == "auto" and several:
+            launched = "LOCAL_RANK" in os.environ  # by torchrun, which sets it in every process
+            strategy = "ddp" if launched else "ddp_notebook" if is_interactive() else "ddp_spawn"
+        if strategy in START:
+            # Buffers are constants of training. Gradients stay where they are summed up over the processes, instead of
+            # being copied there and back.
+            known = inspect.signature(DistributedDataParallel).parameters
+            syncs = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # the older name
+            options: dict[str, Any] = {syncs: False, "gradient_as_bucket_view": True}
+            strategy = DDPStrategy(start_method=START[strategy], **options)
+        return Fabric(
+            accelerator=device.type,
+            devices=[device.index] if ":" in str(device) else self.devices,
+            num_nodes=self.num_nodes,
+            strategy=strategy,
+            precision="32-true" if chosen == "auto" else chosen,
+            loggers=list(self.loggers),
+        )
+
+
+def is_interactive() -> bool:
+    """Tell whether this is a notebook or a prompt, from where no process can be started that begins anew."""
+    return hasattr(sys, "ps1") or bool(sys.flags.interactive)
+
+
+START: dict[str, Any] = {"ddp": "popen", "ddp_spawn": "spawn", "ddp_notebook": "fork"}
