@@ -1,4 +1,4 @@
-"""What each process of ``test_distributed.py`` does: ``torchrun ranks.py TASK FOLDER``. Warnings are errors here, too."""
+"""What each process of ``test_distributed.py`` does: ``torchrun ranks.py TASK FOLDER``. Warnings are errors here."""
 
 import json
 import os

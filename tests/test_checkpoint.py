@@ -5,9 +5,11 @@ import multiprocessing
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -37,8 +39,9 @@ def assert_same(one: VAE, other: VAE) -> None:
     assert {**one.history_, "seconds": 0} == {**other.history_, "seconds": 0}
 
 
-def cut_short(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, times: int, error: BaseException) -> None:
-    """Let a function raise the given time that it is called, and be itself again afterwards."""
+@contextmanager
+def cut_short(where: Any, name: str, times: int, error: BaseException) -> Iterator[None]:
+    """Let a function raise the given time that it is called in this block."""
     function: Callable[..., Any] = getattr(where, name)
     n_calls = 0
 
@@ -49,7 +52,8 @@ def cut_short(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, times: int
             raise error
         return function(*args, **options)
 
-    monkeypatch.setattr(where, name, failing)
+    with mock.patch.object(where, name, failing):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -79,26 +83,19 @@ def test_a_training_that_has_ended_is_not_repeated(
 
 @pytest.mark.parametrize("minutes", [None, 1e-9], ids=["after each epoch", "after each step"])
 @pytest.mark.parametrize("step", [1, 2, 9, 12, 16])
-def test_the_same_call_goes_on(
-    adata: AnnData, whole: VAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, minutes: float | None
-) -> None:
-    with monkeypatch.context() as patch, pytest.raises(CutShort):
-        cut_short(patch, train.Training, "_step", step, CutShort())
+def test_the_same_call_goes_on(adata: AnnData, whole: VAE, tmp_path: Path, step: int, minutes: float | None) -> None:
+    with cut_short(train.Training, "_step", step, CutShort()), pytest.raises(CutShort):
         fit(adata, tmp_path, checkpoint_minutes=minutes)
     assert_same(fit(adata, tmp_path, checkpoint_minutes=minutes), whole)
 
 
-def test_many_interruptions(adata: AnnData, whole: VAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_interruptions(adata: AnnData, whole: VAE, tmp_path: Path) -> None:
     """At random moments, some of them in the middle of writing a checkpoint."""
     chance = random.Random(0)
     places = [(train.Training, "_step"), (train, "evaluate"), (storage, "save"), (storage.os, "replace")]
     for _ in range(N_KILLS):
-        with monkeypatch.context() as patch:
-            cut_short(patch, *chance.choice(places), chance.randint(1, 6), CutShort())
-            try:
-                fit(adata, tmp_path, checkpoint_minutes=chance.choice([None, 1e-9]))
-            except CutShort:
-                continue
+        with cut_short(*chance.choice(places), chance.randint(1, 6), CutShort()), suppress(CutShort):
+            fit(adata, tmp_path, checkpoint_minutes=chance.choice([None, 1e-9]))
     assert_same(fit(adata, tmp_path), whole)
     assert [path.name for path in tmp_path.iterdir()] == ["training.checkpoint"]
 
@@ -141,19 +138,16 @@ def test_a_process_that_is_killed(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_ctrl_c_ends_early_and_the_same_call_goes_on(
-    adata: AnnData, whole: VAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        cut_short(patch, train, "evaluate", 3, KeyboardInterrupt())
+def test_ctrl_c_ends_early_and_the_same_call_goes_on(adata: AnnData, whole: VAE, tmp_path: Path) -> None:
+    with cut_short(train, "evaluate", 3, KeyboardInterrupt()):
         ended = fit(adata, tmp_path)
     assert len(ended.history_["seconds"]) == 2
     assert_same(fit(adata, tmp_path), whole)
 
 
-def test_a_full_disk(adata: AnnData, whole: VAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="Make room") as caught:
-        cut_short(patch, storage.os, "fsync", 3, OSError(errno.ENOSPC, "No space left on device"))
+def test_a_full_disk(adata: AnnData, whole: VAE, tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with cut_short(storage.os, "fsync", 3, full), pytest.raises(OSError, match="Make room") as caught:
         fit(adata, tmp_path)
     assert caught.value.errno == errno.ENOSPC
     assert str(tmp_path / "training.checkpoint") in str(caught.value)
@@ -172,24 +166,20 @@ def test_a_full_disk(adata: AnnData, whole: VAE, tmp_path: Path, monkeypatch: py
     ids=lambda value: "" if isinstance(value, VAE) else value[0],
 )
 @pytest.mark.filterwarnings("ignore:periodic=True", "ignore:no feature tells the angle")
-def test_trainings_in_stages(
-    adata: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: VAE, stages: list[str]
-) -> None:
+def test_trainings_in_stages(adata: AnnData, tmp_path: Path, model: VAE, stages: list[str]) -> None:
     expected = fit(adata, None, 6, VAE(**model.get_params()))
     for step in (10, 9):
-        with monkeypatch.context() as patch, pytest.raises(CutShort):
-            cut_short(patch, train.Training, "_step", step, CutShort())
+        with cut_short(train.Training, "_step", step, CutShort()), pytest.raises(CutShort):
             fit(adata, tmp_path, 6, VAE(**model.get_params()))
     found = fit(adata, tmp_path, 6, VAE(**model.get_params()))
     assert_same(found, expected)
     assert sorted(path.stem for path in tmp_path.iterdir()) == stages
 
 
-def test_cells_that_lack_modalities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cells_that_lack_modalities(tmp_path: Path) -> None:
     adata = simulate_two()
     expected = fit(adata, None, model=VAE(2, 8))
-    with monkeypatch.context() as patch, pytest.raises(CutShort):
-        cut_short(patch, train.Training, "_step", 12, CutShort())
+    with cut_short(train.Training, "_step", 12, CutShort()), pytest.raises(CutShort):
         fit(adata, tmp_path, model=VAE(2, 8), checkpoint_minutes=1e-9)
     assert_same(fit(adata, tmp_path, model=VAE(2, 8), checkpoint_minutes=1e-9), expected)
 

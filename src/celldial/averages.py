@@ -73,7 +73,7 @@ def _draw(module: Module, cells: Cells, n_samples: int) -> Tensor:
 
 
 @torch.no_grad()
-def measure_loadings(module: Module, cells: Cells, index_c: Tensor) -> None:
+def measure_loadings(module: Module, cells: Cells, index_c: Tensor, n_each: float = 1.0) -> None:
     """Work out how sure the module is of its loadings, and keep it in the module.
 
     Parameters
@@ -84,6 +84,8 @@ def measure_loadings(module: Module, cells: Cells, index_c: Tensor) -> None:
         The data set, on the CPU.
     index_c
         The cells that it was trained on. A modality that none of them has keeps what is known of it.
+    n_each
+        How many cells each of these stands for.
     """
     device = ready(module)
     for name, modality in module.by_modality():
@@ -91,7 +93,8 @@ def measure_loadings(module: Module, cells: Cells, index_c: Tensor) -> None:
         if len(having) == 0:
             continue
         chosen = having[torch.randperm(len(having))[:MAX_CELLS].sort().values]
-        modality.loadings = _loadings(module, name, modality, cells.select(chosen), len(having) / len(chosen), device)
+        each = n_each * len(having) / len(chosen)
+        modality.loadings = _loadings(module, name, modality, cells.select(chosen), each, device)
 
 
 def _loadings(

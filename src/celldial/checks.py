@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ __all__ = [
     "check_options",
     "check_parameters",
     "check_range",
+    "check_target",
     "check_whole",
     "warn_of_empty",
 ]
@@ -204,8 +205,17 @@ def check_any_count(cells: Cells, modalities: Sequence[str] | None = None) -> No
         raise ValueError(f"none of the {len(cells)} cells has a single count{of}: check the layer and the features")
 
 
+def check_target(adata: Any, key_added: str | None) -> None:
+    """Raise where something is to be written to cells that are only in files."""
+    if key_added is not None and not hasattr(adata, "obsm"):
+        raise ValueError(
+            f"key_added={key_added!r} names a place in adata.obsm, and there is no AnnData: leave it out and keep what "
+            "is returned"
+        )
+
+
 def warn_of_empty(
-    adata: AnnData, cells: Cells, consequence: str, modality: str | None = None, stacklevel: int = 3
+    name_of: Callable[[int], Any], cells: Cells, consequence: str, modality: str | None = None, stacklevel: int = 3
 ) -> None:
     """Warn where cells have no count, in the name of who called the method of `VAE` that calls this."""
     empty_c = cells.empty_c.numpy()
@@ -213,7 +223,7 @@ def warn_of_empty(
         of = "" if modality is None else f" of {modality}"
         warnings.warn(
             f"{empty_c.sum()} of {len(empty_c)} cells have no count{of} (the first is "
-            f"{adata.obs_names[empty_c][0]!r}): {consequence}",
+            f"{name_of(int(empty_c.argmax()))!r}): {consequence}",
             stacklevel=stacklevel,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,8 @@ LARGEST = np.finfo(np.float32).max
 def check_anndata(adata: Any, needs_features: bool = True) -> None:
     """Raise unless `adata` is an AnnData in memory with cells, features (where needed) and distinct names."""
     if not isinstance(adata, AnnData):
-        raise TypeError(f"expected an AnnData, got {type(adata).__module__}.{type(adata).__name__}")
+        remedy = ": read it first, anndata.read_h5ad(path)" if isinstance(adata, str | PathLike) else ""
+        raise TypeError(f"expected an AnnData, got {type(adata).__module__}.{type(adata).__name__}{remedy}")
     if adata.isbacked:
         raise ValueError("adata is backed by a file: read it into memory first, adata = adata.to_memory()")
     if adata.n_obs == 0 or (needs_features and adata.n_vars == 0):

@@ -8,7 +8,7 @@ Axis suffixes: ``c`` cells, ``f`` features, ``k`` covariates, ``q`` quantiles, `
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from celldial import phase
-from celldial.data import MAX_BLOCK_CELLS, Cells, block_size, in_blocks, minibatches
+from celldial.data import MAX_BLOCK_CELLS, Cells, block_size, minibatches
 from celldial.likelihoods import Observation
 from celldial.module import Module
 from celldial.settings import seeded, settings
 
-__all__ = ["Covariates", "Posterior", "bound", "draw_cells", "expected", "infer", "ready"]
+__all__ = ["Covariates", "Posterior", "bound", "draw_cells", "expected", "infer", "joined", "ready"]
 
 # Draws by which the mean of a posterior without a closed form is known.
 N_DRAWS = 64
@@ -148,6 +148,21 @@ def infer(module: Module, cells: Cells) -> Inferred:
     return Inferred(mean_cz, deviation_cz, embedding_cz, CirclePosterior(*others) if others else None, cluster_ck)
 
 
+def joined(parts: Sequence[Inferred]) -> Inferred:
+    """Put the latent states of some cells after each other."""
+    if len(parts) == 1:
+        return parts[0]
+    circle = cluster = None
+    if parts[0].circle is not None:
+        circle = CirclePosterior(
+            *map(np.concatenate, zip(*(part.circle for part in parts if part.circle), strict=True))
+        )
+    if parts[0].cluster is not None:
+        cluster = np.concatenate([part.cluster for part in parts if part.cluster is not None])
+    mean, deviation, embedding = (np.concatenate([part[index] for part in parts]) for index in range(3))
+    return Inferred(mean, deviation, embedding, circle, cluster)
+
+
 def moments(posterior: TorchDistribution) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each coordinate; of a flow from draws."""
     if not isinstance(posterior, TransformedDistribution):
@@ -157,15 +172,15 @@ def moments(posterior: TorchDistribution) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def bound(module: Module, cells: Cells, n_samples: int) -> float:
+def bound(module: Module, blocks: Iterable[Cells], n_samples: int) -> float:
     """Importance-weighted bound on the log probability of cells, in nats per cell, by torch's generator.
 
     Parameters
     ----------
     module
         What is asked.
-    cells
-        Those with counts, on any device.
+    blocks
+        Cells that have counts, on any device, block by block.
     n_samples
         Draws of each cell.
 
@@ -174,12 +189,13 @@ def bound(module: Module, cells: Cells, n_samples: int) -> float:
     Burda et al. (2016), Importance Weighted Autoencoders, arXiv:1509.00519.
     """
     device = ready(module)
-    total = 0.0
-    for block in in_blocks(cells):
+    total, n_cells = 0.0, 0
+    for block in blocks:
         placed = phase.placed(module, block.to(device))
         log_weight_nc = torch.stack([module.log_weight(placed) for _ in range(n_samples)])
         total += float((log_weight_nc.double().logsumexp(0) - math.log(n_samples)).sum())
-    return total / len(cells)
+        n_cells += len(block)
+    return total / n_cells
 
 
 @torch.no_grad()

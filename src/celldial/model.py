@@ -9,8 +9,8 @@ import math
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +40,8 @@ from celldial import (
     targets,
     train,
 )
+from celldial.ahead import ahead
+from celldial.atlas import Atlas, is_stored
 from celldial.axes import Axis
 from celldial.checkpoint import Checkpoint
 from celldial.covariates import covariate_table
@@ -52,7 +54,8 @@ from celldial.joined import joined
 from celldial.laplace import Loadings
 from celldial.latents import LatentName
 from celldial.lookup import find_column, noun_of
-from celldial.markers import read_rhythm
+from celldial.markers import Rhythm, read_rhythm
+from celldial.modalities import obsm_key
 from celldial.module import Module
 from celldial.nn import DecoderName
 from celldial.phase import placed
@@ -60,6 +63,7 @@ from celldial.priors import PosteriorName, PriorName
 from celldial.schema import BERNOULLI, Schema
 from celldial.settings import Precision, chosen, seeded, settings
 from celldial.source import Resident, Source
+from celldial.stream import Stream, told_once
 
 __all__ = ["VAE"]
 
@@ -318,6 +322,9 @@ class VAE(BaseEstimator):
         ----------
         adata
             Cells with raw counts; cells may lack modalities. Cells without any count take no part and get the prior.
+            Or cells in files, which are read piece by piece: a backed AnnData, the path of an ``.h5ad`` file or a
+            ``.zarr`` store, or a list of paths. Of several files the features that all have are taken. Validation cells
+            are then chosen in short runs of neighboring cells.
         max_epochs
             Passes over the cells; ``"auto"`` chooses by their number.
         batch_size
@@ -357,7 +364,8 @@ class VAE(BaseEstimator):
         -------
         The model itself. Written: ``adata.obsm[key_added]``, what `transform` returns, shape ``(cells, n_latent)``;
         ``adata.uns["celldial"]``: parameters, schema and history; and with a periodic coordinate the columns of
-        ``adata.obs`` that `phase` returns; with clusters, what `clusters` writes.
+        ``adata.obs`` that `phase` returns; with clusters, what `clusters` writes. Files stay as they are: where paths
+        are given nothing is written, and a backed AnnData is only written to in memory.
 
         Raises
         ------
@@ -379,70 +387,63 @@ class VAE(BaseEstimator):
         checks.check_parameters(self.get_params(deep=False))
         checks.check_options(max_epochs, batch_size, key_added)
         checks.check_hardware(device, precision, devices, num_nodes, checkpoint_minutes)
-        table = joined(adata, layer=self.layer, modality_key=self.modality_key)
-        schema = Schema.from_anndata(
-            table,
-            layer=self.layer,
-            batch_key=self.batch_key,
-            categorical_covariate_keys=self.categorical_covariate_keys,
-            continuous_covariate_keys=self.continuous_covariate_keys,
-            likelihood=self.likelihood,
-            modalities=self.modalities,
-            modality_key=self.modality_key,
-            presence_keys=self.presence_keys,
-        )
-        checks.check_modality_weights(self.modality_weights, schema)
         rhythm = read_rhythm(self.periodic)
-        checks.check_columns_free(adata, rhythm)
-        cells = Cells.from_anndata(table, schema)
-        described = self._describe_clusters(table)
-        cells = replace(cells, label_c=labels.codes(table.obs, described))
-        checks.check_enough(schema, cells, self.n_latent)
-        checks.check_clusters(described, cells)
-        check_linked(cells)
-        checks.warn_of_empty(table, cells, NO_PART)
-        train_c, validation_c = choose_cells(table, cells, validation_size, validation_cells, self.seed)
-        check_linked(cells, train_c)
+        found = self._look(adata, rhythm, validation_size, validation_cells)
+        schema, source = found.schema, found.source
         plan = train.Plan(
-            max_epochs=train.choose_max_epochs(len(train_c)) if max_epochs == "auto" else max_epochs,
-            batch_size=train.choose_batch_size(len(train_c)) if batch_size == "auto" else batch_size,
+            max_epochs=train.choose_max_epochs(source.n_train) if max_epochs == "auto" else max_epochs,
+            batch_size=train.choose_batch_size(source.n_train) if batch_size == "auto" else batch_size,
             learning_rate=self._learning_rate(),
             early_stopping=early_stopping,
             progress=progress,
         )
-        markers, modality = phases.marker_columns(table, schema, cells, rhythm, self.gene_symbols)
-        source = Resident(cells, train_c, validation_c)
         hardware = Hardware(device, precision, compile, devices, num_nodes, strategy, loggers)
         run = train.Run(hardware, self._checkpoint(checkpoint, checkpoint_minutes, schema, source, plan, hardware))
         with chosen(device, precision), seeded(self.seed):
-            memory.check(cells, schema.likelihood, self.n_hidden, plan.batch_size, settings.torch_device)
-            module = self._build(schema, described)
-            module.initialise(source.sample(MAX_CELLS_TO_START))
+            sample = source.sample(MAX_CELLS_TO_START)
+            held = source.cells if isinstance(source, Resident) else sample
+            memory.check(held, schema.likelihood, self.n_hidden, plan.batch_size, settings.torch_device)
+            module = self._build(schema, found.clusters)
+            module.initialise(sample, source.n_train)
+            del sample, held
             if module.clusters is not None:
                 history = clustering.fit(module, source, plan, self.seed, run)
             elif rhythm is None:
                 history = train.fit(module, source, plan, self.seed, run)
             else:
+                assert isinstance(source, Resident)  # others have no rhythm
+                split = (source.train_c, source.validation_c)
                 cells, history = circle.fit(
-                    module, cells, train_c, validation_c, plan, self.seed, run, rhythm, markers, modality
+                    module, source.cells, *split, plan, self.seed, run, rhythm, found.markers, found.modality
                 )
-            inferred = inference.infer(module, cells)
-            averages.measure_loadings(module, cells, train_c)
+                source = replace(source, cells=cells)
+            inferred = embedded(module, source, adata)
+            sample = source.sample(MAX_CELLS_TO_START)
+            n_each = source.n_train / len(sample)
+            averages.measure_loadings(module, sample, torch.arange(len(sample)), n_each)
         self.parameters_, self.schema_, self.module_, self.history_ = parameters_of(self), schema, module, history
         self.periodic_ = (
-            None if rhythm is None else phases.describe(module, schema, rhythm, markers, modality, self.gene_symbols)
+            None
+            if rhythm is None
+            else phases.describe(module, schema, rhythm, found.markers, found.modality, self.gene_symbols)
         )
-        self.clusters_ = described
-        totals = {modality: library_size_c[train_c].numpy() for modality, library_size_c in cells.library_size.items()}
+        self.clusters_ = found.clusters
+        totals = {
+            modality: library_size_c[source.train_c].numpy()
+            for modality, library_size_c in found.cells.library_size.items()
+        }
         self.library_size_quantiles_ = {
             modality: np.quantile(total_c[total_c > 0], np.linspace(0, 1, 101)) for modality, total_c in totals.items()
         }
-        self._write(adata, inferred, key_added, include_periodic)
+        if inferred is not None:
+            self._write(adata, inferred, key_added, include_periodic)
         return self
 
     def fit_transform(self, adata: AnnData, **options: Any) -> np.ndarray:
         """Fit the model (see `fit` for the options) and return the embedding, shape ``(cells, n_latent)``."""
         self.fit(adata, **options)
+        if is_path(adata):
+            return self.transform(adata, include_periodic=options.get("include_periodic", False))
         embedding_cz: np.ndarray = adata.obsm[adata.uns["celldial"]["key_added"]]
         return embedding_cz.copy()
 
@@ -500,7 +501,7 @@ class VAE(BaseEstimator):
         table, cells = self._read(adata)
         cells = replace(cells, label_c=labels.codes(table.obs, self.clusters_))
         checks.check_any_count(cells)
-        checks.warn_of_empty(table, cells, NO_PART)
+        checks.warn_of_empty(table.obs_names.__getitem__, cells, NO_PART)
         train_c, validation_c = choose_cells(table, cells, validation_size, validation_cells, self.seed)
         plan = train.Plan(
             max_epochs=max_epochs,
@@ -554,8 +555,8 @@ class VAE(BaseEstimator):
         ----------
         adata
             Any cells with the features of the model (in any order, at least half of them) and its covariates, with
-            all of the model's modalities or some. Cells without any count get the prior mean, 0, and a warning says how
-            many they are.
+            all of the model's modalities or some; or files of cells, as in `fit`. Cells without any count get the prior
+            mean, 0, and a warning says how many they are.
         modality
             Hear this modality alone, as if nothing else had been measured; by default all that a cell has.
         key_added
@@ -563,7 +564,8 @@ class VAE(BaseEstimator):
         include_periodic
             Whether to add two columns, the place on the circle: activity times cosine and sine of the angle.
         """
-        inferred = self._inferred(adata, modality)
+        checks.check_target(adata, key_added)
+        inferred, _ = self._inferred(adata, modality)
         embedding_cz = inferred.embedding_with_place if include_periodic else inferred.embedding
         if key_added is not None:
             with writable(adata):
@@ -587,7 +589,7 @@ class VAE(BaseEstimator):
         >>> model = celldial.VAE().fit(adata, max_epochs=1, progress=False)
         >>> mean, standard_deviation = model.latent_posterior(adata)
         """
-        inferred = self._inferred(adata, modality)
+        inferred, _ = self._inferred(adata, modality)
         return Posterior(inferred.mean, inferred.standard_deviation)
 
     def phase(self, adata: AnnData, *, modality: str | None = None) -> pd.DataFrame:
@@ -619,9 +621,12 @@ class VAE(BaseEstimator):
         self._check_fitted()
         if self.periodic_ is None:
             raise ValueError("this model has no periodic coordinate: fit one with VAE(periodic='cell_cycle')")
-        checks.check_columns_free(adata, read_rhythm(self.parameters_["periodic"]))
-        table = phases.table(self._inferred(adata, modality), self.periodic_, adata.obs_names)
-        self._write_phase(adata, table)
+        if not is_path(adata):
+            checks.check_columns_free(adata, read_rhythm(self.parameters_["periodic"]))
+        inferred, obs = self._inferred(adata, modality)
+        table = phases.table(inferred, self.periodic_, obs.index)
+        if not is_path(adata):
+            self._write_phase(adata, table)
         return table
 
     def clusters(self, adata: AnnData, *, modality: str | None = None) -> pd.DataFrame:
@@ -657,8 +662,11 @@ class VAE(BaseEstimator):
         self._check_fitted()
         if self.clusters_ is None:
             raise ValueError("this model has no clusters: fit one with VAE(n_clusters=...) or VAE(labels_key=...)")
-        inferred = self._inferred(adata, modality)
-        return self._write_clusters(adata, inferred)
+        inferred, obs = self._inferred(adata, modality)
+        table = pd.DataFrame(inferred.cluster, obs.index, columns=self.clusters_["names"])
+        if not is_path(adata):
+            self._write_clusters(adata, table)
+        return table
 
     def score(self, adata: AnnData, y: None = None, *, n_samples: int = 1) -> float:
         """Mean ELBO of cells that were held out, in nats per cell; higher is better.
@@ -668,7 +676,7 @@ class VAE(BaseEstimator):
         Parameters
         ----------
         adata
-            Cells that `fit` did not see.
+            Cells that `fit` did not see; or files of them.
         y
             Ignored; scikit-learn's convention.
         n_samples
@@ -682,13 +690,11 @@ class VAE(BaseEstimator):
         """
         self._check_fitted()
         checks.check_whole("n_samples", n_samples)
-        _, cells = self._read(adata)
-        checks.check_any_count(cells)
-        filled = cells.select((~cells.empty_c).nonzero()[:, 0]).to(inference.ready(self.module_))
         with seeded(self.seed):
+            blocks = self._filled(adata)
             if n_samples > 1:
-                return inference.bound(self.module_, filled, n_samples)
-            return train.evaluate(self.module_, in_blocks(placed(self.module_, filled)))["elbo_validation"]
+                return inference.bound(self.module_, blocks, n_samples)
+            return train.evaluate(self.module_, blocks)["elbo_validation"]
 
     # --- From latent states to cells ------------------------------------------------------------------------------
 
@@ -772,6 +778,7 @@ class VAE(BaseEstimator):
         (700, 2)
         """
         self._check_fitted()
+        checks.check_target(adata, key_added)
         to_decode = self._prepare(adata, modality, None, genes, transform_batch, "transform_batch", library_size)
         table = to_decode.table(self.module_)
         if key_added is not None:
@@ -799,7 +806,7 @@ class VAE(BaseEstimator):
         Parameters
         ----------
         adata
-            Cells, which may lack `modality` altogether.
+            Cells, which may lack `modality` altogether; or files of cells, as in `fit`, to which nothing is written.
         modality
             What to predict.
         from_
@@ -838,6 +845,7 @@ class VAE(BaseEstimator):
         (200, 300)
         """
         self._check_fitted()
+        checks.check_target(adata, key_added)
         to_decode = self._prepare(adata, modality, from_, features, batch, "batch", library_size)
         n_entries = len(to_decode.z_cz) * len(to_decode.names)
         if n_entries > MAX_ENTRIES and not dense:
@@ -847,6 +855,8 @@ class VAE(BaseEstimator):
                 "pass dense=True"
             )
         table = to_decode.table(self.module_)
+        if is_path(adata):
+            return table
         with writable(adata):
             # A table of very many columns takes minutes to write to a file, an array does not.
             kept = table.to_numpy(copy=True) if features is None else table.copy()
@@ -872,7 +882,8 @@ class VAE(BaseEstimator):
             As in `impute`. Nothing is written to `adata`.
         path
             The file to write, whole or not at all: an AnnData of cells × features with the table in ``X``, float32,
-            and the cells' ``obs``. ``anndata.read_h5ad(path, backed="r")`` reads parts of it.
+            and the cells' ``obs`` (of files, the columns that the model knows). ``anndata.read_h5ad(path, backed="r")``
+            reads parts of it.
         """
         self._check_fitted()
         to_decode = self._prepare(adata, modality, from_, features, batch, "batch", library_size)
@@ -1060,7 +1071,8 @@ class VAE(BaseEstimator):
         checks.check_any_count(cells)
         filled_c = (~cells.empty_c).nonzero()[:, 0]
         target = self._target(table.obs.iloc[filled_c.numpy()], cells.select(filled_c), obs, groups, genes, modality)
-        checks.warn_of_empty(table, cells, "they take no part, and are scored as the prior mean")
+        warned = "they take no part, and are scored as the prior mean"
+        checks.warn_of_empty(table.obs_names.__getitem__, cells, warned)
         mean_cz = inference.infer(self.module_, cells).mean
         axis = axes.find_direction(
             name,
@@ -1465,6 +1477,81 @@ class VAE(BaseEstimator):
         if not self.__sklearn_is_fitted__():
             raise NotFittedError("this VAE is not fitted yet: call fit(adata) first, or VAE.load(path)")
 
+    def _look(
+        self,
+        adata: Any,
+        rhythm: Rhythm | None,
+        validation_size: float,
+        validation_cells: Sequence[Any] | np.ndarray | None,
+    ) -> ToFit:
+        """Look at the cells to fit, in memory or in files, and check them."""
+        options: dict[str, Any] = {
+            "layer": self.layer,
+            "batch_key": self.batch_key,
+            "categorical_covariate_keys": self.categorical_covariate_keys,
+            "continuous_covariate_keys": self.continuous_covariate_keys,
+            "likelihood": self.likelihood,
+            "modalities": self.modalities,
+            "modality_key": self.modality_key,
+            "presence_keys": self.presence_keys,
+        }
+        if is_stored(adata):
+            return self._look_into_files(adata, rhythm, validation_size, validation_cells, options)
+        table = joined(adata, layer=self.layer, modality_key=self.modality_key)
+        schema = Schema.from_anndata(table, **options)
+        checks.check_modality_weights(self.modality_weights, schema)
+        checks.check_columns_free(adata, rhythm)
+        cells = Cells.from_anndata(table, schema)
+        described = self._describe_clusters(table.obs)
+        cells = replace(cells, label_c=labels.codes(table.obs, described))
+        checks.check_enough(schema, cells, self.n_latent)
+        checks.check_clusters(described, cells)
+        check_linked(cells)
+        checks.warn_of_empty(table.obs_names.__getitem__, cells, NO_PART, stacklevel=4)
+        train_c, validation_c = choose_cells(table, cells, validation_size, validation_cells, self.seed)
+        check_linked(cells, train_c)
+        found = phases.marker_columns(table, schema, cells, rhythm, self.gene_symbols)
+        return ToFit(schema, cells, Resident(cells, train_c, validation_c), described, *found)
+
+    def _look_into_files(
+        self,
+        data: Any,
+        rhythm: Rhythm | None,
+        validation_size: float,
+        validation_cells: Sequence[Any] | np.ndarray | None,
+        options: dict[str, Any],
+    ) -> ToFit:
+        if rhythm is not None:
+            raise ValueError(
+                "a periodic coordinate is found by looking at all cells again and again, which takes memory: read them "
+                "(adata = anndata.read_h5ad(path)), or a part of them, and fit that"
+            )
+        keys = [self.batch_key, *self.categorical_covariate_keys, *self.continuous_covariate_keys, self.labels_key]
+        keys += (self.presence_keys or {}).values()
+        in_obsm = [key for key in map(obsm_key, (self.modalities or {}).values()) if key is not None]
+        atlas = Atlas.open(data, layer=self.layer, obs_keys=[key for key in keys if key is not None], obsm_keys=in_obsm)
+        schema = atlas.schema(**options)
+        checks.check_modality_weights(self.modality_weights, schema)
+        described = self._describe_clusters(atlas.obs)
+        stream = Stream.survey(
+            atlas,
+            schema,
+            validation_size=validation_size,
+            validation_cells=validation_cells,
+            seed=self.seed,
+            label_codes=lambda obs: labels.codes(obs, described),
+        )
+        checks.check_enough(schema, stream.summary, self.n_latent)
+        checks.check_clusters(described, stream.summary)
+        check_linked(stream.summary)
+        check_linked(stream.summary, stream.train_c)
+
+        def name_of(cell: int) -> str:
+            return str(atlas.read(np.array([cell])).obs_names[0])
+
+        checks.warn_of_empty(name_of, stream.summary, NO_PART, stacklevel=5)
+        return ToFit(schema, stream.summary, stream, described)
+
     def _learning_rate(self) -> float:
         """Choose the peak of the learning rate: lower where gradients are noisy, lest the encoder goes astray."""
         clustered = self.n_clusters is not None or self.labels_key is not None
@@ -1472,13 +1559,13 @@ class VAE(BaseEstimator):
             SCORED_SLOWER if read_gradient(self.gradient, clustered).z != "reparameterized" else 1
         )
 
-    def _describe_clusters(self, table: AnnData) -> dict[str, Any] | None:
+    def _describe_clusters(self, obs: pd.DataFrame) -> dict[str, Any] | None:
         """Say what clusters there are to be, if any."""
         if self.labels_key is None:
             return None if self.n_clusters is None else {"names": labels.cluster_names([], self.n_clusters)}
         if self.labels_key == CLUSTER:
             raise ValueError(f"labels_key is {CLUSTER!r}, the column that clusters are written to: copy it to another")
-        known = labels.known_labels(table.obs, self.labels_key, self.unknown_label)
+        known = labels.known_labels(obs, self.labels_key, self.unknown_label)
         return {
             "names": labels.cluster_names(known, self.n_clusters),
             "n_labels": len(known),
@@ -1547,11 +1634,52 @@ class VAE(BaseEstimator):
         cells = Cells.from_anndata(table, self.schema_)
         return table, cells if from_ is None else cells.only(*from_)
 
-    def _inferred(self, adata: AnnData, modality: str | None) -> Inferred:
+    def _parts(self, adata: Any, from_: Sequence[str] | None) -> Iterator[tuple[AnnData, Cells]]:
+        """Read cells as `_read` does, in one part; those in files in many."""
+        if not is_stored(adata):
+            yield self._read(adata, from_)
+            return
+        schema = self.schema_
+        keys = [*schema.categories, *schema.continuous, *schema.presence_keys.values()]
+        in_obsm = [key for key in map(obsm_key, schema.sources.values()) if key is not None]
+        for table in ahead(Atlas.open(adata, layer=schema.layer, obs_keys=keys, obsm_keys=in_obsm).blocks()):
+            yield table, self._read(table, from_)[1]
+
+    def _inferred(
+        self,
+        adata: Any,
+        modality: str | None = None,
+        sources: Sequence[str] | None = None,
+        consequence: str = "they get the prior as their posterior",
+        stacklevel: int = 4,
+    ) -> tuple[Inferred, pd.DataFrame]:
+        """Infer the latent states of cells, by one or some modalities; also gives their ``obs``."""
         self._check_fitted()
-        table, cells = self._read(adata, None if modality is None else [self._modality(modality)])
-        checks.warn_of_empty(table, cells, "they get the prior as their posterior", modality, stacklevel=4)
-        return inference.infer(self.module_, cells)
+        heard = [self._modality(modality)] if modality is not None else sources
+        of = None if heard is None else " or ".join(heard)
+        parts, tables, n_filled = [], [], 0
+        with told_once() if is_stored(adata) else nullcontext():
+            for table, cells in self._parts(adata, heard):
+                n_filled += int((~cells.empty_c).sum())
+                if sources is not None and not is_stored(adata):
+                    checks.check_any_count(cells, sources)
+                checks.warn_of_empty(table.obs_names.__getitem__, cells, consequence, of, stacklevel)
+                parts.append(inference.infer(self.module_, cells))
+                tables.append(table.obs)
+        if sources is not None and n_filled == 0:
+            checks.check_any_count(cells, sources)
+        return inference.joined(parts), tables[0] if len(tables) == 1 else pd.concat(tables)
+
+    def _filled(self, adata: Any) -> Iterator[Cells]:
+        """Read the cells that have counts, on the device, in blocks that can be decoded at once."""
+        device, n_filled = inference.ready(self.module_), 0
+        for _, cells in self._parts(adata, None):
+            filled = cells.select((~cells.empty_c).nonzero()[:, 0]).to(device)
+            n_filled += len(filled)
+            if len(filled) > 0:
+                yield from in_blocks(placed(self.module_, filled))
+        if n_filled == 0:
+            checks.check_any_count(cells)
 
     def _modality(self, modality: str | None) -> str:
         """Check the name of a modality; the first is meant where none is named."""
@@ -1614,19 +1742,15 @@ class VAE(BaseEstimator):
             sources = [self._modality(name) for name in ([from_] if isinstance(from_, str) else from_)]
             if not sources:
                 raise ValueError("from_ is empty: name a modality, or leave it at None for all that a cell has")
-        table, cells = self._read(adata, sources)
-        if sources is not None:
-            checks.check_any_count(cells, sources)
-        of = None if sources is None else " or ".join(sources)
-        checks.warn_of_empty(table, cells, "for them the prior mean is decoded", of, stacklevel=4)
+        inferred, obs = self._inferred(adata, None, sources, "for them the prior mean is decoded", stacklevel=5)
         return ToDecode(
             modality,
-            inference.infer(self.module_, cells).state_cz,
-            Covariates(*self.schema_.covariates(table, batch)),
+            inferred.state_cz,
+            Covariates(*self.schema_.covariates(obs, batch)),
             self._library_size(modality, library_size),
             None if features is None else names.get_indexer(wanted),
             wanted,
-            table.obs,
+            obs,
         )
 
     def _write_phase(self, adata: AnnData, table: pd.DataFrame) -> None:
@@ -1636,14 +1760,11 @@ class VAE(BaseEstimator):
             # So that later calls know the columns as a model's.
             adata.uns["celldial"] = {**adata.uns.get("celldial", {}), "periodic": copy.deepcopy(self.periodic_)}
 
-    def _write_clusters(self, adata: AnnData, inferred: Inferred) -> pd.DataFrame:
-        assert self.clusters_ is not None
-        names = self.clusters_["names"]
-        table = pd.DataFrame(inferred.cluster, adata.obs_names, columns=names)
+    def _write_clusters(self, adata: AnnData, table: pd.DataFrame) -> None:
+        names = list(table.columns)
         with writable(adata):
-            adata.obsm[CLUSTER_PROBABILITY] = table.set_axis(labels.column_names(names), axis=1).copy()
-            adata.obs[CLUSTER] = pd.Categorical.from_codes(table.to_numpy().argmax(1), names)
-        return table
+            adata.obsm[CLUSTER_PROBABILITY] = table.set_axis(labels.column_names(names), axis=1)
+            adata.obs[CLUSTER] = pd.Categorical.from_codes(np.argmax(table.to_numpy(), axis=1), pd.Index(names))
 
     def _write(self, adata: AnnData, inferred: Inferred, key_added: str, include_periodic: bool) -> None:
         with writable(adata):
@@ -1664,7 +1785,35 @@ class VAE(BaseEstimator):
         if self.periodic_ is not None:
             self._write_phase(adata, phases.table(inferred, self.periodic_, adata.obs_names))
         if self.clusters_ is not None:
-            self._write_clusters(adata, inferred)
+            self._write_clusters(
+                adata, pd.DataFrame(inferred.cluster, adata.obs_names, columns=self.clusters_["names"])
+            )
+
+
+@dataclass(frozen=True)
+class ToFit:
+    """Cells to fit.
+
+    Parameters
+    ----------
+    schema
+        What they have.
+    cells
+        All of them; where they are in files, without their counts.
+    source
+        Where training gets them from.
+    clusters
+        The clusters that there are to be, if any.
+    markers, modality
+        Phase to the columns of its markers, and of what; see `celldial.phases.marker_columns`.
+    """
+
+    schema: Schema
+    cells: Cells
+    source: Resident | Stream
+    clusters: dict[str, Any] | None
+    markers: dict[str, np.ndarray] = field(default_factory=dict)
+    modality: str = ""
 
 
 @dataclass(frozen=True)
@@ -1687,6 +1836,21 @@ class ToDecode:
         """Decode to one table."""
         values_cf = np.concatenate(list(self.blocks(module)))
         return pd.DataFrame(values_cf, index=self.obs.index, columns=self.names)
+
+
+def is_path(data: Any) -> bool:
+    """Tell whether cells are in files and nowhere else, so that nothing can be written to them."""
+    return is_stored(data) and not isinstance(data, AnnData)
+
+
+def embedded(module: Module, source: Resident | Stream, adata: Any) -> Inferred | None:
+    """Infer the latent states of all cells, also of those that were not trained on; None where they have no AnnData."""
+    if isinstance(source, Resident):
+        return inference.infer(module, source.cells)
+    if is_path(adata):
+        return None
+    blocks = (Cells.from_anndata(block, source.schema) for block in ahead(source.atlas.blocks()))
+    return inference.joined([inference.infer(module, block) for block in blocks])
 
 
 def parameters_of(model: VAE) -> dict[str, Any]:

@@ -231,15 +231,15 @@ class Module(nn.Module):
         """Whether the KL divergence of the coordinates' posterior from what is known before has a closed form."""
         return self.flow is None and self.learned_prior is None and not isinstance(self.latent, Logistic)
 
-    def initialise(self, cells: Cells) -> None:
-        """Start biases, input scales and dispersions from the cells to train on."""
+    def initialise(self, cells: Cells, n_trained: int | None = None) -> None:
+        """Start biases, input scales and dispersions from the cells to train on, or a sample of these `n_trained`."""
         for name, modality in self.by_modality():
             counts, library_size_c = cells.observed(name), cells.library_size[name][cells.has(name)]
             modality.encoder.initialise(counts, library_size_c)
             modality.decoder.initialise(counts)
             modality.likelihood.initialise(counts, library_size_c)
         if self.bayesian or self.clusters is not None:
-            self.n_trained.fill_(len(cells))
+            self.n_trained.fill_(len(cells) if n_trained is None else n_trained)
 
     def model(self, cells: Cells, encoded: Encoded, kl_weight: float = 1.0, heat: float = 1.0) -> None:
         """Say how cells come about: a latent state from the prior, decoded with the covariates, gives the counts.

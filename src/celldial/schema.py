@@ -101,6 +101,7 @@ class Schema:
         cls,
         adata: AnnData,
         *,
+        obs: pd.DataFrame | None = None,
         layer: str | None = None,
         batch_key: str | None = None,
         categorical_covariate_keys: Sequence[str] = (),
@@ -118,6 +119,8 @@ class Schema:
         ----------
         adata
             The cells to fit, in memory.
+        obs
+            The table of all cells, where `adata` has only some of them; by default ``adata.obs``.
         layer
             The layer that holds raw counts; ``None`` for ``adata.X``. Modalities in ``obsm`` have no layers.
         batch_key
@@ -152,6 +155,7 @@ class Schema:
         """
         all_in_obsm = isinstance(modalities, Mapping) and all(obsm_key(str(source)) for source in modalities.values())
         check_anndata(adata, needs_features=not all_in_obsm)
+        obs = adata.obs if obs is None else obs
         sole = "atac" if likelihood == BERNOULLI else "rna"
         sources, feature_names = find_modalities(adata, modalities, modality_key, sole)
         check_features(feature_names)
@@ -171,11 +175,11 @@ class Schema:
             feature_names=feature_names,
             sources=sources,
             likelihood=choose_likelihoods(sources, likelihood),
-            presence_keys=find_presence(adata.obs, sources, presence_keys),
+            presence_keys=find_presence(obs, sources, presence_keys),
             layer=layer,
             batch_key=batch_key,
-            categories={key: find_categories(find_column(adata.obs, key), key) for key in categorical_keys},
-            continuous={key: location_scale(find_column(adata.obs, key), key) for key in continuous_covariate_keys},
+            categories={key: find_categories(find_column(obs, key), key) for key in categorical_keys},
+            continuous={key: location_scale(find_column(obs, key), key) for key in continuous_covariate_keys},
         )
 
     @property
