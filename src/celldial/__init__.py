@@ -1,11 +1,28 @@
 """Variational autoencoders for single-cell data, with dials to turn."""
 
+import importlib
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from celldial import datasets, gradients, metrics, pl
-from celldial.model import VAE
 from celldial.settings import settings
+
+if TYPE_CHECKING:
+    from celldial import datasets, gradients, metrics, pl
+    from celldial.model import VAE
 
 __all__ = ["VAE", "datasets", "gradients", "metrics", "pl", "settings"]
 
 __version__ = version("celldial")
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: scikit-learn, Pyro and matplotlib take a second, which not every use needs."""
+    if name == "VAE":
+        return importlib.import_module("celldial.model").VAE
+    if name in __all__:
+        return importlib.import_module(f"celldial.{name}")
+    raise AttributeError(f"module 'celldial' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
