@@ -17,7 +17,7 @@ from celldial.source import Resident
 from simulated import simulate, simulate_cells
 
 
-def train_without_noise(devices: int) -> tuple[Module, dict[str, list[float]]]:
+def train_without_noise() -> tuple[Module, dict[str, list[float]]]:
     """Train where nothing is random but the order of the cells, which is the same however many processes share them."""
     normal: Any = torch.distributions.normal
     standard_normal = normal._standard_normal
@@ -29,12 +29,12 @@ def train_without_noise(devices: int) -> tuple[Module, dict[str, list[float]]]:
         module.initialise(cells)
         source = Resident(cells, torch.arange(48), torch.arange(48, 65))
         plan = train.Plan(max_epochs=3, batch_size=16)
-        return module, train.fit(module, source, plan, 0, train.Run(Hardware("cpu", devices=devices)))
+        return module, train.fit(module, source, plan, 0, train.Run(Hardware("cpu")))
     finally:
         normal._standard_normal = standard_normal
 
 
-def fit(checkpoint: Path | None, devices: int = 2) -> VAE:
+def fit(checkpoint: Path | None, devices: int | None = None) -> VAE:
     """Train until it stops by itself."""
     model = VAE(2, 8, batch_key="batch", learning_rate=0.05)
     options = {"max_epochs": 40, "progress": False, "device": "cpu", "devices": devices}
@@ -57,7 +57,7 @@ def main() -> None:
     warnings.simplefilter("error")
     task, folder, rank = sys.argv[1], Path(sys.argv[2]), os.environ["RANK"]
     if task == "without_noise":
-        module, history = train_without_noise(2)
+        module, history = train_without_noise()
     else:
         if task == "dies":
             die_at(step=9)

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
+from lightning_fabric.loggers.csv_logs import CSVLogger
 from safetensors.torch import load_file
 
 from celldial import VAE, storage, train
@@ -222,3 +224,16 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     assert about["epoch"] == 3
     assert torch.equal(tensors["x"], torch.arange(3))
     assert checkpoint.of_stage("other").read() is None
+
+
+def test_the_history_goes_to_loggers(adata: AnnData, tmp_path: Path) -> None:
+    """Epoch by epoch, and so also that of a training that is cut short and goes on."""
+    folder = tmp_path / "checkpoint"
+    with cut_short(train, "evaluate", 3, CutShort()), pytest.raises(CutShort):
+        fit(adata, folder, loggers=[CSVLogger(tmp_path, "log", version=1)])
+    model = fit(adata, folder, loggers=[CSVLogger(tmp_path, "log", version=2)])
+    tables = [pd.read_csv(tmp_path / "log" / f"version_{version}" / "metrics.csv") for version in (1, 2)]
+    table = pd.concat(tables, ignore_index=True)
+    assert list(table["step"]) == [0, 1, 2, 3]
+    for name in set(model.history_) - {"kept", "seconds"}:
+        assert list(table[name]) == pytest.approx(model.history_[name], rel=1e-6), name

@@ -36,7 +36,7 @@ def results(task: str, folder: Path) -> list[tuple[dict[str, list[float]], dict[
 def test_the_loss_curve_is_that_of_one_process(tmp_path: Path) -> None:
     process = torchrun("without_noise", tmp_path)
     assert process.returncode == 0, process.stderr
-    module, history = train_without_noise(devices=1)
+    module, history = train_without_noise()
     for found, weights in results("without_noise", tmp_path):
         for name in set(history) - {"seconds"}:
             assert found[name] == pytest.approx(history[name], rel=1e-5), name
@@ -60,7 +60,7 @@ def test_processes_agree_and_one_that_dies_ends_the_run(tmp_path: Path) -> None:
 
 def test_processes_that_fit_starts() -> None:
     """As one process does, within the noise of the seed; and the same again."""
-    here, there, again = fit(None, devices=1), fit(None), fit(None)
+    here, there, again = fit(None), fit(None, devices=2), fit(None, devices=2)
     assert max(there.history_["elbo_validation"]) == pytest.approx(max(here.history_["elbo_validation"]), rel=0.02)
     for name, tensor in there.module_.state_dict().items():
         assert torch.equal(again.module_.state_dict()[name], tensor)

@@ -133,10 +133,11 @@ def check_hardware(
             raise ValueError(f"device is {device!r}, and torch finds no such device here: choose 'cpu'")
     if precision not in {None, "auto", "32-true", "bf16-mixed"}:
         raise ValueError(f"precision is {precision!r}: choose '32-true' or 'bf16-mixed'")
-    check_whole("devices", devices)
-    if device is not None and ":" in device and devices > 1:
+    for name, value in {"devices": devices, "num_nodes": num_nodes}.items():
+        if value is not None:
+            check_whole(name, value)
+    if device is not None and ":" in device and (devices or 1) > 1:
         raise ValueError(f"device is {device!r}, which is one, and devices is {devices}: leave out one of them")
-    check_whole("num_nodes", num_nodes)
     if checkpoint_minutes is not None and not checkpoint_minutes > 0:
         raise ValueError(f"checkpoint_minutes is {checkpoint_minutes!r}: it must be above 0")
 

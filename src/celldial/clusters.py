@@ -82,7 +82,7 @@ class Choice(TorchDistribution):
         """Draw; the parts of each draw are positive and sum to 1."""
         family = RelaxedOneHotCategoricalStraightThrough if self.straight_through else RelaxedOneHotCategorical
         drawn: Tensor = family(
-            self.logits_ck.new_tensor(self.temperature), logits=self.logits_ck, validate_args=False
+            self.logits_ck.new_full((), self.temperature), logits=self.logits_ck, validate_args=False
         ).rsample(sample_shape)
         return drawn
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -103,8 +106,12 @@ class Cells:
 
     def having(self, modality: str) -> Tensor | None:
         """Give the cells that have a modality, as indices in ascending order, int64; None where all have it."""
-        present_c = self.present.get(modality)
-        return None if present_c is None else present_c.nonzero().squeeze(1)
+        return self._having.get(modality)
+
+    @cached_property
+    def _having(self) -> dict[str, Tensor]:
+        """Which cells have each modality that not all have: found once, as a GPU must be waited for."""
+        return {modality: present_c.nonzero().squeeze(1) for modality, present_c in self.present.items()}
 
     def has(self, modality: str) -> Tensor:
         """Tell which cells have a modality, bool, shape ``(c,)``."""
@@ -140,6 +147,14 @@ class Cells:
     def between(self, start: int, stop: int) -> Cells:
         """Take the cells from `start` up to, not including, `stop`; entries are views, not copies."""
         return self._each(lambda rows: slice_rows(rows, start, stop), lambda tensor: tensor[start:stop])
+
+    def cut(self, n_cells: int) -> Iterator[Cells]:
+        """Cut into parts of `n_cells` cells, of which the last may have fewer; entries are views, not copies."""
+        edges = [*range(0, len(self), n_cells), len(self)]
+        parts = {modality: cut_rows(rows, edges) for modality, rows in self.counts.items()}
+        for part, (start, stop) in enumerate(pairwise(edges)):
+            of_part = replace(self, counts={modality: rows[part] for modality, rows in parts.items()})
+            yield of_part._each(lambda rows: rows, itemgetter(slice(start, stop)))
 
     def to(self, device: torch.device | str) -> Cells:
         """Move to a device."""
@@ -187,9 +202,24 @@ def row_totals(matrix: sparse.csr_matrix) -> Tensor:
 
 def slice_rows(rows: SparseRows, start: int, stop: int) -> SparseRows:
     """Take the rows from `start` up to `stop`, with views of the entries."""
-    indptr_c = rows.indptr_c[start : stop + 1]
-    first, last = int(indptr_c[0]), int(indptr_c[-1])
-    return SparseRows(indptr_c - first, rows.column_n[first:last], rows.value_n[first:last], rows.n_columns)
+    return cut_rows(rows, [start, stop])[0]
+
+
+def cut_rows(rows: SparseRows, edges: Sequence[int]) -> list[SparseRows]:
+    """Cut rows at `edges`, with views of the entries.
+
+    Where entries begin is looked up at once for all parts: at each look the CPU waits for a GPU.
+    """
+    entries = rows.indptr_c[torch.as_tensor(edges)].tolist()
+    return [
+        SparseRows(
+            rows.indptr_c[start : stop + 1] - first,
+            rows.column_n[first:last],
+            rows.value_n[first:last],
+            rows.n_columns,
+        )
+        for (start, stop), (first, last) in zip(pairwise(edges), pairwise(entries), strict=True)
+    ]
 
 
 def without_entries(rows: SparseRows) -> SparseRows:
@@ -235,10 +265,9 @@ def minibatches(
             yield cells.between(start, min(start + batch_size, last))
     else:
         # Gathered many minibatches at a time, which costs hardly more than one, and little memory.
+        order_c = order_c.to(cells.category_ck.device)
         for block_c in order_c.split(MINIBATCHES_AT_A_TIME * batch_size):
-            block = cells.select(block_c)
-            for start in range(0, len(block), batch_size):
-                yield block.between(start, min(start + batch_size, len(block)))
+            yield from cells.select(block_c).cut(batch_size)
 
 
 def in_blocks(cells: Cells, index_c: Tensor | None = None) -> Iterator[Cells]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -33,9 +34,10 @@ class Hardware:
     compile
         Whether to compile the networks with ``torch.compile``.
     devices
-        How many devices, each with a process of its own.
+        How many devices of a machine, each with a process of its own; None for as many as ``torchrun`` started
+        processes there, and without it one.
     num_nodes
-        On how many machines.
+        On how many machines; None as with `devices`.
     strategy
         How the processes come about and agree, as Lightning Fabric names them; ``"auto"`` for those that ``torchrun``
         started, or else for new ones (``"ddp_spawn"``, in notebooks ``"ddp_notebook"``).
@@ -46,8 +48,8 @@ class Hardware:
     device: str | None = None
     precision: Precision | None = None
     compile: bool = False
-    devices: int = 1
-    num_nodes: int = 1
+    devices: int | None = None
+    num_nodes: int | None = None
     strategy: str = "auto"
     loggers: Sequence[Any] = ()
 
@@ -57,13 +59,20 @@ class Hardware:
         return settings.torch_device if self.device is None else torch.device(self.device)
 
     @property
+    def processes(self) -> tuple[int, int]:
+        """How many devices of a machine, and how many machines."""
+        here, all_ = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+        devices = here if self.devices is None else self.devices
+        return devices, all_ // here if self.num_nodes is None else self.num_nodes
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What random numbers and rounding hang on."""
         return {
             "device": self.torch_device.type,
             "precision": settings.precision if self.precision is None else self.precision,
             "compile": self.compile,
-            "processes": self.devices * self.num_nodes,
+            "processes": math.prod(self.processes),
         }
 
     def fabric(self) -> Fabric:
@@ -73,10 +82,10 @@ class Hardware:
 
         device = self.torch_device
         chosen = settings.precision if self.precision is None else self.precision
-        several = self.devices * self.num_nodes > 1
+        devices, num_nodes = self.processes
         strategy: Any = self.strategy
-        if strategy == "auto" and several:
-            launched = "LOCAL_RANK" in os.environ  # by torchrun, which sets it in every process
+        if strategy == "auto" and devices * num_nodes > 1:
+            launched = "LOCAL_RANK" in os.environ  # by torchrun, in every process
             strategy = "ddp" if launched else "ddp_notebook" if is_interactive() else "ddp_spawn"
         if strategy in START:
             # Buffers are constants of training. Gradients stay where they are summed up over the processes, instead of
@@ -87,8 +96,8 @@ class Hardware:
             strategy = DDPStrategy(start_method=START[strategy], **options)
         return Fabric(
             accelerator=device.type,
-            devices=[device.index] if ":" in str(device) else self.devices,
-            num_nodes=self.num_nodes,
+            devices=[device.index] if ":" in str(device) else devices,
+            num_nodes=num_nodes,
             strategy=strategy,
             precision="32-true" if chosen == "auto" else chosen,
             loggers=list(self.loggers),

@@ -252,7 +252,7 @@ class Gate(TorchDistribution):
     def rsample(self, sample_shape: Any = ONE) -> Tensor:
         """Draw; 0 or 1 unless relaxed."""
         if self.relaxed:
-            temperature = self.logit_c.new_tensor(TEMPERATURE)
+            temperature = self.logit_c.new_full((), TEMPERATURE)
             return RelaxedBernoulli(temperature, logits=self.logit_c, validate_args=False).rsample(sample_shape)
         return torch.bernoulli(self.mean.expand(*sample_shape, *self.batch_shape))
 

@@ -309,8 +309,8 @@ class VAE(BaseEstimator):
         device: str | None = None,
         precision: Precision | None = None,
         compile: bool = False,
-        devices: int = 1,
-        num_nodes: int = 1,
+        devices: int | None = None,
+        num_nodes: int | None = None,
         strategy: str = "auto",
         checkpoint: str | Path | None = None,
         checkpoint_minutes: float | None = None,
@@ -349,8 +349,9 @@ class VAE(BaseEstimator):
             Whether to compile the networks by ``torch.compile``, which takes a minute and needs a C++ compiler.
         devices, num_nodes, strategy
             On how many devices of how many machines to train, and how processes come about, as Lightning Fabric names
-            it. Each device has a process of its own and a share of every minibatch. By default ``torchrun``'s processes
-            are taken, and without it new ones are started, for which a script needs ``if __name__ == "__main__":``.
+            it. Each device has a process of its own and a share of every minibatch. By default one device, or where
+            ``torchrun`` runs the script all processes that it started. Without it, the processes of several devices are
+            started here, for which a script needs ``if __name__ == "__main__":``.
         checkpoint
             A folder for what is needed to go on. The same call with the same cells goes on where an earlier one was cut
             short, whatever ended it, and ends with the same weights (on a CPU bit by bit). One that has ended is not

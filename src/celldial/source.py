@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from celldial.ahead import ahead
 from celldial.data import Cells, in_blocks, minibatches
 from celldial.memory import available
 
@@ -99,6 +100,7 @@ class Resident:
         cells = self.cells.masked_for(torch.cat([self.train_c, self.validation_c]))
         if device.type == "cpu" or cells.n_bytes < SHARE_OF_DEVICE * available(device):
             cells = cells.to(device)
+            device = cells.category_ck.device  # with the index that "cuda" lacks
         return replace(self, cells=cells, device=device)
 
     def training(self, batch_size: int, generator: torch.Generator, rank: int = 0, n_ranks: int = 1) -> Iterator[Cells]:
@@ -122,4 +124,6 @@ class Resident:
         return self.cells.select(chosen_c).to("cpu")
 
     def _there(self, parts: Iterator[Cells]) -> Iterator[Cells]:
-        return (block.to(self.device) for block in parts)
+        if self.cells.category_ck.device == self.device:
+            return parts
+        return ahead(part.to(self.device) for part in parts)

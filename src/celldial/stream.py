@@ -26,18 +26,18 @@ from celldial.data import Cells, block_size, split
 from celldial.ops import SparseRows
 from celldial.schema import Schema
 
-__all__ = ["Stream"]
+__all__ = ["Stream", "told_once"]
 
 CPU = torch.device("cpu")
 
-MAX_CELLS, MAX_ENTRIES = 2**15, 2**23
+MAX_CELLS, MAX_ENTRIES = 2**14, 2**22
 """What is read at a time, and shuffled; two such blocks are held."""
 
 MIN_RUNS = 64
 """Runs of neighboring cells that such a block has at least."""
 
 RUN, SHORT_RUN = 64, 32
-"""Neighboring cells read at a time, where the files do not ask for more; and those to validate on."""
+"""Neighboring cells read in one go, where the files do not ask for more; and those of a sample."""
 
 
 @dataclass(frozen=True)
@@ -103,25 +103,28 @@ class Stream:
         """
         held_out_c = None if validation_cells is None else np.asarray(validation_cells)
         names = None if held_out_c is None or held_out_c.dtype == bool else set(held_out_c.tolist())
-        named: list[np.ndarray] = []
+        named_c = np.zeros(atlas.n_cells, dtype=bool)
         found: set[Any] = set()
-        library_size: dict[str, list[Tensor]] = {modality: [] for modality in schema.modalities}
-        densest = 0.0
+        # Written where it stays: what is kept of each block would leave holes in memory that no next block fits in.
+        library_size = {modality: torch.empty(atlas.n_cells) for modality in schema.modalities}
+        start, densest = 0, 0.0
         with told_once():
             for block in ahead(atlas.blocks()):
                 cells = Cells.from_anndata(block, schema)
+                part = slice(start, start + len(cells))
                 for modality, total_c in cells.library_size.items():
-                    library_size[modality].append(total_c)
+                    library_size[modality][part] = total_c
                 densest = max(densest, densest_run(cells))
                 if names is not None:
-                    named.append(block.obs_names.isin(names))
-                    found.update(block.obs_names[named[-1]])
+                    named_c[part] = block.obs_names.isin(names)
+                    found.update(block.obs_names[named_c[part]])
+                start = part.stop
         if names is not None:
             if names - found:
                 unknown = min(names - found, key=str)
                 raise KeyError(f"validation_cells names {unknown!r}, which no cell is called; give names or a mask")
-            held_out_c = np.concatenate(named)
-        summary = summarised({name: torch.cat(totals) for name, totals in library_size.items()})
+            held_out_c = named_c
+        summary = summarised(library_size)
         summary = replace(summary, label_c=None if label_codes is None else label_codes(atlas.obs))
         train_c, validation_c = choose(summary, validation_size, held_out_c, seed)
         # What there was to say of the columns that tell which cells have what is said.
@@ -197,8 +200,7 @@ class Stream:
     def _read(self, rows: Iterator[Tensor], size: int) -> Iterator[Cells]:
         """Read cells ahead of their use, and cut them into minibatches on the device."""
         for block in ahead(self._cells(row_c).to(self.device) for row_c in rows if len(row_c) > 0):
-            for start in range(0, len(block), size):
-                yield block.between(start, min(start + size, len(block)))
+            yield from block.cut(size)
 
     def _cells(self, row_c: Tensor) -> Cells:
         """Read some cells, in the order given."""

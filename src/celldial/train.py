@@ -17,6 +17,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
+from celldial.compilation import compiled_networks
 from celldial.hardware import Hardware
 from celldial.optimizer import make_optimizer
 
@@ -151,7 +153,7 @@ def fit(module: Module, source: Source, plan: Plan, seed: int, run: Run | None =
             source=source,
             plan=plan,
             seed=seed,
-            checkpoint=run.checkpoint,
+            run=run,
             handover=handover,
         )
         history: dict[str, list[float]] = fabric.launch(train)
@@ -177,14 +179,18 @@ def _train(
     source: Source,
     plan: Plan,
     seed: int,
-    checkpoint: Checkpoint | None,
+    run: Run,
     handover: Handover,
 ) -> dict[str, list[float]] | None:
     """Train in this process, which may be one of several."""
-    if os.getpid() == handover.process:
-        return Training(fabric, module, source, plan, seed, checkpoint).run()
-    module = copy.deepcopy(module)  # which came in memory that new processes share
-    history = Training(fabric, module, source, plan, seed, checkpoint).run()
+    new = os.getpid() != handover.process
+    if new:
+        module = copy.deepcopy(module)  # which came in memory that new processes share
+    training = Training(fabric, module, source, plan, seed, run.checkpoint)
+    with compiled_networks(module) if run.hardware.compile else nullcontext():
+        history = training.run()
+    if not new:
+        return history
     if fabric.is_global_zero:
         weights = {name: tensor.cpu() for name, tensor in module.state_dict().items()}
         torch.save({"weights": weights, "history": history}, handover.path)
@@ -449,7 +455,7 @@ def evaluate(
     for block in blocks:
         log_likelihood, kl_c = module.elbo(block)
         terms = [term_c.double().sum() for term_c in (*log_likelihood.values(), kl_c)]
-        of_block = torch.stack([*terms, terms[0].new_tensor(len(block))])
+        of_block = torch.stack([*terms, terms[0].new_full((), len(block))])
         sums = of_block if sums is None else sums + of_block
     assert sums is not None  # there are cells
     *log_likelihoods, kl, n_cells = total(sums).tolist()
