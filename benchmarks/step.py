@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Where the time of a training step goes.
+"""Where the time of a training step goes, and how far the step is from its floor, the decoder's dense products.
 
-    python benchmarks/step.py [--data FILE.h5ad] [--threads 1]
+    python benchmarks/step.py [--case rna FILE.h5ad] [--case atac FILE.h5ad] [--threads 1 2]
 
-Every part is timed alone, then the whole step as `celldial.train.fit` takes it, less Lightning Fabric and the schedule.
-Without a file it takes the bundled blood cells; of a file with more than 2,000 genes, the 2,000 most variable ones.
+Every part is timed alone, then the whole step as `celldial.train.fit` takes it, less Lightning Fabric. A case is genes,
+of which the 2,000 most variable are taken, with a negative binomial likelihood, or all peaks, with a Bernoulli
+likelihood; of a file with both, those features that are meant. Without a case it takes the bundled blood cells.
 """
 
 from __future__ import annotations
@@ -15,25 +16,36 @@ from itertools import cycle
 from pathlib import Path
 
 import anndata as ad
+import numpy as np
 import torch
 from rna import most_variable_genes
 from timing import milliseconds
 from torch import Tensor
 from torch.distributions import kl_divergence
+from torch.optim.lr_scheduler import OneCycleLR
 
 import celldial
 from celldial import train
-from celldial.data import Cells
+from celldial.data import Cells, minibatches
 from celldial.module import Module
 from celldial.ops import sparse_linear
+from celldial.optimizer import make_optimizer
 from celldial.schema import Schema
 
+# What each case is: the type of its features in a file that has several, and its observation model.
+FEATURE_TYPES = {"rna": "Gene Expression", "atac": "Peaks"}
+LIKELIHOODS = {"rna": "negative_binomial", "atac": "bernoulli"}
 
-def read(path: Path | None) -> ad.AnnData:
+
+def read(case: str, path: Path | None) -> ad.AnnData:
     if path is None:
         return celldial.datasets.pbmc68k_reduced()
     adata = ad.read_h5ad(path)
-    return most_variable_genes(adata) if adata.n_vars > 2000 else adata
+    if "feature_types" in adata.var:
+        adata = adata[:, adata.var["feature_types"] == FEATURE_TYPES[case]].copy()
+    if case == "rna" and adata.n_vars > 2000:
+        adata = most_variable_genes(adata)
+    return adata[np.asarray(adata.X.sum(1)).ravel() > 0].copy()
 
 
 def forward_and_backward(forward: Callable[[], list[Tensor]], inputs: Sequence[Tensor]) -> Callable[[], object]:
@@ -51,15 +63,23 @@ def by_hand(module: Module, cells: Cells) -> Tensor:
     return loss
 
 
+def endlessly(cells: Cells, batch_size: int) -> Iterator[Cells]:
+    """Minibatches of one size, as training takes them."""
+    generator, whole = torch.Generator().manual_seed(0), torch.arange(len(cells) // batch_size * batch_size)
+    while True:
+        yield from minibatches(cells, batch_size, generator=generator, index_c=whole)
+
+
 def parts_of_step(module: Module, everything: Cells, batches: list[Tensor]) -> dict[str, Callable[[], object]]:
     ((name, modality),) = module.by_modality()
     n_hidden = modality.encoder.bias_h.numel()
-    optimizer = train._optimizer(module, train.Plan(max_epochs=1, batch_size=len(batches[0])), len(everything))
+    plan = train.Plan(max_epochs=1, batch_size=len(batches[0]))
+    optimizer = make_optimizer(module, plan.learning_rate, plan.weight_decay, len(everything))
     for group in optimizer.param_groups:
         group["lr"] *= 1e-6  # all parts shall see the same model
     parameters = list(module.parameters())
     order: Iterator[Tensor] = cycle(batches)
-    cells = everything.select(batches[0])  # keeps the places of its stored entries once they were asked for
+    cells = everything.select(batches[0])
     rows, library_c = cells.counts[name], cells.library_size[name]
     hidden_ch = torch.randn(len(cells), n_hidden, requires_grad=True)
     z_cz = torch.randn(len(cells), module.latent.n_latent, requires_grad=True)
@@ -67,10 +87,6 @@ def parts_of_step(module: Module, everything: Cells, batches: list[Tensor]) -> d
         heads = modality.decoder(z_cz, cells.category_ck, cells.continuous_ck)
     heads = [head.requires_grad_() for head in heads]
     head_parameters = [p for head in modality.decoder.heads for p in head.parameters()]
-
-    def place_entries() -> None:
-        fresh = rows.with_values(rows.value_n)
-        _ = fresh.row_n, fresh.flat_n
 
     def sparse_product() -> list[Tensor]:
         return [sparse_linear(rows, modality.encoder.weight_fh)]
@@ -87,17 +103,20 @@ def parts_of_step(module: Module, everything: Cells, batches: list[Tensor]) -> d
                 parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
 
+    schedule = OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=10**6)
+    in_training = endlessly(everything, len(batches[0]))
+
     def step() -> None:
-        loss = module(everything.select(next(order)), 1.0)
-        optimizer.zero_grad()
+        loss = module(next(in_training), 1.0)
         loss.backward()
         optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
 
     covariates = cells.category_ck, cells.continuous_ck
     encoder, decoder = list(modality.encoder.parameters()), list(modality.decoder.parameters())
     return {
         "minibatch": lambda: everything.select(next(order)),
-        "entries": place_entries,
         "encoder": forward_and_backward(lambda: [modality.encoder(rows, library_c, *covariates)], encoder),
         "sparse": forward_and_backward(sparse_product, [modality.encoder.weight_fh]),
         "decoder": forward_and_backward(lambda: modality.decoder(z_cz, *covariates), [*decoder, z_cz]),
@@ -110,31 +129,37 @@ def parts_of_step(module: Module, everything: Cells, batches: list[Tensor]) -> d
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--data", type=Path, help="an .h5ad file of counts")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=50)
-    parser.add_argument("--likelihood", default="negative_binomial")
-    options = parser.parse_args()
-    adata = read(options.data)
-    torch.set_num_threads(options.threads)  # after scanpy: numba sets the number of threads for all of OpenMP
+def measure(case: str, path: Path | None, threads: list[int], batch_size: int, repeats: int) -> list[str]:
+    """Print the parts of a step with each number of threads; return a row of the last table for each."""
+    adata = read(case, path)
     torch.manual_seed(0)
-    schema = Schema.from_anndata(adata, likelihood=options.likelihood)
+    schema = Schema.from_anndata(adata, likelihood=LIKELIHOODS[case])
     cells = Cells.from_anndata(adata, schema)
-    estimator = celldial.VAE(likelihood=options.likelihood)
-    module = estimator._build(schema, None)
+    module = celldial.VAE(likelihood=LIKELIHOODS[case])._build(schema, None)
     module.initialise(cells)
     module.train()
-    batches = list(torch.randperm(len(cells)).split(options.batch_size))
+    batches = list(torch.randperm(len(cells)).split(batch_size))
     if len(batches) > 1:
         batches.pop()  # the last is smaller
-    ms = milliseconds(parts_of_step(module, cells, batches), options.repeats)
+    (stored,) = cells.counts.values()
+    density = len(stored.value_n) / (stored.n_rows * stored.n_columns)
+    name = f"{batch_size} cells × {stored.n_columns:,} features, {LIKELIHOODS[case].replace('_', ' ')}"
+    rows = []
+    for n_threads in threads:
+        torch.set_num_threads(n_threads)  # after scanpy: numba sets the number of threads for all of OpenMP
+        ms = milliseconds(parts_of_step(module, cells, batches), repeats)
+        print(f"\n{name}, {density:.1%} density, {n_threads} threads; forward + backward\n")
+        print_profile(ms)
+        rows.append(
+            f"| {name} | {n_threads} | {ms['dense']:.2f} | {ms['step']:.2f} | {ms['step'] / ms['dense']:.2f} "
+            f"| {1000 * batch_size / ms['step']:,.0f} |"
+        )
+    return rows
 
+
+def print_profile(ms: dict[str, float]) -> None:
     lines = {
         "gather the minibatch": ms["minibatch"],
-        "find row and place of each stored entry": ms["entries"],
         "encoder, the sparse product": ms["sparse"],
         "encoder, the rest": ms["encoder"] - ms["sparse"],
         "decoder, the dense products to all features": ms["dense"],
@@ -144,16 +169,24 @@ def main() -> None:
         "Pyro's tracing (with, less without)": ms["pyro"] - ms["by hand"],
         "optimizer": ms["optimizer"],
     }
-    (stored,) = cells.counts.values()
-    density = len(stored.value_n) / (stored.n_rows * stored.n_columns)
-    print(
-        f"{options.batch_size} cells × {stored.n_columns} features at {density:.1%} density, {options.likelihood}, "
-        f"{options.threads} threads; forward + backward\n"
-    )
     print("| part | ms | share of the step |\n|---|---|---|")
     for part, value in {**lines, "not accounted for": ms["step"] - sum(lines.values())}.items():
         print(f"| {part} | {value:.2f} | {value / ms['step']:.0%} |")
-    print(f"| **whole step** | {ms['step']:.2f} | {options.batch_size / ms['step']:.1f} cells/ms |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--case", nargs=2, action="append", metavar=("rna|atac", "FILE"), help="may be given twice")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=50)
+    options = parser.parse_args()
+    cases = [(case, Path(path)) for case, path in options.case or []] or [("rna", None)]
+    rows = [row for case in cases for row in measure(*case, options.threads, options.batch_size, options.repeats)]
+    print(
+        "\n| case | threads | dense products, ms | whole step, ms | step ÷ dense | cells/s |\n|---|---|---|---|---|---|"
+    )
+    print("\n".join(rows))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celldial.data import Cells
@@ -29,6 +29,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+@settings(deadline=None)
 @given(n_cells=st.integers(2, 40), batch_size=st.integers(1, 12), n_ranks=st.integers(1, 4), seed=st.integers(0, 9))
 def test_every_cell_once_and_as_many_for_each(n_cells: int, batch_size: int, n_ranks: int, seed: int) -> None:
     train_c = torch.arange(0, n_cells, 2)
@@ -44,6 +45,7 @@ def test_every_cell_once_and_as_many_for_each(n_cells: int, batch_size: int, n_r
     assert sorted(judged) == source.validation_c.tolist()
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 99))
 def test_ranks_share_the_minibatches_of_one_process(seed: int) -> None:
     source = Resident(numbered(24), torch.arange(24), torch.arange(0))

@@ -335,16 +335,10 @@ def choose_cells(
     seed
         Of the random choice.
     """
-    filled_c = ~cells.empty_c.numpy()
     if validation_cells is None:
-        # What is known of few cells is to be learned from: those with a label stay, unless most have one.
-        labelled_c = np.zeros_like(filled_c) if cells.label_c is None else filled_c & (cells.label_c.numpy() >= 0)
-        if 2 * labelled_c.sum() > filled_c.sum():
-            labelled_c[:] = False
-        open_ = torch.from_numpy(np.flatnonzero(filled_c & ~labelled_c))
-        train, validation = split(len(open_), validation_size, torch.Generator().manual_seed(seed))
-        labelled = torch.from_numpy(np.flatnonzero(labelled_c))
-        return torch.cat([open_[train], labelled]).sort().values, open_[validation]
+        open_c, labelled_c = open_cells(cells)
+        train, validation = split(len(open_c), validation_size, torch.Generator().manual_seed(seed))
+        return torch.cat([open_c[train], labelled_c]).sort().values, open_c[validation]
     held_out_c = np.asarray(validation_cells)
     if held_out_c.dtype != bool:
         unknown = pd.Index(held_out_c).difference(adata.obs_names)
@@ -353,12 +347,30 @@ def choose_cells(
                 f"validation_cells names {unknown[0]!r}, which is not in adata.obs_names; give names or a mask"
             )
         held_out_c = adata.obs_names.isin(held_out_c)
-    if len(held_out_c) != adata.n_obs:
-        raise ValueError(f"validation_cells is a mask of {len(held_out_c)} values for {adata.n_obs} cells")
-    train_c, validation_c = np.flatnonzero(filled_c & ~held_out_c), np.flatnonzero(filled_c & held_out_c)
+    return hold_out(cells, held_out_c)
+
+
+def open_cells(cells: Cells) -> tuple[Tensor, Tensor]:
+    """Tell which cells may be held out, and which have a label and so are to be learned from; empty ones are neither.
+
+    What is known of few cells is to be learned from; where most have a label, any may be held out.
+    """
+    filled_c = ~cells.empty_c
+    labelled_c = torch.zeros_like(filled_c) if cells.label_c is None else filled_c & (cells.label_c >= 0)
+    if 2 * int(labelled_c.sum()) > int(filled_c.sum()):
+        labelled_c = torch.zeros_like(filled_c)
+    return (filled_c & ~labelled_c).nonzero().squeeze(1), labelled_c.nonzero().squeeze(1)
+
+
+def hold_out(cells: Cells, held_out_c: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Split the cells that have counts by a mask, into indices of those to train and to validate on."""
+    if len(held_out_c) != len(cells):
+        raise ValueError(f"validation_cells is a mask of {len(held_out_c)} values for {len(cells)} cells")
+    filled_c, held_out = ~cells.empty_c, torch.from_numpy(held_out_c)
+    train_c, validation_c = (filled_c & ~held_out).nonzero().squeeze(1), (filled_c & held_out).nonzero().squeeze(1)
     if len(train_c) == 0:
         raise ValueError("validation_cells holds all cells out: none is left to train on")
-    return torch.from_numpy(train_c), torch.from_numpy(validation_c)
+    return train_c, validation_c
 
 
 def check_linked(cells: Cells, index_c: Tensor | None = None) -> None:

@@ -101,8 +101,6 @@ class NegativeBinomial(Likelihood):
     The inverse dispersion is one learned number per feature.
     """
 
-    n_matrices = 4
-
     def __init__(self, n_features: int) -> None:
         super().__init__(n_features)
         self.log_inverse_dispersion_f = nn.Parameter(torch.zeros(n_features))

@@ -18,9 +18,9 @@ __all__ = ["available", "check", "estimate"]
 FLOAT = 4
 # Of every weight there are the gradient, two moments of it in the optimizer, and the value in the best epoch.
 COPIES_OF_WEIGHTS = 5
-# Of every stored count: its column (8 bytes) and value; and while it is gathered among the cells to train on, which is
-# when memory for counts is at its peak, again both, its place in the whole and how far that is from the new one.
-BYTES_OF_COUNT = 12 + 28
+# Of every stored count: its column (8 bytes) and value; and among the cells that training starts from, which is when
+# memory for counts is at its peak, again both, its row, and what is worked out of it.
+BYTES_OF_COUNT = 12 + 26
 
 
 def estimate(cells: Cells, likelihood: Mapping[str, str], n_hidden: int, batch_size: int) -> int:

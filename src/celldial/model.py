@@ -1643,7 +1643,8 @@ class VAE(BaseEstimator):
         schema = self.schema_
         keys = [*schema.categories, *schema.continuous, *schema.presence_keys.values()]
         in_obsm = [key for key in map(obsm_key, schema.sources.values()) if key is not None]
-        for table in ahead(Atlas.open(adata, layer=schema.layer, obs_keys=keys, obsm_keys=in_obsm).blocks()):
+        atlas = Atlas.open(adata, layer=schema.layer, obs_keys=keys, obsm_keys=in_obsm, strict=False)
+        for table in ahead(atlas.blocks()):
             yield table, self._read(table, from_)[1]
 
     def _inferred(

@@ -2,7 +2,8 @@
 
 Counts are 90 to 99 % zeros. Every function here takes the expensive special functions on the stored (nonzero)
 entries only, and works out its own gradient during the forward pass. No function makes a dense copy of the counts;
-the ``*_reference`` twins do, and exist to be read and to be tested against.
+the ``*_reference`` twins do, and exist to be read and to be tested against. In single precision on a CPU,
+`celldial.compiled` computes the same by loops that go once over each row.
 
 Axis suffixes: ``c`` cells, ``f`` features, ``h`` hidden, ``n`` stored entries of a sparse matrix.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -33,6 +35,8 @@ __all__ = [
 ]
 
 LOG2_E = 1.4426950408889634
+# It comes with torch where that is built for CUDA, on Linux.
+HAS_TRITON = find_spec("triton") is not None
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,10 @@ class SparseRows:
         start_c = self.indptr_c[index_c]
         length_c = self.indptr_c[index_c + 1] - start_c
         indptr_c = torch.cat([length_c.new_zeros(1), length_c.cumsum(0)])
+        if are_single_on_cpu(self.value_n):
+            from celldial import compiled
+
+            return SparseRows(indptr_c, *compiled.select(self, index_c, indptr_c), self.n_columns)
         n_entries = int(indptr_c[-1])
         shift_n = torch.repeat_interleave(start_c - indptr_c[:-1], length_c, output_size=n_entries)
         position_n = torch.arange(n_entries, device=index_c.device) + shift_n
@@ -125,6 +133,27 @@ class SparseRows:
         return dense_cf.index_put_((self.row_n, self.column_n.long()), self.value_n, accumulate=True)
 
 
+def are_single_on_cpu(*tensors: Tensor) -> bool:
+    """Tell whether tensors are what `celldial.compiled` is for."""
+    return all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+
+
+def faster_for(*tensors: Tensor) -> Any:
+    """Give the module that has a function of the same name for such tensors, if there is one.
+
+    Imported where it is needed: numba and Triton take a second.
+    """
+    if are_single_on_cpu(*tensors):
+        from celldial import compiled
+
+        return compiled
+    if HAS_TRITON and all(tensor.is_cuda and tensor.dtype != torch.float64 for tensor in tensors):
+        from celldial import triton_kernels
+
+        return triton_kernels
+    return None
+
+
 def sparse_linear_reference(rows: SparseRows, weight_fh: Tensor) -> Tensor:
     """Matrix product of sparse rows with a weight matrix, written plainly."""
     return rows.to_dense() @ weight_fh
@@ -132,6 +161,9 @@ def sparse_linear_reference(rows: SparseRows, weight_fh: Tensor) -> Tensor:
 
 def sparse_linear(rows: SparseRows, weight_fh: Tensor) -> Tensor:
     """Matrix product of sparse rows with a weight matrix, shape ``(c, h)``; differentiable in the weight alone."""
+    faster = faster_for(rows.value_n, weight_fh)
+    if faster is not None:
+        return faster.sparse_linear(rows, weight_fh)
     result: Tensor = _SparseLinear.apply(weight_fh, rows)
     return result
 
@@ -185,6 +217,9 @@ def bernoulli(logits_cf: Tensor, log_exposure_c: Tensor, counts: SparseRows) -> 
     -------
     Log-likelihood in nats, shape ``(c,)``.
     """
+    faster = faster_for(logits_cf, counts.value_n)
+    if faster is not None:
+        return faster.bernoulli(logits_cf, log_exposure_c, counts)
     result: Tensor = _Bernoulli.apply(logits_cf, log_exposure_c, counts)
     return result
 
@@ -242,6 +277,9 @@ def poisson(logits_cf: Tensor, library_c: Tensor, counts: SparseRows) -> Tensor:
     -------
     Log-likelihood in nats, shape ``(c,)``.
     """
+    faster = faster_for(logits_cf, counts.value_n)
+    if faster is not None:
+        return faster.poisson(logits_cf, library_c, counts)
     result: Tensor = _Poisson.apply(logits_cf, library_c, counts)
     return result
 
@@ -310,6 +348,9 @@ def negative_binomial(logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor,
     -------
     Log-likelihood in nats, shape ``(c,)``.
     """
+    faster = faster_for(logits_cf, counts.value_n)
+    if faster is not None:
+        return faster.negative_binomial(logits_cf, log_theta_f, library_c, counts)
     result: Tensor = _NegativeBinomial.apply(logits_cf, log_theta_f, library_c, counts)
     return result
 

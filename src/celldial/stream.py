@@ -22,7 +22,7 @@ from torch import Tensor
 
 from celldial.ahead import ahead
 from celldial.atlas import Atlas
-from celldial.data import Cells, block_size, split
+from celldial.data import Cells, block_size, hold_out, open_cells, split
 from celldial.ops import SparseRows
 from celldial.schema import Schema
 
@@ -217,23 +217,13 @@ def shuffled_runs(row_c: Tensor, length: int, generator: torch.Generator) -> Ten
 
 def choose(summary: Cells, validation_size: float, held_out_c: np.ndarray | None, seed: int) -> tuple[Tensor, Tensor]:
     """Say which cells to train and which to validate on, as `celldial.data.choose_cells`, but in runs of neighbors."""
-    filled_c = ~summary.empty_c
     if held_out_c is not None:
-        if len(held_out_c) != len(filled_c):
-            raise ValueError(f"validation_cells is a mask of {len(held_out_c)} values for {len(filled_c)} cells")
-        held_out = torch.from_numpy(held_out_c)
-        train_c, validation_c = (filled_c & ~held_out).nonzero().squeeze(1), (filled_c & held_out).nonzero().squeeze(1)
-        if len(train_c) == 0:
-            raise ValueError("validation_cells holds all cells out: none is left to train on")
-        return train_c, validation_c
-    labelled_c = torch.zeros_like(filled_c) if summary.label_c is None else filled_c & (summary.label_c >= 0)
-    if 2 * int(labelled_c.sum()) > int(filled_c.sum()):
-        labelled_c = torch.zeros_like(filled_c)
-    open_c, labelled = (filled_c & ~labelled_c).nonzero().squeeze(1), labelled_c.nonzero().squeeze(1)
+        return hold_out(summary, held_out_c)
+    open_c, labelled_c = open_cells(summary)
     generator = torch.Generator().manual_seed(seed)
     n_validation = len(split(len(open_c), validation_size, generator)[1])
     order_c = shuffled_runs(open_c, max(1, min(RUN, n_validation // MIN_RUNS)), generator)
-    return torch.cat([order_c[n_validation:], labelled]).sort().values, order_c[:n_validation].sort().values
+    return torch.cat([order_c[n_validation:], labelled_c]).sort().values, order_c[:n_validation].sort().values
 
 
 def summarised(library_size: dict[str, Tensor]) -> Cells:

@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 if TYPE_CHECKING:
     from celldial.ops import SparseRows
 
-__all__ = ["bernoulli", "log_normalised", "negative_binomial", "poisson", "sparse_linear"]
+__all__ = ["bernoulli", "negative_binomial", "poisson", "sparse_linear"]
 
 # The families of counts, as the kernels know them.
 POISSON, BERNOULLI, NEGATIVE_BINOMIAL = 0, 1, 2
@@ -54,17 +54,6 @@ def negative_binomial(logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor,
     """Negative binomial log-likelihood per cell; see `celldial.ops.negative_binomial`."""
     result: Tensor = _LogLikelihood.apply(logits_cf, library_c.log(), log_theta_f, counts, NEGATIVE_BINOMIAL)
     return result
-
-
-def log_normalised(rows: SparseRows, scale_c: Tensor, dropout_rate: float) -> Tensor:
-    """Log of one plus the stored entries times a number of their row; see `celldial.ops.log_normalised`."""
-    noise_n = torch.rand_like(rows.value_n) if dropout_rate else rows.value_n
-    result_n = torch.empty_like(rows.value_n)
-    with torch.cuda.device_of(result_n):
-        _log_normalised_kernel[(rows.n_rows,)](
-            rows.indptr_c, rows.value_n, scale_c.contiguous(), noise_n, result_n, dropout_rate, ENTRIES=ENTRIES
-        )
-    return result_n
 
 
 def sparse_linear(rows: SparseRows, weight_fh: Tensor) -> Tensor:
@@ -395,29 +384,6 @@ def _entries_backward_kernel(
             tl.atomic_add(grad_log_theta_ptr + column, by_log_theta, here, sem="relaxed")
         # The block's own value is written over, so that nothing is rounded twice.
         tl.store(grad_logits_ptr + place, (grad * gradient).to(grad_logits_ptr.dtype.element_ty), here)
-
-
-@triton.jit
-def _log_normalised_kernel(
-    indptr_ptr,
-    value_ptr,
-    scale_ptr,
-    noise_ptr,
-    result_ptr,
-    dropout_rate: tl.constexpr,
-    ENTRIES: tl.constexpr,
-):
-    """Take one cell: what its encoder reads of each stored count."""
-    cell = tl.program_id(0).to(tl.int64)
-    scale = tl.load(scale_ptr + cell)
-    first, last = tl.load(indptr_ptr + cell), tl.load(indptr_ptr + cell + 1)
-    for start in range(first, last, ENTRIES):
-        entry = start + tl.arange(0, ENTRIES)
-        result = _log1p(scale * tl.load(value_ptr + entry, entry < last, other=0.0))
-        if dropout_rate > 0:
-            kept = tl.load(noise_ptr + entry, entry < last, other=0.0) >= dropout_rate
-            result = tl.where(kept, result / (1 - dropout_rate), 0.0)
-        tl.store(result_ptr + entry, result, entry < last)
 
 
 @triton.jit
