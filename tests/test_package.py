@@ -4,6 +4,8 @@ import ast
 import doctest
 import importlib
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -270,6 +272,25 @@ def test_constraints_satisfy_the_project(root):
 
 @pytest.mark.parametrize("module", sorted(set(MODULES) - {"__init__", "__main__", "demo"}))
 def test_examples_in_docstrings_run(module, tmp_path, monkeypatch):
+    if module == "triton_kernels":
+        pytest.importorskip("triton")
     monkeypatch.chdir(tmp_path)
     result = doctest.testmod(importlib.import_module(f"celldial.{module}"), optionflags=doctest.NORMALIZE_WHITESPACE)
     assert result.failed == 0, f"{result.failed} of {result.attempted} examples failed; see the captured output"
+
+
+def test_importing_the_package_is_light():
+    """What takes a second to import comes when it is first needed."""
+    script = "import sys, celldial; print(*{'sklearn', 'pyro', 'matplotlib', 'scanpy', 'numba'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""
+
+
+def test_the_package_has_what_it_names():
+    import celldial
+
+    assert set(celldial.__all__) <= set(dir(celldial))
+    for name in celldial.__all__:
+        assert getattr(celldial, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = celldial.nothing

@@ -495,6 +495,8 @@ def test_evaluate_is_the_mean_over_cells_however_they_are_batched(cells: Cells) 
 @given(n_cells=st.integers(1, 10**7), further=st.integers(0, 10**7))
 def test_sizes_adapt_to_the_number_of_cells(n_cells: int, further: int) -> None:
     epochs, batch = train.choose_max_epochs(n_cells), train.choose_batch_size(n_cells)
+    on_gpu = train.choose_batch_size(n_cells, "cuda")
+    assert on_gpu == batch or (128 < on_gpu <= 1024 and n_cells >= 1000 * on_gpu)
     assert type(epochs) is type(batch) is int
     assert epochs >= train.choose_max_epochs(n_cells + further) >= 1
     assert 1 <= batch <= train.choose_batch_size(n_cells + further)

@@ -328,7 +328,8 @@ class VAE(BaseEstimator):
         max_epochs
             Passes over the cells; ``"auto"`` chooses by their number.
         batch_size
-            Cells in a minibatch, of all devices together; ``"auto"`` is 128, or less for few cells.
+            Cells in a minibatch, of all devices together; ``"auto"`` is 128, less for few cells, and up to 1,024 for
+            very many on a GPU.
         validation_size
             Share of the cells, chosen at random, that is kept for validation: for early stopping and `history_`.
         validation_cells
@@ -391,9 +392,10 @@ class VAE(BaseEstimator):
         rhythm = read_rhythm(self.periodic)
         found = self._look(adata, rhythm, validation_size, validation_cells)
         schema, source = found.schema, found.source
+        kind = settings.torch_device.type if device is None else torch.device(device).type
         plan = train.Plan(
             max_epochs=train.choose_max_epochs(source.n_train) if max_epochs == "auto" else max_epochs,
-            batch_size=train.choose_batch_size(source.n_train) if batch_size == "auto" else batch_size,
+            batch_size=train.choose_batch_size(source.n_train, kind) if batch_size == "auto" else batch_size,
             learning_rate=self._learning_rate(),
             early_stopping=early_stopping,
             progress=progress,
