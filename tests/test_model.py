@@ -1,5 +1,6 @@
 """`VAE` as its users meet it: what it gives, what it writes, and what it says of bad input."""
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from copy import copy
@@ -22,6 +23,7 @@ from celldial.datasets import pbmc68k_reduced
 from celldial.likelihoods import LIKELIHOODS
 from celldial.ops import SparseRows
 from celldial.schema import Schema
+from celldial.settings import settings
 from simulated import COVARIATES, simulate
 
 
@@ -1013,3 +1015,14 @@ def test_a_gpu_gives_what_a_cpu_gives(adata: AnnData, monkeypatch: pytest.Monkey
         assert next(fitted.module_.parameters()).device.type == device
         scores.append(fitted.score(cells))
     assert scores[1] == pytest.approx(scores[0], rel=0.05)
+
+
+def test_device_and_precision_are_of_one_call(adata: AnnData) -> None:
+    """Half precision is for matrix products alone, and settings are as they were."""
+    before = dataclasses.replace(settings)
+    full, half = (fit(adata.copy(), VAE(2, 8), device="cpu", precision=kind) for kind in ("32-true", "bf16-mixed"))
+    assert settings == before
+    found, expected = half.history_["elbo_validation"], full.history_["elbo_validation"]
+    assert found == pytest.approx(expected, rel=0.01)
+    assert found != expected
+    assert {tensor.dtype for tensor in half.module_.state_dict().values()} == {torch.float32}
