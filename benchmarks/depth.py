@@ -29,7 +29,7 @@ from torch.nn.functional import softplus
 import celldial as cd
 from celldial import likelihoods, nn
 from celldial.metrics import knn_f1, leiden_nmi
-from celldial.ops import SparseRows
+from celldial.rows import SparseRows
 
 LABELS = "celltype"
 

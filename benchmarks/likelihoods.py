@@ -22,7 +22,7 @@ from torch.distributions import NegativeBinomial, Poisson
 
 from celldial import ops
 from celldial.data import to_sparse_rows
-from celldial.ops import SparseRows
+from celldial.rows import SparseRows
 
 
 def draw(n_cells: int, n_features: int, density: float) -> SparseRows:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from numba import njit
 
 from celldial import kernels, ops
+from celldial.rows import SparseRows
 
 LIKELIHOODS = ("bernoulli", "poisson", "negative_binomial")
 EVERY_LIKELIHOOD = pytest.mark.parametrize("name", LIKELIHOODS)
@@ -42,7 +43,7 @@ def sparse_rows(x_cf):
     """Rows with single-precision values, of a matrix in double precision."""
     present_cf = x_cf != 0
     indptr_c = torch.cat([torch.zeros(1, dtype=torch.int64), present_cf.sum(1).cumsum(0)])
-    return ops.SparseRows(indptr_c, present_cf.nonzero()[:, 1], x_cf[present_cf].float(), x_cf.shape[1])
+    return SparseRows(indptr_c, present_cf.nonzero()[:, 1], x_cf[present_cf].float(), x_cf.shape[1])
 
 
 def example(name, n_cells, n_features, scale, mean, seed, whole=True):
@@ -176,6 +177,6 @@ def test_select_equals_dense_indexing(n_cells, n_features, seed):
     x_cf = torch.randint(0, 3, (n_cells, n_features)).double()
     index_c = torch.randint(0, n_cells, (5,))
     rows = sparse_rows(x_cf)
-    assert torch.equal(rows.select(index_c).to_dense(), x_cf[index_c].float())
-    narrow = ops.SparseRows(rows.indptr_c, rows.column_n.int(), rows.value_n, n_features)
-    assert torch.equal(narrow.select(index_c).to_dense(), x_cf[index_c].float())
+    assert torch.equal(ops.select(rows, index_c).to_dense(), x_cf[index_c].float())
+    narrow = SparseRows(rows.indptr_c, rows.column_n.int(), rows.value_n, n_features)
+    assert torch.equal(ops.select(narrow, index_c).to_dense(), x_cf[index_c].float())

@@ -9,7 +9,7 @@ from torch.distributions import Bernoulli, NegativeBinomial, Poisson
 from torch.nn.functional import logsigmoid
 
 from celldial.likelihoods import LIKELIHOODS, THETA_BOUNDS, Observation
-from celldial.ops import SparseRows
+from celldial.rows import SparseRows
 
 N_FEATURES = 6
 

@@ -13,7 +13,7 @@ from celldial import memory, train
 from celldial.data import Cells
 from celldial.likelihoods import LIKELIHOODS
 from celldial.module import Module
-from celldial.ops import SparseRows
+from celldial.rows import SparseRows
 from celldial.source import Resident
 from simulated import simulate_two_cells
 

@@ -21,7 +21,7 @@ import celldial.inference
 from celldial import VAE, train
 from celldial.datasets import pbmc68k_reduced
 from celldial.likelihoods import LIKELIHOODS
-from celldial.ops import SparseRows
+from celldial.rows import SparseRows
 from celldial.schema import Schema
 from celldial.settings import settings
 from simulated import COVARIATES, simulate

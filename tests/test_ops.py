@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celldial import ops
+from celldial.rows import SparseRows
 
 # Fused and plain; how many parameters a feature and outputs of the decoder it takes; whether the exposure is learned.
 LIKELIHOODS = {
@@ -29,12 +30,12 @@ EVERY_LIKELIHOOD = pytest.mark.parametrize("name", LIKELIHOODS)
 
 def sparse_rows(dense_cf):
     sparse = dense_cf.to_sparse_csr()
-    return ops.SparseRows(sparse.crow_indices(), sparse.col_indices(), sparse.values(), dense_cf.shape[1])
+    return SparseRows(sparse.crow_indices(), sparse.col_indices(), sparse.values(), dense_cf.shape[1])
 
 
 def without_entries(n_cells, n_features, dtype=torch.float64):
     nothing = torch.zeros(0, dtype=torch.int64)
-    return ops.SparseRows(torch.zeros(n_cells + 1, dtype=torch.int64), nothing, nothing.to(dtype), n_features)
+    return SparseRows(torch.zeros(n_cells + 1, dtype=torch.int64), nothing, nothing.to(dtype), n_features)
 
 
 def example(name, n_cells, n_features, seed=0, scale=1.0, dtype=torch.float64):

@@ -24,7 +24,7 @@ from celldial import inference
 from celldial.data import Cells
 from celldial.likelihoods import Likelihood
 from celldial.module import Module
-from celldial.ops import SparseRows
+from celldial.rows import SparseRows
 
 N_CELLS, N_FEATURES, N_LATENT = 400, 12, 3
 N_STEPS, RATE = 1500, 0.05

@@ -16,7 +16,7 @@ from celldial.data import Cells
 from celldial.fusion import FUSIONS
 from celldial.likelihoods import LIKELIHOODS
 from celldial.module import Module
-from celldial.ops import SparseRows
+from celldial.rows import SparseRows
 from celldial.settings import settings
 from celldial.source import Resident
 from simulated import simulate_cells, simulate_two_cells

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from celldial import VAE, nn, ops
 from celldial.data import Cells
+from celldial.rows import SparseRows
 from celldial.schema import Schema
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -39,7 +40,7 @@ EVERY_FAMILY = pytest.mark.parametrize("name", FAMILIES)
 def sparse_rows(dense_cf, columns=torch.int64):
     row_n, column_n = dense_cf.nonzero(as_tuple=True)
     indptr_c = torch.cat([torch.zeros(1, dtype=torch.int64), (dense_cf != 0).sum(1).cumsum(0)])
-    return ops.SparseRows(indptr_c, column_n.to(columns), dense_cf[row_n, column_n], dense_cf.shape[1])
+    return SparseRows(indptr_c, column_n.to(columns), dense_cf[row_n, column_n], dense_cf.shape[1])
 
 
 def some_counts(n_cells, n_features, density=0.3, seed=0):

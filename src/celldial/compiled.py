@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from celldial import kernels
-
-if TYPE_CHECKING:
-    from celldial.ops import SparseRows
+from celldial.rows import SparseRows
 
 __all__ = ["bernoulli", "negative_binomial", "poisson", "select", "sparse_linear"]
 
@@ -33,13 +31,15 @@ __all__ = ["bernoulli", "negative_binomial", "poisson", "select", "sparse_linear
 MIN_COLUMNS = 16
 
 
-def select(rows: SparseRows, index_c: Tensor, indptr_c: Tensor) -> tuple[Tensor, Tensor]:
-    """Gather columns and values of the rows `index_c`, whose entries are to start at `indptr_c`."""
+def select(rows: SparseRows, index_c: Tensor) -> SparseRows:
+    """Gather rows; see `celldial.ops.select`."""
+    length_c = (rows.indptr_c[1:] - rows.indptr_c[:-1])[index_c]
+    indptr_c = torch.cat([length_c.new_zeros(1), length_c.cumsum(0)])
     n_entries = int(indptr_c[-1])
     column_n, value_n = rows.column_n.new_empty(n_entries), rows.value_n.new_empty(n_entries)
     given = arrays(rows.indptr_c, rows.column_n, rows.value_n, index_c, indptr_c, column_n, value_n)
     in_parts(kernels.gather, parts(len(index_c)), *given)
-    return column_n, value_n
+    return SparseRows(indptr_c, column_n, value_n, rows.n_columns)
 
 
 def sparse_linear(rows: SparseRows, weight_fh: Tensor) -> Tensor:

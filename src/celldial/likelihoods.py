@@ -16,7 +16,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from celldial import ops
-from celldial.ops import SparseRows
+from celldial.rows import SparseRows
 
 # Inverse dispersions are started within these bounds: beyond 100 a gene is Poisson for every practical purpose.
 THETA_BOUNDS = (0.05, 100.0)

@@ -16,7 +16,8 @@ from torch.nn import functional
 from torch.nn.functional import dropout, silu
 
 from celldial.latents import HARMONIC_SCALE, harmonics
-from celldial.ops import SparseRows, sparse_linear
+from celldial.ops import sparse_linear
+from celldial.rows import SparseRows
 
 __all__ = ["DECODERS", "Decoder", "DecoderName", "Encoder"]
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from celldial.data import Cells, block_size
 from celldial.latents import N_GRID, N_HARMONICS, grid, harmonics
 from celldial.module import Module
-from celldial.ops import SparseRows
+from celldial.rows import SparseRows
 
 __all__ = ["belief", "choose_features", "curves", "located", "placed", "start", "straighten", "turn"]
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from celldial.ahead import ahead
 from celldial.atlas import Atlas
 from celldial.data import Cells, block_size, hold_out, open_cells, split
-from celldial.ops import SparseRows
+from celldial.rows import SparseRows
 from celldial.schema import Schema
 
 __all__ = ["Stream", "told_once"]

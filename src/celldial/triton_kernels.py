@@ -14,7 +14,7 @@ Axis suffixes: ``c`` cells, ``f`` features, ``h`` hidden, ``n`` stored entries.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
@@ -22,8 +22,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-if TYPE_CHECKING:
-    from celldial.ops import SparseRows
+from celldial.rows import SparseRows
 
 __all__ = ["bernoulli", "negative_binomial", "poisson", "sparse_linear"]
 
