@@ -131,7 +131,7 @@ def of_import(bench: Bench, size: Sizes) -> list[Row]:
     for _ in range(2 * size.repeats + 1):
         out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
         seconds.append([float(part) for part in out.split()])
-    plain, with_vae = np.median(seconds, axis=0)
+    plain, with_vae = np.median(seconds, axis=0).tolist()
     return [
         Row("`import celldial`, s beyond torch and anndata", f"{plain:.3f}", "", plain, "≤ 0.5", plain <= 0.5),
         Row("… and `celldial.VAE`, s", f"{with_vae:.2f}", "", with_vae),
