@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -73,6 +74,11 @@ def test_what_else_is_trained_in_several_processes(parameters: dict[str, Any]) -
     model = VAE(2, 8, **parameters).fit(adata, max_epochs=2, progress=False, device="cpu", devices=2)
     assert len(model.history_["elbo_train"]) == 2
     assert adata.obsm["X_celldial"].shape == (60, 2)
+
+
+def test_a_process_without_validation_cells() -> None:
+    model = VAE(2, 8).fit(simulate(), max_epochs=1, validation_size=0.01, progress=False, device="cpu", devices=2)
+    assert np.isfinite(model.history_["elbo_validation"]).all()
 
 
 def test_more_processes_than_cells() -> None:

@@ -21,8 +21,6 @@ from celldial.rows import SparseRows
 from celldial.schema import Schema
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
 
 # Interpreters of earlier versions cannot loop over as many entries as a row has, with NumPy 2.
 pytest.importorskip("triton", minversion="3.7")

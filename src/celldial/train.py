@@ -455,13 +455,12 @@ def evaluate(
         Sums numbers over all processes, of which each has some of the cells.
     """
     module.eval()
-    sums: Tensor | None = None
+    # Zeros, because one of several processes may have no cell.
+    sums = torch.zeros(len(module.modalities) + 2, dtype=torch.float64, device=next(module.parameters()).device)
     for block in blocks:
         log_likelihood, kl_c = module.elbo(block)
         terms = [term_c.double().sum() for term_c in (*log_likelihood.values(), kl_c)]
-        of_block = torch.stack([*terms, terms[0].new_full((), len(block))])
-        sums = of_block if sums is None else sums + of_block
-    assert sums is not None  # there are cells
+        sums += torch.stack([*terms, terms[0].new_full((), len(block))])
     *log_likelihoods, kl, n_cells = total(sums).tolist()
     means = {modality: value / n_cells for modality, value in zip(module.modalities, log_likelihoods, strict=True)}
     log_likelihood_validation = sum(log_likelihoods) / n_cells
