@@ -46,6 +46,7 @@ ROWS = [
     {"source", "stream"},
     {"circle", "clustering", "phase", "train"},
     {"averages", "checks", "coordinates", "dials", "gradients", "inference", "loadings", "phases"},
+    {"tofit"},
     {"model"},
 ]
 LEAVES = {

@@ -15,7 +15,10 @@ from torch import Tensor
 
 from celldial.lookup import find_column
 
-__all__ = ["cluster_names", "codes", "column_names", "known_labels"]
+__all__ = ["CLUSTER", "CLUSTER_PROBABILITY", "cluster_names", "codes", "column_names", "known_labels"]
+
+# Where clusters are written: a column of obs, a table in obsm.
+CLUSTER, CLUSTER_PROBABILITY = "celldial_cluster", "celldial_cluster_probability"
 
 
 def known_labels(obs: pd.DataFrame, key: str, unknown: str) -> list[str]:

@@ -10,7 +10,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,16 +45,17 @@ from celldial.atlas import Atlas, is_stored
 from celldial.axes import Axis
 from celldial.checkpoint import Checkpoint
 from celldial.covariates import covariate_table
-from celldial.data import Cells, check_linked, choose_cells, in_blocks, to_csr
+from celldial.data import Cells, choose_cells, in_blocks, to_csr
 from celldial.estimators import BaselineName, read_gradient
 from celldial.fusion import FusionName
 from celldial.hardware import Hardware
 from celldial.inference import Covariates, Inferred, Posterior
 from celldial.joined import joined
+from celldial.labels import CLUSTER, CLUSTER_PROBABILITY
 from celldial.laplace import Loadings
 from celldial.latents import LatentName
 from celldial.lookup import find_column, noun_of
-from celldial.markers import Rhythm, read_rhythm
+from celldial.markers import read_rhythm
 from celldial.modalities import obsm_key
 from celldial.module import Module
 from celldial.nn import DecoderName
@@ -64,12 +65,11 @@ from celldial.schema import BERNOULLI, Schema
 from celldial.settings import Precision, chosen, seeded, settings
 from celldial.source import Resident, Source
 from celldial.stream import Stream, told_once
+from celldial.tofit import NO_PART, look
 
 __all__ = ["VAE"]
 
-NO_PART = "they take no part in training and get the prior as their posterior"
 PER_TEN_THOUSAND = 1e4
-CLUSTER, CLUSTER_PROBABILITY = "celldial_cluster", "celldial_cluster_probability"
 # By how much slower coordinates are learned by the score function.
 SCORED_SLOWER = 4
 # Larger tables are only made where they are asked for.
@@ -390,7 +390,7 @@ class VAE(BaseEstimator):
         checks.check_options(max_epochs, batch_size, key_added)
         checks.check_hardware(device, precision, devices, num_nodes, checkpoint_minutes)
         rhythm = read_rhythm(self.periodic)
-        found = self._look(adata, rhythm, validation_size, validation_cells)
+        found = look(adata, self.get_params(deep=False), rhythm, validation_size, validation_cells)
         schema, source = found.schema, found.source
         kind = settings.torch_device.type if device is None else torch.device(device).type
         plan = train.Plan(
@@ -1480,101 +1480,12 @@ class VAE(BaseEstimator):
         if not self.__sklearn_is_fitted__():
             raise NotFittedError("this VAE is not fitted yet: call fit(adata) first, or VAE.load(path)")
 
-    def _look(
-        self,
-        adata: Any,
-        rhythm: Rhythm | None,
-        validation_size: float,
-        validation_cells: Sequence[Any] | np.ndarray | None,
-    ) -> ToFit:
-        """Look at the cells to fit, in memory or in files, and check them."""
-        options: dict[str, Any] = {
-            "layer": self.layer,
-            "batch_key": self.batch_key,
-            "categorical_covariate_keys": self.categorical_covariate_keys,
-            "continuous_covariate_keys": self.continuous_covariate_keys,
-            "likelihood": self.likelihood,
-            "modalities": self.modalities,
-            "modality_key": self.modality_key,
-            "presence_keys": self.presence_keys,
-        }
-        if is_stored(adata):
-            return self._look_into_files(adata, rhythm, validation_size, validation_cells, options)
-        table = joined(adata, layer=self.layer, modality_key=self.modality_key)
-        schema = Schema.from_anndata(table, **options)
-        checks.check_modality_weights(self.modality_weights, schema)
-        checks.check_columns_free(adata, rhythm)
-        cells = Cells.from_anndata(table, schema)
-        described = self._describe_clusters(table.obs)
-        cells = replace(cells, label_c=labels.codes(table.obs, described))
-        checks.check_enough(schema, cells, self.n_latent)
-        checks.check_clusters(described, cells)
-        check_linked(cells)
-        checks.warn_of_empty(table.obs_names.__getitem__, cells, NO_PART, stacklevel=4)
-        train_c, validation_c = choose_cells(table, cells, validation_size, validation_cells, self.seed)
-        check_linked(cells, train_c)
-        found = phases.marker_columns(table, schema, cells, rhythm, self.gene_symbols)
-        return ToFit(schema, cells, Resident(cells, train_c, validation_c), described, *found)
-
-    def _look_into_files(
-        self,
-        data: Any,
-        rhythm: Rhythm | None,
-        validation_size: float,
-        validation_cells: Sequence[Any] | np.ndarray | None,
-        options: dict[str, Any],
-    ) -> ToFit:
-        if rhythm is not None:
-            raise ValueError(
-                "a periodic coordinate is found by looking at all cells again and again, which takes memory: read them "
-                "(adata = anndata.read_h5ad(path)), or a part of them, and fit that"
-            )
-        keys = [self.batch_key, *self.categorical_covariate_keys, *self.continuous_covariate_keys, self.labels_key]
-        keys += (self.presence_keys or {}).values()
-        in_obsm = [key for key in map(obsm_key, (self.modalities or {}).values()) if key is not None]
-        atlas = Atlas.open(data, layer=self.layer, obs_keys=[key for key in keys if key is not None], obsm_keys=in_obsm)
-        schema = atlas.schema(**options)
-        checks.check_modality_weights(self.modality_weights, schema)
-        described = self._describe_clusters(atlas.obs)
-        stream = Stream.survey(
-            atlas,
-            schema,
-            validation_size=validation_size,
-            validation_cells=validation_cells,
-            seed=self.seed,
-            label_codes=lambda obs: labels.codes(obs, described),
-        )
-        checks.check_enough(schema, stream.summary, self.n_latent)
-        checks.check_clusters(described, stream.summary)
-        check_linked(stream.summary)
-        check_linked(stream.summary, stream.train_c)
-
-        def name_of(cell: int) -> str:
-            return str(atlas.read(np.array([cell])).obs_names[0])
-
-        checks.warn_of_empty(name_of, stream.summary, NO_PART, stacklevel=5)
-        return ToFit(schema, stream.summary, stream, described)
-
     def _learning_rate(self) -> float:
         """Choose the peak of the learning rate: lower where gradients are noisy, lest the encoder goes astray."""
         clustered = self.n_clusters is not None or self.labels_key is not None
         return self.learning_rate / (
             SCORED_SLOWER if read_gradient(self.gradient, clustered).z != "reparameterized" else 1
         )
-
-    def _describe_clusters(self, obs: pd.DataFrame) -> dict[str, Any] | None:
-        """Say what clusters there are to be, if any."""
-        if self.labels_key is None:
-            return None if self.n_clusters is None else {"names": labels.cluster_names([], self.n_clusters)}
-        if self.labels_key == CLUSTER:
-            raise ValueError(f"labels_key is {CLUSTER!r}, the column that clusters are written to: copy it to another")
-        known = labels.known_labels(obs, self.labels_key, self.unknown_label)
-        return {
-            "names": labels.cluster_names(known, self.n_clusters),
-            "n_labels": len(known),
-            "labels_key": self.labels_key,
-            "unknown_label": self.unknown_label,
-        }
 
     def _checkpoint(
         self,
@@ -1792,32 +1703,6 @@ class VAE(BaseEstimator):
             self._write_clusters(
                 adata, pd.DataFrame(inferred.cluster, adata.obs_names, columns=self.clusters_["names"])
             )
-
-
-@dataclass(frozen=True)
-class ToFit:
-    """Cells to fit.
-
-    Parameters
-    ----------
-    schema
-        What they have.
-    cells
-        All of them; where they are in files, without their counts.
-    source
-        Where training gets them from.
-    clusters
-        The clusters that there are to be, if any.
-    markers, modality
-        Phase to the columns of its markers, and of what; see `celldial.phases.marker_columns`.
-    """
-
-    schema: Schema
-    cells: Cells
-    source: Resident | Stream
-    clusters: dict[str, Any] | None
-    markers: dict[str, np.ndarray] = field(default_factory=dict)
-    modality: str = ""
 
 
 @dataclass(frozen=True)
