@@ -180,3 +180,17 @@ def test_select_equals_dense_indexing(n_cells, n_features, seed):
     assert torch.equal(ops.select(rows, index_c).to_dense(), x_cf[index_c].float())
     narrow = SparseRows(rows.indptr_c, rows.column_n.int(), rows.value_n, n_features)
     assert torch.equal(ops.select(narrow, index_c).to_dense(), x_cf[index_c].float())
+
+
+@pytest.mark.parametrize("n_features", [10, 20, 37, 200])
+def test_sums_do_not_hang_on_where_arrays_are(n_features):
+    """Side by side, before and behind each other, in every distance: bit by bit the same."""
+    logit_f = np.random.default_rng(0).normal(size=n_features).astype(np.float32)
+    found = set()
+    for gap in range(20):
+        for order in (1, -1):
+            first, second = np.split(np.zeros(2 * n_features + gap, np.float32), [n_features + gap])
+            given_f, out_f = (first[:n_features], second)[::order]
+            given_f[:] = logit_f
+            found.add((kernels.exponentials(given_f, out_f), out_f.tobytes()))
+    assert len(found) == 1

@@ -5,6 +5,9 @@ whole matrix for every operation. Loops are compiled when they are first called,
 the logarithm of the loops over features are written out, so that the compiler can do many at once; their relative error
 is below 1e-6. Arguments are arrays, and numba finds their types; ``start`` and ``stop`` say which rows, or columns.
 
+Loops that add up write nothing: where memory that is written might be that which is read, the compiler has a loop in
+another order of additions, and so results would hang on where arrays happen to be.
+
 Axis suffixes: ``c`` cells, ``f`` features, ``h`` hidden units, ``n`` stored entries.
 """
 
@@ -118,9 +121,10 @@ def largest(x_f):
 def exponentials(logit_f, out_f):
     """Write the exponentials of one row, relative to its peak; return the peak and their sum."""
     peak = largest(logit_f)
-    total = F32(0)
     for f in range(len(logit_f)):
         out_f[f] = exp_below_0(logit_f[f] - peak)
+    total = F32(0)
+    for f in range(len(logit_f)):
         total += out_f[f]
     return peak, total
 
@@ -180,7 +184,8 @@ def negative_binomial_gradient(
             kept = ONE / (ONE + mu * per_theta_f[f])
             grad_log_theta_f[f] += weight * (mu * kept - theta_f[f] * log1p_above_0(mu * per_theta_f[f]))
             mu_f[f], kept_f[f] = mu, kept
-            total -= mu * kept
+        for f in range(n_features):
+            total -= mu_f[f] * kept_f[f]
         for n in range(indptr_c[c], indptr_c[c + 1]):
             total += x_n[n] * kept_f[column_n[n]]
         shift = total / library_c[c]
