@@ -198,6 +198,12 @@ def test_another_training_finds_no_use_for_it(adata: AnnData, tmp_path: Path) ->
         fit(adata[:, ::-1], tmp_path)
 
 
+def test_a_model_is_no_checkpoint(adata: AnnData, whole: VAE, tmp_path: Path) -> None:
+    whole.save(tmp_path / "training.checkpoint")
+    with pytest.raises(ValueError, match="is the checkpoint of another training"):
+        fit(adata, tmp_path)
+
+
 def test_a_damaged_checkpoint_is_named(adata: AnnData, tmp_path: Path) -> None:
     (tmp_path / "training.checkpoint").write_bytes(b"no checkpoint")
     with pytest.raises(ValueError, match=r"training\.checkpoint' is no celldial file, or is damaged"):

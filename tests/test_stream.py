@@ -198,6 +198,12 @@ def test_a_sample_is_of_training_cells_and_always_the_same(hundred):
     assert numbers(hundred.sample(1000)) == hundred.train_c.tolist()
 
 
+def test_a_sample_of_cells_with_many_counts_is_of_fewer(hundred, monkeypatch):
+    monkeypatch.setattr(stream, "MAX_SAMPLE_ENTRIES", 5)
+    assert hundred.entries_per_cell <= 1
+    assert len(hundred.sample(20)) == 5
+
+
 def test_minibatches_are_those_of_memory(tmp_path):
     adata = simulate_two(lacking={"rna": [3, 4], "atac": [10]})
     first, second = adata[:25].copy(), adata[25:, ::-1].copy()

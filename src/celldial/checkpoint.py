@@ -73,7 +73,7 @@ class Checkpoint:
         if not self.path.exists():
             return None
         about, tensors = storage.read(self.path)
-        found = about.pop("identity")
+        found = about.pop("identity", {})  # a model has none
         for name in {**self.identity, **found}:
             before, now = found.get(name), self.identity.get(name)
             if before != now:

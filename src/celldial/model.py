@@ -62,7 +62,7 @@ from celldial.nn import DecoderName
 from celldial.phase import placed
 from celldial.priors import PosteriorName, PriorName
 from celldial.schema import BERNOULLI, Schema
-from celldial.settings import Precision, chosen, seeded, settings
+from celldial.settings import Precision, chosen, seeded
 from celldial.source import Resident, Source
 from celldial.stream import Stream, told_once
 from celldial.tofit import NO_PART, look
@@ -76,6 +76,8 @@ SCORED_SLOWER = 4
 MAX_ENTRIES = 25_000_000
 # Cells from which biases, scales and dispersions start.
 MAX_CELLS_TO_START = 100_000
+# Cells among which the information about the loadings is taken: a thousand of a modality that one in twenty has.
+MAX_CELLS_TO_MEASURE = 20_000
 
 
 class VAE(BaseEstimator):
@@ -392,7 +394,8 @@ class VAE(BaseEstimator):
         rhythm = read_rhythm(self.periodic)
         found = look(adata, self.get_params(deep=False), rhythm, validation_size, validation_cells)
         schema, source = found.schema, found.source
-        kind = settings.torch_device.type if device is None else torch.device(device).type
+        hardware = Hardware(device, precision, compile, devices, num_nodes, strategy, loggers)
+        kind = hardware.torch_device.type
         plan = train.Plan(
             max_epochs=train.choose_max_epochs(source.n_train) if max_epochs == "auto" else max_epochs,
             batch_size=train.choose_batch_size(source.n_train, kind) if batch_size == "auto" else batch_size,
@@ -400,12 +403,11 @@ class VAE(BaseEstimator):
             early_stopping=early_stopping,
             progress=progress,
         )
-        hardware = Hardware(device, precision, compile, devices, num_nodes, strategy, loggers)
         run = train.Run(hardware, self._checkpoint(checkpoint, checkpoint_minutes, schema, source, plan, hardware))
         with chosen(device, precision), seeded(self.seed):
             sample = source.sample(MAX_CELLS_TO_START)
             held = source.cells if isinstance(source, Resident) else sample
-            memory.check(held, schema.likelihood, self.n_hidden, plan.batch_size, settings.torch_device)
+            memory.check(held, schema.likelihood, self.n_hidden, plan.batch_size, hardware.torch_device)
             module = self._build(schema, found.clusters)
             module.initialise(sample, source.n_train)
             del sample, held
@@ -421,7 +423,7 @@ class VAE(BaseEstimator):
                 )
                 source = replace(source, cells=cells)
             inferred = embedded(module, source, adata)
-            sample = source.sample(MAX_CELLS_TO_START)
+            sample = source.sample(MAX_CELLS_TO_MEASURE)
             n_each = source.n_train / len(sample)
             averages.measure_loadings(module, sample, torch.arange(len(sample)), n_each)
         self.parameters_, self.schema_, self.module_, self.history_ = parameters_of(self), schema, module, history

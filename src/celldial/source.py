@@ -53,7 +53,7 @@ class Source(Protocol):
         """Go once through the cells to validate on, always in the same blocks."""
 
     def sample(self, n_cells: int) -> Cells:
-        """Give some cells to train on, on the CPU: all if there are no more than `n_cells`, and always the same."""
+        """Give some cells to train on, on the CPU: `n_cells` at most, all if they are fewer, and always the same."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,9 @@ CPU = torch.device("cpu")
 MAX_CELLS, MAX_ENTRIES = 2**14, 2**22
 """What is read at a time, and shuffled; two such blocks are held."""
 
+MAX_SAMPLE_ENTRIES = 2**24
+"""What training starts from is held in memory at once: of cells with very many counts it is fewer cells."""
+
 MIN_RUNS = 64
 """Runs of neighboring cells that such a block has at least."""
 
@@ -190,7 +193,8 @@ class Stream:
         return self._read(iter(own_c.split(max(1, self.cells_at_a_time // size) * size)), size)
 
     def sample(self, n_cells: int) -> Cells:
-        """Give some cells to train on, on the CPU: all if there are no more than `n_cells`, and always the same."""
+        """Give some cells to train on, on the CPU, and always the same: `n_cells`, or as many as memory is given to."""
+        n_cells = int(max(1, min(n_cells, MAX_SAMPLE_ENTRIES // max(1.0, self.entries_per_cell))))
         chosen_c = self.train_c
         if len(chosen_c) > n_cells:
             generator = torch.Generator().manual_seed(0)
