@@ -9,7 +9,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format types clean distclean
+.PHONY: help demo test test-all lint format docs tutorials clean distclean
 
 help:
 	@echo "make demo       train on blood cells (RNA) and on simulated ones (RNA and ATAC), and draw figures, in demo/"
@@ -17,7 +17,9 @@ help:
 	@echo "make test-all   the same with the slow tests"
 	@echo "make lint       ruff and mypy only"
 	@echo "make format     let ruff fix and format the code"
-	@echo "make clean      remove what was built: demo/, dist/, caches"
+	@echo "make docs       the documentation, in docs/_build/html"
+	@echo "make tutorials  run the tutorials, and keep what they show in them"
+	@echo "make clean      remove what was built: demo/, docs/_build/, dist/, caches"
 	@echo "make distclean  remove .venv, too"
 	@echo
 	@echo "The first call makes .venv from $(PYTHON) (Python 3.11 or newer; for another one: make test PYTHON=python3.12)."
@@ -41,6 +43,13 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+docs: $(VENV)/.installed-dev
+	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
+	@echo "Open docs/_build/html/index.html"
+
+tutorials: $(VENV)/.installed-dev
+	$(ONE_THREAD) $(BIN)/python tutorials/execute.py
+
 # The stamps are touched last, so that an installation that broke off is done again.
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -54,11 +63,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.made
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt $(VENV)/.made
-	$(PIP) -c constraints.txt -e ".[dev]"
+	$(PIP) -c constraints.txt -e ".[dev,docs]"
 	@touch $(VENV)/.installed $@
 
 clean:
-	rm -rf demo dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf demo dist build docs/_build docs/api/generated .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean

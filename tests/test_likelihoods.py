@@ -1,15 +1,20 @@
 """Every observation model: its log-likelihood against torch's own distributions, its draws, its start from data."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, NegativeBinomial, Poisson
+from torch.distributions import Bernoulli, Geometric, NegativeBinomial, Poisson
 from torch.nn.functional import logsigmoid
 
-from celldial.likelihoods import LIKELIHOODS, THETA_BOUNDS, Observation
+from celldial import VAE
+from celldial.likelihoods import LIKELIHOODS, THETA_BOUNDS, Likelihood, Observation
 from celldial.rows import SparseRows
+from simulated import simulate
 
 N_FEATURES = 6
 
@@ -240,3 +245,20 @@ def test_poisson_has_no_parameters() -> None:
     likelihood = LIKELIHOODS["poisson"](N_FEATURES)
     likelihood.initialise(sparse_rows(torch.ones(3, N_FEATURES)), torch.full((3,), 6.0))
     assert not list(likelihood.parameters())
+
+
+def test_the_example_for_contributors_trains_and_decodes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (root / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text.split("## Add a likelihood")[1].split("\n## ")[0]
+    code = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
+    monkeypatch.setitem(LIKELIHOODS, "geometric", None)  # so that it is gone afterwards
+    exec(code, {"torch": torch, "Likelihood": Likelihood, "LIKELIHOODS": LIKELIHOODS})
+
+    observation = make_observation("geometric")
+    x_cf = observation.sample()
+    exact_cf = Geometric(1 / (1 + mu_of(observation))).log_prob(x_cf)
+    torch.testing.assert_close(observation.log_prob(sparse_rows(x_cf)), exact_cf.sum(1))
+    adata = simulate(n_cells=60)
+    model = VAE(likelihood="geometric", n_latent=2).fit(adata, max_epochs=2, progress=False)
+    assert model.sample(5).shape == (5, adata.n_vars)
+    assert np.isfinite(model.latent_traverse(adata, axis=0).X).all()
