@@ -186,6 +186,22 @@ def test_cells_that_lack_modalities(tmp_path: Path) -> None:
     assert_same(fit(adata, tmp_path, model=VAE(2, 8), checkpoint_minutes=1e-9), expected)
 
 
+@pytest.mark.filterwarnings("ignore:periodic=True", "ignore:no feature tells the angle")
+@pytest.mark.parametrize("option", [{"n_clusters": 3}, {"periodic": True}], ids=["clusters", "circle"])
+def test_ctrl_c_in_one_stage_leaves_out_the_next(adata: AnnData, tmp_path: Path, option: dict[str, Any]) -> None:
+    def training(folder: Path | None) -> VAE:
+        model = VAE(2, 8, batch_key="batch", **option)
+        return fit(adata, folder, 12, model, early_stopping=False)
+
+    with cut_short(train, "evaluate", 3, KeyboardInterrupt()):
+        interrupted = training(tmp_path)
+    assert len(interrupted.history_["kept"]) == 2
+    assert len(list(tmp_path.iterdir())) == 1
+    expected = training(None)
+    assert len(expected.history_["kept"]) == 12
+    assert_same(training(tmp_path), expected)
+
+
 def test_another_training_finds_no_use_for_it(adata: AnnData, tmp_path: Path) -> None:
     fit(adata, tmp_path)
     with pytest.raises(ValueError, match="its max_epochs is 4, and now it is 5"):

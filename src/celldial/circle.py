@@ -62,7 +62,8 @@ def fit(
 
     Returns
     -------
-    The cells with their places on the circle, and the history.
+    tuple[Cells, dict[str, list[float]]]
+        The cells with their places on the circle, and the history.
     """
     cells, heard_f = _first_guess(cells, rhythm, markers, modality, seed)
     phase.start(module, cells.select(train_c), {modality: heard_f})
@@ -121,11 +122,14 @@ def _train(
     history: dict[str, list[float]] = {}
     for turn, plan in enumerate(plans):
         source = Resident(cells, train_c, validation_c)
-        record = train.fit(module, source, plan, seed + turn, run.of_stage(f"turn-{turn + 1}"))
+        stage = run.of_stage(f"turn-{turn + 1}")
+        record = train.fit(module, source, plan, seed + turn, stage)
         history = train.continued(history, record) if history else record
         if choose:
             phase.choose_features(module, cells.select(train_c).to(settings.torch_device))
         cells = _located(module, cells, learn_prior=True)
+        if stage.interrupted:
+            break
     return cells, history
 
 

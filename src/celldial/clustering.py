@@ -40,10 +40,11 @@ def fit(module: Module, source: Source, plan: train.Plan, seed: int, run: train.
     assert module.clusters is not None
     n_first = math.ceil(FIRST_SHARE * plan.max_epochs)
     module.clusters.requires_grad_(False)
-    history = train.fit(module, source, replace(plan, max_epochs=n_first), seed, run.of_stage("coordinates"))
+    first = run.of_stage("coordinates")
+    history = train.fit(module, source, replace(plan, max_epochs=n_first), seed, first)
     module.clusters.requires_grad_(True)
     place(module, source.sample(MAX_CELLS), seed % 2**31)  # scikit-learn takes no larger ones
-    if plan.max_epochs == n_first:
+    if plan.max_epochs == n_first or first.interrupted:
         return history
     rest = replace(plan, max_epochs=plan.max_epochs - n_first, warm_up=False)
     return train.continued(history, train.fit(module, source, rest, seed + 1, run.of_stage("clusters")))

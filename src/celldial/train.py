@@ -83,12 +83,13 @@ class Plan:
     progress: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
-    """On what to train, and where to keep what is needed to go on; nothing of this is about what is learned."""
+    """On what to train, where to keep what is needed to go on, and whether Ctrl-C ended it (`fit` says so)."""
 
     hardware: Hardware = field(default_factory=Hardware)
     checkpoint: Checkpoint | None = None
+    interrupted: bool = False
 
     def of_stage(self, stage: str) -> Run:
         """Give that of one stage of a training in several."""
@@ -127,12 +128,13 @@ def fit(module: Module, source: Source, plan: Plan, seed: int, run: Run | None =
 
     Returns
     -------
-    Quantity to its value after each epoch, in nats per cell: ``elbo_train`` (of the epoch's minibatches as they were
-    trained: with dropout, and the KL term at its weight), and where there are validation cells ``elbo_validation``,
-    ``log_likelihood_validation`` and ``kl_validation`` (one sample per cell, full weight; with several modalities also
-    ``log_likelihood_<modality>_validation``, per cell of all); besides ``kl_weight``,
-    ``learning_rate``, ``seconds`` since the start, and ``kept``, which is 1 for the epoch whose weights the module now
-    has.
+    dict[str, list[float]]
+        Quantity to its value after each epoch, in nats per cell: ``elbo_train`` (of the epoch's minibatches as they
+        were trained: with dropout, and the KL term at its weight), and where there are validation cells
+        ``elbo_validation``, ``log_likelihood_validation`` and ``kl_validation`` (one sample per cell, full weight; with
+        several modalities also ``log_likelihood_<modality>_validation``, per cell of all); besides ``kl_weight``,
+        ``learning_rate``, ``seconds`` since the start, and ``kept``, which is 1 for the epoch whose weights the module
+        now has.
 
     Raises
     ------
@@ -143,8 +145,8 @@ def fit(module: Module, source: Source, plan: Plan, seed: int, run: Run | None =
 
     Notes
     -----
-    Ctrl-C ends training as if it were over: the best epoch's weights stand. During the first epoch, and with several
-    processes, it is raised.
+    Ctrl-C ends training as if it were over: the best epoch's weights stand, and `run` has it noted, so that no further
+    stage begins. During the first epoch, and with several processes, it is raised.
     """
     run = run or Run()
     fabric = run.hardware.fabric()
@@ -193,6 +195,7 @@ def _train(
     training = Training(fabric, module, source, plan, seed, run.checkpoint)
     with compiled_networks(module) if run.hardware.compile else nullcontext():
         history = training.run()
+    run.interrupted = training.interrupted
     if not new:
         return history
     if fabric.is_global_zero:
@@ -259,6 +262,7 @@ class Training:
         self.loss_sum = torch.zeros((), device=fabric.device)
         self.best: dict[str, Tensor] = {}
         self.state = State()
+        self.interrupted = False
         if fabric.global_rank > 0:  # the noise of each process is its own
             torch.manual_seed(seed + fabric.global_rank)
         if checkpoint is not None:
@@ -278,6 +282,7 @@ class Training:
         except KeyboardInterrupt:
             if several or not self.best:  # one of several that ended by itself would leave the others waiting
                 raise
+            self.interrupted = True
             logger.warning("interrupted: the model has the weights of epoch %d", state.best_epoch + 1)
         finally:
             bar.close()
