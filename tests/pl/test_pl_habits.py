@@ -21,7 +21,8 @@ def of_cells(name: str) -> Callable:
     return plot if name != "gradient_variance" else lambda cells, **options: plot(cells.uns["sweep"], **options)
 
 
-PLOTS = pytest.mark.parametrize("plot", [of_cells(name) for name in pl.__all__], ids=pl.__all__)
+FIGURES = [name for name in pl.__all__ if name != "dial"]  # which is a page
+PLOTS = pytest.mark.parametrize("plot", [of_cells(name) for name in FIGURES], ids=FIGURES)
 
 
 @pytest.fixture

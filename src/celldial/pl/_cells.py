@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-__all__ = ["draw_cells", "legend_width"]
+__all__ = ["colors_of", "draw_cells", "is_number", "legend_width"]
 
 # Okabe and Ito (2008), as many as there are categories at most; with more, no palette tells all of them apart.
 OKABE_ITO = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
@@ -43,7 +43,7 @@ def draw_cells(
     if missing_c.any():
         panel.scatter(x_c[missing_c], y_c[missing_c], color=MISSING, **options)
     present_c = ~missing_c
-    if _is_number(column_c):
+    if is_number(column_c):
         values_c = column_c.to_numpy(dtype=float)[present_c]
         points = panel.scatter(x_c[present_c], y_c[present_c], c=values_c, cmap="viridis", **options)
         bar = figure.colorbar(points, ax=panel, label=color, shrink=0.6, location=place)
@@ -51,7 +51,7 @@ def draw_cells(
         return
     category_c = column_c.astype("category").cat.remove_unused_categories()
     names = list(category_c.cat.categories)
-    colors = _colors(adata, color, names)
+    colors = colors_of(adata, color, names)
     code_c = category_c.cat.codes.to_numpy()
     # In one call and shuffled, so that no category hides another.
     order = np.random.default_rng(0).permutation(np.flatnonzero(present_c))
@@ -71,19 +71,19 @@ def draw_cells(
 
 def legend_width(adata: AnnData, color: str | None) -> float:
     """Estimate how wide the legend is, in inches, when it is on the right."""
-    if color is None or _is_number(adata.obs[color]):
+    if color is None or is_number(adata.obs[color]):
         return 0.0
     names = [str(name) for name in adata.obs[color].astype("category").cat.categories]
     n_columns = 1 + (min(len(names), MOST_IN_LEGEND + 1) - 1) // ROWS_OF_LEGEND
     return n_columns * (0.4 + 0.075 * min(LONGEST_NAME, max(map(len, names), default=0)))
 
 
-def _is_number(column_c: pd.Series) -> bool:
+def is_number(column_c: pd.Series) -> bool:
     """Tell whether a column has numbers, not categories."""
     return pd.api.types.is_numeric_dtype(column_c) and not pd.api.types.is_bool_dtype(column_c)
 
 
-def _colors(adata: AnnData, key: str, names: list[Any]) -> list[Any]:
+def colors_of(adata: AnnData, key: str, names: list[Any]) -> list[Any]:
     """Choose a color for each category."""
     stored = adata.uns.get(f"{key}_colors")
     categories = adata.obs[key].cat.categories if isinstance(adata.obs[key].dtype, pd.CategoricalDtype) else names

@@ -45,9 +45,10 @@ def axes(
 
     Returns
     -------
-    Nothing if the figure is shown, the figure with `return_fig`, otherwise the Axes: ``"share"``, the share of the
-    variance of decoded log expression; with several modalities, of which it is the mean, one more for each,
-    ``"share_rna"`` and so on; ``"kl"``, the mean KL divergence from the prior in nats per cell.
+    dict[str, Axes] | Figure | None
+        Nothing if the figure is shown, the figure with `return_fig`, otherwise the Axes: ``"share"``, the share of the
+        variance of decoded log expression; with several modalities, of which it is the mean, one more for each,
+        ``"share_rna"`` and so on; ``"kl"``, the mean KL divergence from the prior in nats per cell.
 
     Raises
     ------

@@ -55,8 +55,9 @@ def axis_features(
 
     Returns
     -------
-    Nothing if the figure is shown, the figure with `return_fig`, otherwise the Axes, one under the name of each
-    modality; around a periodic axis also ``"rna_amplitude"`` and so on.
+    dict[str, Axes] | Figure | None
+        Nothing if the figure is shown, the figure with `return_fig`, otherwise the Axes, one under the name of each
+        modality; around a periodic axis also ``"rna_amplitude"`` and so on.
 
     Raises
     ------

@@ -76,9 +76,10 @@ def cell_cycle(
 
     Returns
     -------
-    Nothing if the figure is shown, the figure with `return_fig`, otherwise the Axes: ``"circle"``, and one under the
-    name of each gene, in counts per 10,000 of the cell: the mean of the cells in a bin of angles, with its standard
-    error. Peaks that are modelled as open or not are drawn as the share of cells in which they are open.
+    dict[str, Axes] | Figure | None
+        Nothing if the figure is shown, the figure with `return_fig`, otherwise the Axes: ``"circle"``, and one under
+        the name of each gene, in counts per 10,000 of the cell: the mean of the cells in a bin of angles, with its
+        standard error. Peaks that are modelled as open or not are drawn as the share of cells in which they are open.
 
     Raises
     ------

@@ -63,7 +63,9 @@ def gradient_variance(
 
     Returns
     -------
-    Nothing if the figure is shown, the figure with `return_fig`, otherwise the Axes ``"width"`` and ``"n_averaged"``.
+    dict[str, Axes] | Figure | None
+        Nothing if the figure is shown, the figure with `return_fig`, otherwise the Axes ``"width"`` and
+        ``"n_averaged"``.
 
     Raises
     ------

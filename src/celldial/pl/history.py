@@ -42,9 +42,10 @@ def history(
 
     Returns
     -------
-    Nothing if the figure is shown, the figure with `return_fig`, otherwise the Axes: ``"elbo"``, where there were
-    validation cells ``"kl"``, and with several modalities ``"elbo_train"``. All are in nats per cell. A higher ELBO is
-    better; a KL divergence near 0 means that the latent state tells nothing about a cell.
+    dict[str, Axes] | Figure | None
+        Nothing if the figure is shown, the figure with `return_fig`, otherwise the Axes: ``"elbo"``, where there were
+        validation cells ``"kl"``, and with several modalities ``"elbo_train"``. All are in nats per cell. A higher ELBO
+        is better; a KL divergence near 0 means that the latent state tells nothing about a cell.
 
     Raises
     ------

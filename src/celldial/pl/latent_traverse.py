@@ -64,10 +64,11 @@ def latent_traverse(
 
     Returns
     -------
-    Nothing if the figure is shown, the figure with `return_fig`, otherwise the Axes: one under the name of each
-    feature, in counts per library size or as a probability at the median depth; and ``"heatmap"``, where there are
-    several modalities ``"heatmap_rna"``, ``"heatmap_atac"`` and so on: the log2 of the mean over cells, less its
-    average along the axis. Where there are phases, ``"phases"`` is the strip above.
+    dict[str, Axes] | Figure | None
+        Nothing if the figure is shown, the figure with `return_fig`, otherwise the Axes: one under the name of each
+        feature, in counts per library size or as a probability at the median depth; and ``"heatmap"``, where there are
+        several modalities ``"heatmap_rna"``, ``"heatmap_atac"`` and so on: the log2 of the mean over cells, less its
+        average along the axis. Where there are phases, ``"phases"`` is the strip above.
 
     Raises
     ------

@@ -9,6 +9,7 @@ import numpy as np
 from celldial.lookup import listing
 from celldial.pl._canvas import CYCLIC, TURN, canvas, finish, fit, minus
 from celldial.pl._cells import draw_cells, legend_width
+from celldial.pl._path import count_neighbors, find_map, find_near, project
 from celldial.pl._stored import Traversal, did_you_mean, read_traversal
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ def traverse_path(
     name
         Which traversal; by default the last one that was stored.
     basis
-        The map: a matrix in ``obsm``, of which the first two columns are drawn.
+        The map: a matrix in ``obsm``, of which the first two columns are drawn. For a periodic axis also ``"circle"``,
+        a clock on which cells stand at their angle, the farther out the surer that is. It shows what a map of
+        ``X_celldial`` cannot: that embedding is free of the circle.
     color
         Column of ``obs`` to color the cells by, with the path in black; by default they are gray, and the path has
         colors.
@@ -61,7 +64,8 @@ def traverse_path(
 
     Returns
     -------
-    Nothing if the figure is shown, the figure with `return_fig`, otherwise the Axes, under ``"map"``.
+    dict[str, Axes] | Figure | None
+        Nothing if the figure is shown, the figure with `return_fig`, otherwise the Axes, under ``"map"``.
 
     Raises
     ------
@@ -84,21 +88,15 @@ def traverse_path(
     >>> list(axes)
     ['map']
     """
-    if n_neighbors is None:
-        n_neighbors = max(30, adata.n_obs // 100)
-    if n_neighbors < 1:
-        raise ValueError(f"n_neighbors={n_neighbors}: at least 1 cell is needed")
-    n_neighbors = min(n_neighbors, adata.n_obs)
+    n_neighbors = count_neighbors(adata, n_neighbors)
     traversal = read_traversal(adata, name)
-    basis, map_c2 = _map(adata, basis)
+    label, map_c2 = find_map(adata, basis, traversal)
     if color is not None and color not in adata.obs:
         raise KeyError(
             f"color {color!r} is not among the columns of adata.obs{did_you_mean(color, list(adata.obs))}; "
             f"there are: {listing(adata.obs.columns)}"
         )
-    distance_sc = _around(adata, traversal) if traversal.periodic else _between(adata, traversal)
-    distance_sc[:, ~np.isfinite(map_c2).all(1)] = np.inf
-    path_s2 = _project(distance_sc, map_c2, n_neighbors)
+    path_s2 = project(find_near(adata, traversal, map_c2, n_neighbors), map_c2)
 
     figure = canvas(ax, (6.8 + legend_width(adata, color), 5.8))
     fit(figure.suptitle(_title(traversal), fontweight="bold"))
@@ -110,7 +108,6 @@ def traverse_path(
     else:
         draw_cells(figure, panel, x_c, y_c, adata, color, "right", s=size, alpha=0.6)
     _draw_path(figure, panel, traversal, path_s2, color is not None)
-    label = {"X_umap": "UMAP", "X_tsne": "t-SNE", "X_pca": "PC"}.get(basis, basis)
     panel.set_xlabel(f"{label} 1")
     panel.set_ylabel(f"{label} 2")
     panel.set_xticks([])
@@ -132,70 +129,6 @@ def _title(traversal: Traversal) -> str:
     kind = {"periodic": "The ", "direction": "The axis ", "coordinate": "", "path": "The path "}[traversal.kind]
     title = f"{kind}{traversal.axis} on the map of the cells"
     return title[0].upper() + title[1:]
-
-
-def _map(adata: AnnData, basis: str) -> tuple[str, np.ndarray]:
-    """Find the map; ``"umap"`` is taken for ``"X_umap"``, as scanpy does."""
-    key = basis if basis in adata.obsm or f"X_{basis}" not in adata.obsm else f"X_{basis}"
-    if key not in adata.obsm:
-        raise KeyError(
-            f"no map {basis!r} in adata.obsm{did_you_mean(basis, list(adata.obsm))}; there are {listing(adata.obsm)}: "
-            "call sc.pp.neighbors(adata, use_rep='X_celldial') and sc.tl.umap(adata) first"
-        )
-    matrix = np.asarray(adata.obsm[key], dtype=float)
-    if matrix.ndim != 2 or matrix.shape[1] < 2:
-        raise ValueError(f"adata.obsm[{key!r}] has the shape {matrix.shape}: a map needs two columns")
-    return key, matrix[:, :2]
-
-
-def _between(adata: AnnData, traversal: Traversal) -> np.ndarray:
-    """Measure how far each cell's latent state is from each step."""
-    key = adata.uns.get("celldial", {}).get("key_added", "X_celldial")
-    if key not in adata.obsm:
-        raise KeyError(
-            f"no latent states {key!r} in adata.obsm; there are {listing(adata.obsm)}: call model.fit(adata) first"
-        )
-    state_cz = np.asarray(adata.obsm[key], dtype=float)
-    path_sz = traversal["path"]
-    n_latent = state_cz.shape[1]
-    # States on a path may have two more columns than the embedding: those that turn.
-    if path_sz.shape[1] not in (n_latent, n_latent + 2):
-        raise ValueError(
-            f"the path has {path_sz.shape[1]} latent coordinates and adata.obsm[{key!r}] has {n_latent}: "
-            "they are of different models, call model.latent_traverse again"
-        )
-    # One step at a time: all at once would take steps x cells x coordinates.
-    return np.stack([np.linalg.norm(state_cz - step_z[:n_latent], axis=1) for step_z in path_sz])
-
-
-def _around(adata: AnnData, traversal: Traversal) -> np.ndarray:
-    """Measure how far each cell's angle is from that of each step; cells that carry no phase are out of reach."""
-    key = f"{traversal.name}_angle"
-    if key not in adata.obs:
-        raise KeyError(f"no column {key!r} in adata.obs: call model.fit(adata) first")
-    angle_c = adata.obs[key].to_numpy(dtype=float)
-    distance_sc = np.abs((angle_c - traversal.position_s[:, None] + np.pi) % TURN - np.pi)
-    active = f"{traversal.name}_active"
-    idle_c = ~np.isfinite(angle_c)
-    if active in adata.obs:
-        idle_c |= ~adata.obs[active].to_numpy(dtype=bool)
-    distance_sc[:, idle_c] = np.inf
-    return distance_sc
-
-
-def _project(distance_sc: np.ndarray, map_c2: np.ndarray, n_neighbors: int) -> np.ndarray:
-    """Average over the nearest cells of each step, with a Gaussian kernel as wide as half the farthest of them."""
-    n_reachable = int(np.isfinite(distance_sc[0]).sum())
-    if n_reachable == 0:
-        raise ValueError("no cell has both a latent state on this axis and a place on the map")
-    nearest_sk = np.argsort(distance_sc, axis=1, kind="stable")[:, : min(n_neighbors, n_reachable)]
-    distance_sk = np.take_along_axis(distance_sc, nearest_sk, axis=1)
-    width_s1 = np.maximum(distance_sk[:, -1:] / 2, 1e-12)
-    # Less the smallest distance: where the path is far from all cells, the nearest still counts most.
-    weight_sk = np.exp(-0.5 * ((distance_sk - distance_sk[:, :1]) / width_s1) ** 2)
-    weight_sk /= weight_sk.sum(1, keepdims=True)
-    path_s2: np.ndarray = np.einsum("sk,skd->sd", weight_sk, map_c2[nearest_sk])
-    return path_s2
 
 
 def _draw_path(
