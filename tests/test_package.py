@@ -78,13 +78,14 @@ NETWORKS = {
     *("hardware", "checkpoint", "source", "train", "phase", "circle", "clustering"),
 }
 # The plots: one file a figure, over what they share, and of the rest of the package only `lookup`.
-SHARED_BY_PLOTS = {"pl._canvas", "pl._cells", "pl._counts", "pl._stored"}
+SHARED_BY_PLOTS = {"pl._canvas", "pl._cells", "pl._counts", "pl._path", "pl._stored"}
 FIGURES = {
     f"pl.{name}"
     for name in (
         "axes",
         "axis_features",
         "cell_cycle",
+        "dial",
         "gradient_variance",
         "history",
         "latent_traverse",
@@ -95,7 +96,7 @@ PLOTS = {"pl", *SHARED_BY_PLOTS, *FIGURES}
 # Beside the others: what they may import is said below.
 BESIDE = {"datasets", "export", "metrics", *PLOTS}
 # Only these may import the estimator, or all of the package.
-TOP = {"__init__", "__main__", "demo"}
+TOP = {"__init__", "__main__", "cli", "demo"}
 
 
 def imported(path: Path, at_run_time: bool = True) -> Iterator[str]:
@@ -266,7 +267,8 @@ def test_constraints_satisfy_the_project(root):
     lines = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
     pinned = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in pins}
-    for line in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+    extras = project["optional-dependencies"]
+    for line in [*project["dependencies"], *extras["dev"], *extras["docs"]]:
         needed = Requirement(line)
         assert needed.specifier.contains(pinned[canonicalize_name(needed.name)]), f"constraints.txt breaks {line}"
 

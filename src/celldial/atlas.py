@@ -207,7 +207,8 @@ class Atlas:
 
         Returns
         -------
-        Counts as CSR in ``X`` or in the layer, `obsm`, the wanted columns of `obs`, and `var`.
+        anndata.AnnData
+            Counts as CSR in ``X`` or in the layer, `obsm`, the wanted columns of `obs`, and `var`.
         """
         row_c = np.arange(*row_c.indices(self.n_cells)) if isinstance(row_c, slice) else np.asarray(row_c)
         if len(row_c) == 0 or row_c.min() < 0 or row_c.max() >= self.n_cells:

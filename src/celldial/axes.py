@@ -67,7 +67,8 @@ def total_effects(
 
     Returns
     -------
-    The variance by coordinate, in squared natural logarithms, float64, shape ``(len(columns),)``.
+    numpy.ndarray
+        The variance by coordinate, in squared natural logarithms, float64, shape ``(len(columns),)``.
 
     References
     ----------
@@ -121,7 +122,8 @@ def coordinate_table(names: Sequence[str], kl_k: np.ndarray, variance: Mapping[s
 
     Returns
     -------
-    One row a coordinate, in their order; see `celldial.VAE.axes`.
+    pandas.DataFrame
+        One row a coordinate, in their order; see `celldial.VAE.axes`.
     """
     share = {f"share_{modality}": variance_k / (variance_k.sum() or 1) for modality, variance_k in variance.items()}
     # Each modality counts alike: the variance of chromatin is a small fraction of that of expression.
@@ -186,6 +188,17 @@ class Axis:
         How many there were.
     quantiles
         The scores' quantiles 0.01, 0.05, 0.5, 0.95 and 0.99.
+
+    Examples
+    --------
+    >>> import celldial
+    >>> adata = celldial.datasets.pbmc68k_reduced()
+    >>> model = celldial.VAE().fit(adata, max_epochs=2, progress=False)
+    >>> axis = model.find_axis(adata, "B or T", groups=("CD4+/CD25 T Reg", "CD19+ B"))
+    >>> axis.name, axis.direction_z.shape
+    ('B or T', (10,))
+    >>> round(float(axis.filter_z @ axis.direction_z), 3)
+    1.0
     """
 
     name: str
@@ -199,12 +212,49 @@ class Axis:
     quantiles: np.ndarray = field(repr=False)
 
     def score(self, z_cz: np.ndarray) -> np.ndarray:
-        """Tell how far along latent states are, float32, shape ``(c,)``; columns after `n_latent` are not looked at."""
+        """Tell how far along latent states are.
+
+        Parameters
+        ----------
+        z_cz
+            Latent coordinates as `celldial.VAE.latent_posterior` gives them, shape ``(cells, n_latent)``. Further
+            columns are not looked at.
+
+        Returns
+        -------
+        numpy.ndarray
+            The score of each cell, 0 where the axis starts and 1 where it ends, float32, shape ``(cells,)``.
+
+        Examples
+        --------
+        >>> import celldial
+        >>> adata = celldial.datasets.pbmc68k_reduced()
+        >>> model = celldial.VAE().fit(adata, max_epochs=2, progress=False)
+        >>> axis = model.find_axis(adata, "B or T", groups=("CD4+/CD25 T Reg", "CD19+ B"))
+        >>> mean_cz, _ = model.latent_posterior(adata)
+        >>> bool((axis.score(mean_cz) == adata.obs["B or T"]).all())
+        True
+        """
         score_c: np.ndarray = (z_cz[:, : len(self.origin_z)] - self.origin_z) @ self.filter_z
         return score_c.astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give all but the name in types that an h5ad file holds; :meth:`from_dict` gives it back."""
+        """Give all but the name in types that an h5ad file holds; :meth:`from_dict` gives it back.
+
+        Returns
+        -------
+        dict[str, Any]
+            What is stored in ``adata.uns["celldial"]["axes"][name]``.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from celldial.axes import Axis
+        >>> one_z = np.ones(1, dtype=np.float32)
+        >>> axis = Axis("dose", "low → high", 0 * one_z, one_z, one_z, 0.5, 0.001, 999, np.zeros(5))
+        >>> list(axis.to_dict())[:4]
+        ['kind', 'description', 'origin', 'direction']
+        """
         return {
             "kind": "direction",
             "description": self.description,
@@ -219,7 +269,31 @@ class Axis:
 
     @classmethod
     def from_dict(cls, name: str, stored: Mapping[str, Any]) -> Axis:
-        """Read what :meth:`to_dict` gave, also after a way through an h5ad file."""
+        """Read what :meth:`to_dict` gave, also after a way through an h5ad file.
+
+        Parameters
+        ----------
+        name
+            What the axis is called.
+        stored
+            What :meth:`to_dict` gave.
+
+        Returns
+        -------
+        Axis
+            The axis.
+
+        Examples
+        --------
+        >>> import celldial
+        >>> from celldial.axes import Axis
+        >>> adata = celldial.datasets.pbmc68k_reduced()
+        >>> model = celldial.VAE().fit(adata, max_epochs=1, progress=False)
+        >>> axis = model.find_axis(adata, "B or T", groups=("CD4+/CD25 T Reg", "CD19+ B"))
+        >>> again = Axis.from_dict("B or T", adata.uns["celldial"]["axes"]["B or T"])
+        >>> again.p_value == axis.p_value
+        True
+        """
         return cls(
             name,
             str(stored["description"]),
@@ -302,9 +376,10 @@ def find_direction(
 
     Returns
     -------
-    `strength` is R² adjusted for the number of coordinates, so that it is about 0 for a target that has nothing to do
-    with the states; at least 0. `p_value` is the share of permutations, the data themselves included [2]_, that
-    explain as much.
+    Axis
+        `strength` is R² adjusted for the number of coordinates, so that it is about 0 for a target that has nothing to
+        do with the states; at least 0. `p_value` is the share of permutations, the data themselves included [2]_, that
+        explain as much.
 
     Raises
     ------

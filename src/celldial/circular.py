@@ -34,7 +34,8 @@ def circular_mean(angle_c: ArrayLike, weight_c: ArrayLike | None = None) -> floa
 
     Returns
     -------
-    In [0, 2π); NaN where the vectors cancel, as those of angles spread evenly do.
+    float
+        In [0, 2π); NaN where the vectors cancel, as those of angles spread evenly do.
 
     Raises
     ------
@@ -83,9 +84,10 @@ def fisher_lee(a_c: ArrayLike, b_c: ArrayLike) -> float:
 
     Returns
     -------
-    Between −1 (``b_c`` is ``a_c`` turned backwards, but for a rotation) and 1 (but for a rotation they are the same);
-    near 0 for angles that have nothing to do with each other. NaN where either does not vary (angles that are all the
-    same, or opposite).
+    float
+        Between −1 (``b_c`` is ``a_c`` turned backwards, but for a rotation) and 1 (but for a rotation they are the
+        same); near 0 for angles that have nothing to do with each other. NaN where either does not vary (angles that
+        are all the same, or opposite).
 
     Raises
     ------
@@ -138,7 +140,9 @@ def angular_error(predicted_c: ArrayLike, truth_c: ArrayLike, align: bool | Lite
 
     Returns
     -------
-    In radians, from 0 to π/2, or to π without alignment. A random angle is at π/2, or a little below with alignment.
+    float
+        In radians, from 0 to π/2, or to π without alignment. A random angle is at π/2, or a little below with
+        alignment.
 
     Raises
     ------
@@ -198,8 +202,9 @@ def cyclic_order(
 
     Returns
     -------
-    Between 0 (all triples turn the other way) and 1; .5 is chance. Of an angle whose direction means nothing, take the
-    larger of this and 1 less this.
+    float
+        Between 0 (all triples turn the other way) and 1; .5 is chance. Of an angle whose direction means nothing, take
+        the larger of this and 1 less this.
 
     Raises
     ------
@@ -264,7 +269,8 @@ def fourier_r2(
 
     Returns
     -------
-    Shape ``(n_features,)``, at most 1; NaN for features that do not vary.
+    numpy.ndarray
+        Shape ``(n_features,)``, at most 1; NaN for features that do not vary.
 
     Raises
     ------

@@ -38,7 +38,8 @@ def rank(
 
     Returns
     -------
-    One row a coordinate, in their order; see `celldial.VAE.axes`.
+    pandas.DataFrame
+        One row a coordinate, in their order; see `celldial.VAE.axes`.
 
     Raises
     ------

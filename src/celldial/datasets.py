@@ -31,11 +31,12 @@ def pbmc68k_reduced() -> AnnData:
 
     Returns
     -------
-    700 cells × 765 genes. ``X`` is a CSR matrix of raw UMI counts, as float32. ``obs`` is scanpy's: ``bulk_labels``
-    (the cell types), ``louvain``, ``phase``, ``S_score``, ``G2M_score``, and the totals ``n_counts``, ``n_genes`` and
-    ``percent_mito``, which were taken over *all* genes, before the 765 were chosen. What scanpy had computed from the
-    scaled values (PCA, UMAP, neighbors, rankings, colors, columns of ``var``, ``raw``) is left out, so that nothing
-    stale answers where a result of your own is missing.
+    anndata.AnnData
+        700 cells × 765 genes. ``X`` is a CSR matrix of raw UMI counts, as float32. ``obs`` is scanpy's: ``bulk_labels``
+        (the cell types), ``louvain``, ``phase``, ``S_score``, ``G2M_score``, and the totals ``n_counts``, ``n_genes``
+        and ``percent_mito``, which were taken over *all* genes, before the 765 were chosen. What scanpy had computed
+        from the scaled values (PCA, UMAP, neighbors, rankings, colors, columns of ``var``, ``raw``) is left out, so
+        that nothing stale answers where a result of your own is missing.
 
     Raises
     ------

@@ -307,7 +307,8 @@ def read_some(
 
     Returns
     -------
-    Positions of the cells in `adata`, ascending, and their states, shape ``(c, z)``.
+    tuple[np.ndarray, np.ndarray]
+        Positions of the cells in `adata`, ascending, and their states, shape ``(c, z)``.
 
     Raises
     ------
@@ -358,7 +359,8 @@ def turned(
 
     Returns
     -------
-    Steps × features, as `celldial.VAE.latent_traverse` returns them, and the same as arrays, to be stored.
+    tuple[AnnData, dict[str, Any]]
+        Steps × features, as `celldial.VAE.latent_traverse` returns them, and the same as arrays, to be stored.
     """
     encoded = inference.Covariates(
         *(np.repeat(part, moved.n_samples, axis=0) for part in schema.covariates(moved.cells, covariates))

@@ -107,14 +107,15 @@ def compare(
 
     Returns
     -------
-    One row for each kind of parameter, ``"mu"``, ``"sigma"`` and ``"cluster"``, and each estimator. Columns, where
-    root mean squares and means are over cells and parameters:
+    pandas.DataFrame
+        One row for each kind of parameter, ``"mu"``, ``"sigma"`` and ``"cluster"``, and each estimator. Columns, where
+        root mean squares and means are over cells and parameters:
 
-    - ``mean``: the gradient, root mean square
-    - ``bias``: how far the mean over the draws is from the reference, root mean square
-    - ``standard_error``: what ``bias`` is by chance alone; there is a bias where it is clearly larger
-    - ``variance``: of single draws, mean
-    - ``microseconds``: time for a draw of one cell, where many are made at once
+        - ``mean``: the gradient, root mean square
+        - ``bias``: how far the mean over the draws is from the reference, root mean square
+        - ``standard_error``: what ``bias`` is by chance alone; there is a bias where it is clearly larger
+        - ``variance``: of single draws, mean
+        - ``microseconds``: time for a draw of one cell, where many are made at once
 
     Raises
     ------
@@ -201,7 +202,7 @@ def sweep(
 
     Parameters
     ----------
-    model, adata, estimators, n_cells, temperature, seed
+    model, adata, estimators
         As for `compare`.
     widths
         What to multiply the standard deviation of each cell's posterior with; 1 is always among them.
@@ -209,11 +210,14 @@ def sweep(
         How many draws to average, at the posterior's own width.
     n_samples
         Draws of each estimator for each cell and width, at least twice as many as are averaged.
+    n_cells, temperature, seed
+        As for `compare`.
 
     Returns
     -------
-    A table for `celldial.pl.gradient_variance`, of columns ``parameter``, ``estimator``, ``width``, ``n_averaged`` and
-    ``variance``, which is measured, also that of averages.
+    pandas.DataFrame
+        A table for `celldial.pl.gradient_variance`, of columns ``parameter``, ``estimator``, ``width``, ``n_averaged``
+        and ``variance``, which is measured, also that of averages.
 
     Raises
     ------

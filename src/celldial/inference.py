@@ -32,7 +32,24 @@ N_DRAWS = 64
 
 
 class Posterior(NamedTuple):
-    """Mean and standard deviation of each cell's latent state, float32, each of shape ``(cells, n_latent)``."""
+    """Where each cell is in latent space, and how sure that is.
+
+    Parameters
+    ----------
+    mean
+        Mean of each cell's latent coordinates, float32, shape ``(cells, n_latent)``.
+    standard_deviation
+        Their standard deviation, of the same shape; 1 is that of the prior, where the counts tell nothing.
+
+    Examples
+    --------
+    >>> import celldial
+    >>> adata = celldial.datasets.pbmc68k_reduced()
+    >>> model = celldial.VAE().fit(adata, max_epochs=1, progress=False)
+    >>> posterior = model.latent_posterior(adata)
+    >>> posterior.mean.shape, posterior.standard_deviation.shape
+    ((700, 10), (700, 10))
+    """
 
     mean: np.ndarray
     standard_deviation: np.ndarray
@@ -226,7 +243,8 @@ def expected(
 
     Yields
     ------
-    Expected counts, or probabilities under a Bernoulli likelihood, float32, shape ``(c, f)``.
+    numpy.ndarray
+        Expected counts, or probabilities under a Bernoulli likelihood, float32, shape ``(c, f)``.
     """
     for observation in _decode(module, modality, z_cz, covariates, np.full(len(z_cz), library_size)):
         expected_cf = observation.mean
@@ -250,7 +268,8 @@ def draw_cells(
 
     Returns
     -------
-    Latent states, shape ``(c, z)``, and by modality the counts, float32, shape ``(c, f)``.
+    tuple[np.ndarray, dict[str, sparse.csr_matrix]]
+        Latent states, shape ``(c, z)``, and by modality the counts, float32, shape ``(c, f)``.
     """
     n_cells = len(covariates.category_ck)
     library_size = {}

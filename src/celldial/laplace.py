@@ -112,7 +112,8 @@ def posterior_covariance(information_fq: Tensor) -> Tensor:
 
     Returns
     -------
-    The covariances, packed, in place of the information.
+    Tensor
+        The covariances, packed, in place of the information.
     """
     n_rows = round(((1 + 8 * information_fq.shape[1]) ** 0.5 - 1) / 2)
     row_q, column_q = torch.triu_indices(n_rows, n_rows, device=information_fq.device)

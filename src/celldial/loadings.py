@@ -71,7 +71,8 @@ def topic_table(
 
     Returns
     -------
-    One row a topic and feature; see `celldial.VAE.topics`.
+    pandas.DataFrame
+        One row a topic and feature; see `celldial.VAE.topics`.
     """
     device = ready(module)
     pure_zz = module.latent.unlink(torch.eye(module.latent.n_latent, device=device))
@@ -113,7 +114,8 @@ def loading_table(module: Module, features: Mapping[str, np.ndarray], n_features
 
     Returns
     -------
-    One row a coordinate and feature; see `celldial.VAE.loadings`.
+    pandas.DataFrame
+        One row a coordinate and feature; see `celldial.VAE.loadings`.
     """
     known = all(_is_known(modality) for _, modality in module.by_modality())
     parts = []

@@ -127,7 +127,8 @@ def find_markers(rhythm: Rhythm, symbols: Sequence[str], counted_f: np.ndarray) 
 
     Returns
     -------
-    Phase to columns, in the order of its list.
+    dict[str, np.ndarray]
+        Phase to columns, in the order of its list.
 
     Raises
     ------

@@ -65,7 +65,8 @@ def leiden_nmi(
 
     Returns
     -------
-    Between 0 (clusters tell nothing about the labels) and 1 (they are the labels).
+    float
+        Between 0 (clusters tell nothing about the labels) and 1 (they are the labels).
 
     Raises
     ------
@@ -139,7 +140,8 @@ def knn_f1(
 
     Returns
     -------
-    Between 0 and 1 (every cell predicted right).
+    float
+        Between 0 and 1 (every cell predicted right).
 
     Raises
     ------
@@ -204,8 +206,9 @@ def ilisi(
 
     Returns
     -------
-    Between 1 (around a cell there is one batch) and the number of batches (all of them, evenly): not rescaled to 0 … 1,
-    as some packages do. Where batches differ in size, perfect mixing stays below the number of batches.
+    float
+        Between 1 (around a cell there is one batch) and the number of batches (all of them, evenly): not rescaled to 0
+        … 1, as some packages do. Where batches differ in size, perfect mixing stays below the number of batches.
 
     Raises
     ------
@@ -259,7 +262,8 @@ def foscttm(x_cz: ArrayLike, y_cz: ArrayLike) -> float:
 
     Returns
     -------
-    Between 0 (each cell is its own nearest) and 1; .5 is chance.
+    float
+        Between 0 (each cell is its own nearest) and 1; .5 is chance.
 
     Raises
     ------
@@ -305,8 +309,9 @@ def auroc_per_cell(observed_cf: ArrayLike | csr_matrix, predicted_cf: ArrayLike)
 
     Returns
     -------
-    Shape ``(n_cells,)``: 1 where all open peaks were ranked above the others, .5 at chance, NaN for cells with no open
-    peak or nothing but open ones. :func:`numpy.nanmean` sums up.
+    numpy.ndarray
+        Shape ``(n_cells,)``: 1 where all open peaks were ranked above the others, .5 at chance, NaN for cells with no
+        open peak or nothing but open ones. :func:`numpy.nanmean` sums up.
 
     Raises
     ------
@@ -351,7 +356,8 @@ def pearson_per_cell(observed_cf: ArrayLike | csr_matrix, predicted_cf: ArrayLik
 
     Returns
     -------
-    Shape ``(n_cells,)``, between −1 and 1; NaN for cells where either is constant. :func:`numpy.nanmean` sums up.
+    numpy.ndarray
+        Shape ``(n_cells,)``, between −1 and 1; NaN for cells where either is constant. :func:`numpy.nanmean` sums up.
 
     Raises
     ------

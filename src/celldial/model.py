@@ -83,9 +83,9 @@ MAX_CELLS_TO_MEASURE = 20_000
 class VAE(BaseEstimator):
     r"""Conditional variational autoencoder for single-cell counts, of one modality or of several.
 
-    Each cell has a latent state :math:`z \sim N(0, I)`; for each modality a neural network decodes it, together with
-    the covariates, to the share of each feature in what is counted in the cell; the counts scatter around library size
-    times share. Fitting writes the mean of every cell's posterior to ``adata.obsm["X_celldial"]``, ready for
+    Each cell has a latent state :math:`z \sim N(0, I)` [1]_; for each modality a neural network decodes it, together
+    with the covariates, to the share of each feature in what is counted in the cell; the counts scatter around library
+    size times share [2]_. Fitting writes the mean of every cell's posterior to ``adata.obsm["X_celldial"]``, ready for
     ``scanpy.pp.neighbors``.
 
     What each feature is stands in ``adata.var["feature_types"]``: genes (``"Gene Expression"``, modality ``"rna"``),
@@ -124,11 +124,11 @@ class VAE(BaseEstimator):
         ``"mean"``; see `celldial.fusion.Fusion`.
     decoder
         How the shares depend on the latent coordinates: ``"network"``, or ``"additive"``, where the log of each share
-        is a sum over the coordinates (and the covariates), up to the normalisation of the cell. An additive decoder
+        is a sum over the coordinates (and the covariates), up to the normalization of the cell. An additive decoder
         has one programme of features for each coordinate, which the coordinate switches on in one direction, so that
-        one axis is one programme, at the price of a slightly lower ELBO. Give it coordinates to spare, such as
+        one axis is one programme [9]_, at the price of a slightly lower ELBO. Give it coordinates to spare, such as
         ``n_latent=32``: those that the data do not need stay at the prior. Or ``"linear"``, where the log of each share
-        is a weighted sum of the coordinates, up to the normalisation: `loadings` tells the weights. The size of both
+        is a weighted sum of the coordinates, up to the normalization: `loadings` tells the weights. The size of both
         does not depend on `n_hidden` and `n_layers`, which are then those of the encoders.
     bayesian_loadings
         Whether a linear decoder learns how sure each of its weights is, so that `loadings` has credible intervals.
@@ -196,13 +196,18 @@ class VAE(BaseEstimator):
         Quantities after each epoch, in nats per cell; see `celldial.train.fit`.
     library_size_quantiles_ : dict of str to numpy.ndarray
         Modality to 101 evenly spaced quantiles of the library sizes of the cells trained on.
+    periodic_ : dict of str to object, or None
+        Of a model with a periodic coordinate its ``name``; where it has phases these (``phases``), the angles in
+        radians where they start (``phase_start``) and the ``markers`` of each that were found; and ``gene_symbols`` if
+        given.
+    clusters_ : dict of str to object, or None
+        Of a model with clusters their ``names``; with labels also ``labels_key``, ``unknown_label`` and ``n_labels``.
 
     References
     ----------
-    Kingma and Welling (2014), Auto-Encoding Variational Bayes, arXiv:1312.6114; Lopez et al. (2018), Deep generative
-    modeling for single-cell transcriptomics, doi:10.1038/s41592-018-0229-2. Additive decoders: Moinfar and Theis
-    (2024), Unsupervised deep disentangled representation of single-cell omics, bioRxiv, doi:10.1101/2024.11.06.622266.
-
+    .. [1] Kingma and Welling (2014), Auto-Encoding Variational Bayes, arXiv:1312.6114.
+    .. [2] Lopez et al. (2018), Deep generative modeling for single-cell transcriptomics,
+       doi:10.1038/s41592-018-0229-2.
     .. [3] Tirosh et al. (2016), Dissecting the multicellular ecosystem of metastatic melanoma by single-cell RNA-seq,
        doi:10.1126/science.aad0501.
     .. [4] Papamakarios et al. (2017), Masked Autoregressive Flow for Density Estimation, arXiv:1705.07057.
@@ -211,6 +216,8 @@ class VAE(BaseEstimator):
        doi:10.1007/BF00992696.
     .. [7] Jang et al. (2017), Categorical Reparameterization with Gumbel-Softmax, arXiv:1611.01144.
     .. [8] Mnih and Gregor (2014), Neural Variational Inference and Learning in Belief Networks, arXiv:1402.0030.
+    .. [9] Moinfar and Theis (2024), Unsupervised deep disentangled representation of single-cell omics,
+       doi:10.1101/2024.11.06.622266.
 
     Examples
     --------
@@ -366,10 +373,11 @@ class VAE(BaseEstimator):
 
         Returns
         -------
-        The model itself. Written: ``adata.obsm[key_added]``, what `transform` returns, shape ``(cells, n_latent)``;
-        ``adata.uns["celldial"]``: parameters, schema and history; and with a periodic coordinate the columns of
-        ``adata.obs`` that `phase` returns; with clusters, what `clusters` writes. Files stay as they are: where paths
-        are given nothing is written, and a backed AnnData is only written to in memory.
+        VAE
+            The model itself. Written: ``adata.obsm[key_added]``, what `transform` returns, shape ``(cells, n_latent)``;
+            ``adata.uns["celldial"]``: parameters, schema and history; and with a periodic coordinate the columns of
+            ``adata.obs`` that `phase` returns; with clusters, what `clusters` writes. Files stay as they are: where
+            paths are given nothing is written, and a backed AnnData is only written to in memory.
 
         Raises
         ------
@@ -387,6 +395,16 @@ class VAE(BaseEstimator):
         -----
         Ctrl-C ends training early: the model has the weights of the best epoch so far, and all is written. With a
         checkpoint, the same call goes on.
+
+        Examples
+        --------
+        >>> import celldial
+        >>> adata = celldial.datasets.pbmc68k_reduced()
+        >>> model = celldial.VAE(seed=0).fit(adata, max_epochs=2, progress=False)
+        >>> adata.obsm["X_celldial"].shape
+        (700, 10)
+        >>> len(model.history_["elbo_validation"])
+        2
         """
         checks.check_parameters(self.get_params(deep=False))
         checks.check_options(max_epochs, batch_size, key_added)
@@ -445,7 +463,32 @@ class VAE(BaseEstimator):
         return self
 
     def fit_transform(self, adata: AnnData, **options: Any) -> np.ndarray:
-        """Fit the model (see `fit` for the options) and return the embedding, shape ``(cells, n_latent)``."""
+        """Fit the model, and return the embedding.
+
+        Parameters
+        ----------
+        adata
+            As in `fit`.
+        **options
+            Those of `fit`.
+
+        Returns
+        -------
+        numpy.ndarray
+            What `transform` returns, float32, shape ``(cells, n_latent)``. Written: the same as by `fit`.
+
+        Raises
+        ------
+        ValueError, TypeError, KeyError, MemoryError, FloatingPointError, OSError
+            As `fit`.
+
+        Examples
+        --------
+        >>> import celldial
+        >>> adata = celldial.datasets.pbmc68k_reduced()
+        >>> celldial.VAE(n_latent=5).fit_transform(adata, max_epochs=1, progress=False).shape
+        (700, 5)
+        """
         self.fit(adata, **options)
         if is_path(adata):
             return self.transform(adata, include_periodic=options.get("include_periodic", False))
@@ -481,12 +524,22 @@ class VAE(BaseEstimator):
 
         Returns
         -------
-        The model itself. Written: the same as by `fit`.
+        VAE
+            The model itself. Written: the same as by `fit`.
 
         Raises
         ------
         ValueError, TypeError, KeyError, FloatingPointError
             As `fit`; also where features or categories are not those of the model.
+
+        Examples
+        --------
+        >>> import celldial
+        >>> adata = celldial.datasets.pbmc68k_reduced()
+        >>> model = celldial.VAE().fit(adata, max_epochs=1, progress=False)
+        >>> model = model.partial_fit(adata, max_epochs=2, progress=False)
+        >>> len(model.history_["elbo_validation"])
+        3
         """
         if not self.__sklearn_is_fitted__():
             return self.fit(
@@ -552,7 +605,7 @@ class VAE(BaseEstimator):
         key_added: str | None = None,
         include_periodic: bool = False,
     ) -> np.ndarray:
-        """Embed cells: the mean of each cell's posterior, float32, shape ``(cells, n_latent)``.
+        """Embed cells: compute the mean of each cell's posterior.
 
         With positive coordinates, or shares of topics, it is the exponential or softmax of that mean.
 
@@ -568,6 +621,32 @@ class VAE(BaseEstimator):
             Where in ``adata.obsm`` to write the embedding, such as ``"X_celldial_rna"``. By default it is not written.
         include_periodic
             Whether to add two columns, the place on the circle: activity times cosine and sine of the angle.
+
+        Returns
+        -------
+        numpy.ndarray
+            The embedding, float32, shape ``(cells, n_latent)``, or with `include_periodic` two columns more. Where
+            `key_added` is given, the same is written to ``adata.obsm[key_added]``.
+
+        Raises
+        ------
+        NotFittedError
+            The model is not fitted yet.
+        ValueError, TypeError, KeyError
+            Counts, features, covariates or modalities of the cells do not fit the model; the message says what, and
+            what to do.
+        FloatingPointError
+            A latent state is not finite.
+        OSError
+            A file could not be read.
+
+        Examples
+        --------
+        >>> import celldial
+        >>> adata = celldial.datasets.pbmc68k_reduced()
+        >>> model = celldial.VAE().fit(adata[:600].copy(), max_epochs=1, progress=False)
+        >>> model.transform(adata[600:]).shape
+        (100, 10)
         """
         checks.check_target(adata, key_added)
         inferred, _ = self._inferred(adata, modality)
@@ -578,7 +657,7 @@ class VAE(BaseEstimator):
         return embedding_cz
 
     def latent_posterior(self, adata: AnnData, *, modality: str | None = None) -> Posterior:
-        """Mean and standard deviation of each cell's latent state, float32, each of shape ``(cells, n_latent)``.
+        """Say where each cell is in latent space, and how sure that is.
 
         Cells without any count get the prior, mean 0 and standard deviation 1, and a warning says how many they are.
 
@@ -587,12 +666,32 @@ class VAE(BaseEstimator):
         adata, modality
             As in `transform`.
 
+        Returns
+        -------
+        Posterior
+            Mean and standard deviation of each cell's latent coordinates, float32, each of shape ``(cells, n_latent)``.
+            Of positive coordinates and topics they are those before the exponential or softmax.
+
+        Raises
+        ------
+        NotFittedError
+            The model is not fitted yet.
+        ValueError, TypeError, KeyError
+            Counts, features, covariates or modalities of the cells do not fit the model; the message says what, and
+            what to do.
+        FloatingPointError
+            A latent state is not finite.
+        OSError
+            A file could not be read.
+
         Examples
         --------
         >>> import celldial
         >>> adata = celldial.datasets.pbmc68k_reduced()
         >>> model = celldial.VAE().fit(adata, max_epochs=1, progress=False)
         >>> mean, standard_deviation = model.latent_posterior(adata)
+        >>> mean.shape, standard_deviation.shape
+        ((700, 10), (700, 10))
         """
         inferred, _ = self._inferred(adata, modality)
         return Posterior(inferred.mean, inferred.standard_deviation)
@@ -607,21 +706,35 @@ class VAE(BaseEstimator):
 
         Returns
         -------
-        A table of the cells with columns that begin with the name of the periodic coordinate, such as
-        ``"cell_cycle_angle"``; the same is written to ``adata.obs``.
+        pandas.DataFrame
+            A table of the cells with columns that begin with the name of the periodic coordinate, such as
+            ``"cell_cycle_angle"``; the same is written to ``adata.obs``.
 
-        - ``_angle`` in [0, 2π), given that the cell is active. For the cell cycle 0 is the start of G1, and it grows
-          from G1 over S and G2 to M.
-        - ``_concentration``: how sure the angle is, κ of a power spherical distribution. Its standard deviation is
-          about :math:`\sqrt{2 / κ}` rad where that is small; 0 is no idea.
-        - ``_active_probability``, and ``_active`` where that is 1/2 or more: whether the cell is on the circle at all.
-        - ``_phase``, where the model knows phases: which one the angle is in; missing for cells that are not active, or
-          whose angle could be almost anything (concentration below 1).
+            - ``_angle`` in [0, 2π), given that the cell is active. For the cell cycle 0 is the start of G1, and it
+              grows from G1 over S and G2 to M.
+            - ``_concentration``: how sure the angle is, κ of a power spherical distribution. Its standard deviation is
+              about :math:`\sqrt{2 / κ}` rad where that is small; 0 is no idea.
+            - ``_active_probability``, and ``_active`` where that is 1/2 or more: whether the cell is on the circle at
+              all.
+            - ``_phase``, where the model knows phases: which one the angle is in; missing for cells that are not
+              active, or whose angle could be almost anything (concentration below 1).
 
         Raises
         ------
+        NotFittedError
+            The model is not fitted yet.
         ValueError
             The model has no periodic coordinate, or a column of this name is there that no model wrote.
+        ValueError, TypeError, KeyError, FloatingPointError, OSError
+            As `transform`.
+
+        Examples
+        --------
+        >>> import celldial
+        >>> adata = celldial.datasets.simulate_multiome(600, 100, 200, depth=6)
+        >>> model = celldial.VAE(periodic="cell_cycle").fit(adata, max_epochs=8, progress=False)
+        >>> model.phase(adata)["cell_cycle_phase"].cat.categories.tolist()
+        ['G1', 'S', 'G2M']
         """
         self._check_fitted()
         if self.periodic_ is None:
@@ -646,15 +759,21 @@ class VAE(BaseEstimator):
 
         Returns
         -------
-        The probability of each cluster, one row a cell. Written: the same to
-        ``adata.obsm["celldial_cluster_probability"]``, and the most probable one to ``adata.obs["celldial_cluster"]``.
-        Clusters are called by their labels; those without one ``"0"``, ``"1"`` and so on. Columns that are written have
-        ``"-"`` for each ``"/"`` of a label, as files of cells have no columns with a slash.
+        pandas.DataFrame
+            The probability of each cluster, one row a cell. Written: the same to
+            ``adata.obsm["celldial_cluster_probability"]``, and the most probable one to
+            ``adata.obs["celldial_cluster"]``. Clusters are called by their labels; those without one ``"0"``, ``"1"``
+            and so on. Columns that are written have ``"-"`` for each ``"/"`` of a label, as files of cells have no
+            columns with a slash.
 
         Raises
         ------
+        NotFittedError
+            The model is not fitted yet.
         ValueError
             The model has no clusters.
+        ValueError, TypeError, KeyError, FloatingPointError, OSError
+            As `transform`.
 
         Examples
         --------
@@ -674,7 +793,7 @@ class VAE(BaseEstimator):
         return table
 
     def score(self, adata: AnnData, y: None = None, *, n_samples: int = 1) -> float:
-        """Mean ELBO of cells that were held out, in nats per cell; higher is better.
+        """Judge held-out cells by the mean ELBO, in nats per cell; higher is better.
 
         Latent samples are drawn from `seed`; the KL term has full weight. Cells without any count are left out.
 
@@ -689,9 +808,35 @@ class VAE(BaseEstimator):
             nearer to the log probability of the counts the more there are, and compares models with different
             posteriors.
 
+        Returns
+        -------
+        float
+            Nats per cell, mean over the cells that have counts.
+
+        Raises
+        ------
+        NotFittedError
+            The model is not fitted yet.
+        ValueError, TypeError, KeyError
+            Counts, features, covariates or modalities of the cells do not fit the model; the message says what, and
+            what to do.
+        ValueError
+            No cell has a count, or `n_samples` is less than 1.
+        OSError
+            A file could not be read.
+
         References
         ----------
         .. [1] Burda et al. (2016), Importance Weighted Autoencoders, arXiv:1509.00519.
+
+        Examples
+        --------
+        >>> import celldial
+        >>> adata = celldial.datasets.pbmc68k_reduced()
+        >>> model = celldial.VAE().fit(adata[:600].copy(), max_epochs=2, progress=False)
+        >>> held_out = adata[600:]
+        >>> bool(model.score(held_out) < model.score(held_out, n_samples=10) < 0)
+        True
         """
         self._check_fitted()
         checks.check_whole("n_samples", n_samples)
@@ -728,7 +873,29 @@ class VAE(BaseEstimator):
 
         Returns
         -------
-        Expected counts, or probabilities under a Bernoulli likelihood, float32, shape ``(cells, features)``.
+        numpy.ndarray
+            Expected counts, or probabilities under a Bernoulli likelihood, float32, shape ``(cells, features)``.
+
+        Raises
+        ------
+        NotFittedError
+            The model is not fitted yet.
+        ValueError
+            Latent states have another shape, are not finite or out of the range of their family; a covariate has a
+            value that the model does not know; or the library size is not above 0.
+        TypeError
+            Covariates are of the wrong kind.
+        KeyError
+            The model has no such modality or covariate, or one is not given.
+
+        Examples
+        --------
+        >>> import celldial
+        >>> adata = celldial.datasets.pbmc68k_reduced()
+        >>> model = celldial.VAE().fit(adata, max_epochs=1, progress=False)
+        >>> expected_cf = model.decode(adata.obsm["X_celldial"][:5])
+        >>> expected_cf.shape, expected_cf.sum(1).round()
+        ((5, 765), array([10000., 10000., 10000., 10000., 10000.], dtype=float32))
         """
         self._check_fitted()
         z_cz = checks.check_latent_states(z, self.module_.n_states)
@@ -772,7 +939,20 @@ class VAE(BaseEstimator):
 
         Returns
         -------
-        Expression, cells × features, in counts per `library_size`.
+        pandas.DataFrame
+            Expression, cells × features, in counts per `library_size`.
+
+        Raises
+        ------
+        NotFittedError
+            The model is not fitted yet.
+        KeyError
+            A feature, modality or covariate is not of the model.
+        ValueError
+            A feature is asked for twice; `transform_batch` names a batch and the model has no `batch_key`; the library
+            size is not above 0; or `key_added` is given and there is no AnnData to write to.
+        ValueError, TypeError, FloatingPointError, OSError
+            As `transform`.
 
         Examples
         --------
@@ -830,16 +1010,21 @@ class VAE(BaseEstimator):
 
         Returns
         -------
-        Expected counts, or probabilities under a Bernoulli likelihood, cells × features, float32. Written: the same to
-        ``adata.obsm[key_added]``, as a table where `features` are named, else as an array in the order of the model's
-        features of this modality.
+        pandas.DataFrame
+            Expected counts, or probabilities under a Bernoulli likelihood, cells × features, float32. Written: the same
+            to ``adata.obsm[key_added]``, as a table where `features` are named, else as an array in the order of the
+            model's features of this modality.
 
         Raises
         ------
+        NotFittedError
+            The model is not fitted yet.
         ValueError
             The table would be large and `dense` is False; or no cell has any of `from_`.
         KeyError
             A modality, feature or covariate is not of the model.
+        ValueError, TypeError, FloatingPointError, OSError
+            As `denoise`.
 
         Examples
         --------
@@ -883,12 +1068,34 @@ class VAE(BaseEstimator):
 
         Parameters
         ----------
-        adata, modality, from_, features, batch, library_size
+        adata, modality
             As in `impute`. Nothing is written to `adata`.
         path
             The file to write, whole or not at all: an AnnData of cells × features with the table in ``X``, float32,
             and the cells' ``obs`` (of files, the columns that the model knows). ``anndata.read_h5ad(path, backed="r")``
             reads parts of it.
+        from_, features, batch, library_size
+            As in `impute`.
+
+        Raises
+        ------
+        NotFittedError
+            The model is not fitted yet.
+        ValueError, TypeError, KeyError, FloatingPointError
+            As `impute`, but for the size of the table.
+        OSError
+            A file could not be read or written.
+
+        Examples
+        --------
+        >>> from tempfile import TemporaryDirectory
+        >>> import anndata, celldial
+        >>> adata = celldial.datasets.simulate_multiome(200, 100, 300)
+        >>> model = celldial.VAE().fit(adata, max_epochs=1, progress=False)
+        >>> with TemporaryDirectory() as folder:
+        ...     model.impute_to_file(adata, "atac", f"{folder}/imputed.h5ad", from_="rna")
+        ...     anndata.read_h5ad(f"{folder}/imputed.h5ad").shape
+        (200, 300)
         """
         self._check_fitted()
         to_decode = self._prepare(adata, modality, from_, features, batch, "batch", library_size)
@@ -916,8 +1123,28 @@ class VAE(BaseEstimator):
 
         Returns
         -------
-        Counts in ``X`` (CSR, float32), the latent states in ``obsm["z"]``, the covariates in ``obs``; with several
-        modalities ``var["modality"]`` says which a feature is of.
+        anndata.AnnData
+            Counts in ``X`` (CSR, float32), the latent states in ``obsm["z"]``, the covariates in ``obs``; with several
+            modalities ``var["modality"]`` says which a feature is of.
+
+        Raises
+        ------
+        NotFittedError
+            The model is not fitted yet.
+        ValueError
+            `n` is less than 1, or a covariate has a value that the model does not know.
+        TypeError
+            Covariates are of the wrong kind.
+        KeyError
+            The model has no such covariate, or one is not given.
+
+        Examples
+        --------
+        >>> import celldial
+        >>> adata = celldial.datasets.pbmc68k_reduced()
+        >>> model = celldial.VAE(categorical_covariate_keys=["phase"]).fit(adata, max_epochs=1, progress=False)
+        >>> model.sample(100, {"phase": "S"}).shape
+        (100, 765)
         """
         self._check_fitted()
         checks.check_whole("n", n)
@@ -949,24 +1176,29 @@ class VAE(BaseEstimator):
 
         Returns
         -------
-        One row a coordinate, ``"axis_0"`` and so on (``"topic_0"`` where they are topics) and the periodic one by its
-        name, what matters most first. Written: the same, in the order of the coordinates, to
-        ``adata.uns["celldial"]["coordinates"]``.
+        pandas.DataFrame
+            One row a coordinate, ``"axis_0"`` and so on (``"topic_0"`` where they are topics) and the periodic one by
+            its name, what matters most first. Written: the same, in the order of the coordinates, to
+            ``adata.uns["celldial"]["coordinates"]``.
 
-        - ``kl``: KL divergence of the cells' posteriors from the prior, mean over all cells, in nats: how much the
-          counts tell of the coordinate.
-        - ``variance``: how much the decoded output hangs on it. Half the mean squared change of the natural logarithm
-          of what is expected when the coordinate alone is replaced by that of a random cell, features weighted by
-          their share of what is expected; see `celldial.axes.total_effects`. Mean over modalities.
-        - ``share``: the variance as a share of the sum over coordinates, taken in each modality (``share_rna``, ...)
-          and averaged over them.
-        - ``used``: whether `kl` is 0.1 nats or more, and `share` 0.05 % or more.
-        - ``rank``: 0 is the largest share.
+            - ``kl``: KL divergence of the cells' posteriors from the prior, mean over all cells, in nats: how much the
+              counts tell of the coordinate.
+            - ``variance``: how much the decoded output hangs on it. Half the mean squared change of the natural
+              logarithm of what is expected when the coordinate alone is replaced by that of a random cell, features
+              weighted by their share of what is expected; see `celldial.axes.total_effects`. Mean over modalities.
+            - ``share``: the variance as a share of the sum over coordinates, taken in each modality (``share_rna``,
+              ...) and averaged over them.
+            - ``used``: whether `kl` is 0.1 nats or more, and `share` 0.05 % or more.
+            - ``rank``: 0 is the largest share.
 
         Raises
         ------
+        NotFittedError
+            The model is not fitted yet.
         ValueError
             Fewer than two cells have counts.
+        ValueError, TypeError, KeyError, FloatingPointError
+            As `transform`.
 
         Examples
         --------
@@ -1030,12 +1262,15 @@ class VAE(BaseEstimator):
 
         Returns
         -------
-        The axis: origin, direction, filter, ``strength`` (share of the target's variance that the score explains, R²
-        adjusted for the number of coordinates, within batches) and ``p_value``. Written: the scores, float32, to
-        ``adata.obs[name]``, and the axis to ``adata.uns["celldial"]["axes"][name]``.
+        Axis
+            The axis: origin, direction, filter, ``strength`` (share of the target's variance that the score explains,
+            R² adjusted for the number of coordinates, within batches) and ``p_value``. Written: the scores, float32, to
+            ``adata.obs[name]``, and the axis to ``adata.uns["celldial"]["axes"][name]``.
 
         Raises
         ------
+        NotFittedError
+            The model is not fitted yet.
         ValueError, TypeError, KeyError
             The name is taken; a column, group or gene is not there; there is nothing to tell apart, or too few cells.
             The AnnData is then as it was.
@@ -1108,20 +1343,25 @@ class VAE(BaseEstimator):
 
         Returns
         -------
-        One row a topic and feature, ordered by topic, modality and rank.
+        pandas.DataFrame
+            One row a topic and feature, ordered by topic, modality and rank.
 
-        - ``topic``: ``"topic_0"`` and so on, in the order of the embedding's columns; and the ``feature``, with its
-          ``modality``.
-        - ``share``: the share of the feature in what is counted of its modality in a pure cell. The shares of all
-          features of a topic and modality sum to 1.
-        - ``log2_lift``: log2 of that share against the average of the topics' shares.
-        - ``rank``: 0 is the feature that sets the topic apart most, by share × log2 lift. The sum of these is the
-          Kullback-Leibler divergence of the topic from the average of all, in bits per count.
+            - ``topic``: ``"topic_0"`` and so on, in the order of the embedding's columns; and the ``feature``, with its
+              ``modality``.
+            - ``share``: the share of the feature in what is counted of its modality in a pure cell. The shares of all
+              features of a topic and modality sum to 1.
+            - ``log2_lift``: log2 of that share against the average of the topics' shares.
+            - ``rank``: 0 is the feature that sets the topic apart most, by share × log2 lift. The sum of these is the
+              Kullback-Leibler divergence of the topic from the average of all, in bits per count.
 
         Raises
         ------
+        NotFittedError
+            The model is not fitted yet.
         ValueError
             The coordinates are not topics.
+        TypeError
+            `covariates` is no dict.
         KeyError
             The model has no such covariate.
 
@@ -1164,20 +1404,23 @@ class VAE(BaseEstimator):
 
         Returns
         -------
-        One row a coordinate and feature, ordered by coordinate, modality and rank.
+        pandas.DataFrame
+            One row a coordinate and feature, ordered by coordinate, modality and rank.
 
-        - ``coordinate``: ``"axis_0"`` and so on (``"topic_0"`` where they are topics); and the ``feature``, with its
-          ``modality``.
-        - ``loading``: the change of the natural logarithm of the feature's share per unit of the coordinate, as it
-          stands in the embedding, against the mean of the modality's features: those of a coordinate sum to 0. A
-          constant added to all would change nothing, since shares sum to 1.
-        - ``standard_deviation``, and the 90 % credible interval from ``lower`` to ``upper``.
-        - ``lfsr``: local false sign rate, how probable it is that the loading has the other sign [1]_.
-        - ``rank``: 0 is the feature with the loading that is surely large: by its absolute value less half the width of
-          the interval.
+            - ``coordinate``: ``"axis_0"`` and so on (``"topic_0"`` where they are topics); and the ``feature``, with
+              its ``modality``.
+            - ``loading``: the change of the natural logarithm of the feature's share per unit of the coordinate, as it
+              stands in the embedding, against the mean of the modality's features: those of a coordinate sum to 0. A
+              constant added to all would change nothing, since shares sum to 1.
+            - ``standard_deviation``, and the 90 % credible interval from ``lower`` to ``upper``.
+            - ``lfsr``: local false sign rate, how probable it is that the loading has the other sign [1]_.
+            - ``rank``: 0 is the feature with the loading that is surely large: by its absolute value less half the
+              width of the interval.
 
         Raises
         ------
+        NotFittedError
+            The model is not fitted yet.
         ValueError
             The decoder is not linear.
 
@@ -1300,27 +1543,30 @@ class VAE(BaseEstimator):
 
         Returns
         -------
-        Steps × features, those of all modalities.
+        anndata.AnnData
+            Steps × features, those of all modalities.
 
-        - ``X`` and ``layers["mean"]``: the expected expression, mean over the cells.
-        - ``layers["lower"]``, ``layers["upper"]``: a 90 % credible interval of that mean. See the notes.
-        - ``layers["log2_fold_change"]``: the mean against that of the first step.
-        - ``obs["position"]``: the coordinate (of a topic its share, mean over the cells), score, angle (also
-          ``obs["angle"]``), or share of the way from 0 to 1.
-        - ``var["effect_size"]``: the log2 fold change of the highest step against the lowest; ``var["change"]`` that of
-          the last step against the first (0 on a circle); ``var["peak_step"]`` the highest step.
-        - ``var["lfsr"]``: local false sign rate, how probable it is that the highest step is not above the lowest;
-          ``var["fdr"]``: mean lfsr of this feature and of all that are surer [1]_.
-        - ``var["rank"]``: 0 is the feature that most surely changes much: by the lower end of the interval of its log2
-          fold change from lowest to highest step, moderated by the mean level of the modality's features, so that what
-          is hardly there counts little. The top risers are
-          ``path.var.query("change > 0").sort_values("rank")``.
-        - ``var["modality"]``.
+            - ``X`` and ``layers["mean"]``: the expected expression, mean over the cells.
+            - ``layers["lower"]``, ``layers["upper"]``: a 90 % credible interval of that mean. See the notes.
+            - ``layers["log2_fold_change"]``: the mean against that of the first step.
+            - ``obs["position"]``: the coordinate (of a topic its share, mean over the cells), score, angle (also
+              ``obs["angle"]``), or share of the way from 0 to 1.
+            - ``var["effect_size"]``: the log2 fold change of the highest step against the lowest; ``var["change"]``
+              that of the last step against the first (0 on a circle); ``var["peak_step"]`` the highest step.
+            - ``var["lfsr"]``: local false sign rate, how probable it is that the highest step is not above the lowest;
+              ``var["fdr"]``: mean lfsr of this feature and of all that are surer [1]_.
+            - ``var["rank"]``: 0 is the feature that most surely changes much: by the lower end of the interval of its
+              log2 fold change from lowest to highest step, moderated by the mean level of the modality's features, so
+              that what is hardly there counts little. The top risers are ``path.var.query("change >
+              0").sort_values("rank")``.
+            - ``var["modality"]``.
 
-        Written: the same as arrays to ``adata.uns["latent_traverse"][name]``, with what was asked for.
+            Written: the same as arrays to ``adata.uns["latent_traverse"][name]``, with what was asked for.
 
         Raises
         ------
+        NotFittedError
+            The model is not fitted yet.
         ValueError, TypeError, KeyError
             An argument, or what it names, makes no sense; the message says what to do. Nothing is then written.
 
@@ -1415,6 +1661,25 @@ class VAE(BaseEstimator):
         ----------
         path
             Where to; by custom ``NAME.celldial``.
+
+        Raises
+        ------
+        NotFittedError
+            The model is not fitted yet.
+        OSError
+            The file could not be written.
+
+        Examples
+        --------
+        >>> from tempfile import TemporaryDirectory
+        >>> import celldial
+        >>> adata = celldial.datasets.pbmc68k_reduced()
+        >>> model = celldial.VAE().fit(adata, max_epochs=1, progress=False)
+        >>> with TemporaryDirectory() as folder:
+        ...     model.save(f"{folder}/blood.celldial")
+        ...     again = celldial.VAE.load(f"{folder}/blood.celldial")
+        >>> bool((again.transform(adata) == model.transform(adata)).all())
+        True
         """
         self._check_fitted()
         about = {
@@ -1433,12 +1698,33 @@ class VAE(BaseEstimator):
     def load(cls, path: str | Path) -> VAE:
         """Read a model that `save` wrote, with this version or an earlier one.
 
+        Parameters
+        ----------
+        path
+            The file.
+
+        Returns
+        -------
+        VAE
+            The fitted model.
+
         Raises
         ------
         FileNotFoundError
             There is no such file.
         ValueError
             The file is no model, is damaged, or was written by a later version.
+
+        Examples
+        --------
+        >>> from tempfile import TemporaryDirectory
+        >>> import celldial
+        >>> adata = celldial.datasets.pbmc68k_reduced()
+        >>> model = celldial.VAE(n_latent=5).fit(adata, max_epochs=1, progress=False)
+        >>> with TemporaryDirectory() as folder:
+        ...     model.save(f"{folder}/blood.celldial")
+        ...     celldial.VAE.load(f"{folder}/blood.celldial").n_latent
+        5
         """
         about, tensors = storage.read(Path(path))
         # Seeded, because weights are drawn before they are replaced: the caller's random numbers stay as they are.

@@ -130,7 +130,8 @@ def bernoulli(logits_cf: Tensor, log_exposure_c: Tensor, counts: SparseRows) -> 
 
     Returns
     -------
-    Log-likelihood in nats, shape ``(c,)``.
+    Tensor
+        Log-likelihood in nats, shape ``(c,)``.
     """
     faster = faster_for(logits_cf, counts.value_n)
     if faster is not None:
@@ -190,7 +191,8 @@ def poisson(logits_cf: Tensor, library_c: Tensor, counts: SparseRows) -> Tensor:
 
     Returns
     -------
-    Log-likelihood in nats, shape ``(c,)``.
+    Tensor
+        Log-likelihood in nats, shape ``(c,)``.
     """
     faster = faster_for(logits_cf, counts.value_n)
     if faster is not None:
@@ -261,7 +263,8 @@ def negative_binomial(logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor,
 
     Returns
     -------
-    Log-likelihood in nats, shape ``(c,)``.
+    Tensor
+        Log-likelihood in nats, shape ``(c,)``.
     """
     faster = faster_for(logits_cf, counts.value_n)
     if faster is not None:
@@ -370,7 +373,8 @@ def zero_inflated_negative_binomial(
 
     Returns
     -------
-    Log-likelihood in nats, shape ``(c,)``.
+    Tensor
+        Log-likelihood in nats, shape ``(c,)``.
     """
     result: Tensor = _ZeroInflatedNegativeBinomial.apply(logits_cf, dropout_logits_cf, log_theta_f, library_c, counts)
     return result

@@ -248,8 +248,9 @@ class Schema:
 
         Returns
         -------
-        Each modality to float32 counts, shape ``(cells, features)``: sorted columns, no duplicates, no stored zeros.
-        Where the likelihood is ``"bernoulli"``, they are ones.
+        dict[str, sparse.csr_matrix]
+            Each modality to float32 counts, shape ``(cells, features)``: sorted columns, no duplicates, no stored
+            zeros. Where the likelihood is ``"bernoulli"``, they are ones.
 
         Raises
         ------

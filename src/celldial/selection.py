@@ -25,7 +25,8 @@ def cells_at(obs: pd.DataFrame, at: Any) -> tuple[np.ndarray, str]:
 
     Returns
     -------
-    Their positions in ascending order, and what they are called.
+    tuple[np.ndarray, str]
+        Their positions in ascending order, and what they are called.
 
     Raises
     ------
@@ -66,7 +67,8 @@ def two_ends(obs: pd.DataFrame, ends: tuple[Any, Any], groupby: str | None) -> t
 
     Returns
     -------
-    Positions of the cells of the first end and of the second.
+    tuple[np.ndarray, np.ndarray]
+        Positions of the cells of the first end and of the second.
 
     Raises
     ------

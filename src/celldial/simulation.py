@@ -128,29 +128,31 @@ def simulate_multiome(
 
     Returns
     -------
-    Cells × (genes, then peaks in the order of the genome). ``X`` is a CSR matrix of whole counts, as float32: UMIs of
-    genes, fragments of peaks.
+    anndata.AnnData
+        Cells × (genes, then peaks in the order of the genome). ``X`` is a CSR matrix of whole counts, as float32: UMIs
+        of genes, fragments of peaks.
 
-    - ``obs``: ``cell_type`` and ``batch``; ``differentiation`` within 0 and 1, how far the cell is on the last branch
-      of the tree; ``true_cell_cycle_angle`` in radians within [0, 2π), 0 at division, 2π a day later; ``phase`` (G1
-      up to π, S up to 5π/3, G2M); ``is_cycling``, where cells at rest keep to G1; ``has_rna``, ``has_atac``;
-      ``rna_library_size`` and ``atac_library_size``, the expected totals, also of what was not measured. Without a cell
-      cycle the angle and the phase are missing.
-    - ``var``: ``feature_types`` (``"Gene Expression"`` or ``"Peaks"``); ``chrom``, ``start`` and ``end`` in base pairs
-      (all genes on the forward strand); ``is_marker_of``, the cell type whose own programme raises the feature most, if
-      at least twofold, else missing; ``cell_cycle_amplitude``, half the range of the feature's natural-log level over
-      the cycle, and ``cell_cycle_phase``, the angle where it is highest (to a quarter of a degree; missing where the
-      amplitude is 0); ``inverse_dispersion`` of the genes.
-    - ``varm["batch_effect"]``: features × batches, on the scale of natural logarithms; zero on average.
-      ``varm["cell_cycle_effect"]``: features × (cos θ, sin θ, cos 2θ, sin 2θ), what the angle adds on that scale before
-      shares are made to sum to 1. With ``layers["mean"]`` they tell what would be expected in another batch, or at
-      another angle.
-    - ``uns["simulation"]``: the arguments; ``programmes``, a table of which programme (one for each branch, named after
-      the types below it) is on in which type; ``links``, a table of ``gene``, ``peak``, ``weight`` (of the peak's log
-      fold change in that of the gene; silencers below 0), ``distance`` in base pairs from the gene's start to the
-      middle of the peak (0 for promoters), and ``lag_hours`` from the peak to the gene along the cell cycle.
-    - ``layers["mean"]``, with ``truth=True``: expected counts of every cell and feature at the cell's own depth, also
-      of what was not measured. A peak's probability to be seen open is ``1 - exp(-mean)``.
+        - ``obs``: ``cell_type`` and ``batch``; ``differentiation`` within 0 and 1, how far the cell is on the last
+          branch of the tree; ``true_cell_cycle_angle`` in radians within [0, 2π), 0 at division, 2π a day later;
+          ``phase`` (G1 up to π, S up to 5π/3, G2M); ``is_cycling``, where cells at rest keep to G1; ``has_rna``,
+          ``has_atac``; ``rna_library_size`` and ``atac_library_size``, the expected totals, also of what was not
+          measured. Without a cell cycle the angle and the phase are missing.
+        - ``var``: ``feature_types`` (``"Gene Expression"`` or ``"Peaks"``); ``chrom``, ``start`` and ``end`` in base
+          pairs (all genes on the forward strand); ``is_marker_of``, the cell type whose own programme raises the
+          feature most, if at least twofold, else missing; ``cell_cycle_amplitude``, half the range of the feature's
+          natural-log level over the cycle, and ``cell_cycle_phase``, the angle where it is highest (to a quarter of a
+          degree; missing where the amplitude is 0); ``inverse_dispersion`` of the genes.
+        - ``varm["batch_effect"]``: features × batches, on the scale of natural logarithms; zero on average.
+          ``varm["cell_cycle_effect"]``: features × (cos θ, sin θ, cos 2θ, sin 2θ), what the angle adds on that scale
+          before shares are made to sum to 1. With ``layers["mean"]`` they tell what would be expected in another batch,
+          or at another angle.
+        - ``uns["simulation"]``: the arguments; ``programmes``, a table of which programme (one for each branch, named
+          after the types below it) is on in which type; ``links``, a table of ``gene``, ``peak``, ``weight`` (of the
+          peak's log fold change in that of the gene; silencers below 0), ``distance`` in base pairs from the gene's
+          start to the middle of the peak (0 for promoters), and ``lag_hours`` from the peak to the gene along the cell
+          cycle.
+        - ``layers["mean"]``, with ``truth=True``: expected counts of every cell and feature at the cell's own depth,
+          also of what was not measured. A peak's probability to be seen open is ``1 - exp(-mean)``.
 
     Raises
     ------
@@ -394,7 +396,8 @@ def _link(rng: np.random.Generator, genes: pd.DataFrame, peaks: pd.DataFrame) ->
 
     Returns
     -------
-    A row a link: positions of gene and peak in their tables, weight, distance, lag.
+    pandas.DataFrame
+        A row a link: positions of gene and peak in their tables, weight, distance, lag.
     """
     gene_bin_g, bin_p = genes["bin"].to_numpy(), peaks["bin"].to_numpy()
     promoter_g = np.searchsorted(bin_p, gene_bin_g)

@@ -136,7 +136,8 @@ def read_genes(genes: Any, feature_names: Sequence[str], nouns: str) -> dict[str
 
     Returns
     -------
-    ``"up"`` and ``"down"``, where given, to the positions in `feature_names`.
+    dict[str, np.ndarray]
+        ``"up"`` and ``"down"``, where given, to the positions in `feature_names`.
 
     Raises
     ------

@@ -90,7 +90,8 @@ def paired(from_cz: np.ndarray, to_cz: np.ndarray) -> np.ndarray:
 
     Returns
     -------
-    For each cell of the first group its partner in the second.
+    numpy.ndarray
+        For each cell of the first group its partner in the second.
 
     References
     ----------

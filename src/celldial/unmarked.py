@@ -68,8 +68,9 @@ def first_places(logged_cf: sparse.csr_matrix, batch_c: Codes, seed: int = 0) ->
 
     Returns
     -------
-    The places; the columns of the genes they were found by; and the roundness, from 0 to 1: less than `MIN_ROUNDNESS`
-    is found in data without any circle, too.
+    tuple[Place, NDArray[np.int64], float]
+        The places; the columns of the genes they were found by; and the roundness, from 0 to 1: less than
+        `MIN_ROUNDNESS` is found in data without any circle, too.
 
     Raises
     ------
