@@ -26,7 +26,7 @@ help:
 
 # Threads that wait without spinning: on a busy machine, spinning ones make small steps ten times slower.
 demo: $(VENV)/.installed
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m celldial.demo
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m celldial demo
 
 test: lint
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS)
@@ -67,7 +67,7 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt $(VENV)/.made
 	@touch $(VENV)/.installed $@
 
 clean:
-	rm -rf demo dist build docs/_build docs/api/generated .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf demo dist build docs/_build docs/api/generated docs/tutorials .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean

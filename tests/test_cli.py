@@ -19,6 +19,8 @@ from anndata import AnnData
 
 import celldial
 from celldial import VAE, cli, demo, likelihoods, nn, train
+from celldial.cli import files, info, messages
+from celldial.cli.arguments import DECODERS, LIKELIHOODS, check_usage, make_parser
 from celldial.markers import G2M_GENES, S_GENES
 from simulated import simulate, simulate_two
 
@@ -143,10 +145,10 @@ def test_a_circle_and_another_key(tmp_path: Path) -> None:
     out = anndata.read_h5ad(tmp_path / "out.h5ad")
     assert "X_here" in out.obsm
     assert out.obs["cell_cycle_angle"].between(0, 2 * np.pi).all()
-    about = cli.describe(tmp_path / "m.celldial")
+    about = info.describe(tmp_path / "m.celldial")
     assert list(about["periodic"]["phase_start"]) == ["G1", "S", "G2M"]
     assert "PCNA" not in about["periodic"]["markers"]["S"]  # identifiers, as the features are called
-    assert "cell_cycle: G1 from" in cli.in_words(about)
+    assert "cell_cycle: G1 from" in info.in_words(about)
 
     turned = ["--axis", "cell_cycle", "--n-steps", "5", "--table", tmp_path / "t.csv"]
     assert run("traverse", tmp_path / "out.h5ad", "--model", tmp_path / "m.celldial", *turned) == 0
@@ -189,9 +191,9 @@ def test_zarr_stores_are_read_too(tmp_path: Path, cells: AnnData) -> None:
 def test_files_of_an_earlier_layout_are_written_anew(tmp_path: Path, file: Path) -> None:
     with h5py.File(file, "r+") as stored:
         del stored.attrs["encoding-type"], stored.attrs["encoding-version"]
-    assert not cli.is_current(file)
+    assert not files.is_current(file)
     assert run("fit", file, *FEW, "--out", tmp_path / "out.h5ad") == 0
-    assert cli.is_current(tmp_path / "out.h5ad")
+    assert files.is_current(tmp_path / "out.h5ad")
     out = anndata.read_h5ad(tmp_path / "out.h5ad")
     assert {"X_before", "X_celldial"} <= set(out.obsm)
 
@@ -644,7 +646,7 @@ def test_a_traceback_where_it_is_asked_for(file: Path, tmp_path: Path) -> None:
     ],
 )
 def test_messages_are_one_plain_line(error: Exception, said: str) -> None:
-    assert cli.sentence(error) == said
+    assert messages.sentence(error) == said
 
 
 def test_nan_in_training_is_a_sentence(
@@ -796,8 +798,8 @@ def test_the_command_is_installed_under_its_name(root: Path) -> None:
 
 
 def test_names_in_the_help_are_those_of_the_package() -> None:
-    assert set(cli.LIKELIHOODS) == set(likelihoods.LIKELIHOODS)
-    assert set(cli.DECODERS) == set(nn.DECODERS)
+    assert set(LIKELIHOODS) == set(likelihoods.LIKELIHOODS)
+    assert set(DECODERS) == set(nn.DECODERS)
 
 
 def commands_in(text: str) -> list[list[str]]:
@@ -812,7 +814,7 @@ def commands_in(text: str) -> list[list[str]]:
 
 
 def subparsers() -> dict[str, object]:
-    (action,) = (action for action in cli.make_parser()._actions if action.dest == "command")
+    (action,) = (action for action in make_parser()._actions if action.dest == "command")
     return dict(action.choices)
 
 
@@ -820,7 +822,7 @@ def check(arguments: list[str]) -> None:
     if arguments[0] == "demo":
         demo.parse(arguments[1:])
     else:
-        cli.check_usage(cli.make_parser().parse_args(arguments))
+        check_usage(make_parser().parse_args(arguments))
 
 
 def test_commands_on_the_page_are_right(root: Path) -> None:

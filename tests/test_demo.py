@@ -7,8 +7,17 @@ import pytest
 
 from celldial import demo
 
-EXPRESSION = {"pbmc68k.h5ad", "umap.png", "history.png", "axes.png", "latent_traverse.png", "cytotoxicity.png"}
+EXPRESSION = {
+    "pbmc68k.h5ad",
+    "umap.png",
+    "history.png",
+    "axes.png",
+    "latent_traverse.png",
+    "cytotoxicity.png",
+    "cytotoxicity.html",
+}
 MULTIOME = {
+    "multiome_dial.html",
     "multiome.h5ad",
     "multiome_umap.png",
     "multiome_impute.png",

@@ -96,7 +96,8 @@ PLOTS = {"pl", *SHARED_BY_PLOTS, *FIGURES}
 # Beside the others: what they may import is said below.
 BESIDE = {"datasets", "export", "metrics", *PLOTS}
 # Only these may import the estimator, or all of the package.
-TOP = {"__init__", "__main__", "cli", "demo"}
+COMMAND_LINE = {"cli", *(f"cli.{name}" for name in ("arguments", "commands", "files", "info", "messages"))}
+TOP = {"__init__", "__main__", "demo", *COMMAND_LINE}
 
 
 def imported(path: Path, at_run_time: bool = True) -> Iterator[str]:

@@ -63,13 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    The exit code: 0, or 1 where the folder cannot be written to. (Wrong arguments exit with 2.)
+    int
+        The exit code: 0, or 1 where the folder cannot be written to. Wrong arguments exit with 2.
 
     Examples
     --------
-    Ten epochs, to see the figures soon::
+    Ten epochs, to see the figures soon; in a shell ``python -m celldial.demo --out demo --max-epochs 10``:
 
-        python -m celldial.demo --out demo --max-epochs 10
+    >>> from celldial.demo import main
+    >>> main(["--out", "demo", "--max-epochs", "10"])  # doctest: +SKIP
+    0
     """
     options = parse(arguments)
     import matplotlib as mpl
@@ -88,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python -m celldial.demo", description=(__doc__ or "").partition("\n\n")[2])
+    parser = argparse.ArgumentParser(prog="celldial demo", description=(__doc__ or "").partition("\n\n")[2])
     parser.add_argument("--out", type=Path, default=Path("demo"), metavar="FOLDER", help="where to write (demo)")
     parser.add_argument(
         "--max-epochs", type=epochs, metavar="N", help="passes over the cells (a number chosen by theirs)"
@@ -129,6 +132,7 @@ def show_expression(folder: Path, max_epochs: int | Literal["auto"]) -> None:
     }
     adata.write_h5ad(folder / "pbmc68k.h5ad")
     save(figures, folder)
+    cd.pl.dial(adata, AXIS, color=LABELS, path=folder / "cytotoxicity.html")
     print(f"\nWritten to {folder}/:")
     print('  pbmc68k.h5ad         the cells, with the embedding in obsm["X_celldial"], axes and traversals in uns')
     print("  umap.png             the cells, colored by type and by cluster")
@@ -136,6 +140,7 @@ def show_expression(folder: Path, max_epochs: int | Literal["auto"]) -> None:
     print("  axes.png             which latent coordinates matter")
     print(f"  latent_traverse.png  what changes along the one that matters most, {first}")
     print("  cytotoxicity.png     what rises and falls on the way from naive to cytotoxic CD8+ T cells")
+    print("  cytotoxicity.html    the same as a dial to turn, in a browser")
     print("\n" + describe(axis, path))
     print(compare(adata))
 
@@ -237,12 +242,14 @@ def show_multiome(folder: Path, max_epochs: int | Literal["auto"]) -> None:
     }
     adata.write_h5ad(folder / "multiome.h5ad")
     save(figures, folder)
+    cd.pl.dial(adata, "cell_cycle", "circle", "cell_type", path=folder / "multiome_dial.html")
     print(f"\nWritten to {folder}/:")
     print("  multiome.h5ad                 the cells, with one embedding of all, their angles, and the traversal")
     print("  multiome_umap.png             the cells, colored by type, by what was measured, and by batch")
     print("  multiome_impute.png           chromatin predicted from RNA, where it was not measured, beside the truth")
     print("  multiome_cell_cycle.png       the cells on the circle, and marker genes around it")
     print("  multiome_latent_traverse.png  which genes and peaks change around the cell cycle")
+    print("  multiome_dial.html            the same as a dial to turn, in a browser")
     print("\n" + compare_angles(adata))
     print(compare_multiome(model, complete, measured, predicted, truth, averaged))
 

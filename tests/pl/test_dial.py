@@ -73,13 +73,18 @@ def drawn_cells(cells: AnnData, drawn: dict[str, Any]) -> list[int]:
 
 def test_the_circle_is_a_map_of_its_own(cells, tmp_path):
     """A clock: angle 0 at the top, a quarter of a turn at the right; who is at rest or uncertain is near the center."""
+    rng = np.random.default_rng(0)
+    concentration_c, probability_c = rng.gamma(2, 5, cells.n_obs), rng.uniform(0, 1, cells.n_obs)
+    cells.obs["cell_cycle_concentration"], cells.obs["cell_cycle_active_probability"] = concentration_c, probability_c
     drawn = payload_of(pl.dial(cells, "cell_cycle", "circle", path=tmp_path / "dial.html"))["map"]
     assert not drawn["mixed"]
-    path_s2 = np.array(drawn["path"])
-    n_steps = len(path_s2)
-    assert path_s2[0, 1] > 0.9
-    assert path_s2[n_steps // 4, 0] > 0.9
-    assert path_s2[n_steps // 2, 1] < 0.1
+    angle_s = cells.uns["latent_traverse"]["cell_cycle"]["position"]
+    np.testing.assert_allclose(2 * np.array(drawn["path"]) - 1, np.c_[np.sin(angle_s), np.cos(angle_s)], atol=1e-4)
+    angle_c = cells.obs["cell_cycle_angle"].to_numpy()
+    x_c, y_c = (np.sort(shorts(drawn[name]) / 65535 * 2 - 1) for name in "xy")
+    sure_c = concentration_c / (1 + concentration_c) * probability_c
+    np.testing.assert_allclose(x_c, np.sort(sure_c * np.sin(angle_c)), atol=1e-4)
+    np.testing.assert_allclose(y_c, np.sort(sure_c * np.cos(angle_c)), atol=1e-4)
     cells.obs["cell_cycle_active_probability"] = 0.0
     del cells.obs["cell_cycle_active"]
     drawn = payload_of(pl.dial(cells, "cell_cycle", "circle", path=tmp_path / "dial.html"))["map"]

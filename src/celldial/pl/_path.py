@@ -14,19 +14,27 @@ from celldial.pl._stored import Traversal, did_you_mean
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["Near", "count_neighbors", "find_map", "find_near", "project"]
+__all__ = ["CellMap", "Near", "count_neighbors", "find_map", "find_near", "project"]
 
 
 CIRCLE = "circle"
 
 
-def find_map(adata: AnnData, basis: str, traversal: Traversal) -> tuple[str, np.ndarray]:
-    """Find the map, and what its axes are called; ``"umap"`` is taken for ``"X_umap"``, as scanpy does.
+class CellMap(NamedTuple):
+    """A map of the cells: what its axes are called, where cells are, and whether it is the circle itself."""
+
+    label: str
+    place_c2: np.ndarray
+    is_circle: bool = False
+
+
+def find_map(adata: AnnData, basis: str, traversal: Traversal) -> CellMap:
+    """Find the map; ``"umap"`` is taken for ``"X_umap"``, as scanpy does.
 
     ``"circle"`` is the circle of a periodic axis, for which there need be no matrix.
     """
     if basis == CIRCLE and not {CIRCLE, f"X_{CIRCLE}"} & set(adata.obsm):
-        return CIRCLE, _on_circle(adata, traversal)
+        return CellMap(CIRCLE, _on_circle(adata, traversal), is_circle=True)
     key = basis if basis in adata.obsm or f"X_{basis}" not in adata.obsm else f"X_{basis}"
     if key not in adata.obsm:
         or_else = f", or take basis={CIRCLE!r}" if traversal.periodic else ""
@@ -37,7 +45,7 @@ def find_map(adata: AnnData, basis: str, traversal: Traversal) -> tuple[str, np.
     matrix = np.asarray(adata.obsm[key], dtype=float)
     if matrix.ndim != 2 or matrix.shape[1] < 2:
         raise ValueError(f"adata.obsm[{key!r}] has the shape {matrix.shape}: a map needs two columns")
-    return {"X_umap": "UMAP", "X_tsne": "t-SNE", "X_pca": "PC"}.get(key, key), matrix[:, :2]
+    return CellMap({"X_umap": "UMAP", "X_tsne": "t-SNE", "X_pca": "PC"}.get(key, key), matrix[:, :2])
 
 
 def count_neighbors(adata: AnnData, n_neighbors: int | None) -> int:
@@ -56,7 +64,7 @@ class Near(NamedTuple):
     weight_k: np.ndarray
 
 
-def find_near(adata: AnnData, traversal: Traversal, map_c2: np.ndarray, n_neighbors: int) -> list[Near]:
+def find_near(adata: AnnData, traversal: Traversal, place_c2: np.ndarray, n_neighbors: int) -> list[Near]:
     """Find the nearest cells of each step, among those that have a place on the map.
 
     Raises
@@ -67,14 +75,19 @@ def find_near(adata: AnnData, traversal: Traversal, map_c2: np.ndarray, n_neighb
         The latent states are of another model than the path, or no cell has both a state and a place.
     """
     distances = _around(adata, traversal) if traversal.periodic else _between(adata, traversal)
-    placed_c = np.isfinite(map_c2).all(1)
+    placed_c = np.isfinite(place_c2).all(1)
     # One step at a time: all at once would take steps x cells.
     return [_nearest(np.where(placed_c, distance_c, np.inf), n_neighbors) for distance_c in distances]
 
 
-def project(near_s: list[Near], map_c2: np.ndarray) -> np.ndarray:
-    """Give each step a place on the map, shape ``(steps, 2)``: where its nearest cells are, on average."""
-    return np.stack([near.weight_k @ map_c2[near.cell_k] for near in near_s])
+def project(traversal: Traversal, near_s: list[Near], cell_map: CellMap) -> np.ndarray:
+    """Give each step a place on the map, shape ``(steps, 2)``: where its nearest cells are, on average.
+
+    On the circle itself a step has a place of its own.
+    """
+    if cell_map.is_circle:
+        return _on_clock(traversal.position_s)
+    return np.stack([near.weight_k @ cell_map.place_c2[near.cell_k] for near in near_s])
 
 
 def _between(adata: AnnData, traversal: Traversal) -> Iterator[np.ndarray]:
@@ -110,7 +123,12 @@ def _on_circle(adata: AnnData, traversal: Traversal) -> np.ndarray:
         radius_c *= concentration_c / (concentration_c + 1)  # the mean resultant length
     if f"{axis}_active_probability" in adata.obs:
         radius_c *= adata.obs[f"{axis}_active_probability"].to_numpy(dtype=float)
-    return radius_c[:, None] * np.column_stack([np.sin(angle_c), np.cos(angle_c)])
+    return radius_c[:, None] * _on_clock(angle_c)
+
+
+def _on_clock(angle: np.ndarray) -> np.ndarray:
+    """Place angles as on a clock: 0 at the top, and on to the right."""
+    return np.column_stack([np.sin(angle), np.cos(angle)])
 
 
 def _angles(adata: AnnData, traversal: Traversal) -> tuple[str, np.ndarray]:

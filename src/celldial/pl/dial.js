@@ -60,8 +60,11 @@
     const width = box.clientWidth;
     const height = box.clientHeight;
     const margin = 22;
-    const toX = (share) => margin + share * (width - 2 * margin);
-    const toY = (share) => height - margin - share * (height - 2 * margin);
+    // A circle has to be round; other maps fill the box.
+    const across = (data.map.isCircle ? Math.min(width, height) : width) - 2 * margin;
+    const toX = (share) => (width - across) / 2 + share * across;
+    const down = (data.map.isCircle ? Math.min(width, height) : height) - 2 * margin;
+    const toY = (share) => (height + down) / 2 - share * down;
     drawCells(width, height, toX, toY);
     places = data.map.path.map(([x, y]) => [toX(x), toY(y)]);
     svg.replaceChildren();
@@ -107,9 +110,11 @@
     for (const label of data.map.labels) {
       drawLabel(label.text, ...places[label.step], middle, width, height, taken);
     }
-    drawing(svg, "text", { class: "axis", x: 8, y: height - 7 }).textContent = data.map.label + " 1 \u2192";
-    const side = drawing(svg, "text", { class: "axis", transform: `translate(15 ${height - 26}) rotate(-90)` });
-    side.textContent = data.map.label + " 2 \u2192";
+    if (!data.map.isCircle) {
+      drawing(svg, "text", { class: "axis", x: 8, y: height - 7 }).textContent = data.map.label + " 1 \u2192";
+      const side = drawing(svg, "text", { class: "axis", transform: `translate(15 ${height - 26}) rotate(-90)` });
+      side.textContent = data.map.label + " 2 \u2192";
+    }
     drawing(svg, "path", { class: "reach", d: line });
   }
 

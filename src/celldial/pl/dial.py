@@ -18,7 +18,7 @@ import numpy as np
 from celldial.lookup import find_column
 from celldial.pl._canvas import BLACK, ORANGE, TURN, minus, percent, shorten
 from celldial.pl._cells import MISSING, MOST_IN_LEGEND, colors_of, is_number
-from celldial.pl._path import Near, count_neighbors, find_map, find_near, project
+from celldial.pl._path import CellMap, Near, count_neighbors, find_map, find_near, project
 from celldial.pl._stored import Part, Traversal, find_features, plural, read_traversal
 
 if TYPE_CHECKING:
@@ -122,13 +122,13 @@ def dial(
     target = _target(path)
     traversal = read_traversal(adata, name)
     groups = _choose(traversal, features, n_features)
-    label, map_c2 = find_map(adata, basis, traversal)
-    near_s = find_near(adata, traversal, map_c2, n_neighbors)
+    cell_map = find_map(adata, basis, traversal)
+    near_s = find_near(adata, traversal, cell_map.place_c2, n_neighbors)
     payload = {
         **_positions(traversal),
         **_features(traversal, groups),
-        "map": _map(adata, traversal, label, map_c2, near_s, color, max_cells),
-        "notes": _notes(traversal, groups, features is None, n_neighbors),
+        "map": _map(adata, traversal, cell_map, near_s, color, max_cells),
+        "notes": _notes(traversal, groups, features is None, None if cell_map.is_circle else n_neighbors),
     }
     page = _page(_title(traversal), payload)
     if len(page) > LARGEST_PAGE:
@@ -277,34 +277,40 @@ def _rate(lfsr: float) -> str:
 def _map(
     adata: AnnData,
     traversal: Traversal,
-    label: str,
-    map_c2: np.ndarray,
+    cell_map: CellMap,
     near_s: list[Near],
     color: str | None,
     max_cells: int,
 ) -> dict[str, Any]:
     """Describe the map: cells, what their colors mean, and the path. Places are shares of its width and height."""
     rng = np.random.default_rng(0)
+    map_c2 = cell_map.place_c2
     placed = np.flatnonzero(np.isfinite(map_c2).all(1))
     # In a random order, so that no category hides another.
     shown = rng.permutation(placed)[:max_cells]
     palette, code_c, legend = _colored(adata, color)
     shown = shown[np.argsort(code_c[shown] > 0, kind="stable")]  # cells without a value are below the others
-    low_2 = map_c2[placed].min(0)
-    size_2 = np.maximum(map_c2[placed].max(0) - low_2, 1e-9)
+    path_s2 = project(traversal, near_s, cell_map)
+    # On the circle itself the path is around all cells.
+    corners_k2 = np.array([[-1, -1], [1, 1]]) if cell_map.is_circle else map_c2[placed]
+    low_2 = corners_k2.min(0)
+    size_2 = np.maximum(corners_k2.max(0) - low_2, 1e-9)
     x_c, y_c = np.round((map_c2[shown] - low_2) / size_2 * 65535).T
 
-    path_s2 = project(near_s, map_c2)
     index_c = np.full(adata.n_obs, -1)
     index_c[shown] = np.arange(len(shown))
     near_shown_s = [index_c[near.cell_k] for near in near_s]
-    told = _told(near_s, path_s2, map_c2)
+    told = 1.0 if cell_map.is_circle else _told(near_s, path_s2, map_c2)
     captions = []
     if len(shown) < len(placed):
         captions.append(f"{len(shown):,} of {plural('cell', len(placed))} are drawn, chosen at random.")
     if len(placed) < adata.n_obs:
         captions.append(f"Left out, without a place on this map: {plural('cell', adata.n_obs - len(placed))}.")
-    captions.append(f"Ringed: cells whose {_what(traversal)} are nearest to the step; the marker is at their mean.")
+    ringed = f"Ringed: cells whose {_what(traversal)} are nearest to the step"
+    if cell_map.is_circle:
+        captions.append(f"A clock: cells stand at their angle, the farther out the surer that is. {ringed}.")
+    else:
+        captions.append(f"{ringed}; the marker is at their mean.")
     if told < MIN_TOLD:
         captions.append(
             "This map hardly tells the path: cells near different steps lie mixed, and the step explains "
@@ -321,11 +327,13 @@ def _map(
     start, end = _ends(traversal)
     way = f"once around the {traversal.axis}" if traversal.periodic else f"from {start} to {end}"
     return {
-        "label": label,
-        "title": f"Where the path runs on the map ({label})",
+        "label": cell_map.label,
+        "isCircle": cell_map.is_circle,
+        "title": "Cells on the circle" if cell_map.is_circle else f"Where the path runs on the map ({cell_map.label})",
         "description": (
-            f"Map of {plural('cell', len(shown))} ({label}){'' if color is None else f', colored by {color}'}, with "
-            f"the path {way} in {plural('step', len(path_s2))}, and a marker at the step that the slider is at."
+            f"Map of {plural('cell', len(shown))} ({cell_map.label})"
+            f"{'' if color is None else f', colored by {color}'}, with the path {way} in "
+            f"{plural('step', len(path_s2))}, and a marker at the step that the slider is at."
         ),
         "x": _packed(x_c, "<u2"),
         "y": _packed(y_c, "<u2"),
@@ -428,9 +436,9 @@ def _rounded(value: float) -> str:
 
 
 def _notes(
-    traversal: Traversal, groups: Sequence[tuple[Part, np.ndarray]], by_rank: bool, n_neighbors: int
+    traversal: Traversal, groups: Sequence[tuple[Part, np.ndarray]], by_rank: bool, n_neighbors: int | None
 ) -> list[list[str]]:
-    """Say what is seen, and what is not."""
+    """Say what is seen, and what is not; without `n_neighbors` the map is the circle."""
     interval = f"{float(traversal.stored['interval']):.0%}"
     covariates = ", ".join(f"{key}: {value}" for key, value in traversal.stored.get("covariates", {}).items())
     as_if = f" They are decoded as if all had {covariates}." if covariates else ""
@@ -440,6 +448,13 @@ def _notes(
         against = "the start of the path"
     order = "in the order in which they peak along the path"
     rows = f"The features of each modality that most surely change much, {order}." if by_rank else "Features by name."
+    if n_neighbors is None:
+        map_is = "A clock. Cells in the middle are at rest, or their angle is not known."
+    else:
+        map_is = (
+            f"A projection: each step (black dot) is drawn at the mean of the {plural('cell', n_neighbors)} whose "
+            f"{_what(traversal)} are nearest to it. Lengths and bends are not those of the path in latent space."
+        )
     return [
         [
             "Bar",
@@ -459,11 +474,7 @@ def _notes(
             f"{SURE:.0%} or more, the bar is hollow.",
         ],
         ["Rows", rows],
-        [
-            "Map",
-            f"A projection: each step (black dot) is drawn at the mean of the {plural('cell', n_neighbors)} whose "
-            f"{_what(traversal)} are nearest to it. Lengths and bends are not those of the path in latent space.",
-        ],
+        ["Map", map_is],
         [
             "What it is not",
             "Cells are moved in a model of what is seen together, not in a dish: what changes along the path need not "

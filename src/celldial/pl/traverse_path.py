@@ -90,37 +90,39 @@ def traverse_path(
     """
     n_neighbors = count_neighbors(adata, n_neighbors)
     traversal = read_traversal(adata, name)
-    label, map_c2 = find_map(adata, basis, traversal)
+    cell_map = find_map(adata, basis, traversal)
     if color is not None and color not in adata.obs:
         raise KeyError(
             f"color {color!r} is not among the columns of adata.obs{did_you_mean(color, list(adata.obs))}; "
             f"there are: {listing(adata.obs.columns)}"
         )
-    path_s2 = project(find_near(adata, traversal, map_c2, n_neighbors), map_c2)
+    path_s2 = project(traversal, find_near(adata, traversal, cell_map.place_c2, n_neighbors), cell_map)
 
     figure = canvas(ax, (6.8 + legend_width(adata, color), 5.8))
     fit(figure.suptitle(_title(traversal), fontweight="bold"))
     panel = figure.subplots()
     size = float(np.clip(40000 / max(adata.n_obs, 1), 1.5, 40))
-    x_c, y_c = map_c2.T
+    x_c, y_c = cell_map.place_c2.T
     if color is None:
         panel.scatter(x_c, y_c, s=size, color="0.82", linewidths=0, rasterized=True, label="cells")
     else:
         draw_cells(figure, panel, x_c, y_c, adata, color, "right", s=size, alpha=0.6)
     _draw_path(figure, panel, traversal, path_s2, color is not None)
-    panel.set_xlabel(f"{label} 1")
-    panel.set_ylabel(f"{label} 2")
+    if cell_map.is_circle:
+        panel.set_aspect("equal")
+        about = "A clock: cells stand at their angle, the farther out the surer it is that they have it."
+    else:
+        panel.set_xlabel(f"{cell_map.label} 1")
+        panel.set_ylabel(f"{cell_map.label} 2")
+        about = (
+            f"A projection: each step (black dot) is drawn at the mean of the {n_neighbors:,} cells whose\n"
+            "latent states are nearest to it. Lengths and bends on the map are not those in latent space."
+        )
     panel.set_xticks([])
     panel.set_yticks([])
     panel.grid(False)
     panel.spines[:].set_visible(False)
-    caption = figure.supxlabel(
-        f"A projection: each step (black dot) is drawn at the mean of the {n_neighbors:,} cells whose\n"
-        "latent states are nearest to it. Lengths and bends on the map are not those in latent space.",
-        fontsize="small",
-        color="0.25",
-    )
-    fit(caption)
+    fit(figure.supxlabel(about, fontsize="small", color="0.25"))
     return finish(figure, {"map": panel}, ax, show, return_fig)
 
 

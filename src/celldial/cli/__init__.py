@@ -1,0 +1,70 @@
+"""The command line: ``celldial fit``, ``traverse``, ``info`` and ``demo``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from celldial.cli.arguments import check_usage, make_parser
+from celldial.cli.commands import run_demo
+from celldial.cli.messages import Abandoned, Interrupts, is_expected, sentence, show_warning, tell
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments
+        Of the command line; by default those of this process.
+
+    Returns
+    -------
+    int
+        The exit code: 0; 1 where something is wrong with the data, a file or a value; 130 after Ctrl-C.
+
+    Raises
+    ------
+    SystemExit
+        With code 2, of wrong usage.
+    Exception
+        A bug, and with ``--traceback`` any error.
+
+    Examples
+    --------
+    >>> import celldial
+    >>> from celldial.cli import main
+    >>> celldial.datasets.pbmc68k_reduced().write_h5ad("cells.h5ad")
+    >>> main(["fit", "cells.h5ad", "--model", "cells.celldial", "--max-epochs", "1", "--quiet"])
+    cells.celldial
+    0
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["demo"]:
+        return run_demo(arguments[1:])
+    options = make_parser().parse_args(arguments)
+    check_usage(options)
+    try:
+        with warnings.catch_warnings(), Interrupts() as interrupts:
+            warnings.showwarning = show_warning
+            options.run(options)
+            sys.stdout.flush()
+            if interrupts.n:
+                tell("celldial: interrupted; what is written is of the best epoch so far")
+                return 130
+            return 0
+    except (KeyboardInterrupt, Abandoned):
+        tell("celldial: interrupted; nothing was written")
+        return 130
+    except BrokenPipeError:  # who reads stdout has seen enough: `celldial info ... | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if options.traceback or not is_expected(error):
+            raise
+        tell(f"celldial: error: {sentence(error)}")
+        return 1
