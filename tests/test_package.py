@@ -95,8 +95,8 @@ FIGURES = {
 PLOTS = {"pl", *SHARED_BY_PLOTS, *FIGURES}
 # Beside the others: what they may import is said below.
 BESIDE = {"datasets", "export", "metrics", *PLOTS}
-# Only these may import the estimator, or all of the package.
 COMMAND_LINE = {"cli", *(f"cli.{name}" for name in ("arguments", "commands", "files", "info", "messages"))}
+# Only these may import the estimator, or all of the package.
 TOP = {"__init__", "__main__", "demo", *COMMAND_LINE}
 
 
@@ -226,6 +226,17 @@ def test_only_the_top_imports_the_estimator(module):
 def test_what_a_module_does_not_know(module, forbidden):
     path = require(module)
     assert not (GRAPH[module] | packages(path)) & forbidden
+
+
+def test_the_table_of_the_architecture_page_is_true(root):
+    """It has every file, and what each imports; what is a folder, or stands above all, it says in words."""
+    text = (root / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w/]+?)(?:\.py|/)` \| .* \| (.*) \|$", text, re.MULTILINE)
+    assert {name for name, _ in rows} == {module.split(".")[0] for module in MODULES} - {"__init__", "__main__"}
+    for module, said in rows:
+        # In words: where something serves (`ops`), or all of the package.
+        if module not in {"pl", "ops", *TOP}:
+            assert set(re.findall(r"`(\w+)`", said)) == GRAPH[module], f"docs/architecture.md, the row of {module}.py"
 
 
 def test_plots_reach_no_torch_through_others():
