@@ -114,3 +114,18 @@ def test_gradients_are_not_copied_and_unused_parameters_not_looked_for() -> None
     options = Hardware("cpu", devices=2).fabric().strategy._ddp_kwargs
     assert options["gradient_as_bucket_view"]
     assert not options.get("find_unused_parameters")
+
+
+def test_a_notebook_with_threads_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    adata = simulate()
+    with pytest.raises(ValueError, match="torch has 2 threads: put the call into a script, or set OMP_NUM_THREADS=1"):
+        VAE(2, 8).fit(adata, max_epochs=1, devices=2, device="cpu")
+    assert not adata.obsm
+    assert not adata.uns
+    assert Hardware("cpu", devices=1).start == "auto"
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert Hardware("cpu", devices=2).start == "ddp_notebook"
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert Hardware("cpu", devices=2).start == "ddp"

@@ -295,7 +295,7 @@ def test_wrong_likelihoods() -> None:
 def test_bernoulli_counts_are_ones(caplog: pytest.LogCaptureFixture) -> None:
     adata = make_adata()
     schema = Schema.from_anndata(adata)
-    with caplog.at_level(logging.INFO, logger="celldial"):
+    with caplog.at_level(logging.DEBUG, logger="celldial"):
         counts = schema.counts(adata)
     np.testing.assert_array_equal(counts["atac"].toarray(), [[1, 1], [0, 0], [1, 0], [0, 1]])
     assert caplog.text.count("atac: 2 counts above 1 are taken as 1 (bernoulli)") == 1

@@ -188,7 +188,7 @@ def test_counts_above_one_are_ones_under_bernoulli(caplog: pytest.LogCaptureFixt
     n_above = int((adata.X[:, peaks] > 1).sum())
     ones.X = sparse.hstack([adata.X[:, ~peaks], adata.X[:, peaks] > 0], dtype=np.float32).tocsr()
     check = untouched(adata)
-    with caplog.at_level(logging.INFO, logger="celldial"):
+    with caplog.at_level(logging.DEBUG, logger="celldial"):
         model = fit(adata)
     assert f"atac: {n_above} counts above 1 are taken as 1 (bernoulli)" in caplog.text
     caplog.clear()

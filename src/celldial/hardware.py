@@ -43,6 +43,11 @@ class Hardware:
         started, or else for new ones (``"ddp_spawn"``, in notebooks ``"ddp_notebook"``).
     loggers
         Loggers of Lightning Fabric, which get the history after each epoch.
+
+    Raises
+    ------
+    ValueError
+        New processes would be forked from one that has threads, and would wait for ever.
     """
 
     device: str | None = None
@@ -52,6 +57,15 @@ class Hardware:
     num_nodes: int | None = None
     strategy: str = "auto"
     loggers: Sequence[Any] = ()
+
+    def __post_init__(self) -> None:
+        if self.start == "ddp_notebook" and torch.get_num_threads() > 1:
+            # A process that is forked has none of the threads, and waits for them for ever.
+            raise ValueError(
+                "several processes cannot be started from a notebook or prompt where torch has "
+                f"{torch.get_num_threads()} threads: put the call into a script, or set OMP_NUM_THREADS=1 before "
+                "Python starts"
+            )
 
     @property
     def torch_device(self) -> torch.device:
@@ -64,6 +78,15 @@ class Hardware:
         here, all_ = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
         devices = here if self.devices is None else self.devices
         return devices, all_ // here if self.num_nodes is None else self.num_nodes
+
+    @property
+    def start(self) -> str:
+        """How the processes come about and agree, as `strategy` or what there is chooses."""
+        if self.strategy != "auto" or math.prod(self.processes) == 1:
+            return self.strategy
+        if "LOCAL_RANK" in os.environ:  # by torchrun, in every process
+            return "ddp"
+        return "ddp_notebook" if is_interactive() else "ddp_spawn"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -83,10 +106,7 @@ class Hardware:
         device = self.torch_device
         chosen = settings.precision if self.precision is None else self.precision
         devices, num_nodes = self.processes
-        strategy: Any = self.strategy
-        if strategy == "auto" and devices * num_nodes > 1:
-            launched = "LOCAL_RANK" in os.environ  # by torchrun, in every process
-            strategy = "ddp" if launched else "ddp_notebook" if is_interactive() else "ddp_spawn"
+        strategy: Any = self.start
         if strategy in START:
             # Buffers are constants of training. Gradients stay where they are summed up over the processes, instead of
             # being copied there and back.

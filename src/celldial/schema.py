@@ -411,6 +411,6 @@ def observed(rows: sparse.csr_matrix, modality: str, likelihood: str) -> sparse.
     if likelihood == BERNOULLI:
         n_above = np.count_nonzero(value_n > 1)
         if n_above:
-            logger.info("%s: %d counts above 1 are taken as 1 (%s)", modality, n_above, BERNOULLI)
+            logger.debug("%s: %d counts above 1 are taken as 1 (%s)", modality, n_above, BERNOULLI)
             value_n = np.ones(len(value_n), dtype=np.float32)
     return sparse.csr_matrix((value_n.astype(np.float32, copy=False), rows.indices, rows.indptr), shape=rows.shape)
