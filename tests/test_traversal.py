@@ -476,6 +476,16 @@ def test_a_named_axis_moves_the_score(model: VAE, adata: AnnData) -> None:
     assert (path.uns["kind"], path.uns["axis"]) == ("direction", "response")
 
 
+def test_an_axis_by_chance_is_warned_of(model: VAE, adata: AnnData) -> None:
+    cells = with_axis(adata)
+    cells.uns["celldial"]["axes"]["response"] = {**AXIS, "p_value": 0.3}
+    with pytest.warns(UserWarning, match=r"the axis 'response' .* no better than by chance \(p = 0.3\)") as told:
+        model.latent_traverse(cells, "response", n_steps=3)
+    assert told[0].filename == __file__
+    cells.uns["celldial"]["axes"]["response"]["p_value"] = 0.001
+    model.latent_traverse(cells, "response", n_steps=3)
+
+
 def test_a_path_starts_in_one_group_and_ends_in_the_other(model: VAE, adata: AnnData) -> None:
     n_cells = int(adata.obs["type"].value_counts().min())
     smaller = adata.obs["type"].value_counts().idxmin()

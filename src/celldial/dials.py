@@ -32,6 +32,8 @@ __all__ = ["Dial", "Moved", "check_traversal", "find_dial", "move_along", "move_
 SPAN_CELLS, GROUP_CELLS, BLOCK_CELLS = 20_000, 2_000, 4_096
 # Draws of latent states to decode at each step.
 N_DRAWS = 64
+# The p-value from which on an axis may be one by chance.
+BY_CHANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,12 @@ def _direction(name: str, stored: Mapping[str, Any], n_latent: int) -> Dial:
         raise ValueError(
             f"axis {name!r} is not of this model, which has {n_latent} latent coordinates: call find_axis(adata, "
             f"{name!r}, ...) with it"
+        )
+    if stored.get("p_value", 0) >= BY_CHANCE:
+        warnings.warn(
+            f"what the axis {name!r} is to tell, cells tell no better than by chance (p = {stored['p_value']:.2g}): "
+            "intervals, lfsr and fdr take its direction as given, and do not know that there may be none",
+            stacklevel=4,
         )
     return Dial("direction", name, name, f"{name} score", direction=parts)
 

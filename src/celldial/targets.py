@@ -167,9 +167,12 @@ def read_genes(genes: Any, feature_names: Sequence[str], nouns: str) -> dict[str
         missing = [name for name, f in found.items() if f is None]
         said = f"{len(wanted) - len(missing)} of {len(wanted)} {nouns} of genes[{side!r}] are features of the model"
         if len(wanted) - len(missing) < min(MIN_GENES, len(wanted)):
+            if len(missing) < len(wanted):
+                what = "leave the missing ones out, or name others"
+            else:
+                what = "give the same kind of names (symbols or Ensembl ids)"
             raise ValueError(
-                f"only {said}; missing: {listing(missing)}. The model's start {listing(feature_names[:3])}: give the "
-                "same kind of names (symbols or Ensembl ids)"
+                f"only {said}; missing: {listing(missing)}. The model's start {listing(feature_names[:3])}: {what}"
             )
         if len(missing) > len(wanted) / 2:
             warnings.warn(f"only {said}; missing: {listing(missing)}", UserWarning, stacklevel=3)

@@ -20,7 +20,7 @@ __all__ = ["colors_of", "draw_cells", "is_number", "legend_width"]
 # Okabe and Ito (2008), as many as there are categories at most; with more, no palette tells all of them apart.
 OKABE_ITO = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
 MISSING = "0.85"
-MOST_IN_LEGEND, ROWS_OF_LEGEND, LONGEST_NAME = 40, 20, 24
+MOST_IN_LEGEND, ROWS_OF_LEGEND, LONGEST_NAME = 40, 20, 28
 
 
 def draw_cells(
