@@ -1554,8 +1554,8 @@ class VAE(BaseEstimator):
             - ``var["effect_size"]``: the log2 fold change of the highest step against the lowest; ``var["change"]``
               that of the last step against the first (0 on a circle); ``var["peak_step"]`` the highest step.
             - ``var["lfsr"]``: local false sign rate, how probable it is that the highest step is not above the lowest;
-              ``var["fdr"]``: mean lfsr of this feature and of all that are surer [1]_. The two steps are chosen from the
-              curve itself, which they do not allow for: around a circle ask for a twofold change besides.
+              ``var["fdr"]``: mean lfsr of this feature and of all that are surer [1]_. The two steps are chosen from
+              the curve itself, which they do not allow for: around a circle ask for a twofold change besides.
             - ``var["rank"]``: 0 is the feature that most surely changes much: by the lower end of the interval of its
               log2 fold change from lowest to highest step, moderated by the mean level of the modality's features, so
               that what is hardly there counts little. The top risers are ``path.var.query("change >
