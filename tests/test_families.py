@@ -243,6 +243,8 @@ def test_fitting_goes_on(fitted: tuple[VAE, AnnData], tmp_path: Path) -> None:
     assert not np.array_equal(more.transform(adata), model.transform(adata))
 
 
+# Of sixty cells hardly any state tells the age.
+@pytest.mark.filterwarnings("ignore:what the axis 'ageing' is to tell")
 def test_dials_can_be_turned_and_drawn(fitted: tuple[VAE, AnnData]) -> None:
     model, adata = fitted
     adata = adata.copy()

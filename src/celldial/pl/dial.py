@@ -448,6 +448,7 @@ def _notes(
         against = "the start of the path"
     order = "in the order in which they peak along the path"
     rows = f"The features of each modality that most surely change much, {order}." if by_rank else "Features by name."
+    too_sure = " It is too sure around a circle: mind features that change twofold." if traversal.periodic else ""
     if n_neighbors is None:
         map_is = "A clock. Cells in the middle are at rest, or their angle is not known."
     else:
@@ -471,7 +472,7 @@ def _notes(
         [
             "lfsr",
             "Local false sign rate: the probability that the change along the path goes the other way. Where it is "
-            f"{SURE:.0%} or more, the bar is hollow.",
+            f"{SURE:.0%} or more, the bar is hollow.{too_sure}",
         ],
         ["Rows", rows],
         ["Map", map_is],
