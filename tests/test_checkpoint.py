@@ -2,6 +2,7 @@
 
 import errno
 import multiprocessing
+import os
 import random
 import signal
 import time
@@ -94,7 +95,7 @@ def test_the_same_call_goes_on(adata: AnnData, whole: VAE, tmp_path: Path, step:
 def test_many_interruptions(adata: AnnData, whole: VAE, tmp_path: Path) -> None:
     """At random moments, some of them in the middle of writing a checkpoint."""
     chance = random.Random(0)
-    places = [(train.Training, "_step"), (train, "evaluate"), (storage, "save"), (storage.os, "replace")]
+    places = [(train.Training, "_step"), (train, "evaluate"), (storage, "save"), (os, "replace")]
     for _ in range(N_KILLS):
         with cut_short(*chance.choice(places), chance.randint(1, 6), CutShort()), suppress(CutShort):
             fit(adata, tmp_path, checkpoint_minutes=chance.choice([None, 1e-9]))
@@ -149,7 +150,7 @@ def test_ctrl_c_ends_early_and_the_same_call_goes_on(adata: AnnData, whole: VAE,
 
 def test_a_full_disk(adata: AnnData, whole: VAE, tmp_path: Path) -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
-    with cut_short(storage.os, "fsync", 3, full), pytest.raises(OSError, match="Make room") as caught:
+    with cut_short(os, "fsync", 3, full), pytest.raises(OSError, match="Make room") as caught:
         fit(adata, tmp_path)
     assert caught.value.errno == errno.ENOSPC
     assert str(tmp_path / "training.checkpoint") in str(caught.value)

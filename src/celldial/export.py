@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from celldial.storage import umask
+from celldial.whole import written_whole
 
 __all__ = ["write_blocks"]
 
@@ -36,11 +34,9 @@ def write_blocks(path: Path, blocks: Iterable[np.ndarray], obs: pd.DataFrame, na
     ValueError
         The blocks have other columns than `names`, or not as many rows as `obs`.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        AnnData(obs=obs, var=pd.DataFrame(index=names)).write_h5ad(temporary)
-        with h5py.File(temporary, "r+") as file:
+    with written_whole(path) as meanwhile:
+        AnnData(obs=obs, var=pd.DataFrame(index=names)).write_h5ad(meanwhile)
+        with h5py.File(meanwhile, "r+") as file:
             file.pop("X", None)  # versions of anndata differ in what they write where there is none
             x_cf = file.create_dataset("X", (len(obs), len(names)), np.float32)
             # A dense array in the format of anndata: https://anndata.readthedocs.io/en/latest/fileformat-prose.html
@@ -53,8 +49,3 @@ def write_blocks(path: Path, blocks: Iterable[np.ndarray], obs: pd.DataFrame, na
                 start += len(block_cf)
         if start < len(obs):
             raise ValueError(f"the blocks have {start} rows for {len(obs)} cells")
-        os.chmod(temporary, 0o666 & ~umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import operator
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-__all__ = ["FORMAT_VERSION", "damaged_if_this_fails", "read", "umask", "write"]
+from celldial.whole import written_whole
+
+__all__ = ["FORMAT_VERSION", "damaged_if_this_fails", "read", "write"]
 
 # Raise it when a file written by this version cannot be read by earlier ones; `read` must go on reading earlier files.
 FORMAT_VERSION = 4
@@ -35,18 +35,8 @@ def write(path: Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     """
     header = json.dumps({"format_version": FORMAT_VERSION, **about}, allow_nan=False)
     content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"celldial": header})
-    # Beside the target, because a file is only replaced in one step within a file system.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with written_whole(path) as meanwhile:
+        meanwhile.write_bytes(content)
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -80,10 +70,3 @@ def damaged_if_this_fails(path: str | Path) -> Iterator[None]:
         yield
     except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{str(path)!r} is no celldial file, or is damaged: {error}") from error
-
-
-def umask() -> int:
-    """Permissions that new files lack; there is no way to ask but to set."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -36,10 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Examples
     --------
+    >>> from contextlib import chdir
+    >>> from tempfile import TemporaryDirectory
     >>> import celldial
     >>> from celldial.cli import main
-    >>> celldial.datasets.pbmc68k_reduced().write_h5ad("cells.h5ad")
-    >>> main(["fit", "cells.h5ad", "--model", "cells.celldial", "--max-epochs", "1", "--quiet"])
+    >>> with TemporaryDirectory() as folder, chdir(folder):
+    ...     celldial.datasets.pbmc68k_reduced().write_h5ad("cells.h5ad")
+    ...     main(["fit", "cells.h5ad", "--model", "cells.celldial", "--max-epochs", "1", "--quiet"])
     cells.celldial
     0
     """

@@ -6,9 +6,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from celldial.whole import written_whole
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -48,16 +50,8 @@ def outputs(
     if len(set(final.values())) < len(final):
         raise ValueError(f"{' and '.join(final)} are the same file: give each its own")
     # Files are made when they are written: a job that is killed in training leaves none.
-    meanwhile = {option: path.with_name(f".{os.getpid()}.{path.name}") for option, path in final.items()}
-    try:
-        yield meanwhile
-        for option, path in final.items():
-            with meanwhile[option].open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(meanwhile[option], path)
-    finally:
-        for path in meanwhile.values():
-            path.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        yield {option: stack.enter_context(written_whole(path)) for option, path in final.items()}
     for path in given.values():
         print(path)
 

@@ -20,6 +20,7 @@ from celldial.pl._canvas import BLACK, ORANGE, TURN, minus, percent, shorten
 from celldial.pl._cells import MISSING, MOST_IN_LEGEND, colors_of, is_number
 from celldial.pl._path import CellMap, Near, count_neighbors, find_map, find_near, project
 from celldial.pl._stored import Part, Traversal, find_features, plural, read_traversal
+from celldial.whole import written_whole
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -112,8 +113,10 @@ def dial(
 
     Here on the first two latent coordinates, which need no ``sc.tl.umap(adata)``:
 
-    >>> page = cd.pl.dial(adata, "axis_0", basis="X_celldial", color="bulk_labels", path="dial.html")
-    >>> page.name, page.stat().st_size < 200_000
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     page = cd.pl.dial(adata, "axis_0", "X_celldial", color="bulk_labels", path=f"{folder}/dial.html")
+    ...     page.name, page.stat().st_size < 200_000
     ('dial.html', True)
     """
     if n_features < 1 or max_cells < 1:
@@ -137,7 +140,8 @@ def dial(
             f"the page would have {len(page) / 1e6:.1f} MB, more than 5 MB, with {plural('feature', n_shown)}, "
             f"{plural('step', len(near_s))} and {plural('cell', min(adata.n_obs, max_cells))}: ask for fewer"
         )
-    _write(target, page)
+    with written_whole(target) as meanwhile:
+        meanwhile.write_bytes(page)
     return target
 
 
@@ -450,7 +454,7 @@ def _notes(
     rows = f"The features of each modality that most surely change much, {order}." if by_rank else "Features by name."
     too_sure = " It is too sure around a circle: mind features that change twofold." if traversal.periodic else ""
     if n_neighbors is None:
-        map_is = "A clock. Cells in the middle are at rest, or their angle is not known."
+        map_is = "A clock. Cells in the middle are taken to be at rest, or their angle is not known."
     else:
         map_is = (
             f"A projection: each step (black dot) is drawn at the mean of the {plural('cell', n_neighbors)} whose "
@@ -516,15 +520,3 @@ def _page(title: str, payload: dict[str, Any]) -> bytes:
 def _hash(text: str) -> str:
     """Name a script or style as the page's policy does, which runs no other."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
-def _write(target: Path, page: bytes) -> None:
-    """Write the page, whole or not at all."""
-    # Beside the target, because a file is only replaced in one step within a file system.
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(page)
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
