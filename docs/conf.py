@@ -1,4 +1,4 @@
-"""How Sphinx builds the documentation (``make docs``): nothing is downloaded, and pages ask nothing of elsewhere."""
+"""Sphinx configuration for ``make docs``: the build downloads nothing; the pages load nothing from other sites."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = HERE.parent
 
 project = "celldial"
 author = "The celldial developers"
-# No year and no date of the build: the same sources make the same pages.
+# Without a year or a build date, so that the same sources give the same pages.
 project_copyright = author
 release = importlib.metadata.version("celldial")
 
@@ -30,7 +30,7 @@ templates_path = ["_templates"]
 
 # --- Docstrings -------------------------------------------------------------------------------------------------------
 
-default_role = "py:obj"  # `fit` in a docstring is a link where there is such a name, and code elsewhere
+default_role = "py:obj"  # `fit` in a docstring is a link if there is such a name, and code otherwise
 autosummary_generate = True
 autosummary_ignore_module_all = False
 autodoc_typehints_format = "short"
@@ -42,7 +42,7 @@ maximum_signature_line_length = 80
 
 myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
 myst_heading_anchors = 4
-nb_execution_mode = "off"  # the notebooks are committed with what they show
+nb_execution_mode = "off"  # the notebooks are committed with their outputs
 nb_merge_streams = True
 
 # --- HTML -------------------------------------------------------------------------------------------------------------
@@ -63,23 +63,23 @@ html_theme_options = {
 }
 
 
-# Files of the repository that have a page of the site, and its address.
+# Files of the repository that have a page on the site, and the address of that page.
 PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "README.md": "index.md",
     "benchmarks/README.md": "benchmarks.md#how-to-rerun",
 }
-# Pages whose whole text is such a file.
-TAKEN = {"changelog": "CHANGELOG.md", "contributing": "CONTRIBUTING.md"}
+# Pages that consist of such a file.
+INCLUDED = {"changelog": "CHANGELOG.md", "contributing": "CONTRIBUTING.md"}
 LINK = re.compile(r"(?<=\]\()([^)\s:#]+)")
 
 
-def take_tutorials() -> None:
-    """Copy the notebooks to where Sphinx finds them; those that are not there any more go.
+def copy_tutorials() -> None:
+    """Copy the notebooks to where Sphinx finds them, and delete copies of notebooks that no longer exist.
 
-    No symbolic link: Sphinx follows links between pages to where files really are, which is outside of its folder
-    then.
+    A symbolic link would not work: Sphinx resolves links between pages to the real files, which would then be outside
+    of its folder.
     """
     folder = HERE / "tutorials"
     folder.mkdir(exist_ok=True)
@@ -92,9 +92,9 @@ def take_tutorials() -> None:
 
 
 def read_source(app: Any, docname: str, source: list[str]) -> None:
-    """Turn links, which are written as they work in the repository, to where the files are on the site."""
-    if docname in TAKEN:
-        origin = ROOT / TAKEN[docname]
+    """Rewrite links, which are written to work in the repository, to the addresses of the files on the site."""
+    if docname in INCLUDED:
+        origin = ROOT / INCLUDED[docname]
         source[0] = origin.read_text(encoding="utf-8")
         app.env.note_dependency(str(origin))
     elif docname.startswith("tutorials/"):
@@ -103,11 +103,11 @@ def read_source(app: Any, docname: str, source: list[str]) -> None:
         origin = HERE / docname
     page = (HERE / docname).parent
     text = LINK.sub(lambda found: on_site(found[1], origin.parent, page), source[0])
-    source[0] = re.sub("([≤≥]) (?=[0-9])", "\\1\N{NO-BREAK SPACE}", text)  # not at the end of a line of a table
+    source[0] = re.sub("([≤≥]) (?=[0-9])", "\\1\N{NO-BREAK SPACE}", text)  # keep them on one line of a table
 
 
 def on_site(target: str, folder: Path, page: Path) -> str:
-    """Say how a file is reached from the folder `page` of the site that is `target` from `folder` of the repository."""
+    """Return the link from `page`, a folder of the site, to the file that `folder` of the repository calls `target`."""
     path = Path(os.path.normpath(folder / target))
     if not path.is_file() or not path.is_relative_to(ROOT):
         return target
@@ -119,14 +119,14 @@ def on_site(target: str, folder: Path, page: Path) -> str:
     return Path(os.path.relpath(path, page)).as_posix()
 
 
-# What authors write, and what docutils knows it as.
+# What authors write → what docutils knows.
 SPELLINGS = {
     r"\\([bB]igg?)(?=\(|\[|\\\{|\\lbrace)": r"\\\1l",
     r"\\([bB]igg?)(?=\)|\]|\\\}|\\rbrace)": r"\\\1r",
     r"\\dots(?![a-zA-Z])": r"\\ldots",
-    r"\\textstyle(?![a-zA-Z])": "",  # within a formula; the sum is then as large as the others
+    r"\\textstyle(?![a-zA-Z])": "",  # within a formula, so that all sums have the same size
 }
-# Space where browsers leave none: on both sides of a function such as log, and after a relation that begins a column.
+# Space that browsers leave out: on both sides of a function such as log, and after a relation that begins a column.
 THIN = '<mspace width="0.17em"/>'
 SPACES = {
     r"(</m(?:i|n|sub|sup|subsup)>\s*)(?=<mi>[a-z]+</mi>\s*<mo>&ApplyFunction;)": rf"\1{THIN}",
@@ -136,14 +136,14 @@ SPACES = {
 
 
 def mathml(node: nodes.Element, as_block: bool) -> str:
-    """Turn a formula into MathML, which browsers draw by themselves: the usual script would come from elsewhere."""
+    """Return a formula as MathML, which browsers draw themselves; the usual script would come from another site."""
     formula = node.astext()
     for written, known in SPELLINGS.items():
         formula = re.sub(written, known, formula)
     try:
         text = str(tex2mathml(formula, as_block=as_block))
     except MathError as error:
-        logging.getLogger(__name__).warning("a formula is no MathML: %s", error, location=node)
+        logging.getLogger(__name__).warning("a formula cannot be converted to MathML: %s", error, location=node)
         return ""
     for found, spaced in SPACES.items():
         text = re.sub(found, spaced, text)
@@ -157,7 +157,7 @@ def visit_math(writer: Any, node: nodes.math) -> None:
 
 
 def visit_displayed_math(writer: Any, node: nodes.math_block) -> None:
-    """Write a formula of its own, with its number if it has one."""
+    """Write a displayed formula, with its number if it has one."""
     writer.body.append(writer.starttag(node, "div", CLASS="formula"))
     if node.get("number"):
         writer.body.append(f'<span class="eqno">({get_node_equation_number(writer, node)})</span>')
@@ -165,10 +165,24 @@ def visit_displayed_math(writer: Any, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+# Tags that make a browser load a file by itself.
+LOADED = re.compile(r"""<(?:img|script|link|iframe|source)\b[^>]*?\b(?:src|href)=["'](?:https?:)?//[^"']+""")
+
+
+def check_self_contained(app: Any, exception: Exception | None) -> None:
+    """Warn of pages that load a file from another site: pages must work offline and reveal nothing about readers."""
+    if exception is None and app.builder.format == "html":
+        for docname in app.env.found_docs:
+            page = Path(app.builder.get_outfilename(docname)).read_text(encoding="utf-8")
+            for found in LOADED.findall(page):
+                logging.getLogger(__name__).warning("%s loads a file from another site: %s", docname, found)
+
+
 def setup(app: Any) -> dict[str, bool]:
-    """Tell Sphinx of the above."""
-    take_tutorials()
-    shutil.rmtree(HERE / "api" / "generated", ignore_errors=True)  # or pages of names that are gone would stay
+    """Register the functions above."""
+    copy_tutorials()
+    shutil.rmtree(HERE / "api" / "generated", ignore_errors=True)  # else pages of removed names would stay
     app.connect("source-read", read_source)
+    app.connect("build-finished", check_self_contained)
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_displayed_math, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -826,7 +826,7 @@ def check(arguments: list[str]) -> None:
 
 
 def test_commands_on_the_page_are_right(root: Path) -> None:
-    text = (root / "docs" / "command_line.md").read_text(encoding="utf-8")
+    text = (root / "docs" / "howto" / "command_line.md").read_text(encoding="utf-8")
     blocks = "\n".join(re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
     commands = commands_in(blocks)
     assert {arguments[0] for arguments in commands} == {"fit", "traverse", "info", "demo"}
@@ -839,7 +839,7 @@ def test_commands_on_the_page_are_right(root: Path) -> None:
 def test_help_suffices(root: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every option is explained and on the page, and the examples are right."""
     parser = subparsers()[command]
-    text = (root / "docs" / "command_line.md").read_text(encoding="utf-8")
+    text = (root / "docs" / "howto" / "command_line.md").read_text(encoding="utf-8")
     for action in parser._actions:
         assert action.help, action
         for option in set(action.option_strings) - {"-h", "--help"}:
