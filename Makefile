@@ -15,7 +15,7 @@ help:
 	@echo "make demo       train on blood cells (RNA) and on simulated ones (RNA and ATAC), and draw figures, in demo/"
 	@echo "make test       ruff, mypy, and the tests but for the slow ones (WORKERS=$(WORKERS) processes)"
 	@echo "make test-all   the same with the slow tests"
-	@echo "make lint       ruff and mypy only"
+	@echo "make lint       ruff, mypy and the import contracts only"
 	@echo "make format     let ruff fix and format the code"
 	@echo "make docs       the documentation, in docs/_build/html"
 	@echo "make tutorials  run the tutorials, and keep what they show in them"
@@ -38,6 +38,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix

@@ -28,14 +28,15 @@ from sklearn.metrics import f1_score, normalized_mutual_info_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 import celldial as cd
-from celldial import likelihoods, nn, train
 from celldial.metrics import knn_f1, leiden_nmi
+from celldial.model import likelihoods, networks
+from celldial.training import loop
 
 
 def plan(**changes: Any) -> Any:
     """Train by a changed plan."""
-    real = train.Plan
-    return mock.patch.object(train, "Plan", lambda **options: replace(real(**options), **changes))
+    real = loop.Plan
+    return mock.patch.object(loop, "Plan", lambda **options: replace(real(**options), **changes))
 
 
 def without(owner: type, method: str) -> Any:
@@ -46,14 +47,14 @@ def without(owner: type, method: str) -> Any:
 @contextmanager
 def raw_input() -> Iterator[None]:
     """Let the encoder read log counts, not normalized by the library size."""
-    with mock.patch.object(nn.Encoder, "normalised", lambda self, counts, library_size_c: counts.value_n.log1p()):
+    with mock.patch.object(networks.Encoder, "normalised", lambda self, counts, library_size_c: counts.value_n.log1p()):
         yield
 
 
 @contextmanager
 def relu() -> Iterator[None]:
     """Use the other common nonlinearity."""
-    with mock.patch.object(nn, "silu", torch.relu):
+    with mock.patch.object(networks, "silu", torch.relu):
         yield
 
 
@@ -71,10 +72,10 @@ VARIANTS: dict[str, tuple[dict[str, Any], Callable[[], Any] | None]] = {
     "half the learning rate": ({"learning_rate": 4e-3}, None),
     "weight decay 0.01": ({}, lambda: plan(weight_decay=0.01)),
     "no KL warm-up": ({}, lambda: plan(warm_up=False)),
-    "dispersions as slow as weights": ({}, lambda: mock.patch.object(train, "DISPERSION_SPEED", 1)),
+    "dispersions as slow as weights": ({}, lambda: mock.patch.object(loop, "DISPERSION_SPEED", 1)),
     "dispersions start at 1": ({}, lambda: without(likelihoods.NegativeBinomial, "initialise")),
-    "encoder starts unscaled": ({}, lambda: mock.patch.object(nn, "MIN_DEVIATION", 1.0)),
-    "decoder biases start at 0": ({}, lambda: without(nn.Decoder, "initialise")),
+    "encoder starts unscaled": ({}, lambda: mock.patch.object(networks, "MIN_DEVIATION", 1.0)),
+    "decoder biases start at 0": ({}, lambda: without(networks.Decoder, "initialise")),
     "input not normalized": ({}, raw_input),
     "ReLU": ({}, relu),
 }

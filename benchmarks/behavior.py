@@ -34,7 +34,7 @@ def collect(model: cd.VAE, adata: anndata.AnnData, axis: str | int | tuple) -> A
     found["score"] = np.array(model.score(adata[:200].copy()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        path = model.latent_traverse(adata, axis, n_steps=7)
+        path = model.latent_traverse(adata, axis, n_steps=7, groupby="bulk_labels" if isinstance(axis, tuple) else None)
     found |= {f"traversal_{layer}": np.asarray(path.layers[layer]) for layer in ("mean", "lower", "upper")}
     found |= {f"traversal_{key}": path.var[key].to_numpy() for key in ("effect_size", "lfsr", "rank")}
     return found
@@ -111,8 +111,14 @@ def topics(data: Path) -> Arrays:
 
 def gumbel(data: Path) -> Arrays:
     adata = cd.datasets.pbmc68k_reduced()
-    gradient = {"z": "score_function", "cluster": "gumbel_softmax"}
+    gradient = {"cluster": "gumbel_softmax"}
     model = cd.VAE(5, seed=0, n_clusters=6, gradient=gradient).fit(adata, max_epochs=8, progress=False)
+    return collect(model, adata, "axis_0")
+
+
+def scored(data: Path) -> Arrays:
+    adata = cd.datasets.pbmc68k_reduced()
+    model = cd.VAE(5, seed=0, gradient="score_function").fit(adata, max_epochs=8, progress=False)
     return collect(model, adata, "axis_0")
 
 
@@ -135,6 +141,7 @@ CASES: dict[str, Callable[[Path], Arrays]] = {
     "linear": linear,
     "topics": topics,
     "gumbel": gumbel,
+    "scored": scored,
     "from_file": from_file,
 }
 

@@ -32,11 +32,12 @@ from sklearn.linear_model import RidgeCV
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold, cross_val_predict
 
-from celldial import VAE, periodic
+from celldial import VAE
 from celldial.datasets import simulate_multiome
-from celldial.markers import CELL_CYCLE, find_markers
 from celldial.metrics import angular_error, cyclic_order, fisher_lee, fourier_r2, knn_f1
-from celldial.settings import settings
+from celldial.periodic import initial_angles
+from celldial.periodic.markers import CELL_CYCLE, find_markers
+from celldial.utils.settings import settings
 
 CIRCLE = "cell_cycle"
 DEPTHS = (1.0, 6.0)
@@ -112,7 +113,7 @@ def counts_of(adata: ad.AnnData) -> csr_matrix:
 
 def log_normalized(adata: ad.AnnData) -> csr_matrix:
     counts_cf = counts_of(adata)
-    return periodic.log_normalized(counts_cf, np.asarray(counts_cf.sum(1)).ravel())
+    return initial_angles.log_normalized(counts_cf, np.asarray(counts_cf.sum(1)).ravel())
 
 
 def markers_of(adata: ad.AnnData) -> dict[str, np.ndarray]:
@@ -138,11 +139,11 @@ def baselines(adata: ad.AnnData) -> dict[str, np.ndarray]:
     logged_cf, markers, score = log_normalized(adata), markers_of(adata), marker_scores(adata)
     own_f = np.concatenate(list(markers.values()))
     first, second = PCA(2, random_state=0).fit_transform(standardized(logged_cf[:, own_f].toarray())).T
-    with mock.patch.object(periodic, "CHOICES", (0,)):  # no genes beside the markers
-        place, _ = periodic.first_places(logged_cf, np.ones(adata.n_obs), markers, CELL_CYCLE)
+    with mock.patch.object(initial_angles, "CHOICES", (0,)):  # no genes beside the markers
+        place, _ = initial_angles.first_places(logged_cf, np.ones(adata.n_obs), markers, CELL_CYCLE)
     counts_cf = counts_of(adata)
-    active_c = periodic.first_activity(counts_cf, counts_cf.sum(1).A1, markers)
-    start, _ = periodic.first_places(logged_cf, active_c, markers, CELL_CYCLE)
+    active_c = initial_angles.first_activity(counts_cf, counts_cf.sum(1).A1, markers)
+    start, _ = initial_angles.first_places(logged_cf, active_c, markers, CELL_CYCLE)
     return {
         "atan2 of scores": np.arctan2(standardized(score["G2M"]), standardized(score["S"])),
         "PCA of markers": np.arctan2(second, first),

@@ -3,8 +3,8 @@
 
     python benchmarks/depth.py --data DIR [--threads 1] [--seeds 2] [--epochs N]
 
-What is compared replaces `celldial.likelihoods.Bernoulli` while a default `fit` runs. See benchmarks/README.md for what
-the columns mean. Medians over seeds.
+The variants replace `celldial.model.likelihoods.Bernoulli` while a default `fit` runs. See benchmarks/README.md for
+the columns. Medians over seeds.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
 import celldial as cd
-from celldial import likelihoods, nn
 from celldial.metrics import knn_f1, leiden_nmi
-from celldial.rows import SparseRows
+from celldial.model import likelihoods, networks
+from celldial.ops.csr import SparseRows
 
 LABELS = "celltype"
 
@@ -99,11 +99,11 @@ class FixedExposure(likelihoods.Bernoulli):
         return library_size_c.clamp_min(1e-6).log()
 
 
-def start_at_logit(decoder: nn.Decoder, counts: SparseRows) -> None:
+def start_at_logit(decoder: networks.Decoder, counts: SparseRows) -> None:
     """Start the biases at the log-odds of each peak, as the decoder's own `initialise` does for log rates."""
     with torch.no_grad():
         (head,) = decoder.heads
-        head.weight.mul_(nn.HEAD_SCALE)
+        head.weight.mul_(networks.HEAD_SCALE)
         n_open_f = counts.sum_columns(torch.ones_like(counts.value_n))
         head.bias.copy_(torch.logit((n_open_f + 1) / (counts.n_rows + 2)))
 
@@ -126,7 +126,7 @@ def measure(adata: ad.AnnData, variant: type[likelihoods.Likelihood], seed: int,
     with ExitStack() as patches:
         patches.enter_context(mock.patch.dict(likelihoods.LIKELIHOODS, bernoulli=variant))
         if issubclass(variant, LogOdds):
-            patches.enter_context(mock.patch.object(nn.Decoder, "initialise", start_at_logit))
+            patches.enter_context(mock.patch.object(networks.Decoder, "initialise", start_at_logit))
         options = {} if epochs is None else {"max_epochs": epochs}
         model.fit(adata, validation_cells=held_out_c, progress=False, **options)
     kept = int(np.argmax(model.history_["kept"]))

@@ -24,9 +24,9 @@ from multimodal import TREATMENT, counts_of, log_per_10k, n_held_out
 from scipy.sparse import csr_matrix
 
 import celldial as cd
-from celldial import likelihoods
-from celldial.fusion import FUSIONS
 from celldial.metrics import auroc_per_cell, foscttm, knn_f1, pearson_per_cell
+from celldial.model import likelihoods
+from celldial.model.fusion import FUSIONS
 
 COLUMNS = {
     "−ELBO": ".1f",

@@ -32,8 +32,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 import celldial
-from celldial import ops
-from celldial.data import to_sparse_rows
+from celldial.data.cells import to_sparse_rows
+from celldial.ops import log_likelihoods
 
 N_TYPES, N_HIDDEN, N_LATENT = 20, 128, 10
 CELLS_AT_A_TIME = 65_536
@@ -95,7 +95,7 @@ def likelihood_bandwidth(adata: ad.AnnData, n_cells: int, dtype: torch.dtype, de
     library_c, grad_c = counts.sum_rows(counts.value_n), torch.ones(shape[0], device=device)
 
     def forward_and_backward() -> tuple[Tensor, ...]:
-        log_p_c = ops.negative_binomial(logits_cf, log_theta_f, library_c, counts)
+        log_p_c = log_likelihoods.negative_binomial(logits_cf, log_theta_f, library_c, counts)
         return torch.autograd.grad(log_p_c, [logits_cf, log_theta_f], grad_c.to(log_p_c.dtype))
 
     n_bytes = 3 * logits_cf.nbytes + 2 * (counts.column_n.nbytes + counts.value_n.nbytes)

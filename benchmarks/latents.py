@@ -36,14 +36,15 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 import celldial as cd
-from celldial.data import Cells
-from celldial.estimators import MeanFieldELBO
-from celldial.gradients import compare
-from celldial.latents import MIN_SCALE, SOFTPLUS_ONE
-from celldial.likelihoods import Observation
+from celldial.data.cells import Cells
 from celldial.metrics import leiden_nmi
-from celldial.module import Module
-from celldial.train import choose_batch_size, choose_max_epochs
+from celldial.model.distributions import SOFTPLUS_ONE
+from celldial.model.elbo import MeanFieldELBO
+from celldial.model.latents import MIN_SCALE
+from celldial.model.likelihoods import Observation
+from celldial.model.module import Module
+from celldial.tl.gradients import compare
+from celldial.training.loop import choose_batch_size, choose_max_epochs
 
 WORKERS = {"scvi-tools": HERE / "worker_latents.py"}
 SMALL = "pbmc68k_counts"

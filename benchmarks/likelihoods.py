@@ -20,9 +20,9 @@ from timing import milliseconds
 from torch import Tensor
 from torch.distributions import NegativeBinomial, Poisson
 
-from celldial import ops
-from celldial.data import to_sparse_rows
-from celldial.rows import SparseRows
+from celldial.data.cells import to_sparse_rows
+from celldial.ops import log_likelihoods
+from celldial.ops.csr import SparseRows
 
 
 def draw(n_cells: int, n_features: int, density: float) -> SparseRows:
@@ -71,18 +71,18 @@ def candidates(counts: SparseRows) -> dict[str, dict[str, Callable[[], object]]]
     four = (logits_cf, dropout_logits_cf, log_theta_f, library_c)
     forward: dict[str, dict[str, Callable[[], Tensor]]] = {
         "poisson": {
-            "fused": lambda: ops.poisson(*two, fresh()),
-            "reference": lambda: ops.poisson_reference(*two, fresh()),
+            "fused": lambda: log_likelihoods.poisson(*two, fresh()),
+            "reference": lambda: log_likelihoods.poisson_reference(*two, fresh()),
             "dense": dense_poisson,
         },
         "negative_binomial": {
-            "fused": lambda: ops.negative_binomial(*three, fresh()),
-            "reference": lambda: ops.negative_binomial_reference(*three, fresh()),
+            "fused": lambda: log_likelihoods.negative_binomial(*three, fresh()),
+            "reference": lambda: log_likelihoods.negative_binomial_reference(*three, fresh()),
             "dense": dense_negative_binomial,
         },
         "zero_inflated_negative_binomial": {
-            "fused": lambda: ops.zero_inflated_negative_binomial(*four, fresh()),
-            "reference": lambda: ops.zero_inflated_negative_binomial_reference(*four, fresh()),
+            "fused": lambda: log_likelihoods.zero_inflated_negative_binomial(*four, fresh()),
+            "reference": lambda: log_likelihoods.zero_inflated_negative_binomial_reference(*four, fresh()),
             "dense": dense_zero_inflated,
         },
     }

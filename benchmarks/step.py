@@ -3,7 +3,8 @@
 
     python benchmarks/step.py [--case rna FILE.h5ad] [--case atac FILE.h5ad] [--threads 1 2]
 
-Every part is timed alone, then the whole step as `celldial.train.fit` takes it, less Lightning Fabric. A case is genes,
+Every part is timed alone, then the whole step as `celldial.training.loop.fit` takes it, less
+Lightning Fabric. A case is genes,
 of which the 2,000 most variable are taken, with a negative binomial likelihood, or all peaks, with a Bernoulli
 likelihood; of a file with both, those features that are meant. Without a case it takes the bundled blood cells.
 """
@@ -25,12 +26,12 @@ from torch.distributions import kl_divergence
 from torch.optim.lr_scheduler import OneCycleLR
 
 import celldial
-from celldial import train
-from celldial.data import Cells, minibatches
-from celldial.module import Module
-from celldial.ops import sparse_linear
-from celldial.optimizer import make_optimizer
-from celldial.schema import Schema
+from celldial.data.cells import Cells, minibatches
+from celldial.data.schema import Schema
+from celldial.model.module import Module
+from celldial.ops.log_likelihoods import sparse_linear
+from celldial.training import loop
+from celldial.training.optimizer import make_optimizer
 
 # What each case is: the type of its features in a file that has several, and its observation model.
 FEATURE_TYPES = {"rna": "Gene Expression", "atac": "Peaks"}
@@ -73,7 +74,7 @@ def endlessly(cells: Cells, batch_size: int) -> Iterator[Cells]:
 def parts_of_step(module: Module, everything: Cells, batches: list[Tensor]) -> dict[str, Callable[[], object]]:
     ((name, modality),) = module.by_modality()
     n_hidden = modality.encoder.bias_h.numel()
-    plan = train.Plan(max_epochs=1, batch_size=len(batches[0]))
+    plan = loop.Plan(max_epochs=1, batch_size=len(batches[0]))
     optimizer = make_optimizer(module, plan.learning_rate, plan.weight_decay, len(everything))
     for group in optimizer.param_groups:
         group["lr"] *= 1e-6  # all parts shall see the same model

@@ -28,7 +28,7 @@ from bench import HERE, resident_mb
 from scipy.sparse import csr_matrix
 
 import celldial
-from celldial import memory
+from celldial.training import memory
 
 N_GENES_SEEN, N_PEAKS_SEEN = 500, 5000  # in each cell
 

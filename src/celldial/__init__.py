@@ -5,11 +5,12 @@ import warnings
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from celldial.settings import settings
+from celldial.utils.settings import settings
 
 if TYPE_CHECKING:
-    from celldial import datasets, gradients, metrics, pl
-    from celldial.model import VAE
+    from celldial import datasets, metrics, pl
+    from celldial.estimator.vae import VAE
+    from celldial.tl import gradients
 
 __all__ = ["VAE", "datasets", "gradients", "metrics", "pl", "settings"]
 
@@ -22,7 +23,7 @@ def __getattr__(name: str) -> Any:
         # In a notebook without ipywidgets Pyro's import says that its progress bar is a plain one. None is shown.
         warnings.filterwarnings("ignore", message="IProgress not found")
         if name == "VAE":
-            return importlib.import_module("celldial.model").VAE
+            return importlib.import_module("celldial.estimator.vae").VAE
         if name in __all__:
             return importlib.import_module(f"celldial.{name}")
     raise AttributeError(f"module 'celldial' has no attribute {name!r}")

@@ -5,7 +5,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from anndata import AnnData
-from drawn import traversal
+
+from helpers.figures import traversal
 
 
 @pytest.fixture(autouse=True)

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData, read_h5ad
-from drawn import PHASES, cycling, traversal
 
 from celldial import pl
+from helpers.figures import PHASES, cycling, traversal
 
 TWO = {"rna": 24, "atac": 16}
 WICKED = '</script><img src=x onerror="window.wicked=1"><script>window.wicked=1</script>'

@@ -7,9 +7,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from celldial.cli.arguments import check_usage, make_parser
 from celldial.cli.commands import run_demo
 from celldial.cli.messages import Abandoned, Interrupts, is_expected, sentence, show_warning, tell
+from celldial.cli.parser import check_usage, make_parser
 
 __all__ = ["main"]
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from celldial.model import VAE
+    from celldial.estimator.vae import VAE
 
 __all__ = ["run_demo", "run_fit", "run_traverse"]
 
@@ -31,11 +31,12 @@ def run_fit(options: argparse.Namespace) -> None:
     """Fit a model, and write it and the embedding."""
     wanted = {"--out": (options.out, CELLS), "--model": (options.model, MODELS)}
     with outputs(wanted, options.files) as targets:
-        from celldial import VAE, checks
+        from celldial import VAE
+        from celldial.estimator import validation
 
         model = VAE(**parameters(options))
-        checks.check_parameters(model.get_params(deep=False))  # before files are read, which may take long
-        checks.check_hardware(options.device, options.precision, None, None, None)
+        validation.check_parameters(model.get_params(deep=False))  # before files are read, which may take long
+        validation.check_hardware(options.device, options.precision, None, None, None)
         if not options.quiet:
             tell(f"celldial: reading {', '.join(map(str, options.files))}")
         in_memory = not options.from_disk and len(options.files) == 1
@@ -196,7 +197,7 @@ def draw(adata: AnnData, name: str, features: Sequence[str] | None, path: Path) 
 
 def run_demo(arguments: list[str]) -> int:
     """Run the demo, which reads its own arguments."""
-    from celldial import demo
+    from celldial.cli import demo
 
     try:
         return demo.main(arguments)

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from celldial.whole import written_whole
+from celldial.io.atomic import written_whole
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -82,7 +82,7 @@ def read_cells(path: Path, backed: bool = False) -> AnnData:
     """Read cells to memory; all but ``X`` where `backed`."""
     import anndata
 
-    from celldial.stored import File
+    from celldial.data.file_matrices import File
 
     with File(path).reading():  # says of any failure what it is about
         return anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path, backed="r" if backed else None)

@@ -22,9 +22,10 @@ def run_info(options: argparse.Namespace) -> None:
 
 def describe(path: Path) -> dict[str, Any]:
     """Say what is in a model file, in JSON types."""
-    from celldial import VAE, storage
+    from celldial import VAE
+    from celldial.io import model_file
 
-    header, _ = storage.read(path)
+    header, _ = model_file.read(path)
     if "identity" in header:
         raise ValueError(
             f"{str(path)!r} is the checkpoint of a training, no model: the same celldial fit goes on from it"
@@ -82,7 +83,7 @@ def periodic_of(described: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def in_words(about: Mapping[str, Any]) -> str:
     """Write what is in a model file for people."""
-    from celldial.lookup import noun_of
+    from celldial.utils.messages import noun_of
 
     lines = [
         about["file"],

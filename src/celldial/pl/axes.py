@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from celldial.pl._canvas import BLACK, PALE, canvas, color_of, finish, fit, percent, row_font_size, tidy
+from celldial.pl._figure import BLACK, PALE, canvas, color_of, finish, fit, percent, row_font_size, tidy
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from celldial.pl._canvas import angle_axis, canvas, finish, fit, row_font_size, shorten, tidy
-from celldial.pl._stored import Part, Traversal, plural, read_traversal
+from celldial.pl._figure import angle_axis, canvas, finish, fit, row_font_size, shorten, tidy
+from celldial.pl._traversal import Part, Traversal, plural, read_traversal
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from celldial.lookup import listing
-from celldial.pl._canvas import BLACK, BLUE, CYCLIC, TURN, Phases, angle_axis, canvas, finish, fit, percent, tidy
-from celldial.pl._cells import draw_cells
-from celldial.pl._counts import Counts
-from celldial.pl._stored import Traversal, did_you_mean, find_features
+from celldial.pl._expression import Counts
+from celldial.pl._figure import BLACK, BLUE, CYCLIC, TURN, Phases, angle_axis, canvas, finish, fit, percent, tidy
+from celldial.pl._scatter import draw_cells
+from celldial.pl._traversal import Traversal, did_you_mean, find_features
+from celldial.utils.messages import listing
 
 if TYPE_CHECKING:
     from anndata import AnnData

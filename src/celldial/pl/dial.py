@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from celldial.lookup import find_column
-from celldial.pl._canvas import BLACK, ORANGE, TURN, minus, percent, shorten
-from celldial.pl._cells import MISSING, MOST_IN_LEGEND, colors_of, is_number
-from celldial.pl._path import CellMap, Near, count_neighbors, find_map, find_near, project
-from celldial.pl._stored import Part, Traversal, find_features, plural, read_traversal
-from celldial.whole import written_whole
+from celldial.io.atomic import written_whole
+from celldial.pl._figure import BLACK, ORANGE, TURN, minus, percent, shorten
+from celldial.pl._projection import CellMap, Near, count_neighbors, find_map, find_near, project
+from celldial.pl._scatter import MISSING, MOST_IN_LEGEND, colors_of, is_number
+from celldial.pl._traversal import Part, Traversal, find_features, plural, read_traversal
+from celldial.utils.messages import find_column
 
 if TYPE_CHECKING:
     from anndata import AnnData

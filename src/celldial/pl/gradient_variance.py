@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from celldial.pl._canvas import BLACK, BLUE, ORANGE, canvas, finish, fit, tidy
+from celldial.pl._figure import BLACK, BLUE, ORANGE, canvas, finish, fit, tidy
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from celldial.pl._canvas import BLACK, BLUE, ORANGE, canvas, finish, minus
+from celldial.pl._figure import BLACK, BLUE, ORANGE, canvas, finish, minus
 
 if TYPE_CHECKING:
     from anndata import AnnData

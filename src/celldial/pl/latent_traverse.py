@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from celldial.pl._canvas import Phases, angle_axis, canvas, finish, fit, row_font_size, shorten, tidy
-from celldial.pl._stored import Traversal, find_features, in_turns, plural, read_traversal
+from celldial.pl._figure import Phases, angle_axis, canvas, finish, fit, row_font_size, shorten, tidy
+from celldial.pl._traversal import Traversal, find_features, in_turns, plural, read_traversal
 
 if TYPE_CHECKING:
     from anndata import AnnData

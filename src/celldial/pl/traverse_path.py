@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from celldial.lookup import listing
-from celldial.pl._canvas import CYCLIC, TURN, canvas, finish, fit, minus
-from celldial.pl._cells import draw_cells, legend_width
-from celldial.pl._path import count_neighbors, find_map, find_near, project
-from celldial.pl._stored import Traversal, did_you_mean, read_traversal
+from celldial.pl._figure import CYCLIC, TURN, canvas, finish, fit, minus
+from celldial.pl._projection import count_neighbors, find_map, find_near, project
+from celldial.pl._scatter import draw_cells, legend_width
+from celldial.pl._traversal import Traversal, did_you_mean, read_traversal
+from celldial.utils.messages import listing
 
 if TYPE_CHECKING:
     from anndata import AnnData

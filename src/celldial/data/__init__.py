@@ -1,0 +1,1 @@
+"""AnnData, MuData or files in, tensors out."""

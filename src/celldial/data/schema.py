@@ -1,0 +1,416 @@
+"""What a model saw when it was fit: features of each modality, layer and covariates; and what any AnnData is held to.
+
+Numbers leave this file as numpy and scipy arrays. Nothing is ever written to an AnnData.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from celldial.data.counts import (
+    MIN_OVERLAP,
+    align,
+    canonical,
+    check_anndata,
+    check_counts,
+    check_overlap,
+    count_matrix,
+    describe_layer,
+    describe_obsm,
+    locate,
+    obsm_matrix,
+)
+from celldial.data.covariates import as_column, as_numbers, covariate_table, encode, find_categories, location_scale
+from celldial.data.modalities import (
+    ALL_FEATURES,
+    check_presence,
+    choose_likelihoods,
+    find_modalities,
+    find_presence,
+    obsm_key,
+)
+from celldial.utils.messages import find_column, listing
+
+__all__ = ["BERNOULLI", "MIN_OVERLAP", "Schema"]
+
+BERNOULLI = "bernoulli"
+"""The observation model that knows only whether there is a count."""
+
+logger = logging.getLogger("celldial")
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What fit saw, and what every later AnnData must offer.
+
+    Parameters
+    ----------
+    feature_names
+        Modality to the names of its features, in the order of the model: ``"rna"``, ``"atac"``, ``"protein"``, others.
+    sources
+        Modality to where its features came from: a value of the column of ``var`` that says what a feature is,
+        ``"obsm/key"``, or `celldial.data.modalities.ALL_FEATURES` where there is no such column.
+    likelihood
+        Modality to the name of its observation model.
+    presence_keys
+        Modality to the boolean column of ``obs`` that says which cells have it; only those that there are.
+    layer
+        The layer that holds the counts of features in ``var``; ``None`` for ``adata.X``.
+    batch_key
+        The categorical covariate that is the batch, also the first key of `categories`; ``None`` without batches.
+    categories
+        Categorical covariate to its categories, in the order of their codes.
+    continuous
+        Continuous covariate to its mean and standard deviation over the cells of fit, in the covariate's own unit.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from anndata import AnnData
+    >>> from celldial.schema import Schema
+    >>> obs = pd.DataFrame({"donor": ["b", "a"]}, index=["cell_1", "cell_2"])
+    >>> var = pd.DataFrame({"feature_types": ["Gene Expression"] * 2 + ["Peaks"] * 2}, index=["g1", "g2", "p1", "p2"])
+    >>> schema = Schema.from_anndata(AnnData(np.ones((2, 4), dtype=np.float32), obs, var), batch_key="donor")
+    >>> schema.feature_names
+    {'rna': ('g1', 'g2'), 'atac': ('p1', 'p2')}
+    >>> schema.likelihood
+    {'rna': 'negative_binomial', 'atac': 'bernoulli'}
+    >>> schema.categories
+    {'donor': ('a', 'b')}
+    """
+
+    feature_names: dict[str, tuple[str, ...]]
+    sources: dict[str, str]
+    likelihood: dict[str, str]
+    presence_keys: dict[str, str]
+    layer: str | None
+    batch_key: str | None
+    categories: dict[str, tuple[str, ...]]
+    continuous: dict[str, tuple[float, float]]
+
+    @classmethod
+    def from_anndata(
+        cls,
+        adata: AnnData,
+        *,
+        obs: pd.DataFrame | None = None,
+        layer: str | None = None,
+        batch_key: str | None = None,
+        categorical_covariate_keys: Sequence[str] = (),
+        continuous_covariate_keys: Sequence[str] = (),
+        likelihood: str | Mapping[str, str] | None = None,
+        modalities: Mapping[str, str] | None = None,
+        modality_key: str = "feature_types",
+        presence_keys: Mapping[str, str] | None = None,
+    ) -> Schema:
+        """Note the features and covariates of the cells to fit.
+
+        The counts must be there, but only :meth:`counts` looks at their values, so that they are read once.
+
+        Parameters
+        ----------
+        adata
+            The cells to fit, in memory.
+        obs
+            The table of all cells, where `adata` has only some of them; by default ``adata.obs``.
+        layer
+            The layer that holds raw counts; ``None`` for ``adata.X``. Modalities in ``obsm`` have no layers.
+        batch_key
+            Column of ``adata.obs`` with the batch.
+        categorical_covariate_keys, continuous_covariate_keys
+            Further columns of ``adata.obs``. Categories keep their order where the column is categorical, less the
+            unused ones, and are sorted otherwise.
+        likelihood
+            Name of the observation model, or modality to its name; by default ``"bernoulli"`` for ``"atac"`` and
+            ``"negative_binomial"`` for the others.
+        modalities
+            Name of each modality to a value of ``adata.var[modality_key]``, or to ``"obsm/key"``, where ``adata.obsm``
+            has a matrix, an array or a DataFrame of counts; other features are left out. By default all values are
+            taken, and must be in `celldial.data.modalities.FEATURE_TYPES`.
+        modality_key
+            Column of ``adata.var`` that says what each feature is. Without it all are genes, ``"rna"``, or peaks,
+            ``"atac"``, where `likelihood` is ``"bernoulli"``.
+        presence_keys
+            Modality to the boolean column of ``adata.obs`` that says which cells have it; by default
+            ``"has_<modality>"``, such as ``"has_protein"``, if there is one. Without a column, cells that have no count
+            of a modality lack it.
+
+        Raises
+        ------
+        TypeError
+            `adata` is no AnnData, the counts are of an unknown kind, or a continuous covariate is not numeric.
+        ValueError
+            `adata` is backed or empty, has a name twice, or no counts; a feature is of an unknown type, or the only one
+            of its modality; a key is given twice; a covariate or a presence is missing or infinite in some cell.
+        KeyError
+            There is no such layer, column, modality or feature type.
+        """
+        all_in_obsm = isinstance(modalities, Mapping) and all(obsm_key(str(source)) for source in modalities.values())
+        check_anndata(adata, needs_features=not all_in_obsm)
+        obs = adata.obs if obs is None else obs
+        sole = "atac" if likelihood == BERNOULLI else "rna"
+        sources, feature_names = find_modalities(adata, modalities, modality_key, sole)
+        check_features(feature_names)
+        if any(obsm_key(source) is None for source in sources.values()):
+            count_matrix(adata, layer)
+        for keys in (categorical_covariate_keys, continuous_covariate_keys):
+            if isinstance(keys, str):
+                raise TypeError(f"covariate keys must be a list of names, not one string: use [{keys!r}]")
+        categorical_keys = [*([] if batch_key is None else [batch_key]), *categorical_covariate_keys]
+        all_keys = [*categorical_keys, *continuous_covariate_keys]
+        for key in all_keys:
+            if all_keys.count(key) > 1:
+                raise ValueError(
+                    f"covariate {key!r} is given more than once (batch, categorical, continuous): keep one"
+                )
+        return cls(
+            feature_names=feature_names,
+            sources=sources,
+            likelihood=choose_likelihoods(sources, likelihood),
+            presence_keys=find_presence(obs, sources, presence_keys),
+            layer=layer,
+            batch_key=batch_key,
+            categories={key: find_categories(find_column(obs, key), key) for key in categorical_keys},
+            continuous={key: location_scale(find_column(obs, key), key) for key in continuous_covariate_keys},
+        )
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities, in the order of the model."""
+        return tuple(self.feature_names)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the schema in plain JSON types; :meth:`from_dict` gives it back exactly.
+
+        Keys are listed beside each dict because h5ad files do not keep the order of a dict.
+        """
+        return {
+            "modalities": list(self.feature_names),
+            "feature_names": {modality: list(names) for modality, names in self.feature_names.items()},
+            "sources": dict(self.sources),
+            "likelihood": dict(self.likelihood),
+            "presence_keys": dict(self.presence_keys),
+            "layer": self.layer,
+            "batch_key": self.batch_key,
+            "categorical_covariate_keys": list(self.categories),
+            "categories": {key: list(names) for key, names in self.categories.items()},
+            "continuous_covariate_keys": list(self.continuous),
+            "continuous": {key: list(mean_sd) for key, mean_sd in self.continuous.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any], likelihood: str = "negative_binomial") -> Schema:
+        """Read what :meth:`to_dict` gave, also after a way through JSON or through ``adata.uns`` and an h5ad file.
+
+        Dicts of before there were several modalities have one, which was all of ``var``; `likelihood` tells its
+        observation model, which they did not.
+        """
+        modalities = list(stored["modalities"])
+        sources = stored.get("sources", dict.fromkeys(modalities, ALL_FEATURES))
+        likelihoods = stored.get("likelihood", dict.fromkeys(modalities, likelihood))
+        presence_keys = stored.get("presence_keys", {})
+        return cls(
+            feature_names={key: tuple(map(str, stored["feature_names"][key])) for key in modalities},
+            sources={key: str(sources[key]) for key in modalities},
+            likelihood={key: str(likelihoods[key]) for key in modalities},
+            presence_keys={key: str(presence_keys[key]) for key in modalities if key in presence_keys},
+            layer=stored["layer"],
+            batch_key=stored["batch_key"],
+            categories={
+                key: tuple(map(str, stored["categories"][key])) for key in stored["categorical_covariate_keys"]
+            },
+            continuous={
+                key: (float(stored["continuous"][key][0]), float(stored["continuous"][key][1]))
+                for key in stored["continuous_covariate_keys"]
+            },
+        )
+
+    def counts(self, adata: AnnData) -> dict[str, sparse.csr_matrix]:
+        """Give the counts of the model's features, checked.
+
+        Features are put in the order of the schema; features that the model does not know are left out, and features
+        that `adata` lacks are zeros. Where the model has several modalities, `adata` may lack some of them wholly. A
+        cell lacks a modality if, and only if, its row there is empty. A float32 CSR matrix in canonical form that needs
+        none of this is not copied: the result then shares its memory, so do not write to it.
+
+        Parameters
+        ----------
+        adata
+            Cells to read, in memory.
+
+        Returns
+        -------
+        dict[str, sparse.csr_matrix]
+            Each modality to float32 counts, shape ``(cells, features)``: sorted columns, no duplicates, no stored
+            zeros. Where the likelihood is ``"bernoulli"``, they are ones.
+
+        Raises
+        ------
+        TypeError
+            `adata` is no AnnData, or its counts are neither a numpy array nor a scipy sparse matrix of numbers.
+        ValueError
+            `adata` is backed or empty or has a name twice; a count is negative, not finite or not a whole number;
+            fewer than `MIN_OVERLAP` of the model's features are present; or a cell has counts of a modality that it
+            should lack.
+        KeyError
+            The layer is missing.
+
+        Warns
+        -----
+        UserWarning
+            Some of the model's features are missing; or a cell should have a modality and has no count of it.
+        """
+        several = len(self.feature_names) > 1
+        keys = {modality: obsm_key(source) for modality, source in self.sources.items()}
+        check_anndata(adata, needs_features=all(key is None for key in keys.values()))
+        position_f = {
+            modality: locate(adata.var_names, self.feature_names[modality])
+            for modality, key in keys.items()
+            if key is None
+        }
+        lacking = self._lacking(adata, position_f) if several else set()
+        n_known = sum(int((at >= 0).sum()) for at in position_f.values())
+        if n_known < adata.n_vars:
+            logger.info("ignoring %d features that the model does not know", adata.n_vars - n_known)
+        in_var = canonical(count_matrix(adata, self.layer)) if position_f.keys() - lacking else None
+        counts = {}
+        for modality, names in self.feature_names.items():
+            if modality in lacking:
+                logger.info("no cell has %s: adata has none of its %d features", modality, len(names))
+                counts[modality] = sparse.csr_matrix((adata.n_obs, len(names)), dtype=np.float32)
+                continue
+            of = modality if several else ""
+            key = keys[modality]
+            if key is None:
+                where = describe_layer(self.layer)
+                check_overlap(position_f[modality], adata.var_names, names, "adata.var_names", of)
+                rows = align(in_var, position_f[modality])
+            else:
+                where = describe_obsm(key)
+                matrix, found = obsm_matrix(adata, key)
+                rows = align(canonical(matrix), locate_in_obsm(matrix, found, names, where, of))
+            check_counts(rows, adata, names, where, modality)
+            check_presence(adata.obs, self.presence_keys.get(modality), modality, rows, several)
+            counts[modality] = observed(rows, modality, self.likelihood[modality])
+        return counts
+
+    def _lacking(self, adata: AnnData, position_f: Mapping[str, np.ndarray]) -> set[str]:
+        """Say which modalities `adata` has no feature of; raise where it is all of them."""
+        lacking = {modality for modality, at in position_f.items() if (at < 0).all()}
+        for modality, source in self.sources.items():
+            key = obsm_key(source)
+            if key is not None and key not in adata.obsm:
+                lacking.add(modality)
+        if len(lacking) == len(self.feature_names):
+            starts = "; ".join(f"{modality} {listing(names, 3)}" for modality, names in self.feature_names.items())
+            raise ValueError(
+                f"adata has no feature of any modality of the model, whose features start {starts} (sources: "
+                f"{listing(self.sources.values())}); those of adata start {listing(adata.var_names, 3)}. "
+                "Give adata the same kind of names (genes: symbols or Ensembl ids)"
+            )
+        return lacking
+
+    def covariates(
+        self,
+        obs: AnnData | pd.DataFrame | Mapping[str, Any],
+        overrides: Mapping[str, Any] | None = None,
+        *,
+        n_cells: int | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Encode the covariates of some cells.
+
+        Parameters
+        ----------
+        obs
+            Where to find them: an AnnData, its ``obs``, or a dict from key to one value for all cells or one a cell.
+        overrides
+            Key to one value for all cells, taken in place of the one in `obs`, which may then be absent.
+        n_cells
+            Number of cells. Needed with a dict; otherwise, where given, it must be the number in `obs`.
+
+        Returns
+        -------
+        category_ck
+            Code of each categorical covariate, int64, shape ``(cells, len(categories))``.
+        continuous_ck
+            Continuous covariates less the mean of fit, over the standard deviation of fit, float32, shape
+            ``(cells, len(continuous))``.
+
+        Raises
+        ------
+        KeyError
+            A covariate is missing, or the model knows none of that name.
+        ValueError
+            A category was not seen in fit; a value is missing or infinite; or the number of cells is wrong.
+        TypeError
+            A continuous covariate is not numeric, or an override is not one value.
+        """
+        known = [*self.categories, *self.continuous]
+        overrides = {} if overrides is None else overrides
+        given = [*overrides, *(obs if isinstance(obs, Mapping) else ())]
+        for key in given:
+            if key not in known:
+                raise KeyError(f"the model has no covariate {key!r}; its covariates: {listing(known)}")
+        for key, value in overrides.items():
+            if np.ndim(value) != 0:
+                raise TypeError(f"the override of {key!r} must be one value for all cells, not {type(value).__name__}")
+        table = covariate_table(obs, n_cells)
+        columns = {
+            key: as_column(overrides[key], table.index) if key in overrides else find_column(table, key)
+            for key in known
+        }
+        category_ck = np.empty((len(table), len(self.categories)), dtype=np.int64)
+        for k, (key, categories) in enumerate(self.categories.items()):
+            remedy = f"fit a model with these cells, or set adata.obs[{key!r}] to a category that they are like"
+            if key in overrides:
+                remedy = "choose a known one"
+            category_ck[:, k] = encode(columns[key], key, categories, remedy)
+        continuous_ck = np.empty((len(table), len(self.continuous)), dtype=np.float32)
+        for k, (key, (mean, deviation)) in enumerate(self.continuous.items()):
+            continuous_ck[:, k] = (as_numbers(columns[key], key) - mean) / deviation
+        return category_ck, continuous_ck
+
+
+def check_features(feature_names: Mapping[str, tuple[str, ...]]) -> None:
+    """Raise where one of several modalities has too few features; a model of one is checked when it is fit."""
+    for modality, names in feature_names.items():
+        if len(names) < 2 and (len(feature_names) > 1 or not names):
+            raise ValueError(
+                f"modality {modality!r} has {len(names)} features ({listing(names)}): a modality is learned from at "
+                "least two. Leave it out, by naming the others in modalities"
+            )
+
+
+def locate_in_obsm(
+    matrix: Any, found: tuple[str, ...] | None, names: tuple[str, ...], where: str, of: str
+) -> np.ndarray:
+    """Find the columns of a matrix in obsm, checked: by name where it has names, else as they come."""
+    if found is not None:
+        position_f = locate(pd.Index(found, dtype=object), names)
+        check_overlap(position_f, pd.Index(found, dtype=object), names, f"the columns of {where}", of)
+        return position_f
+    if matrix.shape[1] != len(names):
+        raise ValueError(
+            f"{where} has {matrix.shape[1]} columns without names, and the model {len(names)} features there: give the "
+            "same columns, or a DataFrame with names"
+        )
+    return np.arange(len(names))
+
+
+def observed(rows: sparse.csr_matrix, modality: str, likelihood: str) -> sparse.csr_matrix:
+    """Give checked counts as the model is to see them, float32; the rows given are left as they are."""
+    value_n = rows.data
+    if likelihood == BERNOULLI:
+        n_above = np.count_nonzero(value_n > 1)
+        if n_above:
+            logger.debug("%s: %d counts above 1 are taken as 1 (%s)", modality, n_above, BERNOULLI)
+            value_n = np.ones(len(value_n), dtype=np.float32)
+    return sparse.csr_matrix((value_n.astype(np.float32, copy=False), rows.indices, rows.indptr), shape=rows.shape)

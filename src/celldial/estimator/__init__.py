@@ -1,0 +1,1 @@
+"""`VAE`, the scikit-learn estimator."""

@@ -1,0 +1,117 @@
+"""What can be said against arguments before anything is computed: what is wrong, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from celldial.model.elbo import BASELINES, read_gradient
+from celldial.model.fusion import FUSIONS
+from celldial.model.latents import LATENTS
+from celldial.model.likelihoods import LIKELIHOODS
+from celldial.model.networks import DECODERS
+from celldial.model.priors import POSTERIORS, PRIORS
+from celldial.periodic.markers import read_rhythm
+from celldial.utils.validation import check_whole
+
+__all__ = ["check_hardware", "check_latent", "check_options", "check_parameters"]
+
+
+def check_parameters(parameters: dict[str, Any]) -> None:
+    """Raise where a parameter of `VAE` makes no sense."""
+    for name, least in {"n_latent": 1, "n_hidden": 2, "n_layers": 1, "seed": 0}.items():
+        check_whole(name, parameters[name], least)
+    likelihood, dropout_rate, learning_rate = (parameters[k] for k in ("likelihood", "dropout_rate", "learning_rate"))
+    for name in likelihood.values() if isinstance(likelihood, Mapping) else [likelihood]:
+        if name not in LIKELIHOODS and likelihood is not None:
+            raise ValueError(f"likelihood is {name!r}: choose one of {', '.join(map(repr, LIKELIHOODS))}")
+    choices = {
+        "fusion": FUSIONS,
+        "decoder": DECODERS,
+        "latent": tuple(LATENTS),
+        "prior": PRIORS,
+        "posterior": POSTERIORS,
+        "baseline": BASELINES,
+    }
+    for name, known in choices.items():
+        if parameters[name] not in known:
+            raise ValueError(f"{name} is {parameters[name]!r}: choose one of {', '.join(map(repr, known))}")
+    rhythm = read_rhythm(parameters["periodic"])
+    check_latent(parameters, rhythm is not None)
+    if not (isinstance(dropout_rate, float | int | np.number) and 0 <= dropout_rate < 1):
+        raise ValueError(f"dropout_rate is {dropout_rate!r}: it must be at least 0 and below 1")
+    if not (isinstance(learning_rate, float | int | np.number) and learning_rate > 0):
+        raise ValueError(f"learning_rate is {learning_rate!r}: it must be above 0")
+
+
+def check_latent(parameters: Mapping[str, Any], periodic: bool) -> None:
+    """Raise where what is asked of the latent state does not go together."""
+    if parameters["latent"] == "logistic_normal" and parameters["n_latent"] < 2:
+        raise ValueError(
+            "n_latent is 1, and the share of a single topic is always 1: choose more topics, or another latent"
+        )
+    check_whole("n_components", parameters["n_components"], 2)
+    if parameters["n_clusters"] is not None:
+        check_whole("n_clusters", parameters["n_clusters"], 2)
+    clustered = parameters["n_clusters"] is not None or parameters["labels_key"] is not None
+    gradient = read_gradient(parameters["gradient"], clustered)
+    if parameters["bayesian_loadings"] and parameters["decoder"] != "linear":
+        raise ValueError(
+            f"bayesian_loadings=True is of a linear decoder, and decoder is {parameters['decoder']!r}: choose "
+            "decoder='linear', or leave bayesian_loadings out"
+        )
+    if clustered and parameters["prior"] != "standard":
+        raise ValueError(
+            f"prior is {parameters['prior']!r}, and there are clusters, which are a prior themselves: leave prior "
+            "out, or n_clusters and labels_key"
+        )
+    for name in ("prior", "posterior"):
+        if parameters[name] == "flow" and parameters["n_latent"] < 2:
+            raise ValueError(f"{name} is 'flow', which tells how coordinates hang together: choose n_latent=2 or more")
+    if gradient.z == "score_function" and parameters["posterior"] == "flow":
+        raise ValueError("gradient='score_function' does not go with posterior='flow': leave one of them out")
+    if periodic:
+        for name, usual in {"posterior": "diagonal", "n_clusters": None, "labels_key": None}.items():
+            if parameters[name] != usual:
+                raise ValueError(
+                    f"{name} is {parameters[name]!r}, which does not go with a periodic coordinate: leave one of them "
+                    "out"
+                )
+        if gradient.scored:
+            raise ValueError("gradient='score_function' does not go with a periodic coordinate: leave one of them out")
+
+
+def check_options(max_epochs: Any, batch_size: Any, key_added: Any) -> None:
+    """Raise where an option of `VAE.fit` makes no sense."""
+    for name, value in {"max_epochs": max_epochs, "batch_size": batch_size}.items():
+        if value != "auto":
+            check_whole(name, value)
+    if not isinstance(key_added, str):
+        raise TypeError(f"key_added is {key_added!r}: it must be a name, such as 'X_celldial'")
+
+
+def check_hardware(
+    device: str | None, precision: str | None, devices: Any, num_nodes: Any, checkpoint_minutes: float | None
+) -> None:
+    """Raise where what to train on makes no sense."""
+    if device is not None:
+        try:
+            kind = torch.device(device).type
+        except RuntimeError:
+            kind = None
+        if kind not in {"cpu", "cuda"}:
+            raise ValueError(f"device is {device!r}: choose 'cpu' or 'cuda'")
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device is {device!r}, and torch finds no such device here: choose 'cpu'")
+    if precision not in {None, "auto", "32-true", "bf16-mixed"}:
+        raise ValueError(f"precision is {precision!r}: choose '32-true' or 'bf16-mixed'")
+    for name, value in {"devices": devices, "num_nodes": num_nodes}.items():
+        if value is not None:
+            check_whole(name, value)
+    if device is not None and ":" in device and (devices or 1) > 1:
+        raise ValueError(f"device is {device!r}, which is one, and devices is {devices}: leave out one of them")
+    if checkpoint_minutes is not None and not checkpoint_minutes > 0:
+        raise ValueError(f"checkpoint_minutes is {checkpoint_minutes!r}: it must be above 0")

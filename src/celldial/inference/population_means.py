@@ -1,0 +1,232 @@
+"""What a trained module expects on average over cells along a path of latent states, and how sure it is of that.
+
+Three things make the average uncertain. The cells' latent states are known up to their posteriors: each cell is drawn a
+few times, and how the draws of one cell differ tells it. Some cells stand for a group: how they differ tells it. The
+decoder's loadings were learned from noisy counts: their posterior is known from a Laplace approximation
+(`celldial.model.laplace`). All are small on the log scale, where they add up.
+
+Only sums over cells are kept, so that memory grows with steps × features and not with the cells. No AnnData here.
+
+Axis suffixes: ``c`` cells, ``f`` features, ``h`` inputs of the last layer, ``j`` draws (those of one cell side by
+side), ``k`` covariates, ``n`` draws of one cell, ``s`` steps, ``z`` columns of the latent state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+
+from celldial.data.cells import MAX_BLOCK_ENTRIES, Cells
+from celldial.inference.posterior import Covariates, ready
+from celldial.model import angle_posterior
+from celldial.model.laplace import BLOCK_FEATURES
+from celldial.model.module import Modality, Module, join
+
+__all__ = ["Averages", "average", "draw_states"]
+
+# Cells from which the information about the loadings is taken, scaled up to all.
+MAX_CELLS = 1000
+# Of float32: 1 MB.
+CACHED_ENTRIES = 2**18
+# Smaller expected values are rounding errors.
+TINY = 1e-30
+
+
+class Averages(NamedTuple):
+    """Expected values of one modality, averaged over cells, step by step; float32.
+
+    Parameters
+    ----------
+    mean_sf
+        The averages.
+    variance_sf
+        Posterior variance of their natural logarithms.
+    change_variance_f
+        Posterior variance of each feature's log change from its lowest to its highest step.
+    """
+
+    mean_sf: np.ndarray
+    variance_sf: np.ndarray
+    change_variance_f: np.ndarray
+
+
+@torch.no_grad()
+def draw_states(module: Module, cells: Cells, n_samples: int) -> np.ndarray:
+    """Draw latent states of each cell from its posterior, by torch's generator, shape ``(c, n, z)``."""
+    device = ready(module)
+    with pyro.validation_enabled(False):
+        return _draw(module, cells.to(device), n_samples).cpu().numpy()
+
+
+def _draw(module: Module, cells: Cells, n_samples: int) -> Tensor:
+    """Draw latent states of each cell, shape ``(c, n, z)``."""
+    posterior = module.posterior(angle_posterior.placed(module, cells))
+    names = ["z"] if module.circle is None else ["z", "direction", "active"]
+    draws = [[posterior[name].sample() for name in names] for _ in range(n_samples)]
+    return torch.stack([parts[0] if len(parts) == 1 else join(*parts) for parts in draws], 1)
+
+
+@torch.no_grad()
+def average(
+    module: Module,
+    name: str,
+    states_sjz: np.ndarray,
+    covariates: Covariates,
+    library_size: float,
+    n_samples: int,
+    n_group: int,
+) -> Averages:
+    """Decode states at each step, and average over cells, which stand for a group.
+
+    Parameters
+    ----------
+    module
+        What decodes.
+    name
+        The modality to decode to.
+    states_sjz
+        Latent states, float32: `n_samples` draws of each cell side by side.
+    covariates
+        Of the same draws.
+    library_size
+        Of every cell, in this modality.
+    n_samples
+        Draws of each cell, at least 2.
+    n_group
+        Cells in the group of which the average is wanted.
+    """
+    along = _Along(module, name, states_sjz, covariates, library_size, n_samples, n_group)
+    mean_sf, variance_sf, log_total_sj = along.steps()
+    return Averages(
+        mean_sf.cpu().numpy(), variance_sf.cpu().numpy(), along.change_variance(mean_sf, log_total_sj).cpu().numpy()
+    )
+
+
+class _Along:
+    """The inputs of the decoder's last layer along a path, and what is made of them."""
+
+    def __init__(
+        self,
+        module: Module,
+        name: str,
+        states_sjz: np.ndarray,
+        covariates: Covariates,
+        library_size: float,
+        n_samples: int,
+        n_group: int,
+    ) -> None:
+        device = ready(module)
+        modality = module.modalities[name]
+        assert isinstance(modality, Modality)
+        self.likelihood, self.loadings, decoder = modality.likelihood, modality.loadings, modality.decoder
+        self.weight_fh, self.bias_f = decoder.loadings()
+        self.n_samples, self.n_group, self.n_features = n_samples, n_group, module.n_features[name]
+        category_jk, continuous_jk = (torch.from_numpy(part).to(device) for part in covariates)
+        self.input_sjh = torch.stack(
+            [decoder.inputs(torch.from_numpy(z_jz).to(device), category_jk, continuous_jk) for z_jz in states_sjz]
+        )
+        self.library_size = self.input_sjh.new_tensor([library_size])
+        self.n_draws = self.input_sjh.shape[1]
+        # Matrices that take from each draw the mean of its cell's, by their number of rows.
+        self.centering: dict[int, Tensor] = {}
+        # A feature whose share does not vanish anywhere: it tells the sum over all features from its share.
+        self.anchor = int(self.bias_f.argmax())
+
+    def steps(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean over the draws, variance of its logarithm, and the log sum over features of each draw's rates."""
+        n_steps, n_draws = len(self.input_sjh), self.n_draws
+        mean_sf = self.input_sjh.new_empty((n_steps, self.n_features))
+        variance_sf = torch.empty_like(mean_sf)
+        log_total_sj = self.input_sjh.new_empty((n_steps, n_draws))
+        first = next(self._blocks(n_draws, MAX_BLOCK_ENTRIES))
+        logits_buffer_jf = mean_sf.new_empty((first.stop, self.n_features))
+        for step, input_jh in enumerate(self.input_sjh):
+            sums_3f = mean_sf.new_zeros((3, self.n_features))
+            for block in self._blocks(n_draws, MAX_BLOCK_ENTRIES):
+                logits_jf = logits_buffer_jf[: block.stop - block.start]
+                torch.addmm(self.bias_f, input_jh[block], self.weight_fh.T, out=logits_jf)
+                # One large matrix product, then few draws at a time, which stay in the processor's cache.
+                for few in self._blocks(len(logits_jf), CACHED_ENTRIES):
+                    share_jf = torch.softmax(logits_jf[few], -1)
+                    log_total_j = logits_jf[few, self.anchor] - share_jf[:, self.anchor].log()
+                    log_total_sj[step, block][few] = log_total_j
+                    self._add(self.likelihood.expected(share_jf, self.library_size), sums_3f)
+            torch.div(sums_3f[0], n_draws, out=mean_sf[step]).clamp_min_(TINY)
+            variance_sf[step] = self._of_average(sums_3f) / mean_sf[step].square()
+        if self.loadings is not None:
+            of_loadings_sf = self.loadings.variance(self.input_sjh.mean(1))
+            for step, mean_f in enumerate(mean_sf):
+                variance_sf[step] += of_loadings_sf[step] * self.likelihood.elasticity(mean_f).square_()
+        return mean_sf, variance_sf, log_total_sj
+
+    def change_variance(self, mean_sf: Tensor, log_total_sj: Tensor) -> Tensor:
+        """Variance of the log change from the lowest to the highest step of each feature.
+
+        The draws are the same at both steps, so that what they share drops out.
+        """
+        lowest_f, highest_f = mean_sf.argmin(0), mean_sf.argmax(0)
+        variance_f = torch.empty_like(mean_sf[0])
+        for start in range(0, self.n_features, BLOCK_FEATURES):
+            of = slice(start, start + BLOCK_FEATURES)
+            sums_3f = variance_f.new_zeros((3, len(variance_f[of])))
+            for block in self._blocks(self.n_draws, MAX_BLOCK_ENTRIES):
+                change_jf = self._relative(highest_f, of, block, mean_sf, log_total_sj)
+                change_jf -= self._relative(lowest_f, of, block, mean_sf, log_total_sj)
+                self._add(change_jf, sums_3f)
+            variance_f[of] = self._of_average(sums_3f)
+        if self.loadings is not None:
+            ends_2f = mean_sf.gather(0, torch.stack([lowest_f, highest_f]))
+            of_loadings_f = self.loadings.variance_of_change(self.input_sjh.mean(1), lowest_f, highest_f)
+            variance_f += of_loadings_f * self.likelihood.elasticity(ends_2f).mean(0).square_()
+        return variance_f
+
+    def _relative(self, step_f: Tensor, of: slice, block: slice, mean_sf: Tensor, log_total_sj: Tensor) -> Tensor:
+        """Divide what is expected of some features, each at a step of its own, by its mean; shape ``(j, f)``."""
+        weight_fh, bias_f, step_of_f = self.weight_fh[of], self.bias_f[of], step_f[of]
+        share_jf = self.input_sjh.new_empty((len(self.input_sjh[0, block]), len(bias_f)))
+        for step in step_of_f.unique().tolist():
+            column = (step_of_f == step).nonzero()[:, 0]
+            logits_jf = torch.addmm(bias_f[column], self.input_sjh[step, block], weight_fh[column].T)
+            share_jf[:, column] = (logits_jf - log_total_sj[step, block, None]).exp_()
+        mean_f = mean_sf[:, of].gather(0, step_of_f[None])[0]
+        return self.likelihood.expected(share_jf, self.library_size) / mean_f
+
+    def _add(self, value_jf: Tensor, sums_3f: Tensor) -> None:
+        """Add up the draws of some cells, the squared deviations of each cell's draws from their mean, and squares."""
+        n_draws = len(value_jf)
+        if n_draws not in self.centering:
+            one_nn = value_jf.new_ones((self.n_samples, self.n_samples)) / self.n_samples
+            same_cell_jj = torch.block_diag(*[one_nn] * (n_draws // self.n_samples))
+            self.centering[n_draws] = torch.eye(n_draws, device=value_jf.device) - same_cell_jj
+        one_1j = value_jf.new_ones((1, n_draws))
+        sums_3f[:1].addmm_(one_1j, value_jf)
+        sums_3f[1:2].addmm_(one_1j, (self.centering[n_draws] @ value_jf).square_())
+        sums_3f[2:].addmm_(one_1j, value_jf.square_())
+
+    def _blocks(self, n_draws: int, n_entries: int) -> Iterator[slice]:
+        """Go through draws in blocks of about so many entries; those of one cell stay together."""
+        size = max(1, n_entries // (self.n_features * self.n_samples)) * self.n_samples
+        for first in range(0, n_draws, size):
+            yield slice(first, min(first + size, n_draws))
+
+    def _of_average(self, sums_3f: Tensor) -> Tensor:
+        """Variance of a group's average, from what was added up over the draws of some of its cells.
+
+        An analysis of variance: within cells, from the posterior of their states; between cells, from the choice.
+        """
+        sum_f, within_f, square_f = sums_3f
+        n_cells = self.n_draws // self.n_samples
+        within_f = within_f / (n_cells * (self.n_samples - 1))
+        # All the group's cells are uncertain; besides, only some draws were made of some cells.
+        variance_f = within_f * (1 / self.n_group + 1 / self.n_draws)
+        if n_cells == 1 or n_cells >= self.n_group:
+            return variance_f
+        means_f = (square_f - within_f * (n_cells * (self.n_samples - 1))) / self.n_samples  # squares of cells' means
+        between_f = (means_f - sum_f.square() / (self.n_samples**2 * n_cells)) / (n_cells - 1)
+        between_f = (between_f - within_f / self.n_samples).clamp_min_(0)
+        return variance_f + between_f * (1 / n_cells - 1 / self.n_group)

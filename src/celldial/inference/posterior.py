@@ -1,0 +1,304 @@
+"""What a trained module says of cells: latent states from counts, expression from latent states, new cells.
+
+Arrays in, arrays out, in blocks of cells, so that memory stays bounded on the device. No AnnData here.
+
+Axis suffixes: ``c`` cells, ``f`` features, ``k`` covariates, ``q`` quantiles, ``z`` latent coordinates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyro
+import torch
+from pyro.distributions import TorchDistribution, TransformedDistribution
+from scipy import sparse
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from celldial.data.cells import MAX_BLOCK_CELLS, Cells, block_size, minibatches
+from celldial.model import angle_posterior
+from celldial.model.likelihoods import Observation
+from celldial.model.module import Module
+from celldial.utils.random import seeded
+from celldial.utils.settings import settings
+
+__all__ = ["Covariates", "Posterior", "bound", "draw_cells", "expected", "infer", "joined", "ready"]
+
+# Draws by which the mean of a posterior without a closed form is known.
+N_DRAWS = 64
+
+
+class Posterior(NamedTuple):
+    """Where each cell is in latent space, and how sure that is.
+
+    Parameters
+    ----------
+    mean
+        Mean of each cell's latent coordinates, float32, shape ``(cells, n_latent)``.
+    standard_deviation
+        Their standard deviation, of the same shape; 1 is that of the prior, where the counts tell nothing.
+
+    Examples
+    --------
+    >>> import celldial
+    >>> adata = celldial.datasets.pbmc68k_reduced()
+    >>> model = celldial.VAE().fit(adata, max_epochs=1, progress=False)
+    >>> posterior = model.latent_posterior(adata)
+    >>> posterior.mean.shape, posterior.standard_deviation.shape
+    ((700, 10), (700, 10))
+    """
+
+    mean: np.ndarray
+    standard_deviation: np.ndarray
+
+
+class CirclePosterior(NamedTuple):
+    """Where each cell is on the circle, all of shape ``(cells,)``.
+
+    The angle in [0, 2π) given that it is active, how concentrated that is (κ of the power spherical distribution), how
+    probable it is that the cell is active, and the KL divergence of all this from the prior in nats.
+    """
+
+    angle: np.ndarray
+    concentration: np.ndarray
+    active: np.ndarray
+    kl: np.ndarray
+
+
+class Inferred(NamedTuple):
+    """The latent state of each cell: its coordinates, and what decoders and users see of them.
+
+    Besides, where there is one, the place on a circle; and the probability of each cluster, shape
+    ``(cells, n_clusters)``.
+    """
+
+    mean: np.ndarray
+    standard_deviation: np.ndarray
+    embedding: np.ndarray
+    circle: CirclePosterior | None = None
+    cluster: np.ndarray | None = None
+
+    @property
+    def state_cz(self) -> np.ndarray:
+        """What is decoded: the mean coordinates, then activity times cosine and sine of the angle."""
+        return self._with_place(self.mean)
+
+    @property
+    def embedding_with_place(self) -> np.ndarray:
+        """The embedding, and where there is a circle the place on it."""
+        return self._with_place(self.embedding)
+
+    def _with_place(self, value_cz: np.ndarray) -> np.ndarray:
+        if self.circle is None:
+            return value_cz
+        angle_c, active_c = self.circle.angle, self.circle.active
+        plane_cu = active_c[:, None] * np.column_stack([np.cos(angle_c), np.sin(angle_c)])
+        return np.concatenate([value_cz, plane_cu.astype(value_cz.dtype)], axis=1)
+
+
+class Covariates(NamedTuple):
+    """Encoded covariates of some cells: what `Schema.covariates` returns."""
+
+    category_ck: np.ndarray
+    continuous_ck: np.ndarray
+
+
+def ready(module: Module) -> torch.device:
+    """Bring a module to the device where it is to compute, and make it deterministic."""
+    device = settings.torch_device
+    if next(module.parameters()).device != device:
+        module.to(device)
+    module.eval()
+    return device
+
+
+@torch.no_grad()
+def infer(module: Module, cells: Cells) -> Inferred:
+    """Infer each cell's latent state; for cells without any count, the prior.
+
+    Raises
+    ------
+    FloatingPointError
+        A result is not finite.
+    """
+    device = ready(module)
+    parts = []
+    # Values that are not finite have a better error below. What has no closed form is drawn, the same way every time.
+    with pyro.validation_enabled(False), seeded(0):
+        for block in minibatches(cells, MAX_BLOCK_CELLS):
+            placed = angle_posterior.placed(module, block.to(device))
+            encoded = module.encode(placed)
+            posterior = module.spread(encoded, placed)
+            part = list(moments(posterior["z"]))
+            if encoded.logits_ck is not None:
+                part.append(encoded.logits_ck.softmax(-1))
+            if module.circle is not None:
+                direction = posterior["direction"]
+                angle_c = torch.atan2(direction.mean_cu[:, 1], direction.mean_cu[:, 0]) % (2 * math.pi)
+                # Rounding could make a full turn of a tiny negative angle.
+                angle_c = torch.where(angle_c >= 2 * math.pi, 0.0, angle_c)
+                prior = module.circle.prior(len(block), like=block.continuous_ck)
+                kl_c = kl_divergence(direction, prior[0]) + kl_divergence(posterior["active"], prior[1])
+                part += [angle_c, direction.concentration_c, posterior["active"].mean, kl_c]
+            parts.append([tensor.cpu().numpy() for tensor in part])
+    mean_cz, deviation_cz, *others = (np.concatenate(part) for part in zip(*parts, strict=True))
+    empty_c = cells.empty_c.numpy()
+    mean_cz[empty_c], deviation_cz[empty_c] = 0, 1
+    cluster_ck = None
+    if module.clusters is not None:
+        cluster_ck = others.pop(0)
+        cluster_ck[empty_c] = module.clusters.log_weight_k.exp().cpu().numpy()
+    if others:
+        # Anywhere on the circle, or not at all, as the prior has it.
+        for values_c in (others[0], others[1], others[3]):
+            values_c[empty_c] = 0
+    finite_c = np.isfinite(mean_cz).all(1) & np.isfinite(deviation_cz).all(1)
+    if not finite_c.all():
+        raise FloatingPointError(
+            f"the latent states of {(~finite_c).sum()} of {len(cells)} cells are not finite, so training went wrong: "
+            "try a lower learning_rate, and look for features with extreme counts"
+        )
+    embedding_cz = module.latent.link(torch.from_numpy(mean_cz)).numpy()
+    return Inferred(mean_cz, deviation_cz, embedding_cz, CirclePosterior(*others) if others else None, cluster_ck)
+
+
+def joined(parts: Sequence[Inferred]) -> Inferred:
+    """Put the latent states of some cells after each other."""
+    if len(parts) == 1:
+        return parts[0]
+    circle = cluster = None
+    if parts[0].circle is not None:
+        circle = CirclePosterior(
+            *map(np.concatenate, zip(*(part.circle for part in parts if part.circle), strict=True))
+        )
+    if parts[0].cluster is not None:
+        cluster = np.concatenate([part.cluster for part in parts if part.cluster is not None])
+    mean, deviation, embedding = (np.concatenate([part[index] for part in parts]) for index in range(3))
+    return Inferred(mean, deviation, embedding, circle, cluster)
+
+
+def moments(posterior: TorchDistribution) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each coordinate; of a flow from draws."""
+    if not isinstance(posterior, TransformedDistribution):
+        return posterior.mean, posterior.stddev
+    draws_ncz = posterior.sample([N_DRAWS])
+    return draws_ncz.mean(0), draws_ncz.std(0)
+
+
+@torch.no_grad()
+def bound(module: Module, blocks: Iterable[Cells], n_samples: int) -> float:
+    """Importance-weighted bound on the log probability of cells, in nats per cell, by torch's generator.
+
+    Parameters
+    ----------
+    module
+        What is asked.
+    blocks
+        Cells that have counts, on any device, block by block.
+    n_samples
+        Draws of each cell.
+
+    References
+    ----------
+    Burda et al. (2016), Importance Weighted Autoencoders, arXiv:1509.00519.
+    """
+    device = ready(module)
+    total, n_cells = 0.0, 0
+    for block in blocks:
+        placed = angle_posterior.placed(module, block.to(device))
+        log_weight_nc = torch.stack([module.log_weight(placed) for _ in range(n_samples)])
+        total += float((log_weight_nc.double().logsumexp(0) - math.log(n_samples)).sum())
+        n_cells += len(block)
+    return total / n_cells
+
+
+@torch.no_grad()
+def expected(
+    module: Module,
+    modality: str,
+    z_cz: np.ndarray,
+    covariates: Covariates,
+    library_size: float,
+    columns: np.ndarray | None = None,
+) -> Iterator[np.ndarray]:
+    """Decode latent states to the expected values of one modality, block by block of cells.
+
+    Parameters
+    ----------
+    module
+        What decodes.
+    modality
+        What to decode to.
+    z_cz
+        Latent states, float32.
+    covariates
+        Of the same cells.
+    library_size
+        Of every cell, in this modality.
+    columns
+        Indices of the features wanted; all by default.
+
+    Yields
+    ------
+    numpy.ndarray
+        Expected counts, or probabilities under a Bernoulli likelihood, float32, shape ``(c, f)``.
+    """
+    for observation in _decode(module, modality, z_cz, covariates, np.full(len(z_cz), library_size)):
+        expected_cf = observation.mean
+        yield (expected_cf if columns is None else expected_cf[:, columns]).cpu().numpy()
+
+
+@torch.no_grad()
+def draw_cells(
+    module: Module, covariates: Covariates, library_size_q: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, dict[str, sparse.csr_matrix]]:
+    """Draw latent states from the prior and counts from the model, by torch's generator.
+
+    Parameters
+    ----------
+    module
+        What decodes.
+    covariates
+        Of the cells to draw.
+    library_size_q
+        Modality to evenly spaced quantiles of the library sizes to draw from.
+
+    Returns
+    -------
+    tuple[np.ndarray, dict[str, sparse.csr_matrix]]
+        Latent states, shape ``(c, z)``, and by modality the counts, float32, shape ``(c, f)``.
+    """
+    n_cells = len(covariates.category_ck)
+    library_size = {}
+    for modality, quantile_q in library_size_q.items():
+        position_c = torch.rand(n_cells).numpy() * (len(quantile_q) - 1)
+        library_size[modality] = np.interp(position_c, np.arange(len(quantile_q)), quantile_q)
+    z_cz = module.draw_prior(n_cells).numpy()
+    counts = {}
+    for modality, library_size_c in library_size.items():
+        blocks = _decode(module, modality, z_cz, covariates, library_size_c)
+        counts[modality] = sparse.vstack(
+            [sparse.csr_matrix(block.sample().cpu().numpy()) for block in blocks], format="csr"
+        )
+    return z_cz, counts
+
+
+@torch.no_grad()
+def _decode(
+    module: Module, modality: str, z_cz: np.ndarray, covariates: Covariates, library_size_c: np.ndarray
+) -> Iterator[Observation]:
+    """Decode block by block."""
+    device = ready(module)
+    library_size = {modality: torch.from_numpy(library_size_c).float()}
+    category_ck, continuous_ck = map(torch.from_numpy, covariates)
+    cells = Cells({}, library_size, category_ck, continuous_ck)
+    n_cells = block_size(module.n_features[modality])
+    for start in range(0, len(z_cz), n_cells):
+        stop = start + n_cells
+        yield module.decode_one(
+            modality, torch.from_numpy(z_cz[start:stop]).to(device), cells.between(start, stop).to(device)
+        )

@@ -1,0 +1,51 @@
+"""Writing large tables block by block to an h5ad file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from celldial.io.atomic import written_whole
+
+__all__ = ["write_blocks"]
+
+
+def write_blocks(path: Path, blocks: Iterable[np.ndarray], obs: pd.DataFrame, names: pd.Index) -> None:
+    """Write an AnnData whose ``X`` comes in blocks of rows; the file appears whole or not at all.
+
+    Parameters
+    ----------
+    path
+        Where to. What is there is replaced.
+    blocks
+        Blocks of rows of ``X``, float32, together one a row of `obs`.
+    obs
+        The cells.
+    names
+        The features.
+
+    Raises
+    ------
+    ValueError
+        The blocks have other columns than `names`, or not as many rows as `obs`.
+    """
+    with written_whole(path) as meanwhile:
+        AnnData(obs=obs, var=pd.DataFrame(index=names)).write_h5ad(meanwhile)
+        with h5py.File(meanwhile, "r+") as file:
+            file.pop("X", None)  # versions of anndata differ in what they write where there is none
+            x_cf = file.create_dataset("X", (len(obs), len(names)), np.float32)
+            # A dense array in the format of anndata: https://anndata.readthedocs.io/en/latest/fileformat-prose.html
+            x_cf.attrs["encoding-type"], x_cf.attrs["encoding-version"] = "array", "0.2.0"
+            start = 0
+            for block_cf in blocks:
+                if block_cf.shape[1] != len(names) or start + len(block_cf) > len(obs):
+                    raise ValueError(f"a block of {block_cf.shape} from row {start} does not fit into {x_cf.shape}")
+                x_cf[start : start + len(block_cf)] = block_cf
+                start += len(block_cf)
+        if start < len(obs):
+            raise ValueError(f"the blocks have {start} rows for {len(obs)} cells")

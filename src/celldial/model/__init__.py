@@ -1,0 +1,1 @@
+"""The probabilistic model and its variational family."""

@@ -1,0 +1,1 @@
+"""Sparse numerics: one reference, several backends."""

@@ -1,0 +1,425 @@
+"""The fused log-likelihoods over sparse counts, each beside its plain torch reference.
+
+Counts are 90 to 99 % zeros. Every function here takes the expensive special functions on the stored (nonzero)
+entries only, and works out its own gradient during the forward pass. No function makes a dense copy of the counts;
+the ``*_reference`` twins do, and exist to be read and to be tested against. In single precision on a CPU,
+`celldial.ops.numba_backend` computes the same by loops that go once over each row.
+
+Axis suffixes: ``c`` cells, ``f`` features, ``h`` hidden, ``n`` stored entries of a sparse matrix.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import embedding_bag, softplus
+
+from celldial.ops.csr import SparseRows
+
+__all__ = [
+    "bernoulli",
+    "bernoulli_reference",
+    "negative_binomial",
+    "negative_binomial_reference",
+    "poisson",
+    "poisson_reference",
+    "select",
+    "sparse_linear",
+    "sparse_linear_reference",
+    "zero_inflated_negative_binomial",
+    "zero_inflated_negative_binomial_reference",
+]
+
+LOG2_E = 1.4426950408889634
+# It comes with torch where that is built for CUDA, on Linux.
+HAS_TRITON = find_spec("triton") is not None
+
+
+def are_single_on_cpu(*tensors: Tensor) -> bool:
+    """Tell whether tensors are what `celldial.ops.numba_backend` is for."""
+    return all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+
+
+def faster_for(*tensors: Tensor) -> Any:
+    """Give the module that has a function of the same name for such tensors, if there is one.
+
+    Imported where it is needed: numba and Triton take a second.
+    """
+    if are_single_on_cpu(*tensors):
+        from celldial.ops import numba_backend
+
+        return numba_backend
+    if HAS_TRITON and all(tensor.is_cuda and tensor.dtype != torch.float64 for tensor in tensors):
+        from celldial.ops import triton_backend
+
+        return triton_backend
+    return None
+
+
+def select(rows: SparseRows, index_c: Tensor) -> SparseRows:
+    """Gather the rows ``index_c``, in that order."""
+    if not are_single_on_cpu(rows.value_n):
+        return rows.select(index_c)
+    from celldial.ops import numba_backend
+
+    return numba_backend.select(rows, index_c)
+
+
+def sparse_linear_reference(rows: SparseRows, weight_fh: Tensor) -> Tensor:
+    """Matrix product of sparse rows with a weight matrix, written plainly."""
+    return rows.to_dense() @ weight_fh
+
+
+def sparse_linear(rows: SparseRows, weight_fh: Tensor) -> Tensor:
+    """Matrix product of sparse rows with a weight matrix, shape ``(c, h)``; differentiable in the weight alone."""
+    faster = faster_for(rows.value_n, weight_fh)
+    if faster is not None:
+        return faster.sparse_linear(rows, weight_fh)
+    result: Tensor = _SparseLinear.apply(weight_fh, rows)
+    return result
+
+
+class _SparseLinear(torch.autograd.Function):
+    """Forward by ``embedding_bag``; backward by the transposed rows, which is faster than its own."""
+
+    @staticmethod
+    def forward(ctx: Any, weight_fh: Tensor, rows: SparseRows) -> Tensor:
+        ctx.rows = rows
+        return embedding_bag(rows.column_n, weight_fh, rows.indptr_c[:-1], mode="sum", per_sample_weights=rows.value_n)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_ch: Tensor) -> tuple[Tensor, None]:
+        rows: SparseRows = ctx.rows
+        transposed = torch.sparse_coo_tensor(
+            torch.stack([rows.column_n.long(), rows.row_n]),
+            rows.value_n,
+            (rows.n_columns, rows.n_rows),
+            check_invariants=False,
+        )
+        return transposed @ grad_ch, None
+
+
+def bernoulli_reference(logits_cf: Tensor, log_exposure_c: Tensor, counts: SparseRows) -> Tensor:
+    """Bernoulli log-likelihood per cell, written plainly; every stored entry is a success."""
+    lambda_cf = log_exposure_c.exp()[:, None] * torch.softmax(logits_cf, -1)
+    open_cf = counts.to_dense() > 0
+    return torch.where(open_cf, torch.log(-torch.expm1(-lambda_cf)), -lambda_cf).sum(-1)
+
+
+def bernoulli(logits_cf: Tensor, log_exposure_c: Tensor, counts: SparseRows) -> Tensor:
+    r"""Bernoulli log-likelihood per cell, success probability ``1 - exp(-exposure * softmax(logits))``.
+
+    That is the chance that a Poisson count of mean :math:`\lambda = \text{exposure} \cdot \text{softmax}` is not zero
+    (the complementary log-log link), so that a cell's depth scales rates and not odds. The rates of a cell sum to its
+    exposure whatever the logits, so that beyond the log-partition only successes matter:
+    :math:`\log p = \sum_{x_f = 1} \log(e^{\lambda_f} - 1) - \text{exposure}`.
+
+    Parameters
+    ----------
+    logits_cf
+        Log rates up to a constant per cell.
+    log_exposure_c
+        Log of the sum of the rates of a cell.
+    counts
+        What was observed: each stored entry is a success, whatever its value.
+
+    Returns
+    -------
+    Tensor
+        Log-likelihood in nats, shape ``(c,)``.
+    """
+    faster = faster_for(logits_cf, counts.value_n)
+    if faster is not None:
+        return faster.bernoulli(logits_cf, log_exposure_c, counts)
+    result: Tensor = _Bernoulli.apply(logits_cf, log_exposure_c, counts)
+    return result
+
+
+class _Bernoulli(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_cf: Tensor, log_exposure_c: Tensor, counts: SparseRows) -> Tensor:
+        row_n, flat_n = counts.row_n, counts.flat_n
+        peak_c1 = logits_cf.amax(-1, keepdim=True)
+        share_cf = (logits_cf - peak_c1).mul_(LOG2_E).exp2_()
+        total_c1 = share_cf.sum(-1, keepdim=True)
+        exposure_c = log_exposure_c.exp()
+        log_lambda_n = logits_cf.flatten()[flat_n] + (log_exposure_c - (peak_c1 + total_c1.log())[:, 0])[row_n]
+        # log(e^r - 1) = log r + r + log((1 - e^-r) / r), of which the last is lost to rounding near 0.
+        lambda_n = log_lambda_n.exp().clamp_min(torch.finfo(logits_cf.dtype).tiny)
+        closed_n = -torch.expm1(-lambda_n)
+        log_p_c = counts.sum_rows(log_lambda_n + lambda_n + (closed_n / lambda_n).log()) - exposure_c
+        if any(ctx.needs_input_grad):
+            grad_log_lambda_n = lambda_n / closed_n
+            total_grad_c = counts.sum_rows(grad_log_lambda_n)
+            grad_cf = share_cf.mul_(-total_grad_c[:, None] / total_c1)
+            ctx.save_for_backward(_add_at_(grad_cf, flat_n, grad_log_lambda_n), total_grad_c - exposure_c)
+        return log_p_c
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_c: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad_logits_cf, grad_log_exposure_c = ctx.saved_tensors
+        return grad_logits_cf * grad_c[:, None], grad_log_exposure_c * grad_c, None
+
+
+def poisson_reference(logits_cf: Tensor, library_c: Tensor, counts: SparseRows) -> Tensor:
+    """Poisson log-likelihood per cell, written plainly."""
+    x_cf = counts.to_dense()
+    mu_cf = library_c[:, None] * torch.softmax(logits_cf, -1)
+    return (torch.xlogy(x_cf, mu_cf) - mu_cf - torch.lgamma(x_cf + 1)).sum(-1)
+
+
+def poisson(logits_cf: Tensor, library_c: Tensor, counts: SparseRows) -> Tensor:
+    r"""Poisson log-likelihood per cell, mean ``library * softmax(logits)``.
+
+    The rates of a cell sum to its library size whatever the logits, so that beyond the log-partition only nonzero
+    counts matter: :math:`\log p = \sum_{x_f > 0} (x_f \log \mu_f - \log x_f!) - \text{library}`.
+
+    Parameters
+    ----------
+    logits_cf
+        Log expression rates up to a constant per cell.
+    library_c
+        Library size per cell.
+    counts
+        The observed counts.
+
+    Returns
+    -------
+    Tensor
+        Log-likelihood in nats, shape ``(c,)``.
+    """
+    faster = faster_for(logits_cf, counts.value_n)
+    if faster is not None:
+        return faster.poisson(logits_cf, library_c, counts)
+    result: Tensor = _Poisson.apply(logits_cf, library_c, counts)
+    return result
+
+
+class _Poisson(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_cf: Tensor, library_c: Tensor, counts: SparseRows) -> Tensor:
+        row_n, x_n, flat_n = counts.row_n, counts.value_n, counts.flat_n
+        log_probability_cf = torch.log_softmax(logits_cf, -1)
+        log_mu_n = log_probability_cf.view(-1)[flat_n] + library_c.log()[row_n]
+        log_p_c = counts.sum_rows(x_n * log_mu_n - torch.lgamma(x_n + 1)) - library_c
+        if any(ctx.needs_input_grad):
+            grad_cf = log_probability_cf.exp_().mul_(-counts.sum_rows(x_n)[:, None])
+            ctx.save_for_backward(_add_at_(grad_cf, flat_n, x_n))
+        return log_p_c
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_c: Tensor) -> tuple[Tensor, None, None]:
+        (grad_logits_cf,) = ctx.saved_tensors
+        return grad_logits_cf * grad_c[:, None], None, None
+
+
+def negative_binomial_reference(
+    logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: SparseRows
+) -> Tensor:
+    """Negative binomial log-likelihood per cell, written plainly."""
+    return _negative_binomial_entries(logits_cf, log_theta_f, library_c, counts.to_dense()).sum(-1)
+
+
+def _negative_binomial_entries(logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, x_cf: Tensor) -> Tensor:
+    mu_cf = library_c[:, None] * torch.softmax(logits_cf, -1)
+    theta_f = log_theta_f.exp()
+    return (
+        torch.lgamma(x_cf + theta_f)
+        - torch.lgamma(theta_f)
+        - torch.lgamma(x_cf + 1)
+        + theta_f * (log_theta_f - torch.log(theta_f + mu_cf))
+        + torch.xlogy(x_cf, mu_cf)
+        - torch.xlogy(x_cf, theta_f + mu_cf)
+    )
+
+
+def negative_binomial(logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: SparseRows) -> Tensor:
+    r"""Negative binomial log-likelihood per cell, mean ``library * softmax(logits)``.
+
+    With :math:`r = \mu / \theta`,
+
+    .. math:: \log p = -\sum_f \theta_f \log(1 + r_f) + \sum_{x_f > 0} \left[
+              \log\Gamma(x_f + \theta_f) - \log\Gamma(\theta_f) - \log x_f! + x_f (\log r_f - \log(1 + r_f)) \right]
+
+    so that the gamma functions are taken on nonzero counts only.
+
+    Parameters
+    ----------
+    logits_cf
+        Log expression rates up to a constant per cell.
+    log_theta_f
+        Log inverse dispersion per feature.
+    library_c
+        Library size per cell.
+    counts
+        The observed counts.
+
+    Returns
+    -------
+    Tensor
+        Log-likelihood in nats, shape ``(c,)``.
+    """
+    faster = faster_for(logits_cf, counts.value_n)
+    if faster is not None:
+        return faster.negative_binomial(logits_cf, log_theta_f, library_c, counts)
+    result: Tensor = _NegativeBinomial.apply(logits_cf, log_theta_f, library_c, counts)
+    return result
+
+
+class _NegativeBinomial(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: SparseRows) -> Tensor:
+        entries = _Entries(logits_cf, log_theta_f, library_c, counts)
+        log_p_c = counts.sum_rows(entries.log_p_n) - entries.log1p_cf @ entries.theta_f
+        if any(ctx.needs_input_grad):
+            # In place from here on: each matrix of `entries` is used up by the gradient that it becomes.
+            grad_log_theta_cf = torch.sub(entries.share_cf, entries.log1p_cf, out=entries.log1p_cf)
+            grad_log_theta_cf.mul_(entries.theta_f)
+            _add_at_(grad_log_theta_cf, entries.flat_n, entries.grad_log_theta_n())
+            grad_log_mu_cf = entries.share_cf.mul_(-entries.theta_f)
+            _add_at_(grad_log_mu_cf, entries.flat_n, entries.grad_log_mu_n())
+            ctx.save_for_backward(entries.softmax_backward_(grad_log_mu_cf), grad_log_theta_cf)
+        return log_p_c
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_c: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_logits_cf, grad_log_theta_cf = ctx.saved_tensors
+        return grad_logits_cf * grad_c[:, None], grad_c @ grad_log_theta_cf, None, None
+
+
+class _Entries:
+    """What both negative binomials need: every entry's ratio mu / theta, and each stored count's own terms."""
+
+    def __init__(self, logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: SparseRows) -> None:
+        self.flat_n, self.x_n = counts.flat_n, counts.value_n
+        self.theta_f, self.library_c1 = log_theta_f.exp(), library_c[:, None]
+        row_n, column_n = counts.row_n, counts.column_n.long()
+        self.theta_n = self.theta_f[column_n]
+        self.column_n = column_n
+
+        # One exponential serves both the softmax and the ratio; by base 2 it is three times faster on a CPU.
+        peak_c1 = logits_cf.amax(-1, keepdim=True)
+        ratio_cf = (logits_cf - peak_c1).mul_(LOG2_E).exp2_()
+        scale_c1 = self.library_c1 / ratio_cf.sum(-1, keepdim=True)
+        log_ratio_n = logits_cf.flatten()[self.flat_n] + (scale_c1.log() - peak_c1)[row_n, 0] - log_theta_f[column_n]
+        self.ratio_cf = ratio_cf.mul_(scale_c1).mul_(1 / self.theta_f)
+        self.log1p_cf = ratio_cf.log1p()
+        share_cf = ratio_cf + 1
+        self.share_cf = torch.div(ratio_cf, share_cf, out=share_cf)  # mu / (theta + mu)
+        self.log1p_n = self.log1p_cf.view(-1)[self.flat_n]
+        self.share_n = self.share_cf.view(-1)[self.flat_n]
+        self.log_p_n = (
+            torch.lgamma(self.x_n + self.theta_n)
+            - torch.lgamma(self.theta_f)[column_n]
+            - torch.lgamma(self.x_n + 1)
+            + self.x_n * (log_ratio_n - self.log1p_n)
+        )
+
+    def grad_log_mu_n(self) -> Tensor:
+        """Gradient of ``log_p_n`` by the log mean."""
+        return self.x_n * (1 - self.share_n)
+
+    def grad_log_theta_n(self) -> Tensor:
+        """Gradient of ``log_p_n`` by the log inverse dispersion."""
+        digamma_n = torch.digamma(self.x_n + self.theta_n) - torch.digamma(self.theta_f)[self.column_n]
+        return self.theta_n * digamma_n - self.grad_log_mu_n()
+
+    def softmax_backward_(self, grad_log_mu_cf: Tensor) -> Tensor:
+        """Turn the gradient by log mean into the one by logits, in place; uses up the ratio."""
+        mu_cf = self.ratio_cf.mul_(self.theta_f)
+        return grad_log_mu_cf.addcmul_(mu_cf, grad_log_mu_cf.sum(-1, keepdim=True) / self.library_c1, value=-1)
+
+
+def zero_inflated_negative_binomial_reference(
+    logits_cf: Tensor, dropout_logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: SparseRows
+) -> Tensor:
+    """Zero-inflated negative binomial log-likelihood per cell, written plainly."""
+    x_cf = counts.to_dense()
+    log_p_cf = _negative_binomial_entries(logits_cf, log_theta_f, library_c, x_cf)
+    kept_cf = log_p_cf - softplus(dropout_logits_cf)
+    dropped_cf = torch.nn.functional.logsigmoid(dropout_logits_cf)
+    return torch.where(x_cf > 0, kept_cf, torch.logaddexp(dropped_cf, kept_cf)).sum(-1)
+
+
+def zero_inflated_negative_binomial(
+    logits_cf: Tensor, dropout_logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: SparseRows
+) -> Tensor:
+    r"""Negative binomial log-likelihood per cell where counts are lost with probability ``sigmoid(dropout_logits)``.
+
+    With :math:`w` the dropout logits and :math:`n_f = -\theta_f \log(1 + \mu_f / \theta_f)` the log-probability of a
+    negative binomial zero, a zero has :math:`\log p = \zeta(n - w) - \zeta(-w)` and a count has
+    :math:`\log p_\text{NB} - \zeta(w)`, where :math:`\zeta` is softplus.
+
+    Parameters
+    ----------
+    logits_cf
+        Log expression rates up to a constant per cell.
+    dropout_logits_cf
+        Log-odds that a count is lost.
+    log_theta_f
+        Log inverse dispersion per feature.
+    library_c
+        Library size per cell.
+    counts
+        The observed counts.
+
+    Returns
+    -------
+    Tensor
+        Log-likelihood in nats, shape ``(c,)``.
+    """
+    result: Tensor = _ZeroInflatedNegativeBinomial.apply(logits_cf, dropout_logits_cf, log_theta_f, library_c, counts)
+    return result
+
+
+class _ZeroInflatedNegativeBinomial(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits_cf: Tensor,
+        dropout_logits_cf: Tensor,
+        log_theta_f: Tensor,
+        library_c: Tensor,
+        counts: SparseRows,
+    ) -> Tensor:
+        entries = _Entries(logits_cf, log_theta_f, library_c, counts)
+        flat_n, theta_f, theta_n = entries.flat_n, entries.theta_f, entries.theta_n
+        # Every entry is first taken for a zero; the stored ones are then put right.
+        dropout_n = dropout_logits_cf.flatten()[flat_n]
+        odds_cf = -torch.addcmul(dropout_logits_cf, entries.log1p_cf, theta_f)  # log p_NB(0) - dropout logits
+        zero_cf = softplus(odds_cf) - softplus(-dropout_logits_cf)
+        log_p_n = entries.log_p_n - theta_n * entries.log1p_n - softplus(dropout_n) - zero_cf.view(-1)[flat_n]
+        log_p_c = zero_cf.sum(-1) + counts.sum_rows(log_p_n)
+        if any(ctx.needs_input_grad):
+            kept_cf = odds_cf.sigmoid_()  # probability that a zero is the negative binomial's own
+            grad_dropout_cf = torch.sigmoid(-dropout_logits_cf) - kept_cf
+            grad_dropout_cf.view(-1)[flat_n] = -torch.sigmoid(dropout_n)
+            kept_cf.view(-1)[flat_n] = 1
+            grad_log_theta_cf = (entries.share_cf - entries.log1p_cf).mul_(theta_f).mul_(kept_cf)
+            _add_at_(grad_log_theta_cf, flat_n, entries.grad_log_theta_n())
+            grad_log_mu_cf = entries.share_cf.mul_(-theta_f).mul_(kept_cf)
+            _add_at_(grad_log_mu_cf, flat_n, entries.grad_log_mu_n())
+            grad_logits_cf = entries.softmax_backward_(grad_log_mu_cf)
+            ctx.save_for_backward(grad_logits_cf, grad_dropout_cf, grad_log_theta_cf)
+        return log_p_c
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_c: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        grad_logits_cf, grad_dropout_cf, grad_log_theta_cf = ctx.saved_tensors
+        grad_c1 = grad_c[:, None]
+        return grad_logits_cf * grad_c1, grad_dropout_cf * grad_c1, grad_c @ grad_log_theta_cf, None, None
+
+
+def _add_at_(dense_cf: Tensor, flat_n: Tensor, value_n: Tensor) -> Tensor:
+    """Add numbers at the stored entries of a dense matrix, in place."""
+    dense_cf.view(-1).index_add_(0, flat_n, value_n)
+    return dense_cf

@@ -1,0 +1,301 @@
+"""Compiled loops over cells, row by row, for `celldial.ops.numba_backend`.
+
+A row is read once and stays in the cache until its log-likelihood or gradient is done, where torch would go through the
+whole matrix for every operation. Loops are compiled when they are first called, and kept on disk. The exponential and
+the logarithm of the loops over features are written out, so that the compiler can do many at once; their relative error
+is below 1e-6. Arguments are arrays, and numba finds their types; ``start`` and ``stop`` say which rows, or columns.
+
+Loops that add up write nothing: where memory that is written might be that which is read, the compiler has a loop in
+another order of additions, and so results would hang on where arrays happen to be.
+
+Axis suffixes: ``c`` cells, ``f`` features, ``h`` hidden units, ``n`` stored entries.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+__all__ = [
+    "bernoulli",
+    "gather",
+    "log_partition_gradient",
+    "negative_binomial",
+    "negative_binomial_gradient",
+    "poisson",
+    "sparse_product",
+    "sparse_product_gradient",
+]
+
+# Sums may be taken in any fixed order, without which a loop is not done many entries at a time.
+compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
+# For what depends on how numbers are rounded.
+exactly = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+
+F32, I32 = np.float32, np.int32
+ONE, TWO = F32(1), F32(2)
+LOG2_E, LN_2 = F32(1.4426950408889634), F32(0.6931471805599453)
+# The logarithm of 2 as a number of few digits, of which multiples are exact, and the rest.
+LN_2_HIGH, LN_2_LOW = F32(0.693359375), F32(-2.12194440e-4)
+LOWEST = F32(-87)  # its exponential is about the smallest normal number
+# Up to this count gamma functions are products of that many terms.
+FEW = 16
+
+
+@exactly
+def exp_below_0(x):
+    """Exponential of a number that is not above 0; from -87 down it is that of -87."""
+    x = max(x, LOWEST)
+    power = I32(x * LOG2_E - F32(0.5))
+    x = x - F32(power) * LN_2_HIGH - F32(power) * LN_2_LOW
+    series = F32(1 / 24) + x * (F32(1 / 120) + x * (F32(1 / 720) + x * F32(1 / 5040)))
+    series = ONE + x * (ONE + x * (F32(1 / 2) + x * (F32(1 / 6) + x * series)))
+    return series * I32((power + I32(127)) << I32(23)).view(np.float32)
+
+
+@exactly
+def log1p_above_0(x):
+    """Logarithm of one plus a number that is not below 0, exact for small ones, too."""
+    bits = F32(ONE + x).view(np.int32)
+    # The power of two that leaves a rest between the roots of 1/2 and of 2.
+    power = I32(bits - I32(0x3F3504F3)) >> I32(23)
+    rest = I32(bits - (power << I32(23))).view(np.float32) - ONE
+    if power == 0:
+        rest = x  # without the rounding of 1 + x
+    s = rest / (TWO + rest)
+    square = s * s
+    series = F32(2 / 5) + square * (F32(2 / 7) + square * (F32(2 / 9) + square * F32(2 / 11)))
+    return s * (TWO + square * (F32(2 / 3) + square * series)) + F32(power) * LN_2
+
+
+@compiled
+def log_choices(x, theta, log_theta):
+    """Logarithm of gamma(x + theta) / (gamma(theta) x!)."""
+    if x == 1:
+        return log_theta
+    if x > FEW or x != math.floor(x):
+        return math.lgamma(x + theta) - math.lgamma(theta) - math.lgamma(x + 1)
+    above = below = 1.0
+    for k in range(int(x)):
+        above *= theta + k
+        below *= k + 1
+    return math.log(above / below)
+
+
+@compiled
+def digamma_difference(x, theta):
+    """Give digamma(x + theta) - digamma(theta)."""
+    if x > FEW or x != math.floor(x):
+        return digamma(x + theta) - digamma(theta)
+    total = 0.0
+    for k in range(int(x)):
+        total += 1 / (theta + k)
+    return total
+
+
+@exactly
+def digamma(x):
+    """Give the derivative of the logarithm of the gamma function, to ten digits."""
+    below = 0.0
+    while x < 8:
+        below += 1 / x
+        x += 1
+    s = 1 / (x * x)
+    return math.log(x) - 0.5 / x - s * (1 / 12 - s * (1 / 120 - s * (1 / 252 - s * (1 / 240 - s / 132)))) - below
+
+
+@exactly
+def largest(x_f):
+    """Give the largest of some numbers, or NaN."""
+    # Of whole numbers, unlike others, the largest is found many at a time; these have the order of the numbers.
+    top = I32(-0x80000000)
+    for f in range(len(x_f)):
+        bits = F32(x_f[f]).view(np.int32)
+        top = max(top, bits ^ ((bits >> I32(31)) & I32(0x7FFFFFFF)))
+    return I32(top ^ ((top >> I32(31)) & I32(0x7FFFFFFF))).view(np.float32)
+
+
+@compiled
+def exponentials(logit_f, out_f):
+    """Write the exponentials of one row, relative to its peak; return the peak and their sum."""
+    peak = largest(logit_f)
+    for f in range(len(logit_f)):
+        out_f[f] = exp_below_0(logit_f[f] - peak)
+    total = F32(0)
+    for f in range(len(logit_f)):
+        total += out_f[f]
+    return peak, total
+
+
+@compiled
+def negative_binomial(
+    start, stop, logits_cf, log_theta_f, library_c, indptr_c, column_n, x_n, log_p_c, peak_c, scale_c
+):
+    """Log-likelihood of some rows; of each also the peak of its logits, and library size per sum of exponentials."""
+    n_features = logits_cf.shape[1]
+    theta_f, per_theta_f = np.exp(log_theta_f), np.exp(-log_theta_f)
+    mu_f = np.empty(n_features, np.float32)
+    for c in range(start, stop):
+        peak, total = exponentials(logits_cf[c], mu_f)
+        scale = library_c[c] / total
+        log_p = F32(0)
+        for f in range(n_features):
+            log_p -= theta_f[f] * log1p_above_0(mu_f[f] * scale * per_theta_f[f])
+        log_scale = F32(math.log(scale)) - peak
+        log_p_stored = 0.0
+        for n in range(indptr_c[c], indptr_c[c + 1]):
+            f, x = column_n[n], x_n[n]
+            ratio = mu_f[f] * scale * per_theta_f[f]
+            if ratio > 1:  # log(r / (1 + r)), which is near 0
+                log_share = -log1p_above_0(ONE / ratio)
+            else:
+                log_share = logits_cf[c, f] + log_scale - log_theta_f[f] - log1p_above_0(ratio)
+            log_p_stored += log_choices(x, theta_f[f], log_theta_f[f]) + x * log_share
+        log_p_c[c], peak_c[c], scale_c[c] = log_p + log_p_stored, peak, scale
+
+
+@compiled
+def negative_binomial_gradient(
+    start,
+    stop,
+    grad_log_theta_f,
+    logits_cf,
+    log_theta_f,
+    library_c,
+    indptr_c,
+    column_n,
+    x_n,
+    peak_c,
+    scale_c,
+    grad_c,
+    grad_cf,
+):
+    """Gradient of some rows by logits, and added up by log theta."""
+    n_features = logits_cf.shape[1]
+    theta_f, per_theta_f = np.exp(log_theta_f), np.exp(-log_theta_f)
+    mu_f, kept_f = np.empty(n_features, np.float32), np.empty(n_features, np.float32)
+    for c in range(start, stop):
+        peak, scale, weight = peak_c[c], scale_c[c], grad_c[c]
+        total = F32(0)
+        for f in range(n_features):
+            mu = exp_below_0(logits_cf[c, f] - peak) * scale
+            kept = ONE / (ONE + mu * per_theta_f[f])
+            grad_log_theta_f[f] += weight * (mu * kept - theta_f[f] * log1p_above_0(mu * per_theta_f[f]))
+            mu_f[f], kept_f[f] = mu, kept
+        for f in range(n_features):
+            total -= mu_f[f] * kept_f[f]
+        for n in range(indptr_c[c], indptr_c[c + 1]):
+            total += x_n[n] * kept_f[column_n[n]]
+        shift = total / library_c[c]
+        for f in range(n_features):
+            grad_cf[c, f] = -weight * mu_f[f] * (kept_f[f] + shift)
+        for n in range(indptr_c[c], indptr_c[c + 1]):
+            f, x = column_n[n], x_n[n]
+            gradient = x * kept_f[f]
+            grad_cf[c, f] += weight * gradient
+            grad_log_theta_f[f] += weight * F32(theta_f[f] * digamma_difference(x, theta_f[f]) - gradient)
+
+
+@compiled
+def poisson(start, stop, logits_cf, library_c, indptr_c, column_n, x_n, log_p_c, peak_c, scale_c):
+    """Log-likelihood of some rows; and of each the peak of its logits, and its total count per sum of exponentials."""
+    share_f = np.empty(logits_cf.shape[1], np.float32)
+    for c in range(start, stop):
+        peak, total = exponentials(logits_cf[c], share_f)
+        log_scale = F32(math.log(library_c[c] / total)) - peak
+        log_p, n_counted = -library_c[c], F32(0)
+        for n in range(indptr_c[c], indptr_c[c + 1]):
+            x = x_n[n]
+            n_counted += x
+            log_p += x * (logits_cf[c, column_n[n]] + log_scale) - (0.0 if x == 1 else math.lgamma(x + 1))
+        log_p_c[c], peak_c[c], scale_c[c] = log_p, peak, n_counted / total
+
+
+@compiled
+def bernoulli(
+    start,
+    stop,
+    logits_cf,
+    log_exposure_c,
+    indptr_c,
+    column_n,
+    gradient_n,
+    log_p_c,
+    peak_c,
+    scale_c,
+    grad_log_exposure_c,
+):
+    """Log-likelihood of some rows, and its gradient by the log rate of each open feature and by the log exposure.
+
+    Of each row also the peak of its logits, and the sum of those gradients per sum of exponentials.
+    """
+    share_f = np.empty(logits_cf.shape[1], np.float32)
+    for c in range(start, stop):
+        peak, total = exponentials(logits_cf[c], share_f)
+        exposure = math.exp(log_exposure_c[c])
+        log_scale = log_exposure_c[c] - F32(math.log(total)) - peak
+        log_p, n_counted = -exposure, 0.0
+        for n in range(indptr_c[c], indptr_c[c + 1]):
+            log_rate = logits_cf[c, column_n[n]] + log_scale
+            rate = exposure / total * share_f[column_n[n]]
+            half = 0.5 * rate
+            square = rate * rate
+            if rate < 0.5:  # log(e^r - 1) = log r + r / 2 + log(sinh(r / 2) / (r / 2)), by its series
+                log_p += log_rate + half + square * (1 / 24 - square * (1 / 2880 - square / 181440))
+                gradient = 1 + half + square * (1 / 12 - square * (1 / 720 - square / 30240))
+            else:
+                closed = -math.expm1(-rate)
+                log_p += rate + math.log(closed)
+                gradient = rate / closed
+            gradient_n[n] = gradient
+            n_counted += gradient
+        log_p_c[c], peak_c[c], scale_c[c] = log_p, peak, n_counted / total
+        grad_log_exposure_c[c] = n_counted - exposure
+
+
+@compiled
+def log_partition_gradient(start, stop, logits_cf, indptr_c, column_n, gradient_n, peak_c, scale_c, grad_c, grad_cf):
+    """Gradient of some rows by logits: that of the stored entries, less what the softmax takes from all."""
+    for c in range(start, stop):
+        peak, weight = peak_c[c], grad_c[c]
+        scale = -weight * scale_c[c]
+        for f in range(logits_cf.shape[1]):
+            grad_cf[c, f] = scale * exp_below_0(logits_cf[c, f] - peak)
+        for n in range(indptr_c[c], indptr_c[c + 1]):
+            grad_cf[c, column_n[n]] += weight * gradient_n[n]
+
+
+@compiled
+def gather(start, stop, indptr_c, column_n, value_n, index_c, new_indptr_c, new_column_n, new_value_n):
+    """Copy rows, the ones `index_c`, to where they are to start."""
+    for c in range(start, stop):
+        old = indptr_c[index_c[c]]
+        for n in range(new_indptr_c[c], new_indptr_c[c + 1]):
+            new_column_n[n] = column_n[old]
+            new_value_n[n] = value_n[old]
+            old += 1
+
+
+@compiled
+def sparse_product(start, stop, indptr_c, column_n, value_n, weight_fh, out_ch):
+    """Product of some sparse rows with a matrix."""
+    for c in range(start, stop):
+        sum_h = out_ch[c]
+        sum_h[:] = 0
+        for n in range(indptr_c[c], indptr_c[c + 1]):
+            value, weight_h = value_n[n], weight_fh[column_n[n]]
+            for h in range(len(sum_h)):
+                sum_h[h] += value * weight_h[h]
+
+
+@compiled
+def sparse_product_gradient(start, stop, indptr_c, column_n, value_n, grad_ch, out_fh):
+    """Add the gradient by some columns of the matrix to zeros."""
+    for c in range(len(grad_ch)):
+        grad_h = grad_ch[c, start:stop]
+        for n in range(indptr_c[c], indptr_c[c + 1]):
+            value, sum_h = value_n[n], out_fh[column_n[n], start:stop]
+            for h in range(len(grad_h)):
+                sum_h[h] += value * grad_h[h]

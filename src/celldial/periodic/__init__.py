@@ -1,0 +1,1 @@
+"""Markers and initial angles from counts, in numpy."""

@@ -1,0 +1,397 @@
+"""How good the estimators of the gradient are, on the cells of a fitted model: bias, variance and time of each.
+
+Axis suffixes: ``c`` cells, ``n`` draws, ``p`` parameters of one kind of a cell's posterior.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import pyro
+import torch
+from torch import Tensor, nn
+
+from celldial.data import checks
+from celldial.data.cells import Cells, block_size
+from celldial.inference import posterior
+from celldial.model.clusters import COLD
+from celldial.model.elbo import Baseline, BaselineName, Gradient
+from celldial.model.module import Encoded, Module
+from celldial.utils.random import seeded
+from celldial.utils.validation import check_whole
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from celldial.estimator.vae import VAE
+
+__all__ = ["compare", "sweep"]
+
+# Steps in which baselines learn the cells that they are used on, and the size of the largest.
+WARM_UP, LEARNING_RATE = 500, 3e-2
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to estimate the gradient."""
+
+    gradient: Gradient
+    baseline: BaselineName | None = None
+    straight_through: bool = False
+
+
+def ways(module: Module) -> dict[str, Way]:
+    """Name the ways there are for a module; the first has no bias, and of those the least variance."""
+    score = Gradient("score_function") if module.clusters is None else Gradient(cluster="score_function")
+    scored = {
+        "score_function": Way(score),
+        "score_function + moving_average": Way(score, "moving_average"),
+        "score_function + learned": Way(score, "learned"),
+    }
+    if module.clusters is not None:
+        relaxed = Gradient(cluster="gumbel_softmax")
+        return {
+            "enumerate": Way(Gradient(cluster="enumerate")),
+            "gumbel_softmax": Way(relaxed),
+            "straight_through": Way(relaxed, straight_through=True),
+            **scored,
+        }
+    # The score function does not go with a flow: see `celldial.estimator.validation.check_latent`.
+    return {"reparameterized": Way(Gradient())} | (scored if module.flow is None else {})
+
+
+def compare(
+    model: VAE,
+    adata: AnnData,
+    estimators: str | Sequence[str] | None = None,
+    *,
+    n_samples: int = 1000,
+    n_cells: int = 64,
+    n_reference: int = 4000,
+    temperature: float = COLD,
+    seed: int = 0,
+) -> pd.DataFrame:
+    r"""Compare estimators of the gradient of the negative ELBO on cells of a fitted model.
+
+    The gradient is that with respect to the posterior of each cell: the means and the logs of the standard deviations
+    of its coordinates, and for a model with clusters the log-odds of these. Each estimate is from a single draw, as in
+    training, and in nats a cell.
+
+    Parameters
+    ----------
+    model
+        Fitted, by whatever estimator.
+    adata
+        Cells to compare on.
+    estimators
+        Which to compare, all by default. ``"reparameterized"`` [1]_ goes through the draw; ``"score_function"`` [2]_
+        goes through the log density of the draw, and ``"score_function + moving_average"`` and
+        ``"score_function + learned"`` [3]_ take a baseline off. For a model with clusters the estimators are of
+        their log-odds, with draws of coordinates that are reparameterized: ``"enumerate"`` sums over all clusters,
+        ``"gumbel_softmax"`` [4]_ relaxes the choice of one, ``"straight_through"`` [5]_ rounds what is relaxed; and
+        those by the score function.
+    n_samples
+        Draws of each estimator for each cell.
+    n_cells
+        Number of cells, which are chosen at random.
+    n_reference
+        Draws for the gradient that biases are measured against, by the estimator that has no bias and the least
+        variance: the first of the above.
+    temperature
+        Of relaxed choices; by default that at the end of training.
+    seed
+        Of all randomness.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row for each kind of parameter, ``"mu"``, ``"sigma"`` and ``"cluster"``, and each estimator. Columns, where
+        root mean squares and means are over cells and parameters:
+
+        - ``mean``: the gradient, root mean square
+        - ``bias``: how far the mean over the draws is from the reference, root mean square
+        - ``standard_error``: what ``bias`` is by chance alone; there is a bias where it is clearly larger
+        - ``variance``: of single draws, mean
+        - ``microseconds``: time for a draw of one cell, where many are made at once
+
+    Raises
+    ------
+    ValueError
+        There is no such estimator for this model, or it has a periodic coordinate.
+
+    Notes
+    -----
+    Weights are those of the end of training: 1 for the KL divergence, and for modalities as they were in training.
+    There is no dropout, latent loadings are at their means, and baselines are fitted to these cells first. See [6]_ on
+    what makes the variances differ.
+
+    References
+    ----------
+    .. [1] Kingma and Welling (2014), Auto-Encoding Variational Bayes, arXiv:1312.6114.
+    .. [2] Williams (1992), Simple statistical gradient-following algorithms for connectionist reinforcement learning,
+       doi:10.1007/BF00992696.
+    .. [3] Mnih and Gregor (2014), Neural Variational Inference and Learning in Belief Networks, arXiv:1402.0030.
+    .. [4] Jang et al. (2017), Categorical Reparameterization with Gumbel-Softmax, arXiv:1611.01144.
+    .. [5] Bengio et al. (2013), Estimating or Propagating Gradients Through Stochastic Neurons for Conditional
+       Computation, arXiv:1308.3432.
+    .. [6] Mohamed et al. (2020), Monte Carlo Gradient Estimation in Machine Learning, arXiv:1906.10652.
+
+    Examples
+    --------
+    >>> import celldial as cd
+    >>> adata = cd.datasets.pbmc68k_reduced()
+    >>> model = cd.VAE().fit(adata, max_epochs=2, progress=False)
+    >>> names = ["reparameterized", "score_function"]
+    >>> table = cd.gradients.compare(model, adata, names, n_samples=100, n_cells=16, n_reference=100)
+    >>> variance = table.loc["mu", "variance"]
+    >>> bool(variance["score_function"] > 100 * variance["reparameterized"])
+    True
+    """
+    for name, value in {"n_samples": n_samples, "n_reference": n_reference}.items():
+        check_whole(name, value, least=2)
+    chosen, cells, encoded = read(model, adata, estimators, n_cells, temperature, seed)
+    reference = {name: Moments() for name in posterior_of(encoded)}
+    with seeded(seed):
+        best = next(iter(ways(model.module_).values()))
+        module = prepared(model.module_, best, cells, encoded, temperature)
+        for drawn in draws(module, cells, encoded, temperature, n_reference):
+            for name, moments in reference.items():
+                moments.add(drawn[name])
+    rows = {}
+    for estimator, way in chosen.items():
+        found = {name: Moments() for name in reference}
+        # Other draws than those of the reference, and the same whatever else is compared.
+        with seeded(seed + 1):
+            module = prepared(model.module_, way, cells, encoded, temperature)
+            start = time.perf_counter()
+            for drawn in draws(module, cells, encoded, temperature, n_samples):
+                for name, moments in found.items():
+                    moments.add(drawn[name])
+            seconds = time.perf_counter() - start
+        for name, moments in found.items():
+            error_cp = moments.variance_cp / moments.n + reference[name].variance_cp / reference[name].n
+            rows[name, estimator] = {
+                "mean": root_mean_square(moments.mean_cp),
+                "bias": root_mean_square(moments.mean_cp - reference[name].mean_cp),
+                "standard_error": float(error_cp.mean().sqrt()),
+                "variance": float(moments.variance_cp.mean()),
+                "microseconds": 1e6 * seconds / (n_samples * len(cells)),
+            }
+    index = pd.MultiIndex.from_tuples(
+        [(name, estimator) for name in reference for estimator in chosen], names=["parameter", "estimator"]
+    )
+    return pd.DataFrame([rows[key] for key in index], index)
+
+
+def sweep(
+    model: VAE,
+    adata: AnnData,
+    estimators: str | Sequence[str] | None = None,
+    *,
+    widths: Sequence[float] = (0.03, 0.1, 0.3, 1, 3),
+    n_averaged: Sequence[int] = (1, 4, 16, 64),
+    n_samples: int = 512,
+    n_cells: int = 64,
+    temperature: float = COLD,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Measure the variance of estimators for wider and narrower posteriors, and for averages of several draws.
+
+    Parameters
+    ----------
+    model, adata, estimators
+        As for `compare`.
+    widths
+        What to multiply the standard deviation of each cell's posterior with; 1 is always among them.
+    n_averaged
+        How many draws to average, at the posterior's own width.
+    n_samples
+        Draws of each estimator for each cell and width, at least twice as many as are averaged.
+    n_cells, temperature, seed
+        As for `compare`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A table for `celldial.pl.gradient_variance`, of columns ``parameter``, ``estimator``, ``width``, ``n_averaged``
+        and ``variance``, which is measured, also that of averages.
+
+    Raises
+    ------
+    ValueError
+        As for `compare`; or there are too few samples, or a width is not above 0.
+
+    Examples
+    --------
+    >>> import celldial as cd
+    >>> adata = cd.datasets.pbmc68k_reduced()
+    >>> model = cd.VAE().fit(adata, max_epochs=2, progress=False)
+    >>> table = cd.gradients.sweep(model, adata, ["reparameterized"], n_samples=128, n_cells=16)
+    >>> table[table["parameter"] == "mu"].groupby("n_averaged")["variance"].count().to_dict()
+    {1: 5, 4: 1, 16: 1, 64: 1}
+    """
+    for k in n_averaged:
+        check_whole("n_averaged", k)
+    check_whole("n_samples", n_samples, least=2 * max(n_averaged, default=1))
+    if not all(width > 0 for width in widths):
+        raise ValueError(f"widths are {list(widths)}: each must be above 0")
+    chosen, cells, encoded = read(model, adata, estimators, n_cells, temperature, seed)
+    rows = []
+    for estimator, way in chosen.items():
+        for width in sorted({*map(float, widths), 1.0}):
+            sizes = sorted({1, *n_averaged}) if width == 1 else [1]
+            found = {(name, k): Moments(k) for name in posterior_of(encoded) for k in sizes}
+            wider = encoded._replace(sigma_cz=width * encoded.sigma_cz)
+            with seeded(seed):
+                module = prepared(model.module_, way, cells, wider, temperature)
+                for drawn in draws(module, cells, wider, temperature, n_samples):
+                    for (name, _), moments in found.items():
+                        moments.add(drawn[name])
+            rows += [
+                (name, estimator, width, k, float(moments.variance_cp.mean())) for (name, k), moments in found.items()
+            ]
+    return pd.DataFrame(rows, columns=["parameter", "estimator", "width", "n_averaged", "variance"])
+
+
+def read(
+    model: VAE, adata: AnnData, estimators: str | Sequence[str] | None, n_cells: int, temperature: float, seed: int
+) -> tuple[dict[str, Way], Cells, Encoded]:
+    """Give the estimators that are meant, some cells, and what the encoders say of these."""
+    model._check_fitted()
+    module = model.module_
+    check_whole("n_cells", n_cells)
+    if module.circle is not None:
+        raise ValueError("the model has a periodic coordinate, whose gradients are not compared: fit one without")
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature!r}: it must be above 0")
+    known = ways(module)
+    wanted = [estimators] if isinstance(estimators, str) else list(known) if estimators is None else estimators
+    names = list(dict.fromkeys(wanted))
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"there is no estimator {name!r} for this model: choose some of {', '.join(map(repr, known))}"
+            )
+    _, cells = model._read(adata)
+    checks.check_any_count(cells)
+    filled_c = (~cells.empty_c).nonzero()[:, 0]
+    with seeded(seed):
+        cells = cells.select(filled_c[torch.randperm(len(filled_c))[:n_cells]]).to(posterior.ready(module))
+    with torch.no_grad():
+        return {name: known[name] for name in names}, cells, module.encode(cells)
+
+
+def prepared(module: Module, way: Way, cells: Cells, encoded: Encoded, temperature: float) -> Module:
+    """Copy a module, so that its gradients are estimated in another way, with baselines that know these cells."""
+    module = copy.deepcopy(module).eval().requires_grad_(False)
+    module.bayesian = False  # a draw of loadings would be one for all draws of cells
+    if module.clusters is not None:
+        module.clusters.straight_through = way.straight_through
+    module.gradient = way.gradient
+    baselines = {}
+    if way.baseline is not None:
+        for name in way.gradient.scored:
+            n_inputs = module.told(encoded, cells).shape[1] if way.baseline == "learned" else 0
+            baselines[name] = Baseline(n_inputs).to(encoded.mu_cz.device)
+    module.baselines = nn.ModuleDict(baselines)
+    module.elbo_estimator = module.estimator(way.gradient, baselines)
+    if baselines:
+        warm_up(module, cells, encoded, temperature)
+    return module
+
+
+def posterior_of(encoded: Encoded) -> dict[str, Tensor]:
+    """Give the parameters that gradients are taken by, as what they are called to a tensor ``(c, p)``."""
+    parameters = {"mu": encoded.mu_cz, "sigma": encoded.sigma_cz.log()}
+    if encoded.logits_ck is not None:
+        parameters["cluster"] = encoded.logits_ck
+    return parameters
+
+
+def draws(
+    module: Module, cells: Cells, encoded: Encoded, temperature: float, n_samples: int
+) -> Iterator[dict[str, Tensor]]:
+    """Draw gradients of each cell, ``(n, c, p)`` by kind of parameter, in blocks of as many draws as memory allows."""
+    n_cells = len(cells)
+    n_block = min(n_samples, max(1, block_size(max(module.n_features.values())) // n_cells))
+    # Copies of a cell are cells like others: one pass draws for each.
+    copies = copied(cells, n_block)
+    for start in range(0, n_samples, n_block):
+        n = min(n_block, n_samples - start)
+        leaves = {name: value_cp.repeat(n, 1).requires_grad_() for name, value_cp in posterior_of(encoded).items()}
+        block = copies if n == n_block else copies.between(0, n * n_cells)
+        loss = estimate(module, block, leaves, temperature)
+        gradients = torch.autograd.grad(loss, list(leaves.values()))
+        yield {name: part.unflatten(0, (n, n_cells)) for name, part in zip(leaves, gradients, strict=True)}
+
+
+def copied(cells: Cells, n: int) -> Cells:
+    """Take all cells `n` times."""
+    return cells.select(torch.arange(len(cells)).repeat(n))
+
+
+def estimate(module: Module, cells: Cells, parameters: dict[str, Tensor], temperature: float) -> Tensor:
+    """Estimate the negative ELBO of cells, whose gradient by the parameters is what is compared."""
+    encoded = Encoded(parameters["mu"], parameters["sigma"].exp(), parameters.get("cluster"))
+    with pyro.validation_enabled(False):
+        return module.elbo_estimator.differentiable_loss(module.model, module.guide, cells, encoded, 1.0, temperature)
+
+
+def warm_up(module: Module, cells: Cells, encoded: Encoded, temperature: float) -> None:
+    """Let the baselines learn what is to be expected of these cells."""
+    module.baselines.train().requires_grad_(True)
+    learned = list(module.baselines.parameters())
+    optimizer = torch.optim.Adam(learned, lr=LEARNING_RATE) if learned else None
+    schedule = None if optimizer is None else torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, WARM_UP)
+    # A cell alone has no spread by which what baselines are told could be standardized.
+    n = 2 if len(cells) == 1 else 1
+    cells, parameters = copied(cells, n), {name: part.repeat(n, 1) for name, part in posterior_of(encoded).items()}
+    for _ in range(WARM_UP):
+        loss = estimate(module, cells, parameters, temperature)
+        if optimizer is not None and schedule is not None:
+            optimizer.zero_grad()
+            (loss / len(cells)).backward()
+            optimizer.step()
+            schedule.step()
+    module.baselines.eval().requires_grad_(False)
+
+
+class Moments:
+    """Mean and variance of draws as they come, or of averages of `n_averaged` of them, shape ``(c, p)``."""
+
+    def __init__(self, n_averaged: int = 1) -> None:
+        self.n_averaged = n_averaged
+        self.n = 0
+        self.sum_cp = self.square_cp = torch.zeros(())
+        self.waiting_ncp: Tensor | None = None
+
+    def add(self, drawn_ncp: Tensor) -> None:
+        """Add draws; those that do not fill an average wait for the next."""
+        if self.waiting_ncp is not None:
+            drawn_ncp = torch.cat([self.waiting_ncp, drawn_ncp])
+        n = len(drawn_ncp) // self.n_averaged
+        used_ncp, self.waiting_ncp = drawn_ncp.tensor_split([n * self.n_averaged])
+        mean_ncp = used_ncp.double().unflatten(0, (n, self.n_averaged)).mean(1)
+        self.n += n
+        self.sum_cp = self.sum_cp + mean_ncp.sum(0)
+        self.square_cp = self.square_cp + mean_ncp.square().sum(0)
+
+    @property
+    def mean_cp(self) -> Tensor:
+        """Mean."""
+        return self.sum_cp / self.n
+
+    @property
+    def variance_cp(self) -> Tensor:
+        """Variance, without bias."""
+        return (self.square_cp - self.n * self.mean_cp.square()).clamp_min(0) / (self.n - 1)
+
+
+def root_mean_square(value_cp: Tensor) -> float:
+    """Root mean square."""
+    return float(value_cp.square().mean().sqrt())

@@ -1,0 +1,1 @@
+"""Optimization of a model on a source of cells."""

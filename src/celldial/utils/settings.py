@@ -1,0 +1,73 @@
+"""Choices for the whole process: where to compute, and how much to say. Reproducible randomness is here, too."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Precision = Literal["auto", "32-true", "bf16-mixed"]
+
+__all__ = ["Precision", "Settings", "chosen", "settings"]
+
+
+@dataclass
+class Settings:
+    """Choices for the whole process; change the attributes of `celldial.settings`.
+
+    Parameters
+    ----------
+    device
+        Where to compute: ``"auto"`` (a CUDA device where there is one, else the CPU), ``"cpu"`` or ``"cuda"``.
+    precision
+        Number format of training, as Lightning Fabric names them: ``"32-true"``, ``"bf16-mixed"``, or ``"auto"``, which
+        is ``"32-true"``.
+
+    Examples
+    --------
+    >>> import celldial
+    >>> celldial.settings.device = "cpu"
+    >>> celldial.settings.torch_device
+    device(type='cpu')
+    >>> celldial.settings.device = "auto"
+    """
+
+    device: str = "auto"
+    precision: Precision = "auto"
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device that is meant."""
+        if self.device != "auto":
+            return torch.device(self.device)
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def verbosity(self) -> str:
+        """What the logger ``"celldial"`` lets through: ``"DEBUG"``, ``"INFO"``, ``"WARNING"`` or ``"ERROR"``."""
+        return logging.getLevelName(logging.getLogger("celldial").getEffectiveLevel())
+
+    @verbosity.setter
+    def verbosity(self, level: str) -> None:
+        logging.getLogger("celldial").setLevel(level.upper())
+
+
+settings = Settings()
+
+
+@contextmanager
+def chosen(device: str | None, precision: Precision | None) -> Iterator[None]:
+    """Take other settings in this block, where they are given."""
+    before = settings.device, settings.precision
+    if device is not None:
+        settings.device = device
+    if precision is not None:
+        settings.precision = precision
+    try:
+        yield
+    finally:
+        settings.device, settings.precision = before

@@ -1,0 +1,385 @@
+"""Cells as tensors: reading, selecting, minibatches, splits."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import AnnData
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import sparse
+
+from celldial.data.cells import MAX_BLOCK_CELLS, MAX_BLOCK_ENTRIES, Cells, block_size, minibatches
+from celldial.data.checks import check_linked
+from celldial.data.schema import Schema
+from celldial.data.splits import split
+
+COUNTS = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=7), elements=st.integers(0, 9))
+
+
+def make_adata(x: np.ndarray) -> AnnData:
+    n_cells, n_genes = x.shape
+    obs = pd.DataFrame(
+        {"batch": [f"b{cell % 3}" for cell in range(n_cells)], "number": np.arange(n_cells, dtype=float)},
+        index=[f"c{cell}" for cell in range(n_cells)],
+    )
+    return AnnData(sparse.csr_matrix(x), obs, pd.DataFrame(index=[f"g{gene}" for gene in range(n_genes)]))
+
+
+def make_schema(adata: AnnData) -> Schema:
+    return Schema.from_anndata(adata, batch_key="batch", continuous_covariate_keys=["number"])
+
+
+def make_cells(x: np.ndarray) -> Cells:
+    adata = make_adata(x)
+    return Cells.from_anndata(adata, make_schema(adata))
+
+
+def numbered(n_cells: int) -> Cells:
+    """Make cells whose one count tells which cell it is (from 1)."""
+    return make_cells(np.arange(1, n_cells + 1, dtype=np.float32)[:, None])
+
+
+def numbers(cells: Cells) -> list[int]:
+    return [int(total) - 1 for total in cells.library_size["rna"]]
+
+
+def assert_same(cells: Cells, expected: Cells, index: Any) -> None:
+    """Check that `cells` are those at `index` in `expected`, every part dense."""
+    assert list(cells.counts) == list(expected.counts)
+    for modality, rows in expected.counts.items():
+        assert torch.equal(cells.counts[modality].to_dense(), rows.to_dense()[index])
+        assert torch.equal(cells.library_size[modality], expected.library_size[modality][index])
+    assert list(cells.present) == list(expected.present)
+    for modality, present_c in expected.present.items():
+        assert torch.equal(cells.present[modality], present_c[index])
+    assert torch.equal(cells.category_ck, expected.category_ck[index])
+    assert torch.equal(cells.continuous_ck, expected.continuous_ck[index])
+
+
+@given(x=COUNTS)
+def test_from_anndata(x: np.ndarray) -> None:
+    adata = make_adata(x)
+    schema = make_schema(adata)
+    cells = Cells.from_anndata(adata, schema)
+    category_ck, continuous_ck = schema.covariates(adata)
+    np.testing.assert_array_equal(cells.counts["rna"].to_dense(), x)
+    np.testing.assert_array_equal(cells.library_size["rna"], x.sum(1))
+    np.testing.assert_array_equal(cells.empty_c, x.sum(1) == 0)
+    np.testing.assert_array_equal(cells.category_ck, category_ck)
+    np.testing.assert_array_equal(cells.continuous_ck, continuous_ck)
+    assert len(cells) == cells.n_cells == len(x)
+
+
+def test_dtypes() -> None:
+    cells = numbered(3)
+    rows = cells.counts["rna"]
+    assert (rows.indptr_c.dtype, rows.column_n.dtype, rows.value_n.dtype) == (torch.int64, torch.int64, torch.float32)
+    assert (cells.library_size["rna"].dtype, cells.empty_c.dtype) == (torch.float32, torch.bool)
+    assert (cells.category_ck.dtype, cells.continuous_ck.dtype) == (torch.int64, torch.float32)
+
+
+def test_tensors_share_no_memory_with_the_anndata() -> None:
+    adata = make_adata(np.ones((2, 2), dtype=np.float32))
+    cells = Cells.from_anndata(adata, make_schema(adata))
+    adata.X.data[:] = 5
+    assert torch.equal(cells.counts["rna"].to_dense(), torch.ones(2, 2))
+
+
+def test_read_only_counts() -> None:
+    adata = make_adata(np.ones((2, 2), dtype=np.float32))
+    adata.X.data.flags.writeable = False
+    assert Cells.from_anndata(adata, make_schema(adata)).n_cells == 2
+
+
+def test_overrides() -> None:
+    adata = make_adata(np.ones((3, 2), dtype=np.float32))
+    cells = Cells.from_anndata(adata, make_schema(adata), {"batch": "b2"})
+    assert cells.category_ck.tolist() == [[2], [2], [2]]
+
+
+def test_empty_in_all_modalities() -> None:
+    one, other = (make_cells(np.array(x, dtype=np.float32)) for x in ([[0], [1], [0]], [[0], [0], [2]]))
+    both = Cells(
+        {"rna": one.counts["rna"], "protein": other.counts["rna"]},
+        {"rna": one.library_size["rna"], "protein": other.library_size["rna"]},
+        one.category_ck,
+        one.continuous_ck,
+    )
+    assert both.empty_c.tolist() == [True, False, False]
+    chosen = both.select(torch.tensor([2, 0]))
+    assert chosen.library_size["protein"].tolist() == [2, 0]
+    assert chosen.counts["protein"].to_dense().tolist() == [[2], [0]]
+
+
+@given(x=COUNTS, data=st.data())
+def test_select_is_dense_indexing(x: np.ndarray, data: st.DataObject) -> None:
+    index = torch.tensor(data.draw(st.lists(st.integers(0, len(x) - 1))), dtype=torch.int64)
+    cells = make_cells(x)
+    assert_same(cells.select(index), cells, index)
+
+
+@given(x=COUNTS, data=st.data())
+def test_between_is_dense_slicing(x: np.ndarray, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(x)))
+    stop = data.draw(st.integers(start, len(x)))
+    cells = make_cells(x)
+    assert_same(cells.between(start, stop), cells, slice(start, stop))
+
+
+def test_between_copies_no_entries() -> None:
+    cells = numbered(5)
+    part = cells.between(2, 4)
+    assert part.counts["rna"].value_n.data_ptr() == cells.counts["rna"].value_n[2:].data_ptr()
+
+
+def test_to() -> None:
+    cells = numbered(3)
+    assert_same(cells.to("cpu"), cells, slice(None))
+    assert cells.to(torch.device("meta")).counts["rna"].value_n.device.type == "meta"
+
+
+@pytest.mark.gpu
+def test_minibatches_on_the_gpu_are_those_on_the_cpu() -> None:
+    cells = numbered(7)
+    for index_c in (None, torch.tensor([5, 1, 2])):
+        for generator in (lambda: None, lambda: torch.Generator().manual_seed(0)):
+            here = minibatches(cells, 2, generator=generator(), index_c=index_c)
+            there = minibatches(cells.to("cuda"), 2, generator=generator(), index_c=index_c)
+            for one, other in zip(here, there, strict=True):
+                assert other.category_ck.is_cuda
+                assert numbers(one) == numbers(other)
+
+
+@given(
+    n_cells=st.integers(1, 12),
+    batch_size=st.integers(1, 15),
+    seed=st.none() | st.integers(0, 9),
+)
+def test_minibatches_cover_each_cell_once(n_cells: int, batch_size: int, seed: int | None) -> None:
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    cells = numbered(n_cells)
+    seen = []
+    for minibatch in minibatches(cells, batch_size, generator=generator):
+        assert_same(minibatch, cells, torch.tensor(numbers(minibatch)))
+        seen.append(numbers(minibatch))
+    assert all(len(part) == batch_size for part in seen[:-1])
+    assert 1 <= len(seen[-1]) <= batch_size
+    order = [number for part in seen for number in part]
+    assert sorted(order) == list(range(n_cells))
+    if generator is None:
+        assert order == list(range(n_cells))
+
+
+@pytest.mark.parametrize("index", [[1, 2, 3, 4], [4, 1, 3], [2], [], [3, 3]])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_minibatches_of_some_cells(index: list[int], shuffled: bool) -> None:
+    generator = torch.Generator().manual_seed(0) if shuffled else None
+    index_c = torch.tensor(index, dtype=torch.int64)
+    parts = [numbers(part) for part in minibatches(numbered(6), 3, generator=generator, index_c=index_c)]
+    order = [number for part in parts for number in part]
+    assert sorted(order) == sorted(index)
+    assert shuffled or order == index
+
+
+def test_minibatches_in_order_are_views() -> None:
+    cells = numbered(6)
+    part = next(minibatches(cells, 2, index_c=torch.tensor([2, 3, 4])))
+    assert part.counts["rna"].value_n.data_ptr() == cells.counts["rna"].value_n[2:].data_ptr()
+
+
+def test_shuffling_is_reproducible_and_goes_on() -> None:
+    def order(generator: torch.Generator) -> list[int]:
+        return [number for part in minibatches(numbered(20), 4, generator=generator) for number in numbers(part)]
+
+    one, other = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    first = order(one)
+    assert first == order(other)
+    assert first != order(one)
+
+
+def test_wrong_minibatches() -> None:
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        next(minibatches(numbered(3), 0))
+    for index in ([2, 3], [-1, 0]):
+        with pytest.raises(ValueError, match=f"from 0 to 2, .*goes from {index[0]} to {index[1]}"):
+            next(minibatches(numbered(3), 2, index_c=torch.tensor(index)))
+
+
+@given(n_cells=st.integers(1, 50), validation_size=st.floats(0, 1, exclude_max=True), seed=st.integers(0, 9))
+def test_split(n_cells: int, validation_size: float, seed: int) -> None:
+    train, validation = split(n_cells, validation_size, torch.Generator().manual_seed(seed))
+    assert sorted([*train.tolist(), *validation.tolist()]) == list(range(n_cells))
+    assert train.tolist() == sorted(train.tolist())
+    assert len(train) >= 1
+    if validation_size == 0:
+        assert len(validation) == 0
+    elif n_cells > 1:
+        assert len(validation) >= 1
+        assert abs(len(validation) - n_cells * validation_size) <= 1
+    again = split(n_cells, validation_size, torch.Generator().manual_seed(seed))
+    assert torch.equal(again[0], train)
+
+
+def test_split_is_random() -> None:
+    generator = torch.Generator().manual_seed(0)
+    assert not torch.equal(split(50, 0.5, generator)[1], split(50, 0.5, generator)[1])
+
+
+@pytest.mark.parametrize("validation_size", [-0.1, 1, 1.5, float("nan")])
+def test_split_wants_a_share(validation_size: float) -> None:
+    with pytest.raises(ValueError, match="validation_size"):
+        split(10, validation_size, torch.Generator())
+
+
+def test_split_wants_cells() -> None:
+    with pytest.raises(ValueError, match="0 cells"):
+        split(0, 0.1, torch.Generator())
+
+
+# --- Several modalities -----------------------------------------------------------------------------------------------
+
+
+def make_mosaic(**lacking: list[int]) -> Cells:
+    """Make four cells with two features in each modality named, where the cells given have no count."""
+    x, types = [], []
+    for number, (modality, cells) in enumerate(lacking.items()):
+        x_cf = np.arange(1, 9, dtype=np.float32).reshape(4, 2) + 10 * number
+        x_cf[cells] = 0
+        x.append(x_cf)
+        types += [modality] * 2
+    adata = make_adata(np.concatenate(x, axis=1))
+    adata.var["feature_types"] = types
+    schema = Schema.from_anndata(
+        adata, batch_key="batch", modalities={modality: modality for modality in lacking}, likelihood="poisson"
+    )
+    return Cells.from_anndata(adata, schema)
+
+
+def test_what_all_cells_have_is_not_noted() -> None:
+    assert make_mosaic(rna=[], protein=[]).present == {}
+    cells = make_mosaic(rna=[], protein=[1, 2])
+    assert list(cells.present) == ["protein"]
+    assert cells.present["protein"].tolist() == [True, False, False, True]
+    assert cells.having("rna") is None
+    assert cells.having("protein").tolist() == [0, 3]
+    assert cells.having("protein").dtype == torch.int64
+    assert make_mosaic(rna=[2]).present["rna"].tolist() == [True, True, False, True]
+
+
+@given(lacking=st.lists(st.integers(0, 3), unique=True), data=st.data())
+def test_presence_goes_with_the_cells(lacking: list[int], data: st.DataObject) -> None:
+    cells = make_mosaic(rna=[], protein=lacking)
+    index = torch.tensor(data.draw(st.lists(st.integers(0, 3))), dtype=torch.int64)
+    assert_same(cells.select(index), cells, index)
+    assert_same(cells.between(1, 3), cells, slice(1, 3))
+    assert_same(cells.to("cpu"), cells, slice(None))
+    for minibatch in minibatches(cells, 2, generator=torch.Generator().manual_seed(0)):
+        for modality, total_c in minibatch.library_size.items():
+            indices = minibatch.having(modality)
+            having = torch.arange(len(minibatch)) if indices is None else indices
+            assert torch.equal(having, (total_c > 0).nonzero().squeeze(1))
+
+
+def test_presence_is_kept_where_a_part_lacks_nothing() -> None:
+    part = make_mosaic(rna=[], protein=[1]).between(2, 4)
+    assert part.present["protein"].tolist() == [True, True]
+    assert part.having("protein").tolist() == [0, 1]
+
+
+def test_only() -> None:
+    cells = make_mosaic(rna=[0], protein=[1], atac=[])
+    only = cells.only("protein")
+    assert list(only.counts) == ["rna", "atac", "protein"]
+    assert only.counts["protein"] is cells.counts["protein"]
+    assert only.category_ck is cells.category_ck
+    for other in ("rna", "atac"):
+        assert only.counts[other].to_dense().tolist() == [[0, 0]] * 4
+        assert only.library_size[other].tolist() == [0] * 4
+        assert only.having(other).tolist() == []
+    assert only.having("protein").tolist() == [0, 2, 3]
+    assert only.empty_c.tolist() == [False, True, False, False]
+    index = torch.tensor([3, 1])
+    assert_same(only.select(index), only, index)
+    assert_same(only.between(1, 3), only, slice(1, 3))
+    # As if it were so from the start.
+    assert cells.having("atac") is None
+    assert cells.having("rna").tolist() == [1, 2, 3]
+
+
+def test_only_some_of_several() -> None:
+    cells = make_mosaic(rna=[0], protein=[1], atac=[])
+    only = cells.only("atac", "rna")
+    for kept in ("rna", "atac"):
+        assert only.counts[kept] is cells.counts[kept]
+        assert torch.equal(only.library_size[kept], cells.library_size[kept])
+        assert torch.equal(only.has(kept), cells.has(kept))
+    assert only.having("atac") is None
+    assert only.observed("protein").n_rows == 0
+    assert only.empty_c.tolist() == [False] * 4
+    assert_same(cells.only("rna", "protein", "atac"), cells, slice(None))
+    assert_same(only.only("rna"), cells.only("rna"), slice(None))
+    assert cells.only("rna").empty_c.tolist() == [True, False, False, False]
+
+
+@given(lacking=st.lists(st.integers(0, 3), unique=True))
+def test_has_having_and_observed_say_the_same(lacking: list[int]) -> None:
+    cells = make_mosaic(rna=[], protein=lacking)
+    present_c = cells.has("protein")
+    assert present_c.dtype == torch.bool
+    assert present_c.tolist() == [cell not in lacking for cell in range(4)]
+    assert cells.has("rna").tolist() == [True] * 4
+    observed = cells.observed("protein")
+    assert torch.equal(observed.to_dense(), cells.counts["protein"].to_dense()[present_c])
+    assert (observed is cells.counts["protein"]) == (not lacking)
+
+
+def test_masks_are_left_out_for_cells_that_have_all() -> None:
+    cells = make_mosaic(rna=[0], protein=[1])
+    assert cells.masked_for(torch.tensor([2, 3])).present == {}
+    masked = cells.masked_for(torch.tensor([1, 2]))
+    assert list(masked.present) == ["protein"]
+    assert masked.counts is cells.counts
+    assert list(cells.present) == ["rna", "protein"]
+
+
+@given(n_features=st.integers(1, 10**9))
+def test_blocks_of_expected_values_are_small(n_features: int) -> None:
+    n_cells = block_size(n_features)
+    assert type(n_cells) is int
+    assert 1 <= n_cells <= MAX_BLOCK_CELLS
+    assert n_cells == 1 or n_cells * n_features <= MAX_BLOCK_ENTRIES
+    # As many as are allowed.
+    assert n_cells == MAX_BLOCK_CELLS or (n_cells + 1) * n_features > MAX_BLOCK_ENTRIES
+
+
+def test_linked() -> None:
+    check_linked(make_mosaic(rna=[]))
+    check_linked(make_mosaic(rna=[], atac=[]))
+    check_linked(make_mosaic(rna=[0], atac=[1, 2]))
+    check_linked(
+        make_mosaic(rna=[2, 3], atac=[0, 1, 2], protein=[0])
+    )  # atac and protein in cell 3, protein and rna in 1
+
+
+def test_not_linked() -> None:
+    with pytest.raises(ValueError, match="no cell has both rna and atac: nothing links them.*fit a model of each"):
+        check_linked(make_mosaic(rna=[0, 1], atac=[2, 3]))
+    with pytest.raises(ValueError, match="no cell has both any of rna, protein and atac: nothing links"):
+        check_linked(make_mosaic(rna=[0, 1], atac=[2, 3], protein=[0, 1]))
+    with pytest.raises(ValueError, match="no cell has a count of protein: there is nothing to learn it from"):
+        check_linked(make_mosaic(rna=[], protein=[0, 1, 2, 3]))
+
+
+def test_cells_to_train_on_must_be_linked() -> None:
+    """Else, where the cells to validate on are chosen by hand, what has nothing to start from would start at NaN."""
+    cells = make_mosaic(rna=[0], protein=[1, 2])
+    check_linked(cells)
+    check_linked(cells, torch.tensor([1, 3]))
+    with pytest.raises(ValueError, match="no cell to train on has a count of protein"):
+        check_linked(cells, torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match="no cell to train on has both rna and protein"):
+        check_linked(cells, torch.tensor([0, 1, 2]))

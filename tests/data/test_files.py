@@ -1,0 +1,350 @@
+"""Cells in files: what is read is what would be read in memory, and what cannot be read is told."""
+
+import logging
+import pickle
+import shutil
+import threading
+import warnings
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import AnnData
+from scipy import sparse
+
+from celldial.data import file_matrices
+from celldial.data.cells import Cells
+from celldial.data.file_matrices import File, runs_of
+from celldial.data.files import Atlas, is_stored
+from celldial.data.schema import Schema
+from helpers.simulate import COVARIATES, simulate, simulate_two
+
+KEYS = ["batch", "donor", "age"]
+
+
+def write(adata: AnnData, path: Path) -> Path:
+    """Write an h5ad file or a zarr store, by the suffix."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of formats of zarr to come, and of text that becomes categories
+        if path.suffix == ".zarr":
+            adata.write_zarr(path)
+        else:
+            adata.write_h5ad(path)
+    return path
+
+
+def assert_same(cells: Cells, expected: Cells) -> None:
+    for modality, rows in expected.counts.items():
+        assert torch.equal(cells.counts[modality].to_dense(), rows.to_dense())
+        assert torch.equal(cells.library_size[modality], expected.library_size[modality])
+    assert torch.equal(cells.category_ck, expected.category_ck)
+    assert torch.equal(cells.continuous_ck, expected.continuous_ck)
+    assert list(cells.present) == list(expected.present)
+
+
+def joined(blocks: list[AnnData]) -> AnnData:
+    return ad.concat(blocks)
+
+
+@pytest.fixture
+def adata() -> AnnData:
+    return simulate(n_cells=50)
+
+
+# --- What is stored ---------------------------------------------------------------------------------------------------
+
+
+def test_paths_lists_of_paths_and_backed_data_are_stored(tmp_path, adata):
+    path = write(adata, tmp_path / "a.h5ad")
+    backed = ad.read_h5ad(path, backed="r")
+    assert is_stored(str(path))
+    assert is_stored(path)
+    assert is_stored([path, str(path)])
+    assert is_stored(backed)
+    assert not is_stored(adata)
+    assert not is_stored(np.zeros(3))
+
+
+@pytest.mark.parametrize("rows", [[0], [3, 4, 6, 100], list(range(40)), [0, 20, 40, 60], [5, 22, 39]])
+def test_runs_cover_the_rows_and_tell_where_they_are(rows):
+    runs, position_c = runs_of(np.array(rows))
+    covered = np.concatenate([np.arange(run.start, run.stop) for run in runs])
+    np.testing.assert_array_equal(covered[position_c], rows)
+    assert len(covered) == len(set(covered))
+
+
+# --- The same as in memory --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+@pytest.mark.parametrize("layout", ["csr", "dense", "int64", "unsorted"])
+def test_cells_and_schema_are_those_in_memory(tmp_path, adata, suffix, layout):
+    if layout == "dense":
+        adata.X = adata.X.toarray()
+    elif layout == "int64":
+        adata.X = adata.X.astype(np.int64)
+    elif layout == "unsorted":
+        adata.X = adata.X[:, ::-1]
+        assert not adata.X.has_sorted_indices
+    atlas = Atlas.open(write(adata, tmp_path / f"a{suffix}"), layer=None, obs_keys=KEYS)
+    schema = Schema.from_anndata(adata, **COVARIATES)
+    assert atlas.schema(**COVARIATES) == schema
+    assert atlas.n_cells == 50
+    assert list(atlas.var.index) == list(adata.var_names)
+    assert isinstance(atlas.obs.index, pd.RangeIndex)
+    for row_c in (np.array([3, 4, 30, 49]), np.array([49, 0, 7]), np.arange(50)):
+        block = atlas.read(row_c)
+        assert list(block.obs_names) == list(adata.obs_names[row_c])
+        assert_same(Cells.from_anndata(block, schema), Cells.from_anndata(adata[row_c].copy(), schema))
+    whole = joined(list(atlas.blocks(7)))
+    assert_same(Cells.from_anndata(whole, schema), Cells.from_anndata(adata, schema))
+
+
+def test_a_layer_and_obsm_are_read(tmp_path, adata):
+    random = np.random.default_rng(0)
+    adata.layers["counts"] = adata.X
+    adata.X = sparse.csr_matrix(np.log1p(adata.X.toarray()))
+    adata.obsm["protein"] = random.poisson(3, (50, 4)).astype(np.float32)
+    tags = pd.DataFrame(random.poisson(2, (50, 3)), index=adata.obs_names, columns=["t0", "t1", "t2"])
+    adata.obsm["tags"] = tags
+    options = {
+        "layer": "counts",
+        "modalities": {"rna": "rna", "protein": "obsm/protein", "tags": "obsm/tags"},
+    }
+    schema = Schema.from_anndata(adata, **options)
+    row_c = np.array([40, 2, 3])
+    expected = Cells.from_anndata(adata[row_c].copy(), schema)
+    for path in (write(adata, tmp_path / "a.h5ad"), write(adata, tmp_path / "a.zarr")):
+        atlas = Atlas.open(path, layer="counts", obsm_keys=["protein", "tags"])
+        assert atlas.schema(**options) == schema
+        assert_same(Cells.from_anndata(atlas.read(row_c), schema), expected)
+
+
+def test_modalities_and_columns_that_say_who_has_them_are_read(tmp_path):
+    adata = simulate_two(lacking={"atac": [1, 2]})
+    adata.obs["has_atac"] = [cell not in (1, 2) for cell in range(adata.n_obs)]
+    schema = Schema.from_anndata(adata)
+    atlas = Atlas.open(write(adata, tmp_path / "a.h5ad"))
+    assert atlas.schema() == schema
+    assert schema.presence_keys == {"atac": "has_atac"}
+    assert_same(Cells.from_anndata(joined(list(atlas.blocks(20))), atlas.schema()), Cells.from_anndata(adata, schema))
+
+
+def test_shards_are_one_atlas(tmp_path, adata):
+    """Features in another order, categories of other cells, a column of text in one and of categories in the other."""
+    first, second = adata[:20].copy(), adata[20:, ::-1].copy()
+    second.obs["donor"] = ["w" if donor == "x" else str(donor) for donor in second.obs["donor"]]
+    second.X = second.X.toarray()
+    paths = [write(first, tmp_path / "a.h5ad"), write(second, tmp_path / "b.zarr")]
+    in_memory = ad.concat([first, second])
+    in_memory.X = sparse.csr_matrix(in_memory.X)
+    in_memory.obs["donor"] = pd.Categorical(in_memory.obs["donor"], categories=["x", "y", "z", "w"])
+    schema = Schema.from_anndata(in_memory, **COVARIATES)
+    atlas = Atlas.open(paths, obs_keys=KEYS)
+    assert list(atlas.var.index) == list(first.var_names)
+    assert atlas.schema(**COVARIATES) == schema
+    row_c = np.array([45, 3, 19, 20, 21])
+    block = atlas.read(row_c)
+    assert list(block.obs_names) == list(in_memory.obs_names[row_c])
+    assert_same(Cells.from_anndata(block, schema), Cells.from_anndata(in_memory[row_c].copy(), schema))
+    assert [len(block) for block in atlas.blocks(15)] == [15, 5, 15, 15]
+
+
+def test_features_that_not_all_files_have_are_left_out(tmp_path, adata, caplog):
+    paths = [write(adata, tmp_path / "a.h5ad"), write(adata[:, 3:].copy(), tmp_path / "b.h5ad")]
+    with caplog.at_level(logging.WARNING, "celldial"):
+        atlas = Atlas.open(paths)
+    assert list(atlas.var.index) == list(adata.var_names[3:])
+    assert "leaving out 3 features that not all files have; 17 are in all" in caplog.text
+    np.testing.assert_array_equal(atlas.read(np.array([1, 51]), names=False).X.toarray(), adata.X[[1, 1], 3:].toarray())
+
+
+def test_files_with_other_features_are_refused(tmp_path, adata):
+    other = adata.copy()
+    other.var_names = [f"ENSG{gene}" for gene in range(adata.n_vars)]
+    with pytest.raises(ValueError, match=r"only 0 features are in all files.*b\.h5ad start 'ENSG0'"):
+        Atlas.open([write(adata, tmp_path / "a.h5ad"), write(other, tmp_path / "b.h5ad")])
+
+
+def test_cells_of_shards_may_have_the_same_names(tmp_path, adata):
+    path = write(adata, tmp_path / "a.h5ad")
+    atlas = Atlas.open([path, path])
+    assert atlas.n_cells == 100
+    schema = atlas.schema()
+    assert sum(len(Cells.from_anndata(block, schema)) for block in atlas.blocks()) == 100
+    assert len(Cells.from_anndata(atlas.read(np.array([0, 50]), names=False), schema)) == 2
+
+
+def test_numbers_text_and_truth_of_several_files_are_put_together(tmp_path, adata):
+    first, second = adata[:20].copy(), adata[20:].copy()
+    first.obs["age"] = np.arange(20)
+    first.obs["has_rna"], second.obs["has_rna"] = True, False
+    second.obs["has_more"] = True
+    atlas = Atlas.open([write(first, tmp_path / "a.h5ad"), write(second, tmp_path / "b.h5ad")], obs_keys=KEYS)
+    assert atlas.obs["age"].dtype == np.float64
+    assert atlas.obs["has_rna"].dtype == bool
+    assert "has_more" not in atlas.obs
+    assert isinstance(atlas.obs["batch"].dtype, pd.CategoricalDtype)
+
+
+@pytest.mark.parametrize("mode", ["r", "r+"])
+def test_of_a_backed_anndata_memory_counts_before_the_file(tmp_path, adata, mode):
+    adata.layers["counts"] = adata.X.copy()
+    adata.obsm["protein"] = np.ones((50, 3), dtype=np.float32)
+    backed = ad.read_h5ad(write(adata, tmp_path / "a.h5ad"), backed=mode)
+    backed.obs["new"] = np.arange(50.0)
+    row_c = np.array([7, 30])
+    for layer in (None, "counts"):
+        atlas = Atlas.open(backed, layer=layer, obs_keys=["new"], obsm_keys=["protein"])
+        block = atlas.read(row_c)
+        assert list(block.obs["new"]) == [7, 30]
+        assert list(block.obs_names) == ["c7", "c30"]
+        counts = block.X if layer is None else block.layers[layer]
+        np.testing.assert_array_equal(counts.toarray(), adata.X[row_c].toarray())
+        np.testing.assert_array_equal(block.obsm["protein"].toarray(), 1)
+    with pytest.raises(ValueError, match=r"part of an AnnData that is backed.*adata\.to_memory"):
+        Atlas.open(backed[:10])
+
+
+def test_an_atlas_can_be_sent_to_another_process(tmp_path, adata):
+    atlas = Atlas.open(write(adata, tmp_path / "a.h5ad"), obs_keys=KEYS)
+    atlas.head()
+    copy = pickle.loads(pickle.dumps(atlas))
+    assert len(pickle.dumps(copy)) == len(pickle.dumps(atlas))
+    np.testing.assert_array_equal(copy.read(slice(2, 5)).X.toarray(), adata.X[2:5].toarray())
+
+
+def test_blocks_have_few_enough_entries(tmp_path, monkeypatch, adata):
+    monkeypatch.setattr("celldial.data.files.MAX_BLOCK_ENTRIES", 100)
+    for name, matrix in {"sparse": adata.X, "dense": adata.X.toarray()}.items():
+        adata.X = matrix
+        atlas = Atlas.open(write(adata, tmp_path / f"{name}.h5ad"))
+        assert all(block.X.nnz <= 130 for block in atlas.blocks())  # on average over the 50 cells at most 100
+
+
+# --- What is wrong ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_in_a_file_is_named(tmp_path, adata):
+    adata.layers["counts"] = adata.X
+    path = write(adata, tmp_path / "a.h5ad")
+    with pytest.raises(KeyError, match=r"a\.h5ad has no layers/raw; there are: 'X', 'layers/counts'"):
+        Atlas.open(path, layer="raw")
+    with pytest.raises(KeyError, match=r"a\.h5ad has no column 'site' in obs; there are: 'type'"):
+        Atlas.open([path, path], obs_keys=["site"])
+    with pytest.raises(KeyError, match=r"a\.h5ad has no obsm/protein"):
+        Atlas.open(path, obsm_keys=["protein"])
+    backed = ad.read_h5ad(path, backed="r")
+    with pytest.raises(KeyError, match=r"a\.h5ad has no layers/raw"):
+        Atlas.open(backed, layer="raw")
+    with h5py.File(tmp_path / "b.h5ad", "w") as file:
+        file["matrix"] = np.zeros(3)
+    with pytest.raises(ValueError, match=r"b\.h5ad holds no AnnData"):
+        Atlas.open(tmp_path / "b.h5ad")
+
+
+def test_what_is_not_in_all_files_may_be_left_out(tmp_path, adata):
+    other = adata.copy()
+    other.obs = other.obs.drop(columns="age")
+    paths = [write(adata, tmp_path / "a.h5ad"), write(other, tmp_path / "b.h5ad")]
+    atlas = Atlas.open(paths, obs_keys=["donor", "age"], obsm_keys=["protein"], strict=False)
+    assert list(atlas.obs) == ["donor"]
+    assert list(atlas.head().obsm) == []
+
+
+def test_what_is_not_read_is_refused(tmp_path, adata):
+    with pytest.raises(ValueError, match="list of paths is empty"):
+        Atlas.open([])
+    with pytest.raises(ValueError, match=r"holds a MuData: read it, mudata\.read_h5mu"):
+        Atlas.open(write(adata, tmp_path / "a.h5mu"))
+    by_columns = adata.copy()
+    by_columns.X = adata.X.tocsc()
+    with pytest.raises(ValueError, match=r"X of .*c\.h5ad is stored by columns \(CSC\).*tocsr"):
+        Atlas.open(write(by_columns, tmp_path / "c.h5ad"))
+    half = adata.copy()
+    half.X = adata.X.toarray().astype(np.float16)
+    with pytest.raises(TypeError, match=r"X of .*d\.h5ad is a .*float16"):
+        Atlas.open(write(half, tmp_path / "d.h5ad"))
+    twice = adata.copy()
+    twice.var_names = ["g0", "g0", *adata.var_names[2:]]
+    with pytest.raises(ValueError, match=r"e\.h5ad has 'g0' more than once.*var_names_make_unique"):
+        Atlas.open(write(twice, tmp_path / "e.h5ad"))
+    old = write(adata, tmp_path / "f.h5ad")
+    with h5py.File(old, "r+") as file:
+        file["obs"].attrs["encoding-version"] = "0.1.0"
+    with pytest.raises(ValueError, match=r"f\.h5ad was written by another version of anndata: write it once more"):
+        Atlas.open(old)
+    with pytest.raises(IndexError, match="numbered from 0 to 49"):
+        Atlas.open(write(adata, tmp_path / "g.h5ad")).read(np.array([50]))
+
+
+def test_files_that_are_not_there_or_damaged_are_told(tmp_path, adata):
+    with pytest.raises(OSError, match=r"a\.h5ad is not there"):
+        Atlas.open(tmp_path / "a.h5ad")
+    (tmp_path / "text.h5ad").write_text("no HDF5")
+    with pytest.raises(OSError, match=r"text\.h5ad is no HDF5 file"):
+        Atlas.open(tmp_path / "text.h5ad")
+    cut = write(adata, tmp_path / "cut.h5ad")
+    cut.write_bytes(cut.read_bytes()[:-1000])
+    with pytest.raises(OSError, match=r"cut\.h5ad could not be read \(.*truncated.*damaged, or its writing was not"):
+        Atlas.open(cut)
+    (tmp_path / "empty.zarr").mkdir()
+    with pytest.raises(OSError, match=r"empty\.zarr could not be read"):
+        Atlas.open(tmp_path / "empty.zarr")
+
+
+def test_a_store_without_all_its_chunks_is_not_taken_for_zeros(tmp_path, adata):
+    store = write(adata, tmp_path / "a.zarr")
+    for chunk in [*(store / "X/data").glob("[0-9]*"), *(store / "X/data").glob("c/*")]:
+        chunk.unlink()
+    with pytest.raises(OSError, match=r"a\.zarr could not be read \(1 of 1 chunks of .*X/data are missing"):
+        Atlas.open(store)
+
+
+def test_damaged_values_are_told(tmp_path, adata):
+    """Decompression fails, and columns that there are not are not used."""
+    damaged = tmp_path / "a.h5ad"
+    adata.write_h5ad(damaged, compression="gzip")
+    with h5py.File(damaged) as file:
+        where = file["X/data"].id.get_chunk_info(0).byte_offset
+    content = bytearray(damaged.read_bytes())
+    content[where : where + 50] = bytes(50)
+    damaged.write_bytes(content)
+    with pytest.raises(OSError, match=r"a\.h5ad could not be read"):
+        Atlas.open(damaged).read(slice(0, 3))
+    beyond = write(adata, tmp_path / "b.h5ad")
+    with h5py.File(beyond, "r+") as file:
+        file["X/indices"][0] = 1000
+    with pytest.raises(OSError, match=r"b\.h5ad could not be read \(there is an entry in column 1000 of 20\)"):
+        Atlas.open(beyond).read(slice(0, 3))
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_a_file_that_vanishes_is_told(tmp_path, adata, suffix):
+    path = write(adata, tmp_path / f"a{suffix}")
+    atlas = Atlas.open(path)
+    atlas.head()
+    path.unlink() if suffix == ".h5ad" else shutil.rmtree(path)
+    with pytest.raises(OSError, match=r"is not there \(any more\)"):
+        atlas.read(slice(0, 3))
+    backed = ad.read_h5ad(write(adata, tmp_path / "b.h5ad"), backed="r")
+    (tmp_path / "b.h5ad").unlink()
+    with pytest.raises(OSError, match=r"b\.h5ad is not there"):
+        Atlas.open(backed)
+
+
+def test_slow_reading_is_told_once(tmp_path, adata, monkeypatch, caplog):
+    file = File(write(adata, tmp_path / "slow.h5ad"))
+    told = threading.Event()
+    monkeypatch.setattr(file_matrices, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(caplog.handler, "emit", lambda record, emit=caplog.handler.emit: (emit(record), told.set()))
+    with caplog.at_level(logging.WARNING, "celldial"):
+        for _ in range(2):
+            with file.reading():
+                assert told.wait(10)
+    (message,) = (record.getMessage() for record in caplog.records if "slow.h5ad" in record.getMessage())
+    assert "slow.h5ad has taken more than 0 seconds and goes on" in message

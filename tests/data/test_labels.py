@@ -1,0 +1,374 @@
+"""Labels that are known of some cells: how they are read, what is learned from them, and what is said of bad ones."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyro
+import pytest
+import torch
+from anndata import AnnData, read_h5ad
+from test_clusters import CLUSTER, PROBABILITY, fit
+from test_model import assert_untouched
+
+from celldial import VAE
+from celldial.data.cells import Cells
+from celldial.data.labels import cluster_names, codes, column_names, known_labels
+from celldial.data.schema import Schema
+from celldial.data.splits import choose_cells
+from celldial.model.module import LABEL_WEIGHT
+from helpers.simulate import simulate_groups
+
+# --- How they are read ------------------------------------------------------------------------------------------------
+
+
+def table(*labels: Any, dtype: Any = object) -> pd.DataFrame:
+    return pd.DataFrame({"label": pd.Series(labels, dtype=dtype)})
+
+
+COLUMNS: dict[str, tuple[pd.DataFrame, list[str], list[int]]] = {
+    "text": (table("b", "unknown", "a", "b"), ["a", "b"], [1, -1, 0, 1]),
+    "missing": (table("b", None, np.nan, "a", pd.NA), ["a", "b"], [1, -1, -1, 0, -1]),
+    "categories": (table("b", "unknown", None, "a", dtype="category"), ["a", "b"], [1, -1, -1, 0]),
+    "strings": (table("b", "unknown", None, "a", dtype="string"), ["a", "b"], [1, -1, -1, 0]),
+    "whole numbers": (table(10, 2, 2, dtype=int), ["10", "2"], [0, 1, 1]),
+    "numbers with gaps": (table(3, np.nan, 1, dtype=float), ["1.0", "3.0"], [1, -1, 0]),
+    "numbers as categories": (table(3, None, 1, dtype="category"), ["1", "3"], [1, -1, 0]),
+    "yes and no": (table(True, False, dtype=bool), ["False", "True"], [1, 0]),
+}
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_labels_of_every_kind(kind: str) -> None:
+    obs, names, expected = COLUMNS[kind]
+    before = obs.copy()
+    assert known_labels(obs, "label", "unknown") == names
+    described = {"names": [*names, "extra"], "labels_key": "label", "unknown_label": "unknown"}
+    found = codes(obs, described)
+    assert found.dtype == torch.int64
+    assert found.tolist() == expected
+    pd.testing.assert_frame_equal(obs, before)
+
+
+@pytest.mark.parametrize(
+    ("obs", "unknown"),
+    [(table("a", "?", "b"), "?"), (table(1, -1, 2, dtype=int), -1), (table(1, -1, 2, dtype=float), -1)],
+)
+def test_what_stands_for_no_label(obs: pd.DataFrame, unknown: Any) -> None:
+    names = known_labels(obs, "label", unknown)
+    assert len(names) == 2
+    assert codes(obs, {"names": names, "labels_key": "label", "unknown_label": unknown}).tolist() == [0, -1, 1]
+
+
+def test_where_nothing_is_known() -> None:
+    obs = table("a", "b")
+    assert codes(obs, None) is None
+    assert codes(obs, {"names": ["0", "1"]}) is None
+    assert codes(obs, {"names": ["a", "b"], "labels_key": "other", "unknown_label": "unknown"}) is None
+
+
+def test_a_label_that_the_model_does_not_know() -> None:
+    described = {"names": ["a", "b"], "labels_key": "label", "unknown_label": "unknown"}
+    with pytest.raises(
+        ValueError, match=r"'label'.*label 'c', which the model does not know \(2 such labels\).*'a', 'b'"
+    ):
+        codes(table("d", "a", "c", "c"), described)
+
+
+@pytest.mark.parametrize(
+    ("obs", "found"),
+    [
+        (table("a", "a", "unknown"), "only the label 'a'"),
+        (table("unknown", "unknown"), "no label"),
+        (table(np.nan, np.nan, dtype=float), "no label"),
+    ],
+)
+def test_one_label_is_too_few(obs: pd.DataFrame, found: str) -> None:
+    with pytest.raises(ValueError, match=f"'label'. has {found} .besides 'unknown'.*at least two"):
+        known_labels(obs, "label", "unknown")
+
+
+def test_names_of_clusters() -> None:
+    assert cluster_names([], 3) == ["0", "1", "2"]
+    assert cluster_names(["a", "b"], None) == ["a", "b"]
+    assert cluster_names(["a", "b"], 2) == ["a", "b"]
+    assert cluster_names(["a", "5"], 4) == ["a", "5", "0", "1"]
+    with pytest.raises(ValueError, match="n_clusters=1 is less than the 2 labels: leave n_clusters out"):
+        cluster_names(["a", "b"], 1)
+    with pytest.raises(ValueError, match="label '1' is also the number of a cluster without a label: rename it"):
+        cluster_names(["1", "b"], 4)
+
+
+def test_names_of_columns_have_no_slash() -> None:
+    assert column_names(["CD4+/CD25 T", "B"]) == ["CD4+-CD25 T", "B"]
+    with pytest.raises(ValueError, match="'a-b' and another would both be written to the column 'a-b': rename one"):
+        cluster_names(["a-b", "a/b"], None)
+
+
+# --- What is learned from them ----------------------------------------------------------------------------------------
+
+
+def with_labels(adata: AnnData, share: float = 0.1, without: str = "", seed: int = 0) -> AnnData:
+    """Tell the group of a share of the cells, two at least of each, in the column ``label``."""
+    random = np.random.default_rng(seed)
+    label_c = np.full(adata.n_obs, "unknown", dtype=object)
+    for group in sorted(set(adata.obs["group"]) - set(without)):
+        member_c = np.flatnonzero(adata.obs["group"] == group)
+        label_c[random.choice(member_c, max(2, round(share * len(member_c))), replace=False)] = f"type {group}"
+    adata.obs["label"] = label_c
+    return adata
+
+
+def accuracy(adata: AnnData, among: Any = slice(None)) -> float:
+    said = adata.obs[CLUSTER].astype(str)
+    return float((said == "type " + adata.obs["group"]).to_numpy()[among].mean())
+
+
+@pytest.fixture(scope="module")
+def fitted() -> tuple[VAE, AnnData]:
+    adata = with_labels(simulate_groups())
+    return fit(adata, labels_key="label"), adata
+
+
+def test_cells_without_a_label_get_one(fitted: tuple[VAE, AnnData]) -> None:
+    _, adata = fitted
+    assert list(adata.obs[CLUSTER].cat.categories) == ["type A", "type B", "type C"]
+    assert list(adata.obsm[PROBABILITY].columns) == ["type A", "type B", "type C"]
+    assert accuracy(adata, adata.obs["label"] == "unknown") > 0.9
+
+
+def test_new_cells_get_one(fitted: tuple[VAE, AnnData]) -> None:
+    model, _ = fitted
+    cells = simulate_groups((70, 20, 40))[::2].copy()  # of the same groups, in other numbers
+    model.clusters(cells)
+    assert accuracy(cells) > 0.9
+
+
+def test_known_labels_are_not_told_when_clusters_are_judged(fitted: tuple[VAE, AnnData]) -> None:
+    model, adata = fitted
+    expected = model.clusters(adata.copy())
+    without, wrong = adata.copy(), adata.copy()
+    del without.obs["label"]
+    wrong.obs["label"] = "never heard of"
+    pd.testing.assert_frame_equal(model.clusters(without), expected)
+    pd.testing.assert_frame_equal(model.clusters(wrong), expected)
+    assert model.score(without) == model.score(adata)
+
+
+def test_one_cell_of_each_label_is_enough() -> None:
+    adata = simulate_groups()
+    first = {group: np.flatnonzero(adata.obs["group"] == group)[0] for group in "ABC"}
+    adata.obs["label"] = None
+    for group, cell in first.items():
+        adata.obs.iloc[cell, adata.obs.columns.get_loc("label")] = f"type {group}"
+    fit(adata, max_epochs=40, labels_key="label")
+    assert accuracy(adata) > 0.9
+
+
+def test_all_labels_may_be_known() -> None:
+    adata = simulate_groups()
+    adata.obs["label"] = pd.Categorical("type " + adata.obs["group"])
+    held_out_c = np.arange(adata.n_obs) % 5 == 0
+    model = fit(adata, labels_key="label", validation_cells=held_out_c)
+    assert accuracy(adata, held_out_c) > 0.9
+    assert model.clusters_["n_labels"] == 3
+
+
+def test_a_group_without_a_label_gets_a_cluster_of_its_own() -> None:
+    adata = with_labels(simulate_groups(), without="C")
+    fit(adata, labels_key="label", n_clusters=3)
+    assert list(adata.obs[CLUSTER].cat.categories) == ["type A", "type B", "0"]
+    said = adata.obs[CLUSTER].astype(str)[adata.obs["group"] == "C"]
+    assert (said == "0").mean() > 0.9
+    assert accuracy(adata, adata.obs["group"] != "C") > 0.9
+
+
+@pytest.mark.parametrize("gradient", ["gumbel_softmax", "score_function"])
+def test_labels_are_learned_from_by_every_estimator(gradient: str) -> None:
+    adata = with_labels(simulate_groups())
+    fit(adata, labels_key="label", gradient=gradient)
+    assert accuracy(adata, adata.obs["label"] == "unknown") > 0.9
+
+
+def test_surprise_at_labels_is_part_of_the_loss(fitted: tuple[VAE, AnnData]) -> None:
+    """Beside the ELBO, in which known labels stand in place of what is judged."""
+    model, adata = fitted
+    table = model._joined(adata)
+    label_c = codes(table.obs, model.clusters_)
+    wrong_c = torch.where(label_c >= 0, (label_c + 1) % len(model.clusters_["names"]), label_c)  # it is surprised
+    cells = replace(Cells.from_anndata(table, model.schema_), label_c=wrong_c)
+    module = model.module_.eval()
+    torch.manual_seed(0)
+    loss = module(cells)
+    encoded = module.encode(cells)
+    torch.manual_seed(0)
+    with pyro.validation_enabled(False):
+        elbo = -module.elbo_estimator.differentiable_loss(module.model, module.guide, cells, encoded)
+    known_c = cells.label_c >= 0
+    log_q_c = encoded.logits_ck.log_softmax(-1)[known_c].gather(1, cells.label_c[known_c, None])
+    assert log_q_c.mean() < -1
+    torch.testing.assert_close(loss, -(elbo + LABEL_WEIGHT * log_q_c.sum()) / len(cells))
+    assert known_c.any()
+    assert not known_c.all()
+
+
+def test_labels_of_cells_held_out_are_not_learned_from() -> None:
+    tables = []
+    for seed in (0, 1):
+        adata = with_labels(simulate_groups(), share=0.8)
+        held_out_c = np.arange(adata.n_obs) % 3 == 0
+        shuffled = np.random.default_rng(seed).permutation(adata.obs["label"].to_numpy()[held_out_c])
+        adata.obs.loc[held_out_c, "label"] = shuffled
+        fit(adata, max_epochs=4, labels_key="label", validation_cells=held_out_c)
+        tables.append(adata.obsm[PROBABILITY])
+    pd.testing.assert_frame_equal(*tables)
+
+
+@pytest.mark.parametrize(("share", "stay"), [(0.1, True), (0.4, True), (0.8, False)])
+def test_cells_with_a_label_are_trained_on_unless_most_have_one(share: float, stay: bool) -> None:
+    adata = with_labels(simulate_groups(), share)
+    cells = Cells.from_anndata(adata, Schema.from_anndata(adata))
+    described = {"names": ["type A", "type B", "type C"], "labels_key": "label", "unknown_label": "unknown"}
+    cells = cells.__class__(**{**vars(cells), "label_c": codes(adata.obs, described)})
+    train_c, validation_c = choose_cells(adata, cells, 0.25, None, seed=0)
+    assert sorted([*train_c.tolist(), *validation_c.tolist()]) == list(range(180))
+    assert (train_c.diff() > 0).all()
+    n_open = int((cells.label_c < 0).sum()) if stay else 180
+    assert len(validation_c) == round(n_open / 4)
+    assert ((cells.label_c[validation_c] < 0).all().item()) is stay
+
+
+def test_a_label_that_only_an_empty_cell_has() -> None:
+    adata = with_labels(simulate_groups((20, 20)))
+    adata.obs.iloc[0, adata.obs.columns.get_loc("label")] = "type Z"
+    x = adata.X.toarray()
+    x[0] = 0
+    adata.X = type(adata.X)(x)
+    with pytest.warns(UserWarning, match="1 of 40 cells have no count"):
+        fit(adata, max_epochs=2, labels_key="label")
+    assert list(adata.obs[CLUSTER].cat.categories) == ["type A", "type B", "type Z"]
+    assert np.isfinite(adata.obsm[PROBABILITY].to_numpy()).all()
+
+
+# --- Fitting on, and files --------------------------------------------------------------------------------------------
+
+
+def reloaded(model: VAE, path: Path) -> VAE:
+    model.save(path / "model.celldial")
+    return VAE.load(path / "model.celldial")
+
+
+def test_a_file_keeps_names(fitted: tuple[VAE, AnnData], tmp_path: Path) -> None:
+    model, adata = fitted
+    loaded = reloaded(model, tmp_path)
+    assert loaded.clusters_ == model.clusters_
+    pd.testing.assert_frame_equal(loaded.clusters(adata.copy()), model.clusters(adata.copy()))
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    pd.testing.assert_frame_equal(read_h5ad(tmp_path / "cells.h5ad").obsm[PROBABILITY], adata.obsm[PROBABILITY])
+
+
+def test_fitting_on_hears_new_labels(fitted: tuple[VAE, AnnData], tmp_path: Path) -> None:
+    model, _ = fitted
+    told, not_told = (with_labels(simulate_groups(), share=0.5, seed=1) for _ in range(2))
+    del not_told.obs["label"]
+    found = []
+    for cells in (told, not_told):
+        reloaded(model, tmp_path).partial_fit(cells, max_epochs=2, validation_size=0, progress=False)
+        assert list(cells.obs[CLUSTER].cat.categories) == ["type A", "type B", "type C"]
+        assert accuracy(cells) > 0.9
+        found.append(cells.obsm[PROBABILITY])
+    assert (found[0] != found[1]).any(axis=None)
+
+
+def test_fitting_on_refuses_labels_that_are_new(fitted: tuple[VAE, AnnData], tmp_path: Path) -> None:
+    model, adata = fitted
+    loaded = reloaded(model, tmp_path)
+    cells = with_labels(simulate_groups())
+    cells.obs.loc[cells.obs_names[:3], "label"] = "type Z"
+    before = cells.copy()
+    with pytest.raises(ValueError, match="label 'type Z', which the model does not know.*or put 'unknown' there"):
+        loaded.partial_fit(cells, max_epochs=1, progress=False)
+    assert_untouched(cells, before)
+    pd.testing.assert_frame_equal(loaded.clusters(adata.copy()), model.clusters(adata.copy()))
+
+
+def test_labels_with_a_slash_can_be_written(tmp_path: Path) -> None:
+    adata = with_labels(simulate_groups((20, 20)))
+    adata.obs["label"] = adata.obs["label"].replace({"type A": "CD4+/CD25 T Reg"})
+    model = fit(adata, max_epochs=2, labels_key="label")
+    assert list(adata.obs[CLUSTER].cat.categories) == ["CD4+/CD25 T Reg", "type B"]
+    assert list(adata.obsm[PROBABILITY].columns) == ["CD4+-CD25 T Reg", "type B"]
+    assert list(model.clusters(adata).columns) == ["CD4+/CD25 T Reg", "type B"]
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    back = read_h5ad(tmp_path / "cells.h5ad")
+    pd.testing.assert_frame_equal(back.obsm[PROBABILITY], adata.obsm[PROBABILITY])
+    assert back.obs[CLUSTER].tolist() == adata.obs[CLUSTER].tolist()
+
+
+# --- Bad input --------------------------------------------------------------------------------------------------------
+
+
+def rename(adata: AnnData, **names: str) -> None:
+    adata.obs["label"] = adata.obs["label"].replace(names)
+
+
+def told(adata: AnnData, label: Any) -> None:
+    adata.obs["label"] = label
+
+
+# Name: what is done to the cells, parameters, error, words of its message.
+BAD_INPUT: dict[str, tuple[Callable[[AnnData], Any] | None, dict[str, Any], type[Exception], str]] = {
+    "no such column": (None, {"labels_key": "lable"}, KeyError, "labels_key 'lable'.*did you mean 'label'"),
+    "only one label": (lambda a: told(a, "A"), {}, ValueError, "only the label 'A'"),
+    "one label and none": (
+        lambda a: a.obs["label"].where(a.obs["label"] == "type A", "unknown").pipe(lambda c: told(a, c)),
+        {},
+        ValueError,
+        "only the label 'type A' .besides 'unknown'",
+    ),
+    "none": (lambda a: told(a, "unknown"), {}, ValueError, "'label'. has no label"),
+    "all missing": (lambda a: told(a, None), {}, ValueError, "'label'. has no label"),
+    "another word for none": (lambda a: told(a, "?"), {"unknown_label": "?"}, ValueError, "no label .besides '?'"),
+    "fewer clusters": (None, {"n_clusters": 2}, ValueError, "n_clusters=2 is less than the 3 labels"),
+    "one cluster": (None, {"n_clusters": 1}, ValueError, "n_clusters is 1: it must be a whole number of at least 2"),
+    "a label like a number": (
+        lambda a: rename(a, **{"type B": "0"}),
+        {"n_clusters": 4},
+        ValueError,
+        "the label '0' is also the number of a cluster without a label",
+    ),
+    "more clusters than cells": (None, {"n_clusters": 61}, ValueError, "n_clusters=61 is more than the 60 cells"),
+    "labels that are written alike": (
+        lambda a: rename(a, **{"type A": "T/B", "type B": "T-B"}),
+        {},
+        ValueError,
+        "both be written to the column 'T-B'",
+    ),
+    "what is written itself": (
+        lambda a: a.obs.insert(0, CLUSTER, a.obs["label"]),
+        {"labels_key": CLUSTER},
+        ValueError,
+        "labels_key is 'celldial_cluster', the column that clusters are written to: copy it to another",
+    ),
+    "a prior, too": (None, {"prior": "flow"}, ValueError, "prior is 'flow', and there are clusters"),
+    "a circle, too": (None, {"periodic": True}, ValueError, "labels_key is 'label', which does not go with a periodic"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_named_and_leaves_all_as_it_was(case: str) -> None:
+    spoil, parameters, error, words = BAD_INPUT[case]
+    adata = with_labels(simulate_groups((20, 20, 20)))
+    if spoil is not None:
+        spoil(adata)
+    adata.obsm[PROBABILITY] = np.ones((60, 2))
+    before = adata.copy()
+    model = VAE(**{"n_latent": 2, "n_hidden": 8, "labels_key": "label", **parameters})
+    with pytest.raises(error, match=words):
+        model.fit(adata, max_epochs=2, progress=False)
+    assert_untouched(adata, before)
+    np.testing.assert_array_equal(adata.obsm[PROBABILITY], 1)
+    assert not hasattr(model, "module_")

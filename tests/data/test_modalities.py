@@ -1,0 +1,490 @@
+"""Several modalities in one AnnData: which features, which likelihood, which cells."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import sparse
+
+from celldial.data.counts import align, locate
+from celldial.data.modalities import FEATURE_TYPES
+from celldial.data.schema import Schema
+
+# Three genes, two peaks, two proteins. Cell c1 has no peak, cell c3 no protein.
+COUNTS = np.array(
+    [
+        [1, 0, 2, 1, 1, 3, 4],
+        [0, 5, 0, 0, 0, 9, 0],
+        [2, 0, 0, 3, 0, 0, 7],
+        [4, 1, 1, 0, 2, 0, 0],
+    ]
+)
+TYPES = ["Gene Expression"] * 3 + ["Peaks"] * 2 + ["Antibody Capture"] * 2
+NAMES = ["g0", "g1", "g2", "p0", "p1", "a0", "a1"]
+COLUMNS = {"rna": slice(0, 3), "atac": slice(3, 5), "protein": slice(5, 7)}
+
+
+def make_adata(x: Any = COUNTS, types: Any = TYPES) -> AnnData:
+    var = pd.DataFrame({"feature_types": types}, index=NAMES)
+    obs = pd.DataFrame(index=[f"c{cell}" for cell in range(len(COUNTS))])
+    return AnnData(sparse.csr_matrix(x, dtype=np.float32), obs, var)
+
+
+def make_obsm(matrix: Any) -> AnnData:
+    """Move the proteins to obsm."""
+    adata = make_adata()[:, :5].copy()
+    adata.obsm["adt"] = matrix
+    return adata
+
+
+IN_OBSM = {"rna": "Gene Expression", "atac": "Peaks", "protein": "obsm/adt"}
+
+
+def same_counts(counts: dict[str, sparse.csr_matrix], expected: np.ndarray = COUNTS) -> None:
+    """Check counts of a model in which peaks are ones or none."""
+    for modality, matrix in counts.items():
+        wanted = expected[:, COLUMNS[modality]]
+        np.testing.assert_array_equal(matrix.toarray(), wanted.clip(0, 1) if modality == "atac" else wanted)
+        assert type(matrix) is sparse.csr_matrix
+        assert matrix.dtype == np.float32
+        assert matrix.has_canonical_format
+
+
+# --- Which features ---------------------------------------------------------------------------------------------------
+
+
+def test_known_modalities() -> None:
+    schema = Schema.from_anndata(make_adata())
+    assert schema.feature_names == {"rna": ("g0", "g1", "g2"), "atac": ("p0", "p1"), "protein": ("a0", "a1")}
+    assert schema.modalities == ("rna", "atac", "protein")
+    assert schema.sources == {"rna": "Gene Expression", "atac": "Peaks", "protein": "Antibody Capture"}
+    assert schema.likelihood == {"rna": "negative_binomial", "atac": "bernoulli", "protein": "negative_binomial"}
+    assert schema.presence_keys == {}
+    same_counts(schema.counts(make_adata()))
+
+
+@given(order=st.permutations(range(len(NAMES))))
+def test_order_of_features_does_not_matter(order: list[int]) -> None:
+    shuffled = make_adata()[:, order].copy()
+    schema = Schema.from_anndata(shuffled)
+    assert list(schema.feature_names) == ["rna", "atac", "protein"]
+    assert {modality: tuple(sorted(names)) for modality, names in schema.feature_names.items()} == {
+        "rna": ("g0", "g1", "g2"),
+        "atac": ("p0", "p1"),
+        "protein": ("a0", "a1"),
+    }
+    same_counts(Schema.from_anndata(make_adata()).counts(shuffled))
+
+
+@pytest.mark.parametrize("value", FEATURE_TYPES)
+@pytest.mark.parametrize("kind", [list, pd.Categorical])
+def test_other_words_for_the_same(value: str, kind: Callable[[list[str]], Any]) -> None:
+    schema = Schema.from_anndata(make_adata(types=kind([value] * 7)))
+    assert schema.sources == {FEATURE_TYPES[value]: value}
+    assert list(schema.feature_names) == [FEATURE_TYPES[value]]
+
+
+def test_unused_categories_are_no_modalities() -> None:
+    types = pd.Categorical(TYPES, categories=[*dict.fromkeys(TYPES), "CRISPR Guide Capture"])
+    assert list(Schema.from_anndata(make_adata(types=types)).feature_names) == ["rna", "atac", "protein"]
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "modality"), [(None, "rna"), ("poisson", "rna"), ("bernoulli", "atac"), ({}, "rna")]
+)
+def test_without_a_column_all_is_one_modality(likelihood: Any, modality: str) -> None:
+    adata = make_adata()
+    del adata.var["feature_types"]
+    schema = Schema.from_anndata(adata, likelihood=likelihood)
+    assert schema.feature_names == {modality: tuple(NAMES)}
+    assert schema.sources == {modality: ""}
+    assert Schema.from_anndata(adata, modalities={"mine": "anything"}).feature_names == {"mine": tuple(NAMES)}
+
+
+def test_another_column() -> None:
+    adata = make_adata()
+    adata.var["kind"] = ["ADT"] * 3 + ["rna"] * 4
+    schema = Schema.from_anndata(adata, modality_key="kind")
+    assert schema.feature_names == {"rna": ("p0", "p1", "a0", "a1"), "protein": ("g0", "g1", "g2")}
+
+
+def test_unknown_feature_type() -> None:
+    types = ["Gene Expression"] * 4 + ["CRISPR Guide Capture"] * 3
+    with pytest.raises(ValueError, match="'CRISPR Guide Capture' for 3 features") as error:
+        Schema.from_anndata(make_adata(types=types))
+    for words in ("'p1'", "modalities={'rna': 'Gene Expression', 'other': 'CRISPR Guide Capture'}", ".copy()"):
+        assert words in str(error.value)
+    schema = Schema.from_anndata(make_adata(types=types), modalities={"guides": "CRISPR Guide Capture"})
+    assert schema.feature_names == {"guides": ("p1", "a0", "a1")}
+    assert schema.likelihood == {"guides": "negative_binomial"}
+
+
+def test_two_words_for_one_modality() -> None:
+    with pytest.raises(ValueError, match="both 'GEX' and 'rna', which mean the same modality, rna"):
+        Schema.from_anndata(make_adata(types=["GEX"] * 3 + ["rna"] * 4))
+
+
+@pytest.mark.parametrize("modalities", [None, {"rna": "Gene Expression"}])
+def test_missing_feature_type(modalities: Any) -> None:
+    with pytest.raises(ValueError, match=r"'feature_types'\] is missing .NaN. for feature 'p0' .2 of 7"):
+        Schema.from_anndata(make_adata(types=[*TYPES[:3], None, np.nan, *TYPES[5:]]), modalities=modalities)
+
+
+def test_a_single_feature() -> None:
+    with pytest.raises(ValueError, match="'atac' has 1 features .'a1'.: .* at least two"):
+        Schema.from_anndata(make_adata(types=["rna"] * 6 + ["Peaks"]))
+
+
+def test_modalities_named(caplog: pytest.LogCaptureFixture) -> None:
+    adata = make_adata()
+    with caplog.at_level(logging.INFO, logger="celldial"):
+        schema = Schema.from_anndata(adata, modalities={"tags": "Antibody Capture", "rna": "Gene Expression"})
+    assert "leaving out 2 features that are of no modality named: 'Peaks'" in caplog.text
+    assert schema.feature_names == {"rna": ("g0", "g1", "g2"), "tags": ("a0", "a1")}
+    assert list(schema.sources) == ["rna", "tags"]
+    counts = schema.counts(adata)
+    np.testing.assert_array_equal(counts["tags"].toarray(), COUNTS[:, 5:])
+
+
+@pytest.mark.parametrize(
+    ("modalities", "error", "words"),
+    [
+        ({"rna": "Genes"}, KeyError, "'rna' from features that are 'Genes'.*has: 'Gene Expression', 'Peaks'"),
+        ({"a": "Peaks", "b": "Peaks"}, ValueError, "'Peaks' more than once"),
+        ({"a.b": "Peaks"}, ValueError, "name 'a.b'"),
+        ({"": "Peaks"}, ValueError, "name ''"),
+        ({}, ValueError, "modalities is empty"),
+        ({"rna": 1}, TypeError, "must be a dict of names"),
+        (["rna"], TypeError, "must be a dict of names"),
+        ({"protein": "obsm/adt"}, KeyError, "adata.obsm has no 'adt'; there are: 'X_pca'"),
+    ],
+)
+def test_wrong_modalities(modalities: Any, error: type[Exception], words: str) -> None:
+    adata = make_adata()
+    adata.obsm["X_pca"] = np.zeros((4, 2))
+    with pytest.raises(error, match=words):
+        Schema.from_anndata(adata, modalities=modalities)
+
+
+def test_several_modalities_need_the_column() -> None:
+    adata, modalities = make_adata(), {"rna": "Gene Expression", "atac": "Peaks"}
+    with pytest.raises(KeyError, match="modality_key is 'type', which is not among the columns"):
+        Schema.from_anndata(adata, modalities=modalities, modality_key="type")
+    del adata.var["feature_types"]
+    with pytest.raises(KeyError, match="no column 'feature_types' that says which features are 'rna', 'atac'"):
+        Schema.from_anndata(adata, modalities=modalities)
+
+
+# --- Modalities in obsm -----------------------------------------------------------------------------------------------
+
+PROTEINS = COUNTS[:, 5:]
+CELLS = [f"c{cell}" for cell in range(4)]
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        PROTEINS,
+        PROTEINS.astype(np.float64),
+        sparse.csr_matrix(PROTEINS),
+        sparse.csc_matrix(PROTEINS.astype(np.float32)),
+        sparse.csr_array(PROTEINS),
+        pd.DataFrame(PROTEINS, CELLS, ["a0", "a1"]),
+        pd.DataFrame(PROTEINS, CELLS, ["a0", "a1"]).astype("Int64"),
+        pd.DataFrame.sparse.from_spmatrix(sparse.csr_matrix(PROTEINS), CELLS, ["a0", "a1"]),
+    ],
+    ids=["int", "float", "csr_matrix", "csc_matrix", "csr_array", "DataFrame", "Int64", "sparse DataFrame"],
+)
+def test_counts_in_obsm(matrix: Any) -> None:
+    adata = make_obsm(matrix)
+    schema = Schema.from_anndata(adata, modalities=IN_OBSM)
+    assert list(schema.feature_names) == ["rna", "atac", "protein"]
+    assert schema.sources["protein"] == "obsm/adt"
+    names = ("a0", "a1") if isinstance(matrix, pd.DataFrame) else ("protein_0", "protein_1")
+    assert schema.feature_names["protein"] == names
+    same_counts(schema.counts(adata))
+
+
+def test_all_in_obsm() -> None:
+    adata = AnnData(obs=pd.DataFrame(index=CELLS), obsm={"adt": PROTEINS})
+    schema = Schema.from_anndata(adata, modalities={"protein": "obsm/adt"})
+    same_counts(schema.counts(adata))
+
+
+def test_a_layer_does_not_concern_obsm() -> None:
+    adata = make_obsm(PROTEINS)
+    adata.layers["raw"], adata.X = adata.X, adata.X / 3
+    same_counts(Schema.from_anndata(adata, modalities=IN_OBSM, layer="raw").counts(adata))
+
+
+def test_a_data_frame_is_aligned_by_name() -> None:
+    frame = pd.DataFrame(PROTEINS, CELLS, ["a0", "a1"])
+    schema = Schema.from_anndata(make_obsm(frame), modalities=IN_OBSM)
+    same_counts(schema.counts(make_obsm(frame[["a1", "a0"]].assign(isotype=-1.0))))
+    with pytest.warns(UserWarning, match=r"1 of the model's 2 features of protein .50.0%. are in the columns of adata"):
+        counts = schema.counts(make_obsm(frame[["a1"]]))
+    np.testing.assert_array_equal(counts["protein"].toarray(), PROTEINS * [0, 1])
+    with pytest.raises(ValueError, match=r"only 0 of the model's 2 features of protein.*obsm\['adt'\]"):
+        schema.counts(make_obsm(frame.set_axis(["b0", "b1"], axis=1)))
+
+
+def test_an_array_has_the_same_columns() -> None:
+    schema = Schema.from_anndata(make_obsm(PROTEINS), modalities=IN_OBSM)
+    with pytest.raises(ValueError, match=r"adata\.obsm\['adt'\] has 3 columns without names, and the model 2"):
+        schema.counts(make_obsm(COUNTS[:, :3]))
+
+
+@pytest.mark.parametrize(
+    ("matrix", "error", "words"),
+    [
+        (
+            pd.DataFrame(PROTEINS, CELLS, ["a", "b"]).astype({"b": str}),
+            TypeError,
+            r"column 'b' of adata\.obsm\['adt'\]",
+        ),
+        (pd.DataFrame(PROTEINS, CELLS, ["a", "a"]), ValueError, "column 'a' more than once"),
+        (PROTEINS.astype(np.float16), TypeError, r"adata\.obsm\['adt'\] is a numpy"),
+        (PROTEINS[:, :, None], TypeError, r"shape \(4, 2, 1\)"),
+        (PROTEINS[:, :1], ValueError, "'protein' has 1 features .'protein_0'."),
+        (PROTEINS[:, :0], ValueError, "'protein' has 0 features"),
+    ],
+)
+def test_wrong_obsm(matrix: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        Schema.from_anndata(make_obsm(matrix), modalities=IN_OBSM)
+
+
+@pytest.mark.parametrize("value", [-1, 0.5, np.nan])
+def test_wrong_value_in_obsm(value: float) -> None:
+    frame = pd.DataFrame(PROTEINS.astype(float), CELLS, ["a0", "a1"])
+    frame.loc["c2", "a1"] = value
+    adata = make_obsm(frame)
+    with pytest.raises(ValueError, match=rf"adata\.obsm\['adt'\] has the value {value:g} in cell 'c2', protein 'a1'"):
+        Schema.from_anndata(adata, modalities=IN_OBSM).counts(adata)
+
+
+# --- How each is modelled ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "expected"),
+    [
+        ("poisson", ["poisson"] * 3),
+        ({"atac": "poisson"}, ["negative_binomial", "poisson", "negative_binomial"]),
+        ({"protein": "poisson"}, ["negative_binomial", "bernoulli", "poisson"]),
+    ],
+)
+def test_likelihoods(likelihood: Any, expected: list[str]) -> None:
+    schema = Schema.from_anndata(make_adata(), likelihood=likelihood)
+    assert list(schema.likelihood.items()) == list(zip(("rna", "atac", "protein"), expected, strict=True))
+
+
+def test_wrong_likelihoods() -> None:
+    with pytest.raises(KeyError, match="likelihood names the modality 'adt'.*'rna', 'atac', 'protein'"):
+        Schema.from_anndata(make_adata(), likelihood={"adt": "poisson"})
+    with pytest.raises(TypeError, match="likelihood is 1"):
+        Schema.from_anndata(make_adata(), likelihood=1)
+
+
+def test_bernoulli_counts_are_ones(caplog: pytest.LogCaptureFixture) -> None:
+    adata = make_adata()
+    schema = Schema.from_anndata(adata)
+    with caplog.at_level(logging.DEBUG, logger="celldial"):
+        counts = schema.counts(adata)
+    np.testing.assert_array_equal(counts["atac"].toarray(), [[1, 1], [0, 0], [1, 0], [0, 1]])
+    assert caplog.text.count("atac: 2 counts above 1 are taken as 1 (bernoulli)") == 1
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="celldial"):
+        same_counts(schema.counts(make_adata(COUNTS.clip(0, 1))), COUNTS.clip(0, 1))
+    assert "above 1" not in caplog.text
+
+
+@pytest.mark.parametrize(("column", "noun"), [(1, "gene 'g1'"), (3, "peak 'p0'"), (6, "protein 'a1'")])
+@pytest.mark.parametrize("value", [-2, 0.5, np.nan, np.inf])
+def test_wrong_value_is_named(column: int, noun: str, value: float) -> None:
+    x = COUNTS.astype(float)
+    x[2, column] = value
+    adata = make_adata(x)
+    with pytest.raises(ValueError, match=f"value {value:g} in cell 'c2', {noun}, which is"):
+        Schema.from_anndata(adata).counts(adata)
+
+
+# --- Which cells have it ----------------------------------------------------------------------------------------------
+
+
+def present(schema: Schema, adata: AnnData) -> dict[str, list[bool]]:
+    return {modality: (np.diff(rows.indptr) > 0).tolist() for modality, rows in schema.counts(adata).items()}
+
+
+def test_without_a_column_no_count_is_lacking(caplog: pytest.LogCaptureFixture) -> None:
+    adata = make_adata()
+    with caplog.at_level(logging.INFO, logger="celldial"):
+        found = present(Schema.from_anndata(adata), adata)
+    assert found == {"rna": [True] * 4, "atac": [True, False, True, True], "protein": [True, True, True, False]}
+    assert "1 of 4 cells have no count of atac: they lack it" in caplog.text
+    assert "of rna" not in caplog.text
+
+
+def test_empty_cells_of_the_one_modality_are_left_to_the_estimator(caplog: pytest.LogCaptureFixture) -> None:
+    adata = make_adata(COUNTS * [[1], [0], [1], [1]], types=["rna"] * 7)
+    adata.obs["has_rna"] = True
+    with caplog.at_level(logging.INFO, logger="celldial"):
+        Schema.from_anndata(adata).counts(adata)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("dtype", [bool, "boolean", object, "category"])
+def test_usual_columns_are_found(dtype: Any) -> None:
+    adata = make_adata()
+    adata.obs["has_protein"] = pd.Series([True, True, True, False], CELLS).astype(dtype)
+    adata.obs["has_atac"] = [1, 0, 1, 1]  # not boolean: may be anything
+    adata.obs["has_rna"] = ["yes"] * 4
+    schema = Schema.from_anndata(adata)
+    assert schema.presence_keys == {"protein": "has_protein"}
+    assert present(schema, adata)["protein"] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("values", [[1, 0, 1, 1], [1.0, 0.0, 1.0, 1.0], pd.Categorical([1, 0, 1, 1])])
+def test_columns_named(values: Any) -> None:
+    adata = make_adata()
+    adata.obs["multiome"] = values
+    schema = Schema.from_anndata(adata, presence_keys={"atac": "multiome"})
+    assert schema.presence_keys == {"atac": "multiome"}
+    assert present(schema, adata)["atac"] == [True, False, True, True]
+    del adata.obs["multiome"]
+    assert present(schema, adata)["atac"] == [True, False, True, True]
+
+
+def test_wrong_presence_keys() -> None:
+    adata = make_adata()
+    adata.obs["has_adt"] = [True, True, True, False]
+    adata.obs["multiome"] = ["yes", "no", "yes", "yes"]
+    adata.obs["twice"] = [1, 0, 2, 1]
+    with pytest.raises(KeyError, match="presence column 'has_add' is not among .*did you mean 'has_adt'"):
+        Schema.from_anndata(adata, presence_keys={"protein": "has_add"})
+    with pytest.raises(KeyError, match="presence_keys names the modality 'adt'; .*'rna', 'atac', 'protein'"):
+        Schema.from_anndata(adata, presence_keys={"adt": "has_adt"})
+    with pytest.raises(TypeError, match="presence_keys is 'has_adt'"):
+        Schema.from_anndata(adata, presence_keys="has_adt")
+    with pytest.raises(ValueError, match=r"adata\.obs\['multiome'\] is 'yes' in cell 'c0': write True"):
+        Schema.from_anndata(adata, presence_keys={"atac": "multiome"})
+    with pytest.raises(ValueError, match=r"adata\.obs\['twice'\] is '2' in cell 'c2': write True"):
+        Schema.from_anndata(adata, presence_keys={"atac": "twice"})
+
+
+@pytest.mark.parametrize("keys", [None, {"atac": "has_atac"}])
+@pytest.mark.parametrize("dtype", ["boolean", object])
+def test_missing_presence(keys: Any, dtype: Any) -> None:
+    adata = make_adata()
+    adata.obs["has_atac"] = pd.Series([True, None, True, None], CELLS, dtype=dtype)
+    with pytest.raises(ValueError, match=r"adata\.obs\['has_atac'\] is missing .NaN. in cell 'c1' .2 of 4 cells"):
+        Schema.from_anndata(adata, presence_keys=keys)
+
+
+def test_counts_where_there_should_be_none() -> None:
+    adata = make_adata()
+    adata.obs["has_protein"] = [True, False, True, False]
+    with pytest.raises(ValueError, match=r"cell 'c1' has 9 counts of protein, but adata\.obs\['has_protein'\] says"):
+        Schema.from_anndata(adata).counts(adata)
+
+
+def test_no_count_where_there_should_be_some() -> None:
+    adata = make_adata()
+    adata.obs["has_protein"] = True
+    with pytest.warns(UserWarning, match="1 of 4 cells have protein by .*no count of it .the first is 'c3'.") as warned:
+        found = present(Schema.from_anndata(adata), adata)
+    assert len(warned) == 1
+    assert found["protein"] == [True, True, True, False]
+
+
+# --- A later AnnData --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lacking", ["rna", "atac", "protein"])
+def test_a_later_anndata_may_lack_a_modality(lacking: str, caplog: pytest.LogCaptureFixture) -> None:
+    adata = make_adata()
+    adata.obs[f"has_{lacking}"] = COUNTS[:, COLUMNS[lacking]].sum(1) > 0
+    schema = Schema.from_anndata(adata)
+    rest = np.setdiff1d(np.arange(7), np.arange(7)[COLUMNS[lacking]])
+    with caplog.at_level(logging.INFO, logger="celldial"):
+        counts = schema.counts(adata[:, rest].copy())
+    assert list(counts) == ["rna", "atac", "protein"]
+    n_features = len(schema.feature_names[lacking])
+    assert f"no cell has {lacking}: adata has none of its {n_features} features" in caplog.text
+    expected = COUNTS.copy()
+    expected[:, COLUMNS[lacking]] = 0
+    same_counts(counts, expected)
+
+
+def test_a_later_anndata_may_lack_what_is_in_obsm_or_in_var() -> None:
+    adata = make_obsm(PROTEINS)
+    schema = Schema.from_anndata(adata, modalities=IN_OBSM)
+    del adata.obsm["adt"]
+    same_counts(schema.counts(adata), COUNTS * [1, 1, 1, 1, 1, 0, 0])
+    same_counts(
+        schema.counts(AnnData(obs=pd.DataFrame(index=CELLS), obsm={"adt": PROTEINS})), COUNTS * [0, 0, 0, 0, 0, 1, 1]
+    )
+
+
+def test_a_later_anndata_must_have_some_modality() -> None:
+    adata = make_adata()
+    schema = Schema.from_anndata(adata)
+    with pytest.raises(
+        ValueError, match="no feature of any modality.*rna 'g0', 'g1', 'g2'; atac 'p0'.*adata start 'x0'"
+    ):
+        schema.counts(AnnData(adata.X, adata.obs, pd.DataFrame(index=[f"x{f}" for f in range(7)])))
+    sole = Schema.from_anndata(make_obsm(PROTEINS), modalities={"protein": "obsm/adt"})
+    with pytest.raises(KeyError, match="adata.obsm has no 'adt'; there are: none"):
+        sole.counts(adata)
+
+
+def test_a_later_anndata_must_have_half_of_each_modality_that_it_has() -> None:
+    schema = Schema.from_anndata(make_adata())
+    with pytest.warns(UserWarning, match=r"1 of the model's 2 features of atac \(50.0%\) are in adata.var_names"):
+        counts = schema.counts(make_adata()[:, ["a1", "p1", "g0", "g1", "g2", "a0"]].copy())
+    same_counts(counts, COUNTS * [1, 1, 1, 0, 1, 1, 1])
+    with pytest.raises(ValueError, match="only 1 of the model's 3 features of rna"):
+        schema.counts(make_adata()[:, ["p0", "p1", "g1"]].copy())
+
+
+@given(data=st.data())
+def test_align_is_dense_indexing(data: st.DataObject) -> None:
+    n_columns = data.draw(st.integers(1, 6))
+    positions = data.draw(st.permutations([*range(n_columns), -1, -1]))
+    position_f = np.array(positions[: data.draw(st.integers(1, len(positions)))])
+    x = np.arange(1, 2 * n_columns + 1).reshape(2, n_columns) % 3
+    aligned = align(sparse.csr_matrix(x), position_f)
+    np.testing.assert_array_equal(aligned.toarray(), np.where(position_f >= 0, x[:, position_f], 0))
+    assert aligned.has_canonical_format
+
+
+def test_locate() -> None:
+    found = pd.Index(["a", "b", "c"])
+    assert locate(found, ("a", "b", "c")).tolist() == [0, 1, 2]
+    assert locate(found, ("c", "x", "a")).tolist() == [2, -1, 0]
+
+
+# --- Nothing is written -----------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_written() -> None:
+    adata = make_obsm(pd.DataFrame(PROTEINS, CELLS, ["a0", "a1"]))
+    adata.obs["has_protein"] = [True, True, True, False]
+    before = adata.copy()
+    schema = Schema.from_anndata(adata, modalities=IN_OBSM)
+    schema.counts(adata)
+    schema.counts(adata[:, ::-1])
+    for part in ("obs", "var"):
+        pd.testing.assert_frame_equal(getattr(adata, part), getattr(before, part))
+    for part in ("data", "indices", "indptr"):
+        np.testing.assert_array_equal(getattr(adata.X, part), getattr(before.X, part))
+    pd.testing.assert_frame_equal(adata.obsm["adt"], before.obsm["adt"])
+    assert list(adata.obsm) == ["adt"]
+    assert not adata.uns
+    assert not adata.layers

@@ -1,0 +1,220 @@
+"""A MuData as one AnnData."""
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from scipy import sparse
+
+from celldial.data.cells import Cells
+from celldial.data.mudata import joined
+from celldial.data.schema import Schema
+
+mudata = pytest.importorskip("mudata")
+
+# mudata 0.3 tells of what 0.4 will do, and of clashing names, whenever a MuData is made.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:From 0.4 :FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Cannot join columns with the same name"),
+]
+
+GENES = np.array([[1, 0, 2], [0, 3, 0], [4, 0, 5]])
+PROTEINS = np.array([[6, 7], [0, 8]])
+
+
+def make_rna() -> AnnData:
+    """Cells a, b and c."""
+    obs = pd.DataFrame({"batch": ["x", "y", "x"], "n_genes": [2, 1, 2]}, index=list("abc"))
+    return AnnData(sparse.csr_matrix(GENES, dtype=np.float32), obs, pd.DataFrame(index=["g0", "g1", "CD4"]))
+
+
+def make_protein() -> AnnData:
+    """Cells d and b."""
+    obs = pd.DataFrame({"batch": ["z", "y"], "panel": pd.Categorical(["one", "two"])}, index=list("db"))
+    return AnnData(PROTEINS.astype(np.float32), obs, pd.DataFrame(index=["a0", "a1"]))
+
+
+def make_mudata(**mods: AnnData) -> Any:
+    return mudata.MuData(mods or {"rna": make_rna(), "prot": make_protein()})
+
+
+def dense(adata: AnnData, cells: str, matrix: Any = None) -> np.ndarray:
+    """Give the counts of some cells."""
+    matrix = adata.X if matrix is None else matrix
+    return matrix.toarray()[adata.obs_names.get_indexer(list(cells))]
+
+
+EXPECTED = np.array([[1, 0, 2, 0, 0], [0, 3, 0, 0, 8], [4, 0, 5, 0, 0], [0, 0, 0, 6, 7]])
+
+
+def test_anything_else_is_given_back() -> None:
+    adata = make_rna()
+    for data in (adata, GENES, None, {"rna": adata}):
+        assert joined(data) is data
+
+
+def test_mudata_is_not_imported() -> None:
+    code = "import sys, celldial.joined as j; j.joined(1); sys.exit('mudata' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_cells_of_all_modalities() -> None:
+    data = make_mudata()
+    adata = joined(data)
+    assert list(adata.obs_names) == list(data.obs_names)
+    assert set(adata.obs_names) == set("abcd")
+    assert list(adata.var_names) == ["g0", "g1", "CD4", "a0", "a1"]
+    assert list(adata.var["feature_types"]) == ["rna"] * 3 + ["prot"] * 2
+    assert sparse.issparse(adata.X)
+    assert adata.X.format == "csr"
+    np.testing.assert_array_equal(dense(adata, "abcd"), EXPECTED)
+    obs = adata.obs.loc[list("abcd")]
+    assert list(obs["has_rna"]) == [True, True, True, False]
+    assert list(obs["has_protein"]) == [False, True, False, True]
+
+
+def test_a_model_takes_it() -> None:
+    adata = joined(make_mudata())
+    schema = Schema.from_anndata(adata, batch_key="batch")
+    assert schema.feature_names == {"rna": ("g0", "g1", "CD4"), "protein": ("a0", "a1")}
+    assert schema.presence_keys == {"rna": "has_rna", "protein": "has_protein"}
+    assert schema.categories == {"batch": ("x", "y", "z")}
+    cells = Cells.from_anndata(adata, schema)
+    order = adata.obs_names.get_indexer(list("abcd"))
+    assert cells.present["rna"][order].tolist() == [True, True, True, False]
+    assert cells.present["protein"][order].tolist() == [False, True, False, True]
+
+
+def test_columns_of_cells() -> None:
+    data = make_mudata()
+    data.obs["site"] = ["s0", "s1", "s2", "s3"]
+    obs = joined(data).obs.loc[list("abcd")]
+    assert list(obs["batch"]) == ["x", "y", "x", "z"]  # of both modalities
+    assert list(obs["n_genes"].iloc[:3]) == [2, 1, 2]
+    assert obs["n_genes"].isna().tolist() == [False, False, False, True]
+    assert list(obs["panel"].iloc[[1, 3]]) == ["two", "one"]
+    assert list(joined(data).obs["site"]) == ["s0", "s1", "s2", "s3"]
+    # A column of the MuData itself goes before those of its modalities.
+    data.obs["batch"] = "w"
+    assert list(joined(data).obs["batch"]) == ["w"] * 4
+
+
+@pytest.mark.parametrize("values", [[np.nan, np.nan], [True, False], pd.Categorical(["u", "v"]), [0.5, 1.5]])
+def test_columns_of_every_kind(values: Any) -> None:
+    data = make_mudata()
+    data["rna"].obs["key"] = [1, 2, 3]
+    data["prot"].obs["key"] = values
+    column = joined(data).obs["key"]
+    assert column[list("abc")].tolist() == [1, 2, 3]
+    assert column["d"] == values[0] or np.isnan(values[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "expected", "key"),
+    [
+        ("prot", None, "prot", "has_protein"),
+        ("prot", "Antibody Capture", "Antibody Capture", "has_protein"),
+        ("prot", "whatever", "prot", "has_protein"),
+        ("adt", "Antibody Capture", "Antibody Capture", "has_protein"),
+        ("adt", ["Antibody Capture", "rna"], "adt", "has_adt"),
+        ("tags", "Multiplexing", "Multiplexing", "has_tags"),
+        ("spatial", None, "spatial", "has_spatial"),
+    ],
+)
+def test_what_features_are(name: str, own: Any, expected: str, key: str) -> None:
+    mod = make_protein()
+    if own is not None:
+        mod.var["feature_types"] = own
+    adata = joined(make_mudata(rna=make_rna(), **{name: mod}))
+    assert list(adata.var["feature_types"]) == ["rna"] * 3 + [expected] * 2
+    assert sorted(column for column in adata.obs if column.startswith("has_")) == sorted(["has_rna", key])
+    modalities = {"rna": "rna", key.removeprefix("has_"): expected}
+    assert list(Schema.from_anndata(adata, modalities=modalities).presence_keys.values()) == ["has_rna", key]
+
+
+def test_modalities_of_one_kind_are_told_apart() -> None:
+    rna, spatial = make_rna(), make_protein()
+    rna.var["feature_types"] = spatial.var["feature_types"] = "Gene Expression"
+    adata = joined(make_mudata(rna=rna, spatial=spatial))
+    assert list(adata.var["feature_types"]) == ["rna"] * 3 + ["spatial"] * 2
+    schema = Schema.from_anndata(adata, modalities={"rna": "rna", "spatial": "spatial"})
+    assert schema.presence_keys == {"rna": "has_rna", "spatial": "has_spatial"}
+    both = joined(make_mudata(prot=make_protein(), ADT=make_rna()))
+    assert {"has_prot", "has_ADT"} <= set(both.obs)
+
+
+def test_another_column_of_types() -> None:
+    adata = joined(make_mudata(), modality_key="kind")
+    assert list(adata.var.columns) == ["kind"]
+    assert list(Schema.from_anndata(adata, modality_key="kind").feature_names) == ["rna", "protein"]
+
+
+def test_clashing_names() -> None:
+    rna, protein = make_rna(), make_protein()
+    protein.var_names = ["CD4", "a1"]
+    data = make_mudata(rna=rna, prot=protein)
+    adata = joined(data)
+    assert list(adata.var_names) == ["rna:g0", "rna:g1", "rna:CD4", "prot:CD4", "prot:a1"]
+    np.testing.assert_array_equal(dense(adata, "abcd"), EXPECTED)
+    # Later data without the clash are named as the model knows them.
+    schema = Schema.from_anndata(adata)
+    later = joined(make_mudata(rna=rna), schema=schema)
+    assert list(later.var_names) == ["rna:g0", "rna:g1", "rna:CD4"]
+    np.testing.assert_array_equal(schema.counts(later)["rna"].toarray(), GENES)
+    # And later data with a clash, of a modality that the model does not know.
+    later = joined(data, schema=Schema.from_anndata(rna))
+    assert list(later.var_names) == ["g0", "g1", "CD4", "prot:CD4", "prot:a1"]
+
+
+def test_a_layer() -> None:
+    rna, protein = make_rna(), make_protein()
+    for mod in (rna, protein):
+        mod.layers["counts"], mod.X = mod.X, mod.X / 3
+    adata = joined(make_mudata(rna=rna, prot=protein), layer="counts")
+    np.testing.assert_array_equal(dense(adata, "abcd"), EXPECTED)
+    np.testing.assert_array_equal(dense(adata, "abcd", adata.layers["counts"]), EXPECTED)
+    del protein.layers["counts"]
+    with pytest.raises(KeyError, match="in modality 'prot' of the MuData .*no layer 'counts'; its layers: none"):
+        joined(make_mudata(rna=rna, prot=protein), layer="counts")
+
+
+def test_a_part() -> None:
+    data = make_mudata()
+    adata = joined(data[["d", "b"]])
+    np.testing.assert_array_equal(dense(adata, "bd"), EXPECTED[[1, 3]])
+    alone = joined(data[["a", "c"]])
+    assert list(alone.var_names) == ["g0", "g1", "CD4"]
+    assert list(alone.obs["has_rna"]) == [True, True]
+    assert "has_protein" not in alone.obs
+
+
+def test_nothing_is_written() -> None:
+    data = make_mudata()
+    before = data.copy()
+    joined(data)
+    pd.testing.assert_frame_equal(data.obs, before.obs)
+    pd.testing.assert_frame_equal(data.var, before.var)
+    for name in ("rna", "prot"):
+        pd.testing.assert_frame_equal(data[name].obs, before[name].obs)
+        pd.testing.assert_frame_equal(data[name].var, before[name].var)
+
+
+def test_what_cannot_be_joined(tmp_path: Any) -> None:
+    rna = make_rna()
+    with pytest.raises(ValueError, match="axis=1: its modalities must share cells"):
+        joined(mudata.MuData({"one": rna, "two": rna[:, ::-1].copy()}, axis=1))
+    with pytest.raises(TypeError, match="in modality 'rna' of the MuData .*is a numpy.ndarray of float16"):
+        joined(make_mudata(rna=AnnData(GENES.astype(np.float16), rna.obs, rna.var)))
+    with pytest.raises(ValueError, match="in modality 'rna' of the MuData .*adata.X is None"):
+        joined(make_mudata(rna=AnnData(obs=rna.obs, var=rna.var)))
+    with pytest.raises(ValueError, match="no cell in any modality"):
+        joined(make_mudata()[[]])
+    make_mudata().write(tmp_path / "cells.h5mu")
+    data = mudata.read_h5mu(tmp_path / "cells.h5mu", backed="r")
+    with pytest.raises(ValueError, match="the MuData is backed by a file"):
+        joined(data)
+    data.file.close()

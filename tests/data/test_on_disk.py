@@ -1,0 +1,307 @@
+"""Training from files: every cell once an epoch, in an order that one generator decides, shared out among ranks."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import AnnData
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+from test_atlas import assert_same, write
+
+from celldial.data import on_disk
+from celldial.data.cells import Cells
+from celldial.data.files import Atlas
+from celldial.data.on_disk import Stream, shuffled_runs
+from celldial.data.schema import Schema
+from celldial.data.splits import choose_cells
+from celldial.utils.prefetch import ahead
+from helpers.simulate import COVARIATES, simulate, simulate_two
+
+
+def numbered(n_cells: int, empty: Sequence[int] = ()) -> AnnData:
+    """Make cells whose total count tells which cell it is (from 1), but for empty ones."""
+    x = np.zeros((n_cells, 3), dtype=np.float32)
+    x[np.arange(n_cells), np.arange(n_cells) % 3] = 1 + np.arange(n_cells)
+    x[list(empty)] = 0
+    obs = pd.DataFrame(index=[f"c{cell}" for cell in range(n_cells)])
+    return AnnData(sparse.csr_matrix(x), obs, pd.DataFrame(index=["g0", "g1", "g2"]))
+
+
+def numbers(cells: Cells) -> list[int]:
+    return [int(total) - 1 for total in cells.library_size["rna"]]
+
+
+def opened(adata: AnnData, path: Path, **options) -> Stream:
+    atlas = Atlas.open(write(adata, path))
+    return Stream.survey(atlas, atlas.schema(), **options)
+
+
+def epoch(source: Stream, batch_size: int = 8, seed: int = 0, rank: int = 0, n_ranks: int = 1) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [numbers(minibatch) for minibatch in source.training(batch_size, generator, rank, n_ranks)]
+
+
+@pytest.fixture(scope="module")
+def hundred(tmp_path_factory) -> Stream:
+    """A hundred cells, of which cell 17 is empty and the others tell their number; a tenth is validated on."""
+    return opened(numbered(100, empty=[17]), tmp_path_factory.mktemp("hundred") / "a.h5ad")
+
+
+@pytest.fixture
+def few_at_a_time(monkeypatch):
+    """Read so little at a time that many blocks make an epoch."""
+    monkeypatch.setattr(on_disk, "MAX_CELLS", 24)
+    monkeypatch.setattr(on_disk, "MIN_RUNS", 6)
+
+
+# --- Survey -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_cell_with_counts_is_trained_or_validated_on(hundred):
+    assert sorted([*hundred.train_c.tolist(), *hundred.validation_c.tolist()]) == [c for c in range(100) if c != 17]
+    assert (hundred.n_train, hundred.n_validation) == (89, 10)
+    assert hundred.summary.empty_c.nonzero().tolist() == [[17]]
+    assert hundred.library_size["rna"].tolist() == [0 if cell == 17 else cell + 1 for cell in range(100)]
+
+
+def test_validation_cells_are_runs_of_neighbors(tmp_path):
+    source = opened(numbered(20_000), tmp_path / "a.h5ad", validation_size=0.3)
+    assert source.n_validation == 6000
+    n_runs = 1 + int((source.validation_c.diff() > 1).sum())
+    assert n_runs <= 6000 / 64 + 1
+    other = opened(numbered(20_000), tmp_path / "b.h5ad", validation_size=0.3, seed=1)
+    assert not torch.equal(source.validation_c, other.validation_c)
+
+
+def test_validation_cells_may_be_named(tmp_path):
+    adata = numbered(30)
+    mask = np.arange(30) % 7 == 0
+    for name, wanted in {"mask": mask, "names": list(adata.obs_names[mask])}.items():
+        source = opened(adata, tmp_path / f"{name}.h5ad", validation_cells=wanted)
+        assert source.validation_c.tolist() == list(np.flatnonzero(mask))
+        assert source.n_train == 25
+    with pytest.raises(KeyError, match="validation_cells names 'c99', which no cell is called"):
+        opened(adata, tmp_path / "a.h5ad", validation_cells=["c1", "c99"])
+    with pytest.raises(ValueError, match="mask of 3 values for 30 cells"):
+        opened(adata, tmp_path / "b.h5ad", validation_cells=np.ones(3, dtype=bool))
+    with pytest.raises(ValueError, match="none is left to train on"):
+        opened(adata, tmp_path / "c.h5ad", validation_cells=np.ones(30, dtype=bool))
+
+
+@pytest.mark.parametrize("labelled", [range(0, 40, 4), range(40), []])
+def test_as_many_cells_are_held_out_as_in_memory_and_labelled_ones_stay(tmp_path, labelled):
+    adata = numbered(40)
+    label_c = torch.full((40,), -1)
+    label_c[list(labelled)] = 0
+    source = opened(adata, tmp_path / "a.h5ad", validation_size=0.2, label_codes=lambda obs: label_c)
+    cells = Cells.from_anndata(adata, source.schema)
+    cells = Cells(**{**vars(cells), "label_c": label_c})
+    train_c, validation_c = choose_cells(adata, cells, 0.2, None, 0)
+    assert (source.n_train, source.n_validation) == (len(train_c), len(validation_c))
+    assert 2 * len(labelled) > 40 or not set(labelled) & set(source.validation_c.tolist())
+    minibatch = next(source.training(16, torch.Generator().manual_seed(0)))
+    assert minibatch.label_c.tolist() == label_c[numbers(minibatch)].tolist()
+
+
+def test_counts_are_checked_and_the_cell_is_named(tmp_path):
+    adata = numbered(30)
+    adata.X.data[20] = 0.5
+    with pytest.raises(ValueError, match=r"adata\.X has the value 0\.5 in cell 'c20', gene 'g2', which is not a whole"):
+        opened(adata, tmp_path / "a.h5ad")
+
+
+def test_a_warning_comes_once_and_only_in_the_survey(tmp_path, monkeypatch):
+    monkeypatch.setattr("celldial.data.files.MAX_BLOCK_CELLS", 10)
+    adata = simulate_two(lacking={"atac": [1, 2, 15, 33, 34]})
+    adata.obs["has_atac"] = True
+    atlas = Atlas.open(write(adata, tmp_path / "a.h5ad"))
+    with pytest.warns(UserWarning, match=r"2 of 10 cells have atac by .*the first is 'c1'") as told:
+        source = Stream.survey(atlas, atlas.schema())
+    assert len(told) == 1
+    assert sum(map(len, source.training(16, torch.Generator()))) == 54
+
+
+def test_counts_where_there_should_be_none_are_told(tmp_path):
+    adata = simulate_two()
+    adata.obs["has_atac"] = adata.obs_names != "c40"
+    atlas = Atlas.open(write(adata, tmp_path / "a.h5ad"))
+    with pytest.raises(ValueError, match="cell 'c40' has .* counts of atac"):
+        Stream.survey(atlas, atlas.schema())
+
+
+# --- An epoch ---------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    batch_size=st.integers(1, 50),
+    at_a_time=st.integers(1, 120),
+    run=st.integers(1, 40),
+    n_ranks=st.integers(1, 4),
+    seed=st.integers(0, 3),
+)
+def test_every_cell_comes_once_and_ranks_keep_step(hundred, monkeypatch, batch_size, at_a_time, run, n_ranks, seed):
+    monkeypatch.setattr(on_disk, "MAX_CELLS", at_a_time)
+    monkeypatch.setattr(on_disk, "RUN", run)
+    monkeypatch.setattr(on_disk, "MIN_RUNS", 1)
+    each = [epoch(hundred, batch_size, seed, rank, n_ranks) for rank in range(n_ranks)]
+    seen = [cell for batches in each for minibatch in batches for cell in minibatch]
+    assert len(seen) == len(set(seen)) == 89 - 89 % n_ranks
+    assert set(seen) <= set(hundred.train_c.tolist())
+    sizes = [[len(minibatch) for minibatch in batches] for batches in each]
+    assert all(of_rank == sizes[0] for of_rank in sizes)
+    own = max(1, batch_size // n_ranks)
+    assert all(size == own for size in sizes[0][:-1])
+    assert len(sizes[0]) == -(-(89 // n_ranks) // own)
+    assert epoch(hundred, batch_size, seed, 0, n_ranks) == each[0]
+
+
+def test_the_generator_alone_decides_the_order(hundred, few_at_a_time):
+    generator = torch.Generator().manual_seed(3)
+    state = generator.get_state()
+    first = [numbers(minibatch) for minibatch in hundred.training(8, generator)]
+    second = [numbers(minibatch) for minibatch in hundred.training(8, generator)]
+    assert first != second
+    generator.set_state(state)
+    broken_off = hundred.training(8, generator)
+    assert numbers(next(broken_off)) == first[0]
+    broken_off.close()
+    assert [numbers(minibatch) for minibatch in hundred.training(8, generator)] == second
+
+
+def test_neighbors_are_torn_apart(hundred, few_at_a_time):
+    order = [cell for minibatch in epoch(hundred) for cell in minibatch]
+    near = np.abs(np.diff(order)) <= 1
+    assert near.mean() < 0.2
+    assert hundred.run == 4
+
+
+def test_validation_is_the_same_each_time_and_shared_out(hundred):
+    for n_ranks in (1, 3):
+        for _ in range(2):
+            shares = [
+                [n for block in hundred.validation(rank, n_ranks) for n in numbers(block)] for rank in range(n_ranks)
+            ]
+            assert [n for share in shares for n in share] == hundred.validation_c.tolist()
+
+
+def test_a_sample_is_of_training_cells_and_always_the_same(hundred):
+    some = numbers(hundred.sample(20))
+    assert len(set(some)) == 20
+    assert set(some) <= set(hundred.train_c.tolist())
+    assert numbers(hundred.sample(20)) == some
+    assert numbers(hundred.sample(1000)) == hundred.train_c.tolist()
+
+
+def test_a_sample_of_cells_with_many_counts_is_of_fewer(hundred, monkeypatch):
+    monkeypatch.setattr(on_disk, "MAX_SAMPLE_ENTRIES", 5)
+    assert hundred.entries_per_cell <= 1
+    assert len(hundred.sample(20)) == 5
+
+
+def test_minibatches_are_those_of_memory(tmp_path):
+    adata = simulate_two(lacking={"rna": [3, 4], "atac": [10]})
+    first, second = adata[:25].copy(), adata[25:, ::-1].copy()
+    paths = [write(first, tmp_path / "a.h5ad"), write(second, tmp_path / "b.zarr")]
+    schema = Schema.from_anndata(adata, **COVARIATES)
+    expected = Cells.from_anndata(adata, schema)
+    atlas = Atlas.open(paths, obs_keys=["batch", "donor", "age"])
+    source = Stream.survey(atlas, atlas.schema(**COVARIATES), validation_size=0.2)
+    for modality, total_c in expected.library_size.items():
+        assert torch.equal(source.library_size[modality], total_c)
+        assert torch.equal(source.summary.has(modality), expected.has(modality))
+    assert source.summary.having("rna") is not None
+    order = shuffled_runs(source.train_c, source.run, generator := torch.Generator().manual_seed(0))
+    within = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    order = order[torch.randperm(len(order), generator=within)]
+    start = 0
+    for minibatch in source.training(16, torch.Generator().manual_seed(0)):
+        chosen = expected.select(order[start : start + 16])
+        assert_same(minibatch, chosen)
+        start += 16
+
+
+def test_fingerprints_tell_data_apart(tmp_path, hundred):
+    same, other = numbered(100, empty=[17]), numbered(100, empty=[18])
+    assert opened(same, tmp_path / "a.h5ad").fingerprint == hundred.fingerprint
+    assert opened(other, tmp_path / "b.h5ad").fingerprint != hundred.fingerprint
+    assert opened(same, tmp_path / "c.h5ad", seed=1).fingerprint != hundred.fingerprint
+
+
+def test_what_is_read_at_a_time_is_bounded(tmp_path, monkeypatch):
+    source = opened(simulate(200, 50), tmp_path / "a.h5ad")
+    mean = simulate(200, 50).X.nnz / 200
+    monkeypatch.setattr(on_disk, "MAX_ENTRIES", int(40 * mean))
+    assert 20 <= source.cells_at_a_time <= 40
+    sizes = []
+    read = source.atlas.read
+    monkeypatch.setattr(source.atlas, "read", lambda row_c, names: sizes.append(len(row_c)) or read(row_c, names))
+    assert sum(map(len, source.training(4, torch.Generator()))) == source.n_train
+    assert max(sizes) <= 40
+
+
+# --- Reading ahead ----------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_vanishes_in_an_epoch_is_told(tmp_path, few_at_a_time):
+    source = opened(numbered(100), tmp_path / "a.h5ad")
+    minibatches = source.training(8, torch.Generator())
+    next(minibatches)
+    (tmp_path / "a.h5ad").unlink()
+    with pytest.raises(OSError, match=r"a\.h5ad is not there \(any more\)"):
+        list(minibatches)
+    assert not reading_threads()
+
+
+@pytest.mark.parametrize("leave", ["close", "throw", "forget"])
+def test_no_thread_is_left_by_an_epoch_that_is_broken_off(hundred, few_at_a_time, leave):
+    minibatches = hundred.training(8, torch.Generator())
+    next(minibatches)
+    assert reading_threads()
+    if leave == "close":
+        minibatches.close()
+    elif leave == "throw":
+        with pytest.raises(KeyboardInterrupt):
+            minibatches.throw(KeyboardInterrupt)
+    else:
+        del minibatches
+    assert not reading_threads()
+
+
+def test_one_item_is_made_ahead_and_no_more():
+    made, used = [], threading.Event()
+
+    def items():
+        for item in range(4):
+            made.append(item)
+            if item == 2:
+                assert used.wait(10)
+            yield item
+
+    generator = ahead(items())
+    assert made == []
+    assert next(generator) == 0
+    assert next(generator) == 1
+    used.set()
+    assert list(generator) == [2, 3]
+
+
+def test_errors_come_where_the_item_was_to_be_used():
+    def items():
+        yield 1
+        raise OSError("gone")
+
+    generator = ahead(items())
+    assert next(generator) == 1
+    with pytest.raises(OSError, match="gone"):
+        next(generator)
+
+
+def reading_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("celldial-ahead")]

@@ -1,0 +1,1 @@
+"""Builders of cells and models, and comparisons of figures, that several tests share."""

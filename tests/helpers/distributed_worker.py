@@ -1,0 +1,72 @@
+"""What each process of ``test_distributed.py`` does: ``torchrun ranks.py TASK FOLDER``. Warnings are errors here."""
+
+import json
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from celldial import VAE
+from celldial.data.in_memory import Resident
+from celldial.model.module import Module
+from celldial.training import loop
+from celldial.training.hardware import Hardware
+from helpers.simulate import simulate, simulate_cells
+
+
+def train_without_noise() -> tuple[Module, dict[str, list[float]]]:
+    """Train where nothing is random but the order of the cells, which is the same however many processes share them."""
+    normal: Any = torch.distributions.normal
+    standard_normal = normal._standard_normal
+    normal._standard_normal = lambda shape, dtype, device: torch.zeros(shape, dtype=dtype, device=device)
+    try:
+        torch.manual_seed(0)
+        module = Module({"rna": 20}, {"rna": "negative_binomial"}, (), 0, 2, 8, 1, dropout_rate=0.0)
+        cells = simulate_cells(65)  # one more than can be shared
+        module.initialise(cells)
+        source = Resident(cells, torch.arange(48), torch.arange(48, 65))
+        plan = loop.Plan(max_epochs=3, batch_size=16)
+        return module, loop.fit(module, source, plan, 0, loop.Run(Hardware("cpu")))
+    finally:
+        normal._standard_normal = standard_normal
+
+
+def fit(checkpoint: Path | None, devices: int | None = None) -> VAE:
+    """Train until it stops by itself."""
+    model = VAE(2, 8, batch_key="batch", learning_rate=0.05)
+    options = {"max_epochs": 40, "progress": False, "device": "cpu", "devices": devices}
+    return model.fit(simulate(), checkpoint=checkpoint, **options)
+
+
+def die_at(step: int) -> None:
+    """Let the second process be killed before a step."""
+    take_step = loop.Training._step
+
+    def dying(self: loop.Training, minibatch: Any) -> None:
+        if self.state.step == step and self.fabric.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        take_step(self, minibatch)
+
+    loop.Training._step = dying  # type: ignore[method-assign]
+
+
+def main() -> None:
+    warnings.simplefilter("error")
+    task, folder, rank = sys.argv[1], Path(sys.argv[2]), os.environ["RANK"]
+    if task == "without_noise":
+        module, history = train_without_noise()
+    else:
+        if task == "dies":
+            die_at(step=9)
+        model = fit(None if task == "undisturbed" else folder / "checkpoint")
+        module, history = model.module_, model.history_
+    (folder / f"{task}-{rank}.json").write_text(json.dumps(history))
+    torch.save(module.state_dict(), folder / f"{task}-{rank}.pt")
+
+
+if __name__ == "__main__":
+    main()

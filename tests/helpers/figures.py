@@ -1,0 +1,254 @@
+"""What the tests of all plots share: how to look at a figure, and cells whose numbers are made by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.testing.compare import compare_images
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+from scipy import sparse
+
+FIGURES = Path(__file__).resolve().parents[1] / "figures"
+# Root mean square of the difference, of 255. Without text, other versions of matplotlib stay far below it, and one
+# missing curve is far above it: each plot has a test that takes something away.
+TOLERANCE = 1.5
+
+TURN = 2 * np.pi
+PHASES = ("G1", "S", "G2M")
+PHASE_START = np.array([0, 2.6, 4.3])
+
+
+# --- Looking at figures -----------------------------------------------------------------------------------------------
+
+
+def difference(figure: Figure, name: str, folder: Path) -> str | None:
+    """Compare a figure without its text, whose shape depends on the fonts, with the one that is kept.
+
+    Where a change is meant: look at the new image, in the folder that the message names, and copy it to tests/figures.
+    """
+    for legend in figure.findobj(Legend):
+        legend.remove()  # one that is merely invisible still takes room
+    for text in figure.findobj(Text):
+        text.set_visible(False)
+        text.set_in_layout(False)
+    for panel in figure.findobj(Axes):
+        panel.tick_params(labelbottom=False, labelleft=False, labelright=False)
+    figure.savefig(folder / name, dpi=50)
+    return compare_images(str(FIGURES / name), str(folder / name), tol=TOLERANCE)
+
+
+def texts(figure: Figure) -> set[str]:
+    """List what is written on a figure; tick labels only once it was drawn."""
+    return {text.get_text() for text in figure.findobj(Text) if text.get_visible()}
+
+
+def all_inside(figure: Figure) -> bool:
+    """Tell whether nothing is cut off."""
+    figure.canvas.draw()
+    box = figure.get_tightbbox()
+    width, height = figure.get_size_inches()
+    return bool(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height)
+
+
+def ink(text: Text) -> Any:
+    """Find the place of a text on the figure, without an empty line at its top."""
+    box = text.get_window_extent()
+    return Bbox.from_bounds(box.x0, box.y0, box.width, box.height * (0.45 if text.get_text().startswith("\n") else 1))
+
+
+def overlapping(figure: Figure) -> list[str]:
+    """List tick labels of one axis that touch each other."""
+    figure.canvas.draw()
+    touching = []
+    for panel in figure.findobj(Axes):
+        for axis in (panel.xaxis, panel.yaxis):
+            labels = [label for label in axis.get_ticklabels() if label.get_text() and label.get_visible()]
+            inside = [ink(label) for label in labels]
+            touching += [
+                labels[i].get_text()
+                for i in range(len(inside))
+                for j in range(i)
+                if inside[i].overlaps(inside[j]) and panel.axison
+            ]
+    return touching
+
+
+def rows_of(panel: Axes) -> list[str]:
+    """Read the labels of the rows, from top to bottom."""
+    return [label.get_text() for label in panel.get_yticklabels()]
+
+
+def bars_of(figure: Figure) -> list[Colorbar]:
+    """Find the color bars."""
+    return [panel._colorbar for panel in figure.findobj(Axes) if hasattr(panel, "_colorbar")]
+
+
+# --- Cells ------------------------------------------------------------------------------------------------------------
+
+
+def names_of(modality: str, n: int) -> list[str]:
+    """Name features as they are named in the data of a modality."""
+    write = {"rna": "GENE{}", "atac": "chr1:{}00-{}50", "protein": "CD{}"}.get(modality, modality + "_{}")
+    return [write.format(*[index] * write.count("{}")) for index in range(n)]
+
+
+def traversal(kind: str = "coordinate", n_features: dict[str, int] | None = None, n_steps: int = 25) -> dict[str, Any]:
+    """Make what `VAE.latent_traverse` stores: features that peak one after the other, of various heights."""
+    n_features = n_features or {"rna": 40}
+    position_s = {
+        "coordinate": np.linspace(-2, 2, n_steps),
+        "direction": np.linspace(-0.2, 1.3, n_steps),
+        "periodic": np.linspace(0, TURN, n_steps),
+        "path": np.linspace(0, 1, n_steps),
+    }[kind]
+    share_s1 = np.linspace(0, 1, n_steps)[:, None]
+    blocks = []
+    for n in n_features.values():
+        peak_f, height_f = np.linspace(-0.1, 1.1, n), 5 + np.arange(n) * 7 % 40
+        if kind == "periodic":
+            blocks.append(height_f * np.exp(2 * np.cos(TURN * (share_s1 - peak_f)) - 2))
+        else:
+            blocks.append(0.5 + height_f * np.exp(-((4 * (share_s1 - peak_f)) ** 2)))
+    for modality, block in zip(n_features, blocks, strict=True):
+        if modality == "atac":
+            block /= 100
+    mean_sf = np.concatenate(blocks, axis=1)
+    names = [name for modality, n in n_features.items() for name in names_of(modality, n)]
+    log2_sf = np.log2(mean_sf / mean_sf[0])
+    effect_f = np.ptp(log2_sf, axis=0)
+    score_f = np.ptp(np.log1p(np.concatenate(blocks, axis=1)), axis=0)
+    stored = {
+        "axis": {
+            "coordinate": "latent coordinate 3",
+            "direction": "interferon",
+            "periodic": "cell cycle",
+            "path": "from CD4 T to CD8 T",
+        }[kind],
+        "kind": kind,
+        "position": position_s,
+        "position_label": {
+            "coordinate": "latent coordinate 3",
+            "direction": "interferon score",
+            "periodic": "cell cycle angle (rad)",
+            "path": "way from CD4 T to CD8 T",
+        }[kind],
+        "path": np.outer(share_s1, [1, -1, 0]).astype(np.float32),
+        "feature_names": np.array(names, dtype=object),
+        "modality": np.array([modality for modality, n in n_features.items() for _ in range(n)], dtype=object),
+        "likelihood": {name: "bernoulli" if name == "atac" else "negative_binomial" for name in n_features},
+        "library_size": {name: {"rna": 1e4, "atac": 900.0}.get(name, 500.0) for name in n_features},
+        "mean": mean_sf,
+        "lower": 0.8 * mean_sf,
+        "upper": 1.3 * mean_sf + 0.005,
+        "log2_fold_change": log2_sf,
+        "effect_size": effect_f,
+        "change": np.zeros(len(names)) if kind == "periodic" else log2_sf[-1],
+        "peak_step": mean_sf[: n_steps - 1 if kind == "periodic" else n_steps].argmax(0),
+        "lfsr": np.where(np.arange(len(names)) % 5 == 0, 0.2, 0.001),
+        "fdr": np.full(len(names), 0.01),
+        "rank": np.argsort(np.argsort(-score_f, kind="stable"), kind="stable"),
+        "interval": 0.9,
+        "n_cells": 500,
+        "n_samples": 2,
+        "at": "500 of all cells",
+        "covariates": {},
+    }
+    if kind == "periodic":
+        stored["phases"] = {"names": np.array(PHASES, dtype=object), "start": PHASE_START}
+    return stored
+
+
+def stored_in(**traversals: dict[str, Any]) -> AnnData:
+    """Make cells that have nothing but traversals."""
+    return AnnData(np.zeros((2, 1), dtype=np.float32), uns={"latent_traverse": dict(traversals)})
+
+
+def coordinates(n: int = 6, modalities: tuple[str, ...] = ("rna",)) -> pd.DataFrame:
+    """Make what `VAE.axes` stores: the axes in an order that is not their rank, the last two unused."""
+    size_z = np.array([0.5 ** (1 + (k + 2) % n) for k in range(n)])
+    size_z[size_z < 0.5 ** (n - 1.5)] = 0.001
+    table = pd.DataFrame({"kl": 3 * size_z, "variance": 20 * size_z, "share": size_z / size_z.sum()})
+    table.index = pd.Index([*(f"axis_{k}" for k in range(n - 1)), "cell_cycle"])
+    for turn, modality in enumerate(modalities):
+        shifted = np.roll(table["share"], turn) if len(modalities) > 1 else table["share"]
+        table[f"share_{modality}"] = np.asarray(shifted)
+    table["used"] = size_z > 0.01
+    table["rank"] = np.argsort(np.argsort(-size_z, kind="stable"), kind="stable")
+    return table
+
+
+def sweep(parameters: tuple[str, ...] = ("mu", "sigma")) -> pd.DataFrame:
+    """Make what `gradients.sweep` returns: powers of the width, and averages that are a little off."""
+    estimators = ["score_function + learned", "reparameterized", "score_function"]
+    if "cluster" in parameters:
+        estimators = ["enumerate", "gumbel_softmax", "straight_through", *estimators[::2]]
+    rows = []
+    for turn, parameter in enumerate(parameters):
+        for height, estimator in enumerate(estimators):
+            height = min(height, 1) if estimator == "straight_through" else height
+            power = 2 if estimator in ("reparameterized", "enumerate") else -2
+            level = 10.0 ** (2 * height + turn)
+            rows += [(parameter, estimator, width, 1, level * width**power) for width in (0.1, 1.0, 3.0)]
+            rows += [(parameter, estimator, 1.0, k, level / k * (1 + 0.03 * k)) for k in (4, 16)]
+    return pd.DataFrame(rows, columns=["parameter", "estimator", "width", "n_averaged", "variance"])
+
+
+def cycling(n_cells: int = 240, phases: bool = True) -> AnnData:
+    """Make cells on a circle, every fourth of them without a phase, with markers, a map and traversals."""
+    turn_c = np.arange(n_cells) / n_cells
+    angle_c = TURN * (turn_c + 0.12 * np.sin(TURN * turn_c)) % TURN
+    active_c = np.arange(n_cells) % 4 != 0
+    names = ["MCM5", "MCM6", "PCNA", "GINS2", "TOP2A", "CDK1", "UBE2C", "MKI67", "ACTB", "GAPDH"]
+    peak_f = np.array([3.0, 3.2, 2.9, 3.1, 5.2, 5.0, 5.4, 5.3, 0, 0])
+    height_f = np.array([30, 25, 20, 2, 30, 25, 20, 2, 0, 0])
+    rate_cf = 2 + height_f * np.exp(2 * np.cos(angle_c[:, None] - peak_f) - 2) * active_c[:, None]
+    counts_cf = np.floor(rate_cf + np.arange(n_cells)[:, None] * 7 % 11 / 11).astype(np.float32)
+    phase_c = np.array(PHASES, dtype=object)[np.searchsorted(PHASE_START, angle_c, side="right") - 1]
+    obs = pd.DataFrame(
+        {
+            "cell_cycle_angle": angle_c,
+            "cell_cycle_active": active_c,
+            "cell_cycle_phase": pd.Categorical(np.where(active_c, phase_c, np.nan), PHASES),
+            "cell_type": pd.Categorical(np.array(["T cell", "B cell", "monocyte"])[np.arange(n_cells) % 3]),
+            "score": np.cos(angle_c),
+        },
+        index=[f"cell_{c}" for c in range(n_cells)],
+    )
+    around_c2 = np.column_stack([np.cos(angle_c), np.sin(angle_c)]) * (1 + 0.2 * np.sin(np.arange(n_cells)))[:, None]
+    around_c2[~active_c] = [4, 1] + 0.3 * around_c2[~active_c]
+    stored = traversal("periodic", {"rna": len(names)})
+    curve_sf = 2 + height_f * np.exp(2 * np.cos(stored["position"][:, None] - peak_f) - 2)
+    curve_sf *= 60 / curve_sf.sum(1, keepdims=True)
+    stored |= {"feature_names": np.array(names, dtype=object), "mean": curve_sf, "lower": 0.9 * curve_sf}
+    stored |= {"upper": 1.1 * curve_sf, "library_size": {"rna": 60.0}, "path": np.zeros((25, 4), dtype=np.float32)}
+    path = traversal("path", {"rna": len(names)})
+    path["path"] = np.linspace([0.5, 1, 0], [4, 1, 0], 25).astype(np.float32)
+    about = {
+        "key_added": "X_celldial",
+        "parameters": {"layer": None},
+        "schema": {
+            "modalities": ["rna"],
+            "feature_names": {"rna": names},
+            "likelihood": {"rna": "negative_binomial"},
+        },
+        "periodic": {"name": "cell_cycle"},
+    }
+    if phases:
+        markers = {"S": np.array([*names[:4], "NOT_THERE"]), "G2M": np.array(names[4:8])}
+        about["periodic"] |= {"phases": np.array(PHASES), "phase_start": PHASE_START, "markers": markers}
+    else:
+        del obs["cell_cycle_phase"], stored["phases"]
+    return AnnData(
+        sparse.csr_matrix(counts_cf),
+        obs=obs,
+        var=pd.DataFrame(index=names),
+        obsm={"X_umap": around_c2, "X_celldial": np.column_stack([around_c2, np.zeros(n_cells)]).astype(np.float32)},
+        uns={"celldial": about, "latent_traverse": {"CD4 T to CD8 T": path, "cell_cycle": stored}},
+    )

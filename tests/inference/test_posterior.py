@@ -1,0 +1,115 @@
+"""What a trained module says: posteriors of cells that lack modalities, expected values in blocks, new cells."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from celldial.data.cells import Cells
+from celldial.inference import posterior
+from celldial.inference.posterior import Covariates
+from celldial.model.fusion import FUSIONS
+from celldial.model.module import Module
+from helpers.simulate import simulate_two_cells
+
+LACKING = {"atac": [0, 1, 4], "rna": [4, 5]}
+
+
+def make_module(cells: Cells, fusion: str = "product") -> Module:
+    torch.manual_seed(0)
+    n_categories = [int(code_c.max()) + 1 for code_c in cells.category_ck.unbind(-1)]
+    likelihood = {"rna": "zero_inflated_negative_binomial", "atac": "bernoulli"}
+    module = Module({"rna": 20, "atac": 30}, likelihood, n_categories, 1, 3, 8, 1, 0.2, fusion)
+    module.initialise(cells)
+    return module
+
+
+@pytest.fixture(scope="module")
+def cells() -> Cells:
+    return simulate_two_cells(lacking=LACKING, covariates=True)
+
+
+def covariates_of(cells: Cells) -> Covariates:
+    return Covariates(cells.category_ck.numpy(), cells.continuous_ck.numpy())
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_posterior_is_by_what_a_cell_has(cells: Cells, fusion: str) -> None:
+    module = make_module(cells, fusion)
+    whole = posterior.infer(module, cells)
+    for lacked, present in (("atac", "rna"), ("rna", "atac")):
+        alone = posterior.infer(module, cells.only(present))
+        index_c = [c for c in LACKING[lacked] if c != 4]
+        np.testing.assert_allclose(whole.mean[index_c], alone.mean[index_c], atol=1e-6)
+        np.testing.assert_allclose(whole.standard_deviation[index_c], alone.standard_deviation[index_c], atol=1e-6)
+        assert (np.abs(whole.mean[6:] - alone.mean[6:]).max(1) > 1e-4).all()
+    assert not whole.mean[4].any()
+    assert (whole.standard_deviation[4] == 1).all()
+    assert not module.training
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_posterior_draws_nothing_and_depends_on_no_block(
+    cells: Cells, fusion: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = make_module(cells, fusion)
+    before = torch.get_rng_state()
+    whole = posterior.infer(module, cells)
+    assert torch.equal(torch.get_rng_state(), before)
+    monkeypatch.setattr(posterior, "MAX_BLOCK_CELLS", 2)
+    np.testing.assert_allclose(posterior.infer(module, cells).mean, whole.mean, atol=1e-6)
+
+
+@pytest.mark.parametrize("modality", ["rna", "atac"])
+def test_expected_values_come_in_blocks(cells: Cells, modality: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every cell, whether it has the modality or not."""
+    module = make_module(cells).eval()
+    z_cz = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    everywhere = Cells({}, {modality: torch.full((60,), 50.0)}, cells.category_ck, cells.continuous_ck)
+    with torch.no_grad():
+        expected_cf = module.decode_one(modality, torch.from_numpy(z_cz), everywhere).mean.numpy()
+    monkeypatch.setattr(posterior, "block_size", lambda n_features: 25)
+    found = posterior.expected(module, modality, z_cz, covariates_of(cells), 50.0)
+    assert isinstance(found, Iterator)
+    blocks = list(found)
+    assert [block_cf.shape for block_cf in blocks] == [(n, module.n_features[modality]) for n in (25, 25, 10)]
+    assert {block_cf.dtype for block_cf in blocks} == {np.dtype(np.float32)}
+    np.testing.assert_allclose(np.concatenate(blocks), expected_cf, rtol=1e-5)
+    some = posterior.expected(module, modality, z_cz, covariates_of(cells), 50.0, np.array([3, 0]))
+    np.testing.assert_allclose(np.concatenate(list(some)), expected_cf[:, [3, 0]], rtol=1e-5)
+
+
+def test_no_gradient_is_left_on_while_blocks_are_waited_for(cells: Cells) -> None:
+    z_cz = np.zeros((60, 3), np.float32)
+    next(posterior.expected(make_module(cells), "rna", z_cz, covariates_of(cells), 50.0))
+    assert torch.is_grad_enabled()
+
+
+def test_expected_values_are_counts_or_probabilities(cells: Cells) -> None:
+    module, z_cz = make_module(cells), np.zeros((60, 3), np.float32)
+    (rna_cf,) = posterior.expected(module, "rna", z_cz, covariates_of(cells), 50.0)
+    (atac_cf,) = posterior.expected(module, "atac", z_cz, covariates_of(cells), 50.0)
+    np.testing.assert_allclose(rna_cf.sum(1), 50, rtol=1e-5)
+    assert ((atac_cf > 0) & (atac_cf < 1)).all()
+    np.testing.assert_allclose(-np.log1p(-atac_cf.astype(float)).sum(1), 50, rtol=1e-3)  # the start: all fragments
+
+
+def test_drawn_cells_have_every_modality(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make_module(cells)
+    monkeypatch.setattr(posterior, "block_size", lambda n_features: 25)
+    quantiles = {"rna": np.array([100.0, 100.0]), "atac": np.array([5.0, 10.0, 20.0])}
+    draws = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        draws.append(posterior.draw_cells(module, covariates_of(cells), quantiles))
+    z_cz, counts = draws[0]
+    assert z_cz.shape == (60, 3)
+    assert {name: x_cf.shape for name, x_cf in counts.items()} == {"rna": (60, 20), "atac": (60, 30)}
+    assert all(x_cf.dtype == np.float32 for x_cf in counts.values())
+    assert set(counts["atac"].data) == {1}
+    assert counts["rna"].data.max() > 1
+    np.testing.assert_array_equal(counts["rna"].data, np.round(counts["rna"].data))
+    for name in counts:
+        assert (counts[name] != draws[1][1][name]).nnz == 0
+        assert (counts[name] != draws[2][1][name]).nnz > 0

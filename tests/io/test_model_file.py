@@ -1,0 +1,427 @@
+"""The file of a model: what comes back, what is refused, and that reading it runs nothing."""
+
+import copy
+import json
+import os
+import pickle
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import AnnData
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load, save
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+
+from celldial import VAE
+from celldial.io.model_file import FORMAT_VERSION
+from celldial.model.likelihoods import LIKELIHOODS
+from helpers.make_golden import SHOWN, TEXT, golden_paths, read_cells
+from helpers.simulate import COVARIATES, simulate
+
+
+def make_model(adata: AnnData, **parameters: Any) -> VAE:
+    return VAE(2, 8, **parameters).fit(adata, max_epochs=2, progress=False)
+
+
+@pytest.fixture(scope="module")
+def adata() -> AnnData:
+    return simulate()
+
+
+@pytest.fixture(scope="module")
+def model(adata: AnnData) -> VAE:
+    return make_model(adata, **COVARIATES)
+
+
+@pytest.fixture(scope="module")
+def content(model: VAE, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Return the bytes of a good file."""
+    path = tmp_path_factory.mktemp("model") / "good.celldial"
+    model.save(path)
+    return path.read_bytes()
+
+
+# --- What comes back --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("covariates", [{}, COVARIATES], ids=["no covariates", "covariates"])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_round_trip(adata: AnnData, tmp_path: Path, likelihood: str, covariates: dict[str, Any]) -> None:
+    model = make_model(adata.copy(), likelihood=likelihood, n_layers=2, seed=7, **covariates)
+    model.save(tmp_path / "model.celldial")
+    loaded = VAE.load(tmp_path / "model.celldial")
+    np.testing.assert_array_equal(loaded.transform(adata), model.transform(adata))
+    np.testing.assert_array_equal(
+        loaded.latent_posterior(adata).standard_deviation, model.latent_posterior(adata).standard_deviation
+    )
+    np.testing.assert_array_equal(loaded.denoise(adata), model.denoise(adata))
+    assert loaded.score(adata) == model.score(adata)
+    assert loaded.schema_ == model.schema_
+    assert loaded.history_ == model.history_
+    values = {"batch": "b0", "donor": "x", "age": 30.0} if covariates else {}
+    drawn, expected = loaded.sample(20, values), model.sample(20, values)
+    assert (drawn.X != expected.X).nnz == 0
+
+
+def test_an_additive_decoder_comes_back(adata: AnnData, tmp_path: Path) -> None:
+    model = make_model(adata.copy(), decoder="additive", **COVARIATES)
+    model.save(tmp_path / "model.celldial")
+    loaded = VAE.load(tmp_path / "model.celldial")
+    assert loaded.get_params()["decoder"] == "additive"
+    np.testing.assert_array_equal(loaded.denoise(adata), model.denoise(adata))
+    for one in (model, loaded):
+        one.partial_fit(adata.copy(), max_epochs=1, progress=False)
+    np.testing.assert_array_equal(loaded.denoise(adata), model.denoise(adata))
+
+
+def test_parameters_come_back(model: VAE, tmp_path: Path) -> None:
+    model.save(tmp_path / "model.celldial")
+    found = VAE.load(tmp_path / "model.celldial").get_params()
+    expected = model.get_params()
+    assert found == {name: list(v) if isinstance(v, tuple) else v for name, v in expected.items()}
+    assert clone(VAE.load(tmp_path / "model.celldial")).get_params() == found
+
+
+def test_numpy_parameters_are_saved_as_plain_numbers(adata: AnnData, tmp_path: Path) -> None:
+    parameters = {"n_latent": np.int64(2), "n_hidden": np.int32(8), "learning_rate": np.float32(0.25)}
+    model = VAE(**parameters).fit(adata.copy(), max_epochs=1, progress=False)
+    model.save(tmp_path / "model.celldial")
+    found = VAE.load(tmp_path / "model.celldial").get_params()
+    assert {name: found[name] for name in parameters} == {"n_latent": 2, "n_hidden": 8, "learning_rate": 0.25}
+
+
+def test_a_loaded_model_goes_on_as_the_saved_one_would(adata: AnnData, tmp_path: Path) -> None:
+    model = make_model(adata.copy())
+    model.save(tmp_path / "model.celldial")
+    loaded = VAE.load(tmp_path / "model.celldial")
+    for one in (model, loaded):
+        one.partial_fit(adata.copy(), max_epochs=2, progress=False)
+    np.testing.assert_array_equal(loaded.transform(adata), model.transform(adata))
+    assert len(loaded.history_["elbo_train"]) == 4
+
+
+def test_loading_leaves_random_numbers_alone(model: VAE, tmp_path: Path) -> None:
+    model.save(tmp_path / "model.celldial")
+    state = torch.get_rng_state()
+    VAE.load(tmp_path / "model.celldial")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_path_may_be_a_string(model: VAE, adata: AnnData, tmp_path: Path) -> None:
+    path = str(tmp_path / "any name.bin")
+    model.save(path)
+    np.testing.assert_array_equal(VAE.load(path).transform(adata), model.transform(adata))
+
+
+def test_the_file_is_safetensors_with_json(model: VAE, tmp_path: Path) -> None:
+    """Anyone can read it without celldial: the weights by safetensors, all else as JSON."""
+    model.save(tmp_path / "model.celldial")
+    with safe_open(tmp_path / "model.celldial", framework="pt") as file:
+        about = json.loads(file.metadata()["celldial"])
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    expected = model.module_.state_dict()
+    assert set(weights) == set(expected)
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
+    assert about["format_version"] == FORMAT_VERSION
+    assert about["parameters"]["n_latent"] == 2
+    assert about["schema"]["feature_names"]["rna"][:2] == ["g0", "g1"]
+
+
+def test_an_unfitted_model_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(NotFittedError, match="fit"):
+        VAE().save(tmp_path / "model.celldial")
+    assert not list(tmp_path.iterdir())
+
+
+# --- Writing ----------------------------------------------------------------------------------------------------------
+
+
+def test_saving_replaces_a_file(model: VAE, adata: AnnData, tmp_path: Path) -> None:
+    path = tmp_path / "model.celldial"
+    path.write_text("something else")
+    model.save(path)
+    np.testing.assert_array_equal(VAE.load(path).transform(adata), model.transform(adata))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failed_save_leaves_the_old_file(
+    model: VAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    path = tmp_path / "model.celldial"
+    path.write_bytes(b"old")
+
+    def fail(*args: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(OSError, match="no space left"):
+        model.save(path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_is_as_readable_as_any_other(model: VAE, tmp_path: Path) -> None:
+    model.save(tmp_path / "model.celldial")
+    (tmp_path / "other").touch()
+    assert stat.S_IMODE((tmp_path / "model.celldial").stat().st_mode) == stat.S_IMODE(
+        (tmp_path / "other").stat().st_mode
+    )
+
+
+# --- What is refused --------------------------------------------------------------------------------------------------
+
+
+def reseal(content: bytes, change: Callable[[dict[str, Any]], Any], **tensors: torch.Tensor) -> bytes:
+    """Write a good file again with something changed."""
+    length = int.from_bytes(content[:8], "little")
+    about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["celldial"])
+    about = copy.deepcopy(about)
+    change(about)
+    return save(load(content) | tensors, {"celldial": json.dumps(about)})
+
+
+def refuse(path: Path, content: bytes) -> str:
+    """Check that a file is refused by name, and give the message."""
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="model.celldial") as error:
+        VAE.load(path)
+    assert repr(str(path)) in str(error.value)
+    return str(error.value)
+
+
+def test_an_unchanged_file_is_not_refused(content: bytes, tmp_path: Path) -> None:
+    """Show that `reseal` alone breaks nothing."""
+    (tmp_path / "model.celldial").write_bytes(reseal(content, lambda about: None))
+    VAE.load(tmp_path / "model.celldial")
+
+
+FOREIGN = {
+    "empty": b"",
+    "one byte": b"\0",
+    "text": b"model: best one so far\n" * 40,
+    "random bytes": np.random.default_rng(0).bytes(5000),
+    "other safetensors": save({"weight": torch.ones(3)}),
+    "other metadata": save({"weight": torch.ones(3)}, {"format": "pt"}),
+    "no JSON": save({"weight": torch.ones(3)}, {"celldial": "{"}),
+    "a list": save({"weight": torch.ones(3)}, {"celldial": "[1, 2]"}),
+    "deep JSON": save({"weight": torch.ones(3)}, {"celldial": "[" * 100_000}),
+    "no version": save({"weight": torch.ones(3)}, {"celldial": "{}"}),
+    "nothing else": save({"weight": torch.ones(3)}, {"celldial": '{"format_version": 1}'}),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_what_is_no_model_is_refused(kind: str, tmp_path: Path) -> None:
+    assert "is no celldial file, or is damaged" in refuse(tmp_path / "model.celldial", FOREIGN[kind])
+
+
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.999])
+def test_a_truncated_file_is_refused(content: bytes, tmp_path: Path, share: float) -> None:
+    assert "damaged" in refuse(tmp_path / "model.celldial", content[: int(share * len(content))])
+
+
+def test_a_file_with_a_tail_is_refused(content: bytes, tmp_path: Path) -> None:
+    assert "damaged" in refuse(tmp_path / "model.celldial", content + b"\0" * 8)
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "version is text": lambda about: about.update(format_version="one"),
+    "version is null": lambda about: about.update(format_version=None),
+    "no parameters": lambda about: about.pop("parameters"),
+    "parameters are a list": lambda about: about.update(parameters=[]),
+    "unknown parameter": lambda about: about["parameters"].update(evil=1),
+    "unknown likelihood": lambda about: about["schema"]["likelihood"].update(rna="os.system"),
+    "likelihood is a list": lambda about: about["schema"].update(likelihood=[]),
+    "likelihood of no modality": lambda about: about["schema"].update(likelihood={}),
+    "parameter of an unknown likelihood": lambda about: about["parameters"].update(likelihood="os.system"),
+    "unknown fusion": lambda about: about["parameters"].update(fusion="sum"),
+    "weights are a number": lambda about: about["parameters"].update(modality_weights=3),
+    "another modality": lambda about: about["schema"]["modalities"].append("atac"),
+    "modality with a dot": lambda about: about["schema"].update(modalities=["a.b"], feature_names={"a.b": ["g0"]}),
+    "no quantiles of a modality": lambda about: about.update(library_size_quantiles={"atac": [1.0]}),
+    "n_latent is another": lambda about: about["parameters"].update(n_latent=3),
+    "n_latent is gigantic": lambda about: about["parameters"].update(n_latent=10**15),
+    "n_latent is more than gigantic": lambda about: about["parameters"].update(n_latent=10**25),
+    "n_latent is text": lambda about: about["parameters"].update(n_latent="2"),
+    "n_layers is negative": lambda about: about["parameters"].update(n_layers=-1),
+    "no schema": lambda about: about.pop("schema"),
+    "features are a number": lambda about: about["schema"]["feature_names"].update(rna=5),
+    "a feature less": lambda about: about["schema"]["feature_names"]["rna"].pop(),
+    "modalities are null": lambda about: about["schema"].update(modalities=None),
+    "a category more": lambda about: about["schema"]["categories"]["batch"].append("b2"),
+    "no mean of a covariate": lambda about: about["schema"]["continuous"].update(age=[]),
+    "no history": lambda about: about.pop("history"),
+    "no library sizes": lambda about: about.pop("library_size_quantiles"),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_what_does_not_fit_together_is_refused(kind: str, content: bytes, tmp_path: Path) -> None:
+    assert "damaged" in refuse(tmp_path / "model.celldial", reseal(content, CHANGES[kind]))
+
+
+def test_weights_that_are_too_many_or_of_wrong_shape_are_refused(content: bytes, tmp_path: Path) -> None:
+    assert "damaged" in refuse(tmp_path / "model.celldial", reseal(content, lambda about: None, extra=torch.ones(2)))
+    name = sorted(load(content))[0]
+    wrong = {name: torch.ones(1, 2, 3)}
+    assert "damaged" in refuse(tmp_path / "model.celldial", reseal(content, lambda about: None, **wrong))
+
+
+@settings(deadline=None, max_examples=200)
+@given(data=st.data())
+def test_a_flipped_byte_is_refused_or_harmless(
+    data: st.DataObject, content: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Whatever is wrong with the bytes, the error is a ValueError that names the file."""
+    length = int.from_bytes(content[:8], "little")
+    position = data.draw(st.integers(0, 7) | st.integers(8, 7 + length) | st.integers(8 + length, len(content) - 1))
+    broken = bytearray(content)
+    broken[position] ^= data.draw(st.integers(1, 255))
+    path = tmp_path_factory.mktemp("flipped") / "model.celldial"
+    path.write_bytes(bytes(broken))
+    try:
+        VAE.load(path)
+    except ValueError as error:
+        message = str(error)
+    else:
+        return
+    assert repr(str(path)) in message
+
+
+def test_a_later_format_is_refused_with_advice(content: bytes, tmp_path: Path) -> None:
+    later = reseal(content, lambda about: about.update(format_version=FORMAT_VERSION + 1))
+    message = refuse(tmp_path / "model.celldial", later)
+    assert f"format version {FORMAT_VERSION + 1}" in message
+    assert "install a newer celldial" in message
+
+
+@pytest.mark.parametrize("name", ["missing.celldial", "folder"])
+def test_no_such_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(FileNotFoundError, match=name):
+        VAE.load(tmp_path / name)
+
+
+class Payload:
+    """When unpickled, creates a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.marker), "w")
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch", "npz"])
+def test_a_pickle_is_refused_and_runs_nothing(kind: str, tmp_path: Path) -> None:
+    marker, path = tmp_path / "marker", tmp_path / "model.celldial"
+    with path.open("wb") as file:
+        if kind == "pickle":
+            pickle.dump(Payload(marker), file)
+        elif kind == "torch":
+            torch.save({"weight": Payload(marker)}, file)
+        else:
+            np.savez(file, weight=np.array([Payload(marker)], dtype=object))
+    refuse(path, path.read_bytes())
+    assert not marker.exists()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_the_payload_of_this_test_works(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Payload(tmp_path / "marker"))).close()
+    assert (tmp_path / "marker").exists()
+
+
+# --- Files of earlier versions ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", range(1, FORMAT_VERSION + 1))
+def test_golden_file(version: int) -> None:
+    """A model that an earlier version saved gives the same answers today."""
+    model_path, cells_path = golden_paths(version)
+    adata, model = read_cells(cells_path), VAE.load(model_path)
+    with np.load(cells_path, allow_pickle=False) as stored:
+        expected = dict(stored)
+    assert np.ptp(expected["embedding"], axis=0).min() > 0.01
+    mean, standard_deviation = model.latent_posterior(adata)
+    np.testing.assert_allclose(mean, expected["embedding"], atol=1e-5)
+    np.testing.assert_allclose(standard_deviation, expected["standard_deviation"], atol=1e-5)
+    expression = model.denoise(adata, transform_batch="b1").to_numpy()
+    np.testing.assert_allclose(expression, expected["expression"], rtol=1e-4)
+    if version == 1:
+        assert model.schema_.modalities == ("rna",)
+        assert list(model.library_size_quantiles_) == ["rna"]
+        return
+    for modality in model.schema_.modalities:
+        embedding = model.transform(adata[expected[f"has_{modality}"]], modality=modality)
+        np.testing.assert_allclose(embedding, expected[f"embedding_{modality}"], atol=1e-5)
+    probability = model.impute(adata[expected["has_rna"]].copy(), "atac", from_="rna").to_numpy()
+    np.testing.assert_allclose(probability, expected["probability"], rtol=1e-4)
+    if version == 2:
+        return
+    if version == 4:
+        check_clusters_and_loadings(model, adata, expected)
+        return
+    states = model.transform(adata, include_periodic=True)
+    np.testing.assert_allclose(states, expected["states"], atol=1e-5)
+    phase = model.phase(adata)
+    np.testing.assert_array_equal(phase["rhythm_phase"].to_numpy(str), expected["rhythm_phase"])
+    np.testing.assert_allclose(phase["rhythm_angle"], expected["rhythm_angle"], atol=1e-4)
+    np.testing.assert_allclose(phase["rhythm_concentration"], expected["rhythm_concentration"], rtol=1e-3)
+    np.testing.assert_allclose(phase["rhythm_active_probability"], expected["rhythm_active_probability"], atol=1e-4)
+
+
+def check_clusters_and_loadings(model: VAE, adata: AnnData, expected: dict[str, np.ndarray]) -> None:
+    """Hold what is new in version 4."""
+    np.testing.assert_allclose(model.transform(adata), expected["states"], atol=1e-5)
+    assert model.clusters_["names"] == ["A", "B", "0"]
+    np.testing.assert_allclose(model.clusters(adata), expected["cluster_probability"], atol=1e-4)
+    assert adata.obs["celldial_cluster"].tolist() == expected["cluster"].tolist()
+    assert model.score(adata) == pytest.approx(float(expected["score"]), rel=1e-2)  # at draws of this torch
+    for name, table in (("loadings", model.loadings()), ("topics", model.topics(covariates=SHOWN))):
+        key = ["coordinate" if name == "loadings" else "topic", "modality", "feature"]
+        stored = pd.DataFrame({column: expected[f"{name}_{column}"] for column in table})
+        # In one order, whatever ranks are tied.
+        found, wanted = (part.sort_values(key).reset_index(drop=True) for part in (table, stored))
+        assert found[key].astype(str).to_numpy().tolist() == wanted[key].to_numpy().tolist()
+        for column in set(table) - {*TEXT, "rank"}:
+            np.testing.assert_allclose(found[column], wanted[column], rtol=1e-3, atol=1e-5)
+    assert set(model.module_.baselines) == {"cluster"}
+    assert model.module_.flow is not None
+
+
+@pytest.mark.parametrize("version", range(1, FORMAT_VERSION + 1))
+def test_a_golden_model_is_not_only_read(version: int, tmp_path: Path) -> None:
+    """It goes on training, and is saved in the present format."""
+    model_path, cells_path = golden_paths(version)
+    adata, model = read_cells(cells_path), VAE.load(model_path)
+    model.partial_fit(adata, max_epochs=1, progress=False)
+    model.latent_traverse(adata, n_steps=2)
+    model.save(tmp_path / "model.celldial")
+    loaded = VAE.load(tmp_path / "model.celldial")
+    np.testing.assert_array_equal(loaded.transform(adata), adata.obsm["X_celldial"])
+    assert loaded.sample(3, {"batch": "b0", "age": 30.0}).shape == (3, adata.n_vars)
+    assert clone(loaded).fit(adata, max_epochs=1, progress=False).schema_ == model.schema_
+
+
+def test_parameters_set_after_fit_wait_for_the_next_one(adata: AnnData, tmp_path: Path) -> None:
+    model = make_model(adata.copy())
+    embedding = model.transform(adata)
+    model.set_params(n_latent=5, n_hidden=4)
+    model.save(tmp_path / "model.celldial")
+    loaded = VAE.load(tmp_path / "model.celldial")
+    np.testing.assert_array_equal(loaded.transform(adata), embedding)
+    assert model.decode(embedding, adata.obs).shape == adata.shape
+    model.partial_fit(adata.copy(), max_epochs=1, progress=False)
+    assert model.transform(adata).shape == embedding.shape
+    assert model.fit(adata.copy(), max_epochs=1, progress=False).transform(adata).shape == (adata.n_obs, 5)

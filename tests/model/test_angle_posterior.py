@@ -1,0 +1,385 @@
+"""Where cells are on the circle: against plain sums over the grid, and what must not change when it is turned."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+from torch import Tensor
+
+from celldial.data.cells import Cells, to_sparse_rows
+from celldial.metrics.circular import angular_error
+from celldial.model import angle_posterior
+from celldial.model.module import Module
+from celldial.model.periodic import N_GRID, grid, harmonics
+from helpers.simulate import simulate_cells, simulate_two_cells
+
+LACKING = {"rna": [0, 1, 2], "atac": [3, 4], "protein": []}
+
+
+def make_module(n_features: Mapping[str, int], likelihood: str = "poisson", effect: float = 0.5) -> Module:
+    """Make a module with a circle that all features answer to, in random ways."""
+    torch.manual_seed(0)
+    module = Module(n_features, dict.fromkeys(n_features, likelihood), (), 0, 2, 8, 1, 0.0, periodic=True)
+    for _, modality in module.by_modality():
+        torch.nn.init.normal_(modality.decoder.harmonics.weight, std=effect)
+        modality.decoder.cycles_f.fill_(True)
+    module.circle.log_density_j.copy_(torch.randn(N_GRID).log_softmax(0))
+    module.circle.active_logit.fill_(0.5)
+    return module.eval().requires_grad_(False)
+
+
+def state(z_cz: Tensor, angle_c: Tensor, activity: float | Tensor = 1.0) -> Tensor:
+    place_cu = torch.stack([angle_c.cos(), angle_c.sin()], 1) * torch.as_tensor(activity).reshape(-1, 1)
+    return torch.cat([z_cz, place_cu], 1)
+
+
+def latent_mean(module: Module, cells: Cells) -> Tensor:
+    """Mean of the Gaussian coordinates, which is the same wherever cells are: nothing is straightened yet."""
+    return module.posterior(replace(cells, belief_cq=torch.zeros(len(cells), 4)))["z"].mean
+
+
+def drawn(module: Module, state_cz: Tensor, library_size: float, seed: int = 0) -> Cells:
+    """Draw cells of one modality at given states."""
+    n_cells = len(state_cz)
+    nothing = Cells(
+        {}, {"rna": torch.full((n_cells,), library_size)}, torch.zeros(n_cells, 0, dtype=int), torch.zeros(n_cells, 0)
+    )
+    torch.manual_seed(seed)
+    counts_cf = module.decode_one("rna", state_cz, nothing).sample()
+    rows = to_sparse_rows(sparse.csr_matrix(counts_cf.numpy()))
+    return replace(nothing, counts={"rna": rows}, library_size={"rna": counts_cf.sum(1)})
+
+
+def angles_of(cells: Cells) -> Tensor:
+    assert cells.belief_cq is not None
+    return torch.atan2(cells.belief_cq[:, 1], cells.belief_cq[:, 0])
+
+
+# --- The posterior ----------------------------------------------------------------------------------------------------
+
+
+def enumerated(module: Module, cells: Cells) -> Tensor:
+    """Posterior over the angles of the grid, then rest, by decoding every cell at every place."""
+    z_cz = latent_mean(module, cells)
+    angle_j = grid(z_cz)
+    parts = []
+    for place in range(N_GRID + 1):
+        activity = 0.0 if place == N_GRID else 1.0
+        state_cz = state(z_cz, angle_j[place % N_GRID].expand(len(cells)), activity)
+        log_p_c = torch.zeros(len(cells))
+        for name, observation in module.decode(state_cz, cells).items():
+            log_p_c[cells.has(name)] += observation.log_prob(cells.observed(name))
+        parts.append(log_p_c)
+    active = module.circle.active_logit.sigmoid()
+    log_prior_j = torch.cat([module.circle.log_density_j + active.log(), (1 - active).log()[None]])
+    return (torch.stack(parts, 1) + log_prior_j).double().softmax(1)
+
+
+@pytest.mark.parametrize("likelihood", ["poisson", "negative_binomial", "bernoulli"])
+def test_where_a_cell_is_by_plain_enumeration(likelihood: str) -> None:
+    """With all features heard, nothing is left out: the posterior is that of the model on the grid."""
+    cells = simulate_two_cells(lacking={"rna": LACKING["rna"], "atac": LACKING["atac"]})
+    module = make_module({"rna": 20, "atac": 30}, likelihood, effect=0.15)
+    posterior_cj = enumerated(module, cells)
+    angle_j = grid(torch.zeros(1, dtype=torch.float64))
+    around_cj = posterior_cj[:, :-1] / posterior_cj[:, :-1].sum(1, keepdim=True)
+    mean_cu = around_cj @ torch.stack([angle_j.cos(), angle_j.sin()], 1)
+    length_c = mean_cu.norm(dim=1)
+    found = angle_posterior.located(module, cells)
+    x_c, y_c, kappa_c, logit_c = found.belief_cq.double().unbind(1)
+    torch.testing.assert_close(
+        kappa_c / (kappa_c + 1), length_c.clamp_max(angle_posterior.MAX_LENGTH), atol=2e-3, rtol=0
+    )
+    torch.testing.assert_close(x_c * length_c, mean_cu[:, 0], atol=2e-3, rtol=0)
+    torch.testing.assert_close(y_c * length_c, mean_cu[:, 1], atol=2e-3, rtol=0)
+    torch.testing.assert_close(logit_c.sigmoid(), 1 - posterior_cj[:, -1], atol=2e-3, rtol=0)
+    assert length_c.std() > 0.05
+    assert 0.02 < posterior_cj[:, -1].mean() < 0.95
+    assert found.counts is cells.counts
+
+
+def test_a_modality_that_a_cell_lacks_says_nothing() -> None:
+    cells = simulate_two_cells(lacking={"rna": [0, 1, 2], "atac": [3, 4]})
+    module = make_module({"rna": 20, "atac": 30})
+    together = angle_posterior.located(module, cells).belief_cq
+    for rows, name in (([0, 1, 2], "atac"), ([3, 4], "rna")):
+        alone = angle_posterior.located(module, cells.select(torch.tensor(rows)).only(name)).belief_cq
+        torch.testing.assert_close(alone, together[rows], rtol=1e-4, atol=1e-4)
+
+
+def test_an_empty_cell_is_where_the_prior_says() -> None:
+    cells = simulate_two_cells(lacking={"rna": [0], "atac": [0]})
+    module = make_module({"rna": 20, "atac": 30})
+    belief_q = angle_posterior.located(module, cells).belief_cq[0]
+    density_j, angle_j = module.circle.log_density_j.exp(), grid(torch.zeros(1))
+    mean_u = density_j @ torch.stack([angle_j.cos(), angle_j.sin()], 1)
+    torch.testing.assert_close(belief_q[:2], mean_u / mean_u.norm())
+    torch.testing.assert_close(belief_q[2], mean_u.norm() / (1 - mean_u.norm()), rtol=1e-4, atol=0)
+    torch.testing.assert_close(belief_q[3], module.circle.active_logit)
+
+
+def test_only_features_that_cycle_are_heard() -> None:
+    cells = simulate_cells()
+    module = make_module({"rna": 20})
+    decoder = module.modalities["rna"].decoder
+    decoder.cycles_f[5:] = False
+    values_cf = torch.zeros(60, 20)
+    rows = cells.counts["rna"]
+    values_cf[torch.arange(60).repeat_interleave(rows.indptr_c.diff()), rows.column_n] = rows.value_n
+    z_cz, angle_j = latent_mean(module, cells), grid(torch.zeros(1))
+    log_p_cj = torch.stack(
+        [
+            torch.distributions.Poisson(module.decode_one("rna", state(z_cz, angle.expand(60)), cells).mean[:, :5])
+            .log_prob(values_cf[:, :5])
+            .sum(1)
+            for angle in angle_j
+        ],
+        1,
+    )
+    around_cj = (log_p_cj + module.circle.log_density_j).softmax(1)
+    mean_cu = around_cj @ torch.stack([angle_j.cos(), angle_j.sin()], 1)
+    found = angle_posterior.located(module, cells).belief_cq
+    torch.testing.assert_close(found[:, :2], mean_cu / mean_cu.norm(dim=1, keepdim=True), atol=1e-3, rtol=0)
+    decoder.cycles_f.fill_(False)
+    active_c = angle_posterior.located(module, cells).belief_cq[:, 3]
+    torch.testing.assert_close(active_c, module.circle.active_logit.expand(60))
+
+
+def test_what_is_placed_stays_placed() -> None:
+    cells, module = simulate_cells(), make_module({"rna": 20})
+    found = angle_posterior.placed(module, cells)
+    assert found.belief_cq is not None
+    assert angle_posterior.placed(module, found) is found
+    plain = Module({"rna": 20}, {"rna": "poisson"}, (), 0, 2, 8, 1, 0.0)
+    assert angle_posterior.placed(plain, cells) is cells
+
+
+def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells, module = simulate_cells(), make_module({"rna": 20})
+    expected = angle_posterior.located(module, cells).belief_cq
+    monkeypatch.setattr(angle_posterior, "block_size", lambda n_features: 7)
+    torch.testing.assert_close(angle_posterior.located(module, cells).belief_cq, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_model_asks_where_cells_are() -> None:
+    with pytest.raises(
+        ValueError, match="where the cells are on the circle is not known yet: celldial.model.angle_posterior.located"
+    ):
+        make_module({"rna": 20}).posterior(simulate_cells())
+
+
+# Of 80 features that cycle strongly, drawn without any difference in the other coordinates.
+N_STRONG = 80
+
+
+def strong(n_cells: int = 600, active_share: float = 0.7) -> tuple[Module, Cells, np.ndarray, np.ndarray]:
+    """Draw cells of which some rest, with angles of the density (1 + 0.8 cos(θ - 1)) / 2π."""
+    module = make_module({"rna": N_STRONG})
+    # So that what the encoder says of the other coordinates does not matter.
+    for head in module.modalities["rna"].decoder.heads:
+        head.weight.zero_()
+    random = np.random.default_rng(0)
+    angle_s = np.linspace(0, 2 * np.pi, 5000, endpoint=False)
+    density_s = 1 + 0.8 * np.cos(angle_s - 1)
+    angle_c = random.choice(angle_s, n_cells, p=density_s / density_s.sum())
+    active_c = random.random(n_cells) < active_share
+    states = state(torch.zeros(n_cells, 2), torch.from_numpy(angle_c).float(), torch.from_numpy(active_c).float())
+    return module, drawn(module, states, 400.0), angle_c, active_c
+
+
+def test_the_prior_is_learned_and_cells_are_found() -> None:
+    module, cells, angle_c, active_c = strong()
+    module.circle.log_density_j.fill_(-math.log(N_GRID))
+    module.circle.active_logit.fill_(2.0)
+    found = angle_posterior.located(module, cells, learn_prior=True)
+    np.testing.assert_array_equal(found.belief_cq[:, 3].numpy() > 0, active_c)
+    difference = np.angle(np.exp(1j * (angles_of(found).numpy() - angle_c)))[active_c]
+    assert np.abs(difference).mean() < 0.1
+    # The angle is as sure as it says it is: the standard deviation of a power spherical distribution.
+    stated = np.sqrt(2 / found.belief_cq[active_c, 2].numpy())
+    assert (difference**2).mean() == pytest.approx((stated**2).mean(), rel=0.35)
+    density_j = module.circle.log_density_j.exp().double()
+    angle_j = grid(density_j)
+    blur = torch.special.i1(torch.tensor(angle_posterior.SMOOTHING)) / torch.special.i0(
+        torch.tensor(angle_posterior.SMOOTHING)
+    )
+    expected_j = (1 + 0.8 * blur * (angle_j - 1).cos()) / N_GRID
+    assert (density_j - expected_j).abs().sum() < 0.15
+    assert module.circle.active_logit.sigmoid() == pytest.approx(active_c.mean(), abs=0.01)
+
+
+def test_the_prior_is_left_alone_unless_it_is_to_be_learned() -> None:
+    module, cells, _, _ = strong(50)
+    before = [part.clone() for part in (module.circle.log_density_j, module.circle.active_logit)]
+    angle_posterior.located(module, cells)
+    assert torch.equal(module.circle.log_density_j, before[0])
+    assert torch.equal(module.circle.active_logit, before[1])
+
+
+def test_where_no_cell_rested_none_does() -> None:
+    module, cells, _, _ = strong(200, active_share=1.0)
+    module.circle.active_logit.fill_(angle_posterior.MAX_LOGIT)
+    angle_posterior.located(module, cells, learn_prior=True)
+    assert module.circle.active_logit == angle_posterior.MAX_LOGIT
+
+
+@given(angle=st.floats(-7, 7), length=st.floats(0, 1), active=st.floats(0, 1))
+def test_a_belief_is_finite_whatever_it_says(angle: float, length: float, active: float) -> None:
+    belief_q = angle_posterior.belief(*(torch.tensor([value]) for value in (angle, length, active)))[0]
+    assert belief_q.isfinite().all()
+    assert belief_q[:2].tolist() == pytest.approx([math.cos(angle), math.sin(angle)], abs=1e-5)
+    assert belief_q[2] / (1 + belief_q[2]) == pytest.approx(min(length, angle_posterior.MAX_LENGTH), abs=1e-4)
+    assert belief_q[3].sigmoid() == pytest.approx(active, abs=1e-5)
+
+
+# --- Turning and straightening ----------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(by=st.floats(-7, 7), angle=st.floats(-7, 7), activity=st.floats(0.05, 1))
+def test_a_turned_circle_decodes_the_same_at_the_turned_angle(by: float, angle: float, activity: float) -> None:
+    module = make_module({"rna": 20, "atac": 30}).double()
+    cells = simulate_two_cells(n_cells=5)
+    cells = replace(cells, continuous_ck=cells.continuous_ck.double())
+    z_cz = torch.randn(5, 2, dtype=torch.float64)
+    before = module.decode(state(z_cz, torch.full((5,), angle).double(), activity), cells)
+    angle_posterior.turn(module, by)
+    after = module.decode(state(z_cz, torch.full((5,), by + angle).double(), activity), cells)
+    for name in before:
+        torch.testing.assert_close(after[name].mean, before[name].mean, rtol=1e-4, atol=1e-4)
+
+
+def spread(module: Module, cells: Cells) -> Cells:
+    """Locate cells, and let the Gaussian coordinates tell of the angle."""
+    with torch.no_grad():
+        module.modalities["rna"].encoder.output.weight.normal_()
+        module.modalities["rna"].encoder.weight_fh.mul_(3)
+    return angle_posterior.located(module, cells)
+
+
+def test_straightening_changes_nothing_that_is_decoded() -> None:
+    module, cells, _, _ = strong(1500)
+    torch.nn.init.normal_(module.modalities["rna"].decoder.heads[0].weight)
+    cells = spread(module, cells)
+
+    def decoded() -> tuple[Tensor, Tensor]:
+        posterior = module.posterior(cells)
+        z_cz = posterior["z"].mean
+        activity_c = posterior["active"].mean
+        at_cz = torch.cat([z_cz, cells.belief_cq[:, :2] * activity_c[:, None]], 1)
+        return z_cz, module.decode_one("rna", at_cz, cells).mean
+
+    harmonic_ck = harmonics(cells.belief_cq[:, :2] * cells.belief_cq[:, 3:].sigmoid())[:, :-1]
+
+    def explained(z_cz: Tensor) -> float:
+        """Largest correlation of a coordinate with a harmonic."""
+        return float(torch.corrcoef(torch.cat([z_cz, harmonic_ck], 1).T)[:2, 2:].abs().max())
+
+    z_before_cz, before_cf = decoded()
+    assert explained(z_before_cz) > 0.1
+    angle_posterior.straighten(module, cells)
+    z_cz, after_cf = decoded()
+    assert explained(z_cz) < 0.02  # a ridge keeps it from being 0
+    assert module.modalities["rna"].decoder.tilt_kz.any()
+    torch.testing.assert_close(after_cf, before_cf, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(z_cz.mean(0), z_before_cz.mean(0), atol=1.0, rtol=0)
+    # Once more changes nothing, and cells are where they were.
+    located = angle_posterior.located(module, cells).belief_cq
+    torch.testing.assert_close(located, cells.belief_cq, rtol=1e-3, atol=1e-3)
+    tilt_kz = module.modalities["rna"].decoder.tilt_kz.clone()
+    angle_posterior.straighten(module, cells)
+    torch.testing.assert_close(module.modalities["rna"].decoder.tilt_kz, tilt_kz)
+
+
+def test_curves_are_what_decoding_says() -> None:
+    module, cells = make_module({"rna": 20}), simulate_cells(n_cells=1)
+    column_f = torch.tensor([3, 7])
+    curve_fj = angle_posterior.curves(module, "rna", column_f)
+    angle_j = grid(torch.zeros(1))
+    many = cells.select(torch.zeros(N_GRID, dtype=torch.int64))
+    log_cf = module.decode_one("rna", state(torch.zeros(N_GRID, 2), angle_j), many).mean.log()
+    ratio_j = log_cf[:, 3] - log_cf[:, 7]
+    torch.testing.assert_close(curve_fj[0] - curve_fj[1], ratio_j - ratio_j.mean(), atol=1e-4, rtol=0)
+
+
+# --- The start, and which features tell -------------------------------------------------------------------------------
+
+
+def test_harmonics_start_from_where_cells_are_taken_to_be() -> None:
+    module, cells, angle_c, active_c = strong(3000)
+    truth_fj = angle_posterior.curves(module, "rna", torch.arange(N_STRONG))
+    parts = (torch.from_numpy(angle_c).float(), torch.ones(3000), torch.from_numpy(active_c).float())
+    cells = replace(cells, belief_cq=angle_posterior.belief(*parts))
+    heard_f = torch.arange(0, N_STRONG, 2)
+    angle_posterior.start(module, cells, {"rna": heard_f})
+    found_fj = angle_posterior.curves(module, "rna", torch.arange(N_STRONG))
+    assert not found_fj[1::2].any()
+    similar_f = [
+        np.corrcoef(found_j, truth_j)[0, 1] for found_j, truth_j in zip(found_fj[::2], truth_fj[::2], strict=True)
+    ]
+    assert np.median(similar_f) > 0.9
+    slope = np.polyfit(truth_fj[::2].numpy().ravel(), found_fj[::2].numpy().ravel(), 1)[0]
+    assert 0.6 < slope < 1.1
+    assert module.circle.active_logit.sigmoid() == pytest.approx(active_c.mean(), abs=1e-3)
+
+
+def test_where_all_cells_are_taken_to_be_active_all_stay_so() -> None:
+    module, cells, angle_c, _ = strong(50)
+    cells = replace(
+        cells, belief_cq=angle_posterior.belief(torch.from_numpy(angle_c).float(), torch.ones(50), torch.ones(50))
+    )
+    angle_posterior.start(module, cells, {"rna": torch.arange(N_STRONG)})
+    assert module.circle.active_logit == angle_posterior.MAX_LOGIT
+
+
+def test_features_of_a_modality_that_was_not_looked_at_start_without_effect() -> None:
+    module, cells = make_module({"rna": 20, "atac": 30}), simulate_two_cells(lacking={"rna": [0, 1]})
+    before = module.modalities["atac"].decoder.harmonics.weight.clone()
+    cells = replace(cells, belief_cq=angle_posterior.belief(torch.rand(60) * 6, torch.ones(60), torch.full((60,), 0.8)))
+    angle_posterior.start(module, cells, {"rna": torch.arange(20)})
+    assert torch.equal(module.modalities["atac"].decoder.harmonics.weight, before)
+    assert module.modalities["rna"].decoder.harmonics.weight.isfinite().all()
+
+
+def test_features_that_cycle_are_chosen() -> None:
+    module, cells, _, _ = strong(600)
+    decoder = module.modalities["rna"].decoder
+    cycles_f = torch.arange(N_STRONG) % 4 == 0
+    decoder.harmonics.weight[~cycles_f] *= 0.005
+    cells = angle_posterior.located(module, cells)
+    angle_posterior.choose_features(module, cells)
+    assert not (decoder.cycles_f & ~cycles_f).any()
+    assert (decoder.cycles_f & cycles_f).sum() > 0.8 * cycles_f.sum()  # of some there is hardly a count
+    decoder.harmonics.weight *= 0.005
+    with pytest.warns(UserWarning, match="no feature tells the angle well"):
+        angle_posterior.choose_features(module, cells)
+    assert decoder.cycles_f.sum() == min(angle_posterior.FEW_FEATURES, N_STRONG - 1)
+
+
+def test_not_more_features_are_heard_than_those_that_tell_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, cells, _, _ = strong(600)
+    decoder = module.modalities["rna"].decoder
+    decoder.harmonics.weight[10:] *= 0.3
+    monkeypatch.setattr(angle_posterior, "MAX_FEATURES", 5)
+    angle_posterior.choose_features(module, angle_posterior.located(module, cells))
+    assert decoder.cycles_f.sum() == 5
+    assert decoder.cycles_f[:10].sum() >= 4
+
+
+def test_angles_survive_all_of_it() -> None:
+    """Started from noisy angles, the decoder's harmonics put cells near where they are."""
+    module, cells, angle_c, _ = strong(800, active_share=1.0)
+    noisy_c = angle_c + np.random.default_rng(1).normal(0, 0.5, 800)
+    cells = replace(
+        cells, belief_cq=angle_posterior.belief(torch.from_numpy(noisy_c).float(), torch.ones(800), torch.ones(800))
+    )
+    angle_posterior.start(module, cells, {"rna": torch.arange(N_STRONG)})
+    angle_posterior.choose_features(module, cells)
+    found = angle_posterior.located(module, cells, learn_prior=True)
+    assert angular_error(angles_of(found).numpy(), angle_c) < 0.15 < angular_error(noisy_c, angle_c)

@@ -1,0 +1,524 @@
+"""Clusters: their distributions in closed form, that groups are found, and what is written and said of them."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import AnnData, read_h5ad
+from scipy import sparse, stats
+from sklearn.metrics import adjusted_rand_score
+from test_model import assert_untouched, with_counts
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from celldial import VAE
+from celldial.data.cells import Cells
+from celldial.model.clusters import COLD, HOT, SURE, Clusters, OfCluster, kl_to_each, temperature
+from celldial.model.latents import LATENTS
+from celldial.training import clusters
+from helpers.simulate import simulate, simulate_groups, simulate_two
+
+CLUSTER, PROBABILITY = "celldial_cluster", "celldial_cluster_probability"
+
+
+def fit(
+    adata: AnnData, max_epochs: int = 30, validation_cells: np.ndarray | None = None, seed: int = 0, **parameters: Any
+) -> VAE:
+    """Fit a small model."""
+    model = VAE(**{"n_latent": 4, "n_hidden": 64, "seed": seed, **parameters})
+    return model.fit(adata, max_epochs=max_epochs, validation_cells=validation_cells, progress=False)
+
+
+def agreement(adata: AnnData) -> float:
+    return adjusted_rand_score(adata.obs["group"], adata.obs[CLUSTER].astype(str))
+
+
+# --- Distributions ----------------------------------------------------------------------------------------------------
+
+
+def make_clusters(latent: str = "gaussian", n_latent: int = 2, n_clusters: int = 3, n_labels: int = 0) -> Clusters:
+    """Place clusters at random, in double precision."""
+    torch.manual_seed(0)
+    clusters = Clusters(LATENTS[latent](n_latent), n_clusters, n_labels).double()
+    with torch.no_grad():
+        for parameter, scale in zip(clusters.parameters(), (1.0, 2.0, 0.4), strict=True):
+            parameter.copy_(scale * torch.randn(parameter.shape, dtype=torch.float64))
+    return clusters.requires_grad_(False)
+
+
+def points(n: int = 5, n_latent: int = 2) -> tuple[Tensor, Tensor]:
+    """Means and standard deviations of some cells."""
+    torch.manual_seed(1)
+    return 2 * torch.randn(n, n_latent).double(), 0.2 + torch.rand(n, n_latent).double()
+
+
+def log_normal(u: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    return torch.from_numpy(stats.norm.logpdf(u.numpy(), mean.numpy(), scale.numpy()))
+
+
+def test_judging_is_bayes_rule_where_coordinates_are_known() -> None:
+    clusters, (mu_cz, sigma_cz) = make_clusters(), points()
+    of = clusters.components
+    joint_ck = torch.stack(
+        [
+            clusters.log_weight_k[k] + log_normal(mu_cz, of.mean_kz[k], of.scale_kz[k]).sum(1)
+            for k in range(clusters.n_clusters)
+        ],
+        1,
+    )
+    found_ck = clusters.judge(mu_cz, 1e-6 * sigma_cz, torch.zeros(5, 3))
+    torch.testing.assert_close(found_ck.softmax(-1), joint_ck.softmax(-1))
+
+
+def test_judging_averages_the_log_density_over_the_posterior() -> None:
+    """E[log N(z; m, s²)] under N(μ, σ²) is log N(μ; m, s²) - σ² / 2s²; it is found by quadrature here."""
+    clusters, (mu_cz, sigma_cz) = make_clusters(), points()
+    of = clusters.components
+    node_n, weight_n = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(20))
+    z_ncz = mu_cz + sigma_cz * node_n[:, None, None]
+    average_ck = torch.stack(
+        [
+            torch.einsum("n,ncz->c", weight_n, log_normal(z_ncz, of.mean_kz[k], of.scale_kz[k]))
+            / math.sqrt(2 * math.pi)
+            for k in range(3)
+        ],
+        1,
+    )
+    correction_ck = torch.randn(5, 3).double()
+    expected_ck = clusters.log_weight_k + average_ck + correction_ck
+    found_ck = clusters.judge(mu_cz, sigma_cz, correction_ck)
+    torch.testing.assert_close(found_ck.log_softmax(-1), expected_ck.log_softmax(-1))
+
+
+def test_judging_is_the_best_there_is() -> None:
+    """Of all q(cluster), Bayes' rule averaged over q(z) has the lowest divergence of both from what is known before."""
+    clusters, (mu_cz, sigma_cz) = make_clusters(), points()
+    each_ck = kl_to_each(clusters.components.latent.posterior(mu_cz, sigma_cz), clusters.components)
+
+    def divergence(logits_ck: Tensor) -> Tensor:
+        log_q_ck = logits_ck.log_softmax(-1)
+        return (log_q_ck.exp() * (log_q_ck - clusters.log_weight_k + each_ck)).sum()
+
+    best_ck = clusters.judge(mu_cz, sigma_cz, torch.zeros(5, 3)).requires_grad_()
+    divergence(best_ck).backward()
+    torch.testing.assert_close(best_ck.grad, torch.zeros(5, 3).double(), atol=1e-9, rtol=0)
+    for _ in range(20):
+        other_ck = best_ck.detach() + torch.randn(5, 3)
+        assert divergence(other_ck) >= divergence(best_ck)
+
+
+@pytest.mark.parametrize("latent", LATENTS)
+def test_where_cells_of_a_cluster_are(latent: str) -> None:
+    clusters, (z_cz, _) = make_clusters(latent), points()
+    of = clusters.components
+    one_hot_ck = torch.eye(3).double()[[0, 2, 1, 1, 0]]
+    each_ck = torch.stack(
+        [of.latent.posterior(of.mean_kz[k], of.scale_kz[k]).log_prob(z_cz) for k in range(3)], 1
+    )  # one cluster at a time
+    torch.testing.assert_close(OfCluster(of, one_hot_ck, 5).log_prob(z_cz), (one_hot_ck * each_ck).sum(1))
+    relaxed_ck = torch.rand(5, 3).double().softmax(-1)
+    torch.testing.assert_close(OfCluster(of, relaxed_ck, 5).log_prob(z_cz), (relaxed_ck * each_ck).sum(1))
+    # Whatever the cluster.
+    torch.testing.assert_close(clusters.log_prob(z_cz), (clusters.log_weight_k.exp() * each_ck.exp()).sum(1).log())
+
+
+@pytest.mark.parametrize("latent", sorted(set(LATENTS) - {"logistic"}))
+def test_divergence_from_clusters_is_the_sum_over_them(latent: str) -> None:
+    clusters, (mu_cz, sigma_cz) = make_clusters(latent), points()
+    of, q = clusters.components, clusters.components.latent.posterior(mu_cz, sigma_cz)
+    expected_ck = torch.stack(
+        [
+            kl_divergence(q, of.latent.posterior(of.mean_kz[k].expand(5, 2), of.scale_kz[k].expand(5, 2)))
+            for k in range(3)
+        ],
+        1,
+    )
+    torch.testing.assert_close(kl_to_each(q, of), expected_ck)
+    choice_ck = torch.rand(5, 3).double().softmax(-1)
+    torch.testing.assert_close(kl_divergence(q, OfCluster(of, choice_ck, 5)), (choice_ck * expected_ck).sum(1))
+
+
+@pytest.mark.parametrize("latent", LATENTS)
+def test_the_density_is_a_density(latent: str) -> None:
+    clusters = make_clusters(latent, n_latent=1)
+    z_j = torch.linspace(-60, 60, 200_001, dtype=torch.float64)
+    assert np.trapezoid(clusters.log_prob(z_j[:, None]).exp(), z_j) == pytest.approx(1, abs=1e-6)
+
+
+def test_cells_are_drawn_as_common_as_they_are_and_where_they_are() -> None:
+    clusters = make_clusters(n_latent=1)
+    with torch.no_grad():
+        clusters.components.mean_kz.copy_(torch.tensor([[-100.0], [0.0], [100.0]]))
+    z_c = clusters.draw(20_000)[:, 0]
+    for k, mean in enumerate((-100.0, 0.0, 100.0)):
+        near_c = (z_c - mean).abs() < 50
+        assert near_c.double().mean() == pytest.approx(clusters.log_weight_k[k].exp().item(), abs=0.02)
+        assert z_c[near_c].mean() == pytest.approx(mean, abs=0.1)
+        assert z_c[near_c].std() == pytest.approx(clusters.components.scale_kz[k].item(), rel=0.1)
+
+
+def test_known_labels_take_the_place_of_what_is_judged() -> None:
+    clusters, logits_ck = make_clusters(), torch.randn(4, 3)
+    assert clusters.given_labels(logits_ck, None) is logits_ck
+    given_ck = clusters.given_labels(logits_ck, torch.tensor([-1, 2, 0, -1]))
+    torch.testing.assert_close(given_ck[[0, 3]], logits_ck[[0, 3]])
+    torch.testing.assert_close(given_ck[[1, 2]], SURE * torch.eye(3)[[2, 0]])
+    torch.testing.assert_close(given_ck[[1, 2]].softmax(-1), torch.eye(3)[[2, 0]])
+    assert given_ck.isfinite().all()
+
+
+def test_what_is_not_needed_is_charged_for_and_labels_are_not() -> None:
+    """At the maximum a cluster that n of N cells are in has the weight (n - d) / (N - K d): it pays with d cells."""
+    n_k = torch.tensor([100.0, 60.0, 40.0]).double()
+    clusters = make_clusters(n_latent=2)
+    clusters.components.logit_k.copy_(((n_k - 2) / (200 - 6)).log()).requires_grad_()
+    ((n_k * clusters.log_weight_k).sum() + clusters.log_prior()).backward()
+    torch.testing.assert_close(clusters.components.logit_k.grad, torch.zeros(3).double(), atol=1e-2, rtol=0)
+    labelled = make_clusters(n_labels=3)
+    assert labelled.log_prior() == 0
+    some = make_clusters(n_labels=2)
+    torch.testing.assert_close(some.log_prior(), -2 * (some.log_weight_k[2].exp() + 1e-5).log())
+
+
+def test_choices_cool_down() -> None:
+    assert temperature(0.0) == HOT
+    assert temperature(1.0) == pytest.approx(COLD)
+    assert temperature(0.5) == pytest.approx(math.sqrt(HOT * COLD))
+
+
+# --- Where clusters start ---------------------------------------------------------------------------------------------
+
+
+def test_a_mixture_of_many_draws_is_found_in_some_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    z_jz = random.normal(np.repeat([[-5.0, 0.0], [5.0, 3.0]], [3000, 1000], axis=0), 1)
+    monkeypatch.setattr(clusters, "MAX_DRAWS", 1000)
+    log_weight_k, mean_kz, log_scale_kz = clusters.found_among(z_jz, 2, seed=0)
+    np.testing.assert_allclose(np.exp(log_weight_k), [0.75, 0.25], atol=0.05)  # the largest first
+    np.testing.assert_allclose(mean_kz, [[-5, 0], [5, 3]], atol=0.2)
+    np.testing.assert_allclose(np.exp(log_scale_kz), 1, atol=0.1)
+
+
+def test_a_search_that_has_not_come_to_an_end_is_a_start_as_well() -> None:
+    found = clusters.found_among(np.random.default_rng(0).uniform(size=(500, 2)), 40, seed=0)
+    assert all(np.isfinite(part).all() for part in found)
+
+
+def test_clusters_start_at_labelled_cells() -> None:
+    random = np.random.default_rng(0)
+    center_kz = np.array([[0.0, 0.0], [8.0, 0.0], [0.0, 8.0]])
+    truth_j = random.integers(0, 3, 600)
+    z_jz = random.normal(center_kz[truth_j], 0.5)
+    label_j = np.where(random.random(600) < 0.2, truth_j, -1)
+    label_j[truth_j == 2] = -1
+    log_weight_k, mean_kz, log_scale_kz = clusters.led_by_labels(z_jz, label_j, 3, seed=0)
+    np.testing.assert_allclose(mean_kz[:2], center_kz[:2], atol=0.3)
+    assert np.exp(log_weight_k).sum() == pytest.approx(1)
+    np.testing.assert_allclose(np.exp(log_scale_kz), np.exp(log_scale_kz[[0, 0, 0]]))
+    # A label of one cell each, of which there is one draw: as wide as all cells are, not without width.
+    few_j = np.full(600, -1)
+    few_j[[np.flatnonzero(truth_j == k)[0] for k in (0, 1)]] = [0, 1]
+    found = clusters.led_by_labels(z_jz, few_j, 2, seed=0)
+    assert all(np.isfinite(part).all() for part in found)
+    np.testing.assert_allclose(np.exp(found[2])[0], z_jz.std(0) / math.sqrt(2))
+
+
+def test_clusters_without_a_label_start_far_from_those_with_one() -> None:
+    random = np.random.default_rng(0)
+    center_kz = np.array([[0.0, 0.0], [8.0, 0.0], [0.0, 8.0], [8.0, 8.0]])
+    truth_j = random.integers(0, 4, 800)
+    z_jz = random.normal(center_kz[truth_j], 0.5)
+    label_j = np.where(truth_j < 2, truth_j, -1)
+    for seed in range(5):
+        log_weight_k, mean_kz, _ = clusters.led_by_labels(z_jz, label_j, 4, seed)
+        assert sorted(np.linalg.norm(mean_kz[2:, None] - center_kz, axis=2).argmin(1)) == [2, 3]
+        # As common as the others, so that they do not die out at once.
+        np.testing.assert_allclose(np.exp(log_weight_k[2:]), 0.25)
+
+
+# --- Groups are found -------------------------------------------------------------------------------------------------
+
+ESTIMATORS: dict[str, dict[str, Any]] = {
+    "enumerate": {},
+    "gumbel_softmax": {"gradient": "gumbel_softmax"},
+    "straight through": {"gradient": "gumbel_softmax", "straight_through": True},
+    "learned": {"gradient": "score_function"},
+    "moving average": {"gradient": "score_function", "baseline": "moving_average"},
+    "no baseline": {"gradient": {"cluster": "score_function"}, "baseline": None},
+}
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_every_estimator_finds_the_groups(estimator: str) -> None:
+    adata = simulate_groups()
+    model = fit(adata, n_clusters=3, **ESTIMATORS[estimator])
+    assert agreement(adata) > 0.9
+    assert adata.obs[CLUSTER].nunique() == 3
+    np.testing.assert_allclose(model.module_.clusters.log_weight_k.exp().detach().numpy(), 1 / 3, atol=0.15)
+
+
+def test_all_by_the_score_function_gives_a_model() -> None:
+    """Coordinates are then learned far too slowly to find groups in few epochs."""
+    adata = simulate_groups((20, 20))
+    model = fit(adata, max_epochs=3, n_clusters=2, gradient={"z": "score_function", "cluster": "score_function"})
+    assert set(model.module_.baselines) == {"z", "cluster"}
+    assert np.isfinite(adata.obsm[PROBABILITY].to_numpy()).all()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_clusters_that_are_not_needed_empty_themselves(seed: int) -> None:
+    adata = simulate_groups((150, 150, 150), seed=seed)
+    model = fit(adata, seed=seed, n_latent=5, n_clusters=10)
+    assert list(adata.obs[CLUSTER].cat.categories) == list("0123456789")
+    assert 3 <= adata.obs[CLUSTER].nunique() <= 5
+    assert agreement(adata) > 0.9
+    weight_k = model.module_.clusters.log_weight_k.exp()
+    assert (weight_k < 0.01).sum() >= 2
+
+
+def test_many_coordinates_do_not_fall_into_one_cluster() -> None:
+    adata = simulate_groups()
+    fit(adata, max_epochs=40, n_hidden=128, n_latent=20, n_clusters=3)
+    assert agreement(adata) > 0.9
+
+
+def test_groups_are_found_by_either_modality() -> None:
+    adata = simulate_two(240, n_genes=30, n_peaks=120, lacking={"atac": range(0, 40), "rna": range(40, 80)})
+    adata.obs["group"] = adata.obs["type"].astype(str)
+    model = fit(adata, max_epochs=40, n_clusters=2)
+    assert agreement(adata[:40]) > 0.6
+    assert agreement(adata[80:]) > 0.9
+    by_rna = model.clusters(adata[80:].copy(), modality="rna")
+    by_atac = model.clusters(adata[80:].copy(), modality="atac")
+    by_both = model.clusters(adata[80:].copy())
+    assert not np.allclose(by_rna, by_both)
+    assert not np.allclose(by_atac, by_both)
+    assert (by_rna.idxmax(axis=1) == by_both.idxmax(axis=1)).mean() > 0.9
+    # A cell without peaks is judged by its genes, whether that is said or not.
+    np.testing.assert_allclose(
+        model.clusters(adata[:40].copy(), modality="rna"), model.clusters(adata[:40].copy()), atol=1e-5
+    )
+    with pytest.warns(UserWarning, match="40 of 40 cells have no count of atac"):
+        nothing = model.clusters(adata[:40].copy(), modality="atac")
+    np.testing.assert_allclose(nothing, np.tile(model.module_.clusters.log_weight_k.exp().detach(), (40, 1)))
+    with pytest.raises(KeyError, match="no modality 'protein'"):
+        model.clusters(adata, modality="protein")
+
+
+# --- What is written --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model() -> VAE:
+    """Return a model of three groups, of which two are not told apart by their names."""
+    return fit(simulate_groups(), n_clusters=4)
+
+
+@pytest.fixture
+def adata() -> AnnData:
+    return simulate_groups()
+
+
+def assert_written(adata: AnnData, table: pd.DataFrame) -> None:
+    names = list(table.columns)
+    assert isinstance(adata.obsm[PROBABILITY], pd.DataFrame)
+    pd.testing.assert_frame_equal(adata.obsm[PROBABILITY], table)
+    assert list(adata.obs[CLUSTER].cat.categories) == names
+    assert not adata.obs[CLUSTER].cat.ordered
+    assert adata.obs[CLUSTER].astype(str).tolist() == table.idxmax(axis=1).tolist()
+    assert (table.to_numpy() >= 0).all()
+    np.testing.assert_allclose(table.sum(axis=1), 1, rtol=1e-5)
+    assert list(table.index) == list(adata.obs_names)
+
+
+def test_fit_and_clusters_write_the_same(model: VAE, adata: AnnData) -> None:
+    before = adata.copy()
+    table = model.clusters(adata)
+    assert table.shape == (180, 4)
+    assert list(table.columns) == ["0", "1", "2", "3"]
+    assert_written(adata, table)
+    assert (set(adata.obs) - set(before.obs), set(adata.obsm)) == ({CLUSTER}, {PROBABILITY})
+    assert_untouched(adata, before, but=("obs", "obsm"))
+    fitted = simulate_groups()
+    fit(fitted, n_clusters=4)  # as the model was, so that the same seed gives the same
+    pd.testing.assert_frame_equal(fitted.obsm[PROBABILITY], table)
+    pd.testing.assert_series_equal(fitted.obs[CLUSTER], adata.obs[CLUSTER])
+    table.iloc[:] = 7.0  # is the caller's
+    assert (adata.obsm[PROBABILITY].to_numpy() <= 1).all()
+
+
+def test_clusters_of_other_cells(model: VAE) -> None:
+    new = simulate_groups((10, 50, 5))
+    some = new[new.obs["group"] != "B"]
+    table = model.clusters(some)  # a view
+    assert_written(some, table)
+    assert CLUSTER not in new.obs
+    np.testing.assert_allclose(model.clusters(new).loc[table.index], table, atol=1e-5)
+
+
+def test_fitting_on_writes_them_again(model: VAE, adata: AnnData, tmp_path: Path) -> None:
+    model.save(tmp_path / "model.celldial")
+    more = VAE.load(tmp_path / "model.celldial").partial_fit(adata, max_epochs=3, progress=False)
+    assert_written(adata, more.clusters(adata.copy()))
+    assert agreement(adata) > 0.9
+    assert np.abs(adata.obsm[PROBABILITY] - model.clusters(adata.copy())).to_numpy().max() > 0
+
+
+def test_what_is_written_survives_a_file(model: VAE, adata: AnnData, tmp_path: Path) -> None:
+    fit(adata, max_epochs=2, n_clusters=4, gradient={"cluster": "gumbel_softmax"})
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    back = read_h5ad(tmp_path / "cells.h5ad")
+    pd.testing.assert_frame_equal(back.obsm[PROBABILITY], adata.obsm[PROBABILITY])
+    assert back.obs[CLUSTER].astype(str).tolist() == adata.obs[CLUSTER].astype(str).tolist()
+    assert list(back.obs[CLUSTER].cat.categories) == list("0123")
+    assert back.uns["celldial"]["parameters"]["gradient"] == {"cluster": "gumbel_softmax"}
+    np.testing.assert_array_equal(model.clusters(back), model.clusters(adata))
+
+
+@pytest.mark.parametrize("gradient", ["enumerate", "gumbel_softmax", "score_function"])
+def test_a_file_of_the_model_keeps_clusters(gradient: str, adata: AnnData, tmp_path: Path) -> None:
+    model = fit(adata, max_epochs=2, n_clusters=3, gradient=gradient, baseline="moving_average")
+    model.save(tmp_path / "model.celldial")
+    loaded = VAE.load(tmp_path / "model.celldial")
+    pd.testing.assert_frame_equal(loaded.clusters(adata.copy()), model.clusters(adata.copy()))
+    assert loaded.score(adata, n_samples=3) == model.score(adata, n_samples=3)
+    assert loaded.clusters_ == model.clusters_ == {"names": ["0", "1", "2"]}
+    for one in (model, loaded):
+        one.partial_fit(adata, max_epochs=1, progress=False)
+    pd.testing.assert_frame_equal(loaded.clusters(adata.copy()), model.clusters(adata.copy()))
+
+
+def test_another_seed_is_another_result(model: VAE, adata: AnnData) -> None:
+    other = fit(adata.copy(), seed=1, n_clusters=4)
+    assert not np.allclose(other.clusters(adata), model.clusters(adata))
+
+
+def test_a_seed_may_be_large(adata: AnnData) -> None:
+    fit(adata, max_epochs=2, seed=2**40, n_clusters=3)
+    assert adata.obsm[PROBABILITY].shape == (180, 3)
+
+
+def test_empty_cells_are_in_clusters_as_these_are_common(model: VAE, adata: AnnData) -> None:
+    x = adata.X.toarray()
+    x[[3, 7]] = 0
+    empty = with_counts(adata, sparse.csr_matrix(x))
+    with pytest.warns(UserWarning, match="2 of 180 cells have no count.*'c3'"):
+        table = model.clusters(empty)
+    weight_k = model.module_.clusters.log_weight_k.exp().detach().numpy()
+    np.testing.assert_allclose(table.iloc[[3, 7]], np.tile(weight_k, (2, 1)), rtol=1e-5)
+    others = [c for c in range(180) if c not in (3, 7)]
+    np.testing.assert_allclose(table.iloc[others], model.clusters(adata).iloc[others], atol=1e-5)
+    with pytest.warns(UserWarning, match="2 of 180 cells have no count"):
+        fitted = fit(empty, max_epochs=2, n_clusters=2)
+    weight_k = fitted.module_.clusters.log_weight_k.exp().detach().numpy()
+    np.testing.assert_allclose(empty.obsm[PROBABILITY].iloc[[3, 7]], np.tile(weight_k, (2, 1)), rtol=1e-5)
+
+
+def test_a_mudata_is_told_too() -> None:
+    mudata = pytest.importorskip("mudata")
+    cells = simulate_two()
+    parts = {name: cells[:, cells.var["feature_types"] == kind].copy() for name, kind in KINDS.items()}
+    with mudata.set_options(pull_on_update=False):
+        mdata = mudata.MuData(parts)
+    model = fit(mdata, max_epochs=1, n_clusters=2)
+    assert_written(mdata, model.clusters(mdata))
+
+
+KINDS = {"rna": "Gene Expression", "atac": "Peaks"}
+
+# --- The model of clusters --------------------------------------------------------------------------------------------
+
+
+def test_cells_that_are_drawn_are_of_the_groups(model: VAE, adata: AnnData) -> None:
+    drawn = model.sample(600, seed=1)
+    share_gf = np.stack([shares(adata[adata.obs["group"] == group]) for group in "ABC"])
+    share_cf = drawn.X.toarray() / np.asarray(drawn.X.sum(1))
+    distance_cg = ((share_cf[:, None] - share_gf) ** 2).sum(-1)
+    # Groups differ by far more than cells of one group do.
+    between = min(((share_gf[i] - share_gf[j]) ** 2).sum() for i in range(3) for j in range(i))
+    assert (distance_cg.min(1) < between / 4).mean() > 0.8
+    np.testing.assert_allclose(np.bincount(distance_cg.argmin(1)) / 600, 1 / 3, atol=0.15)
+    # They are judged to be of the cluster that they were drawn from.
+    u_cz = model.module_.hidden(torch.from_numpy(drawn.obsm["z"]))
+    with torch.no_grad():
+        of = model.module_.clusters
+        truth_c = (of.log_weight_k + of.components.log_prob_ck(u_cz)).argmax(-1).numpy()
+    assert adjusted_rand_score(truth_c, model.clusters(drawn).to_numpy().argmax(1)) > 0.7
+
+
+def shares(adata: AnnData) -> np.ndarray:
+    total_f = np.asarray(adata.X.sum(0)).ravel()
+    return total_f / total_f.sum()
+
+
+def test_more_samples_are_a_closer_bound(model: VAE, adata: AnnData) -> None:
+    bounds = [model.score(adata, n_samples=n) for n in (1, 5, 50)]
+    assert np.isfinite(bounds).all()
+    assert bounds[0] - 0.3 < bounds[1] < bounds[2]
+    assert model.score(adata, n_samples=5) == bounds[1]
+
+
+def test_the_elbo_sums_clusters_out(model: VAE, adata: AnnData) -> None:
+    """With q(z) and q(cluster) independent, the divergence is that of the clusters and of z from each."""
+    module = model.module_
+    cells = Cells.from_anndata(adata, model.schema_)
+    with torch.no_grad():
+        encoded = module.encode(cells)
+        _, kl_c = module.elbo(cells)
+        q_ck, of = encoded.logits_ck.softmax(-1), module.clusters
+        expected_c = torch.zeros(180)
+        for k in range(of.n_clusters):
+            p = torch.distributions.Normal(of.components.mean_kz[k], of.components.scale_kz[k])
+            kl = kl_divergence(torch.distributions.Normal(encoded.mu_cz, encoded.sigma_cz), p).sum(1)
+            log_odds_c = torch.nan_to_num(q_ck[:, k].log() - of.log_weight_k[k], neginf=0)
+            expected_c += q_ck[:, k] * (log_odds_c + kl)
+    torch.testing.assert_close(kl_c, expected_c, rtol=1e-3, atol=1e-3)
+
+
+def test_one_epoch_is_enough_for_a_model(adata: AnnData) -> None:
+    """Clusters are then placed, and not trained."""
+    model = fit(adata, max_epochs=1, n_clusters=3)
+    assert model.history_["kept"] == [1.0]
+    assert np.isfinite(adata.obsm[PROBABILITY].to_numpy()).all()
+
+
+def test_the_history_is_of_both_parts_of_training(adata: AnnData) -> None:
+    model = fit(adata, max_epochs=8, n_clusters=3)
+    assert {len(values) for values in model.history_.values()} == {8}
+    assert sum(model.history_["kept"]) == 1
+    assert max(model.history_["kept"][:2]) == 0
+    assert (np.diff(model.history_["seconds"]) > 0).all()
+
+
+# --- Bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_there_may_be_as_many_clusters_as_cells_and_no_more() -> None:
+    adata = simulate(n_cells=20)
+    before = adata.copy()
+    with pytest.raises(ValueError, match="n_clusters=21 is more than the 20 cells with counts: choose fewer"):
+        fit(adata, n_clusters=21)
+    assert_untouched(adata, before)
+    fit(adata, max_epochs=2, n_clusters=20)
+    assert adata.obsm[PROBABILITY].shape == (20, 20)
+
+
+@pytest.mark.parametrize(("n", "shown"), [(1, "1"), (0, "0"), (2.0, "2.0"), (True, "True"), ("many", "'many'")])
+def test_two_clusters_are_the_least(n: Any, shown: str, adata: AnnData) -> None:
+    before = adata.copy()
+    with pytest.raises(ValueError, match=f"n_clusters is {shown}: it must be a whole number of at least 2"):
+        fit(adata, n_clusters=n)
+    assert_untouched(adata, before)
+
+
+def test_a_model_without_clusters_says_so(adata: AnnData) -> None:
+    model = fit(adata, max_epochs=1)
+    before = adata.copy()
+    assert CLUSTER not in adata.obs
+    with pytest.raises(ValueError, match=r"no clusters: fit one with VAE\(n_clusters=...\) or VAE\(labels_key=...\)"):
+        model.clusters(adata)
+    assert_untouched(adata, before)

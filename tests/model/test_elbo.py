@@ -1,0 +1,260 @@
+"""How gradients are asked for, what baselines learn, and what is said where parts of a latent state do not go together.
+
+That gradients have no bias is tested in `test_gradients.py`.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from anndata import AnnData
+from test_model import assert_untouched
+from torch.distributions import Independent, Normal
+
+from celldial import VAE
+from celldial.estimator.vae import SCORED_SLOWER
+from celldial.model.distributions import Detached
+from celldial.model.elbo import KEPT, Baseline, Gradient, read_gradient
+from celldial.model.latents import check_range
+from helpers.simulate import simulate
+
+# --- What users say of gradients --------------------------------------------------------------------------------------
+
+SAID: list[tuple[Any, bool, str, str | None]] = [
+    ("reparameterized", False, "reparameterized", None),
+    ("score_function", False, "score_function", None),
+    ({}, False, "reparameterized", None),
+    ({"z": "score_function"}, False, "score_function", None),
+    ("reparameterized", True, "reparameterized", "enumerate"),
+    ("enumerate", True, "reparameterized", "enumerate"),
+    ("gumbel_softmax", True, "reparameterized", "gumbel_softmax"),
+    ("score_function", True, "reparameterized", "score_function"),
+    ({}, True, "reparameterized", "enumerate"),
+    ({"cluster": "gumbel_softmax"}, True, "reparameterized", "gumbel_softmax"),
+    ({"z": "reparameterized"}, True, "reparameterized", "enumerate"),
+    ({"z": "score_function", "cluster": "score_function"}, True, "score_function", "score_function"),
+]
+
+
+@pytest.mark.parametrize(("said", "clustered", "z", "cluster"), SAID)
+def test_what_is_said_of_gradients(said: Any, clustered: bool, z: str, cluster: str | None) -> None:
+    gradient = read_gradient(said, clustered)
+    assert gradient == Gradient(z, cluster)
+    assert gradient.scored == tuple(name for name, word in (("cluster", cluster), ("z", z)) if word == "score_function")
+
+
+A_NAME_OR_A_DICT = "it must be a name, or a dict with a name for 'z', for 'cluster' or for both"
+OF_CLUSTERS = "which is of clusters: give their number by n_clusters"
+# What is said, whether there are clusters, words of the error.
+WRONG: list[tuple[Any, bool, str]] = [
+    (None, False, f"gradient is None: {A_NAME_OR_A_DICT}"),
+    (3, True, f"gradient is 3: {A_NAME_OR_A_DICT}"),
+    (["score_function"], True, A_NAME_OR_A_DICT),
+    ({"clusters": "enumerate"}, True, A_NAME_OR_A_DICT),
+    ("enumerate", False, f"gradient is 'enumerate', {OF_CLUSTERS}"),
+    ("gumbel_softmax", False, f"gradient is 'gumbel_softmax', {OF_CLUSTERS}"),
+    ({"cluster": "score_function"}, False, OF_CLUSTERS),
+    ({"z": "enumerate"}, False, OF_CLUSTERS),
+    ("reinforce", False, "gradient is 'reinforce': choose 'reparameterized', 'score_function' for 'z', or with"),
+    ("reinforce", True, "'enumerate', 'gumbel_softmax', 'score_function' for 'cluster'"),
+    ({"z": "gumbel_softmax"}, True, "choose 'reparameterized', 'score_function' for 'z'"),
+    ({"cluster": "reparameterized"}, True, "for 'cluster'"),
+    ({"z": None}, True, "choose 'reparameterized'"),
+    ({"z": ["score_function"]}, True, "choose 'reparameterized'"),
+    ({"z": "score_function"}, True, "where the score function is used for 'z', it must be for 'cluster', too"),
+    ({"z": "score_function", "cluster": "gumbel_softmax"}, True, "it must be for 'cluster', too"),
+]
+
+
+@pytest.mark.parametrize(("said", "clustered", "words"), WRONG)
+def test_what_cannot_be_said_of_gradients(said: Any, clustered: bool, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        read_gradient(said, clustered)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "slower"),
+    [
+        ({}, 1),
+        ({"n_clusters": 2, "gradient": "score_function"}, 1),
+        ({"labels_key": "type", "gradient": "gumbel_softmax"}, 1),
+        ({"gradient": "score_function"}, SCORED_SLOWER),
+        ({"n_clusters": 2, "gradient": {"z": "score_function", "cluster": "score_function"}}, SCORED_SLOWER),
+    ],
+)
+def test_coordinates_are_learned_more_slowly_by_the_score_function(parameters: dict[str, Any], slower: int) -> None:
+    adata = simulate()
+    model = VAE(2, 4, learning_rate=0.01, **parameters).fit(adata, max_epochs=8, batch_size=16, progress=False)
+    assert max(model.history_["learning_rate"]) == pytest.approx(0.01 / slower, rel=0.2)
+    assert max(model.history_["learning_rate"]) <= 0.01 / slower * (1 + 1e-6)
+
+
+# --- Baselines --------------------------------------------------------------------------------------------------------
+
+
+def test_a_moving_average_begins_as_a_plain_mean() -> None:
+    baseline, costs = Baseline(0), torch.randn(40, 8) + 100
+    for n, cost_c in enumerate(costs, 1):
+        baseline.see(cost_c)
+        if n * (1 - KEPT) <= 1:
+            torch.testing.assert_close(baseline.mean, costs[:n].mean())
+    assert baseline.n_seen == 40
+    torch.testing.assert_close(baseline(torch.empty(5, 0)), baseline.mean.expand(5))
+    # From then on a twentieth is new.
+    before = baseline.mean.clone()
+    baseline.see(torch.zeros(8))
+    torch.testing.assert_close(baseline.mean, KEPT * before)
+    assert list(baseline.parameters()) == []
+
+
+def test_a_baseline_learns_in_training_only() -> None:
+    baseline = Baseline(0).eval()
+    baseline.see(torch.ones(3))
+    assert (baseline.mean, baseline.n_seen) == (0, 0)
+
+
+def test_a_guess_is_as_it_was_made() -> None:
+    """What is seen before the gradient is taken moves the averages, but not guesses made before."""
+    baseline = Baseline(2)
+    guess_c = baseline(torch.randn(6, 2))
+    before_c = guess_c.detach().clone()
+    baseline.see(torch.full((6,), 50.0))
+    torch.testing.assert_close(guess_c, before_c)
+    guess_c.sum().backward()
+    assert all(p.grad is not None for p in baseline.parameters())
+
+
+def test_a_learned_baseline_is_a_function_of_what_it_is_told() -> None:
+    torch.manual_seed(0)
+    baseline = Baseline(2)
+    told_cp = torch.randn(200, 2) * torch.tensor([1.0, 1000.0]) + torch.tensor([0.0, 5000.0])
+    cost_c = -700 + 30 * told_cp[:, 0] + 0.02 * (told_cp[:, 1] - 5000)
+    optimizer = torch.optim.Adam(baseline.parameters(), lr=0.02)
+    for _ in range(150):
+        loss = (baseline(told_cp) - cost_c).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        baseline.see(cost_c)
+    error_c = baseline.eval()(told_cp) - cost_c
+    assert error_c.square().mean() < 0.05 * cost_c.var()
+    # One cell has no spread to be standardized by.
+    assert baseline.train()(told_cp[:1]).shape == (1,)
+    assert baseline(told_cp[:1]).isfinite().all()
+
+
+def test_detached_draws_have_no_gradient_and_the_same_density() -> None:
+    mu_cz = torch.zeros(4, 2, requires_grad=True)
+    of = Independent(Normal(mu_cz, torch.ones(4, 2)), 1)
+    detached = Detached(of)
+    assert (detached.batch_shape, detached.event_shape, detached.has_rsample) == (of.batch_shape, of.event_shape, False)
+    draw_cz = detached.sample()
+    assert not draw_cz.requires_grad
+    torch.testing.assert_close(detached.log_prob(draw_cz), of.log_prob(draw_cz))
+    (slope_cz,) = torch.autograd.grad(detached.log_prob(draw_cz).sum(), mu_cz)
+    torch.testing.assert_close(slope_cz, draw_cz)  # the score: (z - μ) / σ²
+    assert detached.expand(torch.Size([3, 4])).sample().shape == (3, 4, 2)
+    assert detached(sample_shape=torch.Size([5])).shape == (5, 4, 2)
+
+
+# --- What does not go together ----------------------------------------------------------------------------------------
+
+# Name: parameters, words of the error.
+TOGETHER: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown latent": ({"latent": "normal"}, "latent is 'normal': choose one of 'gaussian', 'laplace'"),
+    "latent of another kind": ({"latent": 3}, "latent is 3: choose one of"),
+    "unknown prior": ({"prior": "vamp"}, "prior is 'vamp': choose one of 'standard', 'mixture', 'flow'"),
+    "unknown posterior": ({"posterior": "full"}, "posterior is 'full': choose one of 'diagonal', 'flow'"),
+    "unknown decoder": ({"decoder": "tree"}, "decoder is 'tree': choose one of"),
+    "unknown baseline": ({"baseline": "mean"}, "baseline is 'mean': choose one of 'learned', 'moving_average', None"),
+    "unknown gradient": ({"gradient": "pathwise"}, "gradient is 'pathwise': choose 'reparameterized'"),
+    "gradient of clusters": ({"gradient": "enumerate"}, "give their number by n_clusters"),
+    "one topic": (
+        {"latent": "logistic_normal", "n_latent": 1},
+        "n_latent is 1, and the share of a single topic is always 1: choose more topics, or another latent",
+    ),
+    "one component": ({"n_components": 1}, "n_components is 1: it must be a whole number of at least 2"),
+    "half a component": ({"n_components": 2.5}, "n_components is 2.5"),
+    "one cluster": ({"n_clusters": 1}, "n_clusters is 1: it must be a whole number of at least 2"),
+    "loadings of a network": (
+        {"bayesian_loadings": True},
+        "bayesian_loadings=True is of a linear decoder, and decoder is 'network': choose decoder='linear'",
+    ),
+    "loadings of a sum": ({"bayesian_loadings": True, "decoder": "additive"}, "and decoder is 'additive'"),
+    "two priors": ({"n_clusters": 3, "prior": "mixture"}, "prior is 'mixture', and there are clusters"),
+    "a prior of labels": ({"labels_key": "type", "prior": "flow"}, "prior is 'flow', and there are clusters"),
+    "score of a flow": (
+        {"gradient": "score_function", "posterior": "flow"},
+        "gradient='score_function' does not go with posterior='flow': leave one of them out",
+    ),
+    "flow on a circle": ({"periodic": True, "posterior": "flow"}, "posterior is 'flow', which does not go with a per"),
+    "clusters on a circle": ({"periodic": True, "n_clusters": 3}, "n_clusters is 3, which does not go with a periodic"),
+    "labels on a circle": ({"periodic": True, "labels_key": "type"}, "labels_key is 'type', which does not go with"),
+    "score on a circle": (
+        {"periodic": True, "gradient": "score_function"},
+        "gradient='score_function' does not go with a periodic coordinate",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TOGETHER)
+def test_what_does_not_go_together_is_named_before_anything_is_done(case: str) -> None:
+    parameters, words = TOGETHER[case]
+    adata = simulate()
+    before = adata.copy()
+    model = VAE(**{"n_latent": 2, "n_hidden": 8, **parameters})
+    with pytest.raises(ValueError, match=words):
+        model.fit(adata, max_epochs=1, progress=False)
+    assert_untouched(adata, before)
+    assert not hasattr(model, "module_")
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"n_clusters": 2, "gradient": "score_function", "posterior": "flow"},  # of the clusters alone
+        {"latent": "laplace", "n_latent": 1},
+        {"n_clusters": np.int64(2), "n_components": np.int64(3)},
+    ],
+)
+def test_what_does_go_together(parameters: dict[str, Any]) -> None:
+    adata = simulate()
+    model = VAE(**{"n_latent": 2, "n_hidden": 4, **parameters}).fit(adata, max_epochs=2, progress=False)
+    assert math.isfinite(model.score(adata))
+
+
+# --- Coordinates out of range -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cells() -> AnnData:
+    return simulate()
+
+
+OUT_OF_RANGE: dict[str, tuple[str, list[float], str]] = {
+    "negative": ("log_normal", [1.0, -0.1, 2.0], "values that are not above 0: the coordinates of a log-normal model"),
+    "zero": ("log_normal", [1.0, 0.0, 2.0], "values that are not above 0"),
+    "a negative share": ("logistic_normal", [0.6, 0.6, -0.2], "rows that are no shares"),
+    "too much": ("logistic_normal", [0.5, 0.5, 0.5], "at least 0, and sum to 1"),
+    "too little": ("logistic_normal", [0.1, 0.1, 0.1], "at least 0, and sum to 1"),
+}
+
+
+@pytest.mark.parametrize("case", OUT_OF_RANGE)
+def test_states_out_of_range_are_not_decoded(case: str, cells: AnnData) -> None:
+    latent, wrong, words = OUT_OF_RANGE[case]
+    model = VAE(3, 4, latent=latent).fit(cells.copy(), max_epochs=1, progress=False)
+    right_cz = model.transform(cells[:2])
+    assert np.isfinite(model.decode(right_cz)).all()
+    with pytest.raises(ValueError, match=words):
+        model.decode(np.array([right_cz[0], wrong]))
+
+
+def test_the_range_of_each_family() -> None:
+    anything_cz = np.array([[-3.0, 0.0, 70.0]])
+    for latent in ("gaussian", "laplace", "logistic"):
+        check_range(anything_cz, latent)
+    check_range(np.exp(anything_cz), "log_normal")
+    check_range(np.array([[1.0, 0.0, 0.0], [0.3, 0.3, 0.4001]]), "logistic_normal")  # rounded

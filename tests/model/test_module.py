@@ -1,0 +1,534 @@
+"""The generative story and its ELBO: gradients, Pyro against plain arithmetic, and the exact evidence on a grid."""
+
+import math
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+from torch.nn.functional import softplus
+
+from celldial.data.cells import Cells
+from celldial.model.fusion import FUSIONS, balance
+from celldial.model.likelihoods import LIKELIHOODS
+from celldial.model.module import Module
+from celldial.model.networks import DECODERS, DecoderName
+from celldial.ops.log_likelihoods import bernoulli_reference, negative_binomial_reference
+from helpers.simulate import simulate_cells, simulate_two_cells
+
+
+def make_module(
+    cells: Cells,
+    likelihood: str = "negative_binomial",
+    n_latent: int = 3,
+    n_layers: int = 1,
+    decoder: DecoderName = "network",
+) -> Module:
+    torch.manual_seed(0)
+    module = Module(
+        n_features={"rna": cells.counts["rna"].n_columns},
+        likelihood={"rna": likelihood},
+        n_categories=[int(code_c.max()) + 1 for code_c in cells.category_ck.unbind(-1)],
+        n_continuous=cells.continuous_ck.shape[1],
+        n_latent=n_latent,
+        n_hidden=8,
+        n_layers=n_layers,
+        dropout_rate=0.2,
+        decoder=decoder,
+    )
+    module.initialise(cells)
+    return module
+
+
+ALL_LIKELIHOODS = pytest.mark.parametrize("likelihood", LIKELIHOODS)
+
+
+@ALL_LIKELIHOODS
+@pytest.mark.parametrize("covariates", [False, True])
+@pytest.mark.parametrize("n_layers", [1, 2])
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_every_parameter_gets_a_gradient(
+    likelihood: str, covariates: bool, n_layers: int, decoder: DecoderName
+) -> None:
+    cells = simulate_cells(covariates=covariates)
+    module = make_module(cells, likelihood, n_layers=n_layers, decoder=decoder).train()
+    module(cells).backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
+@ALL_LIKELIHOODS
+@pytest.mark.parametrize("kl_weight", [1.0, 0.25])
+def test_loss_is_the_weighted_elbo_per_cell(likelihood: str, kl_weight: float) -> None:
+    """Pyro's loss, under the same noise, is the plain sum; the weight is on the KL divergence alone."""
+    cells = simulate_cells(covariates=True)
+    module = make_module(cells, likelihood).eval()
+    torch.manual_seed(1)
+    loss = module(cells, kl_weight)
+    torch.manual_seed(1)
+    log_likelihood, kl_c = module.elbo(cells)
+    assert list(log_likelihood) == ["rna"]
+    log_likelihood_c = log_likelihood["rna"]
+    assert log_likelihood_c.shape == kl_c.shape == (60,)
+    torch.testing.assert_close(loss, -(log_likelihood_c - kl_weight * kl_c).mean())
+    assert kl_c.mean() > 0.01  # otherwise its weight would not show
+
+
+def test_kl_divergence_is_that_of_the_posterior() -> None:
+    cells = simulate_cells()
+    module = make_module(cells).eval()
+    posterior = module.posterior(cells)["z"]
+    mu_cz, sigma_cz = posterior.mean, posterior.stddev
+    expected_c = 0.5 * (mu_cz**2 + sigma_cz**2 - 1 - 2 * sigma_cz.log()).sum(-1)
+    torch.testing.assert_close(module.elbo(cells)[1], expected_c)
+
+
+def test_log_likelihood_is_that_of_a_draw_from_the_posterior() -> None:
+    cells = simulate_cells()
+    module = make_module(cells).eval()
+    torch.manual_seed(1)
+    z_cz = module.posterior(cells)["z"].rsample()
+    torch.manual_seed(1)
+    log_likelihood, _ = module.elbo(cells)
+    torch.testing.assert_close(log_likelihood["rna"], module.decode(z_cz, cells)["rna"].log_prob(cells.counts["rna"]))
+
+
+def test_gradient_of_the_loss_is_that_of_the_elbo() -> None:
+    cells = simulate_cells(covariates=True)
+    module = make_module(cells).eval()
+    torch.manual_seed(1)
+    found = torch.autograd.grad(module(cells), list(module.parameters()))
+    torch.manual_seed(1)
+    log_likelihood, kl_c = module.elbo(cells)
+    expected = torch.autograd.grad((kl_c - log_likelihood["rna"]).mean(), list(module.parameters()))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("covariate", ["batch", "donor", "age"])
+def test_covariates_change_what_is_decoded(covariate: str) -> None:
+    cells = simulate_cells(covariates=True)
+    module = make_module(cells).eval()
+    for embedding in (part for part in module.modules() if isinstance(part, torch.nn.Embedding)):
+        torch.nn.init.normal_(embedding.weight)  # all categories start alike
+    category_ck, continuous_ck = cells.category_ck.clone(), cells.continuous_ck.clone()
+    if covariate == "age":
+        continuous_ck += 1
+    else:
+        k = ["batch", "donor"].index(covariate)
+        category_ck[:, k] = (category_ck[:, k] + 1) % 2
+    other = Cells(cells.counts, cells.library_size, category_ck, continuous_ck)
+    z_cz = torch.zeros(60, 3)
+    with torch.no_grad():
+        change_cf = module.decode(z_cz, other)["rna"].mean - module.decode(z_cz, cells)["rna"].mean
+    assert (change_cf.abs().amax(-1) > 1e-4).all()
+
+
+@ALL_LIKELIHOODS
+def test_the_start_is_near_the_data(likelihood: str) -> None:
+    """The decoder starts near each gene's share, the dispersions near those of the data: better than from nothing."""
+    cells = simulate_cells()
+    started = make_module(cells, likelihood).eval()
+    torch.manual_seed(0)
+    raw = Module({"rna": 20}, {"rna": likelihood}, (), 0, 3, 8, 1, 0.2).eval()
+    with torch.no_grad():
+        assert started.elbo(cells)[0]["rna"].mean() > raw.elbo(cells)[0]["rna"].mean() + 1
+
+
+@ALL_LIKELIHOODS
+def test_one_cell_gives_a_loss(likelihood: str) -> None:
+    cells = simulate_cells(covariates=True)
+    loss = make_module(cells, likelihood).train()(cells.between(3, 4))
+    assert loss.isfinite()
+    loss.backward()
+
+
+def test_nothing_is_kept_in_the_global_store_of_pyro() -> None:
+    cells = simulate_cells()
+    pyro.clear_param_store()
+    make_module(cells)(cells).backward()
+    assert not list(pyro.get_param_store().keys())
+
+
+def test_validation_of_pyro_is_left_as_it_was() -> None:
+    cells = simulate_cells()
+    module = make_module(cells)
+    for enabled in (True, False):
+        with pyro.validation_enabled(enabled):
+            module(cells)
+            module.elbo(cells)
+            assert pyro.distributions.Normal(0.0, 1.0)._validate_args is enabled
+            assert pyro.infer.util.is_validation_enabled() is enabled
+
+
+# --- Several modalities -----------------------------------------------------------------------------------------------
+
+EVERY_FUSION = pytest.mark.parametrize("fusion", FUSIONS)
+# Of these, the ELBO depends on no draw but that of the latent state, once the module is not training.
+STEADY = pytest.mark.parametrize("fusion", [name for name in FUSIONS if name != "mixture"])
+LACKING = {"atac": [0, 1, 2, 17], "rna": [5, 6]}
+LIKELIHOOD_OF_TWO = {"rna": "negative_binomial", "atac": "bernoulli"}
+
+
+def make_two(
+    cells: Cells, fusion: Any = "product", n_layers: int = 1, order: Any = ("rna", "atac"), **of: Any
+) -> Module:
+    torch.manual_seed(0)
+    module = Module(
+        n_features={name: cells.counts[name].n_columns for name in order},
+        likelihood=LIKELIHOOD_OF_TWO,
+        n_categories=[int(code_c.max()) + 1 for code_c in cells.category_ck.unbind(-1)],
+        n_continuous=cells.continuous_ck.shape[1],
+        n_latent=3,
+        n_hidden=8,
+        n_layers=n_layers,
+        dropout_rate=0.2,
+        fusion=fusion,
+        **of,
+    )
+    module.initialise(cells)
+    return module
+
+
+@pytest.fixture
+def fixed_noise(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Let the noise of every normal distribution be this number, so that no result depends on the order of draws."""
+    noise = 0.7
+    monkeypatch.setattr(
+        "torch.distributions.normal._standard_normal",
+        lambda shape, dtype, device: torch.full(shape, noise, dtype=dtype, device=device),
+    )
+    return noise
+
+
+def patterns(cells: Cells) -> dict[str, Tensor]:
+    """Give the cells that have both modalities, genes only, peaks only."""
+    has_rna, has_atac = cells.has("rna"), cells.has("atac")
+    masks = {"both": has_rna & has_atac, "rna": has_rna & ~has_atac, "atac": has_atac & ~has_rna}
+    return {name: mask_c.nonzero().squeeze(1) for name, mask_c in masks.items()}
+
+
+@EVERY_FUSION
+@pytest.mark.parametrize("covariates", [False, True])
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_every_parameter_of_every_modality_gets_a_gradient(fusion: str, covariates: bool, n_layers: int) -> None:
+    cells = simulate_two_cells(covariates=covariates)
+    module = make_two(cells, fusion, n_layers).train()
+    module(cells).backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
+@EVERY_FUSION
+@pytest.mark.parametrize("only", ["rna", "atac"])
+def test_a_minibatch_in_which_no_cell_has_a_modality(fusion: str, only: str) -> None:
+    """The other modality's parameters get a gradient of 0, as a step on several devices at once needs."""
+    cells = simulate_two_cells(covariates=True)
+    module = make_two(cells, fusion).train()
+    loss = module(cells.only(only))
+    assert loss.isfinite()
+    loss.backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert bool(parameter.grad.any()) == name.startswith(f"modalities.{only}."), name
+
+
+@EVERY_FUSION
+def test_one_cell_that_lacks_a_modality_gives_a_loss(fusion: str) -> None:
+    cells = simulate_two_cells(lacking=LACKING)
+    module = make_two(cells, fusion).train()
+    for c in (0, 3, 5):
+        loss = module(cells.between(c, c + 1))
+        assert loss.isfinite()
+        loss.backward()
+
+
+def test_a_cell_contributes_nothing_of_a_modality_that_it_lacks(fixed_noise: float) -> None:
+    """Exactly nothing, and of the other what it does where nothing else is in the minibatch."""
+    cells = simulate_two_cells(lacking=LACKING, covariates=True)
+    module = make_two(cells).eval()
+    log_likelihood, kl_c = module.elbo(cells)
+    for lacked, present in (("atac", "rna"), ("rna", "atac")):
+        index_c = torch.tensor(LACKING[lacked])
+        assert torch.equal(log_likelihood[lacked][index_c], torch.zeros(len(index_c)))
+        assert log_likelihood[lacked].count_nonzero() == 60 - len(index_c)
+        alone, alone_kl_c = module.elbo(cells.select(index_c).only(present))
+        torch.testing.assert_close(alone[present], log_likelihood[present][index_c])
+        torch.testing.assert_close(alone_kl_c, kl_c[index_c])
+        assert not alone[lacked].any()
+
+
+@STEADY
+def test_the_loss_of_a_mixed_minibatch_is_that_of_its_parts(fusion: str, fixed_noise: float) -> None:
+    cells = simulate_two_cells(lacking=LACKING, covariates=True)
+    module = make_two(cells, fusion).eval()
+    parts = [cells.select(index_c) for index_c in patterns(cells).values()]
+    assert sorted(map(len, parts)) == [2, 4, 54]
+    losses = [module(cells) * 60, sum(module(part) * len(part) for part in parts)]
+    torch.testing.assert_close(*losses)
+    gradients = [torch.autograd.grad(loss, list(module.parameters())) for loss in losses]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+    # As if each part had been measured so from the start: the masks of all-true and of all-false are the same as none.
+    as_if = [
+        parts[0].masked_for(torch.arange(len(parts[0]))),
+        parts[1].only("rna").masked_for(torch.arange(len(parts[1]))),
+        parts[2].only("atac").masked_for(torch.arange(len(parts[2]))),
+    ]
+    assert [list(part.present) for part in as_if] == [[], ["atac"], ["rna"]]
+    torch.testing.assert_close(losses[0], sum(module(part) * len(part) for part in as_if))
+
+
+@EVERY_FUSION
+def test_gradient_of_the_loss_is_that_of_the_weighted_elbo(fusion: str) -> None:
+    """Each modality's weight is on its log-likelihood in training alone; `elbo` has none."""
+    cells = simulate_two_cells(lacking=LACKING, covariates=True)
+    module = make_two(cells, fusion, modality_weights={"atac": 0.3}).eval()
+    torch.manual_seed(1)
+    found = torch.autograd.grad(module(cells, 0.25), list(module.parameters()))
+    torch.manual_seed(1)
+    log_likelihood, kl_c = module.elbo(cells)
+    loss = (0.25 * kl_c - log_likelihood["rna"] - 0.3 * log_likelihood["atac"]).mean()
+    torch.testing.assert_close(found, torch.autograd.grad(loss, list(module.parameters())), rtol=1e-4, atol=1e-6)
+
+
+def test_the_loss_is_the_elbo_written_by_hand(fixed_noise: float) -> None:
+    """Product of experts, reparameterized sample, KL divergence in closed form, dense log-likelihoods."""
+    cells = simulate_two_cells(lacking=LACKING, covariates=True)
+    module = make_two(cells, modality_weights={"rna": 0.9, "atac": 0.3}).eval()
+    parameters = list(module.parameters())
+    rna, atac = module.modalities["rna"], module.modalities["atac"]
+    covariates = (cells.category_ck, cells.continuous_ck)
+
+    precision_cz, weighted_cz = torch.ones(60, 3), torch.zeros(60, 3)
+    for name, modality in (("rna", rna), ("atac", atac)):
+        output_cp = modality.encoder(cells.counts[name], cells.library_size[name], *covariates)
+        sigma_cz = softplus(output_cp[:, 3:] + math.log(math.e - 1)) + 1e-4
+        has_c1 = cells.has(name)[:, None]
+        precision_cz = precision_cz + torch.where(has_c1, sigma_cz**-2, 0)
+        weighted_cz = weighted_cz + torch.where(has_c1, output_cp[:, :3] * sigma_cz**-2, 0)
+    mu_cz, sigma_cz = weighted_cz / precision_cz, precision_cz**-0.5
+    kl_c = 0.5 * (mu_cz**2 + sigma_cz**2 - 1 - 2 * sigma_cz.log()).sum(-1)
+    z_cz = mu_cz + fixed_noise * sigma_cz
+    log_p_rna_c = negative_binomial_reference(
+        rna.decoder(z_cz, *covariates)[0],
+        rna.likelihood.log_inverse_dispersion_f,
+        cells.library_size["rna"].clamp_min(1),
+        cells.counts["rna"],
+    )
+    log_p_atac_c = bernoulli_reference(
+        atac.decoder(z_cz, *covariates)[0],
+        atac.likelihood.log_exposure(cells.library_size["atac"]),
+        cells.counts["atac"],
+    )
+    by_hand_c = (
+        0.25 * kl_c
+        - 0.9 * torch.where(cells.has("rna"), log_p_rna_c, 0)
+        - 0.3 * torch.where(cells.has("atac"), log_p_atac_c, 0)
+    )
+    loss = module(cells, 0.25)
+    torch.testing.assert_close(loss, by_hand_c.mean())
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, parameters),
+        torch.autograd.grad(by_hand_c.mean(), parameters),
+        rtol=1e-3,
+        atol=1e-5,
+    )
+
+
+@EVERY_FUSION
+def test_a_cell_is_judged_by_what_it_has_whatever_others_have(fusion: str) -> None:
+    """No count where nothing was measured is not a count of zero."""
+    cells = simulate_two_cells(lacking=LACKING, covariates=True)
+    module = make_two(cells, fusion).eval()
+    with torch.no_grad():
+        posterior = module.posterior(cells)["z"]
+        for lacked, present in (("atac", "rna"), ("rna", "atac")):
+            index_c = torch.tensor(LACKING[lacked])
+            for alone in (cells.select(index_c), cells.select(index_c).only(present), cells.only(present)):
+                found = module.posterior(alone)["z"]
+                rows = index_c if len(alone) == 60 else slice(None)
+                torch.testing.assert_close(found.mean[rows], posterior.mean[index_c])
+                torch.testing.assert_close(found.stddev[rows], posterior.stddev[index_c])
+        zeros = Cells(cells.counts, cells.library_size, cells.category_ck, cells.continuous_ck)  # no masks
+        change_c = (module.posterior(zeros)["z"].mean - posterior.mean).abs().amax(-1)
+    assert (change_c[LACKING["atac"]] > 1e-3).all()
+    assert not change_c[patterns(cells)["both"]].any()
+
+
+@EVERY_FUSION
+def test_a_cell_without_anything_is_judged_by_the_prior(fusion: str) -> None:
+    cells = simulate_two_cells(lacking={"rna": [4], "atac": [4]})
+    module = make_two(cells.select(torch.arange(5, 60)), fusion).eval()
+    posterior = module.posterior(cells)["z"]
+    assert torch.equal(posterior.mean[4], torch.zeros(3))
+    assert torch.equal(posterior.stddev[4], torch.ones(3))
+    with torch.no_grad():
+        log_likelihood, kl_c = module.elbo(cells)
+    assert [float(log_likelihood_c[4]) for log_likelihood_c in log_likelihood.values()] == [0, 0]
+    assert kl_c[4] == 0
+
+
+@EVERY_FUSION
+def test_only_the_elbo_draws_what_is_heard(fusion: str) -> None:
+    cells = simulate_two_cells()
+    module = make_two(cells, fusion).eval()
+    assert torch.equal(module.posterior(cells)["z"].mean, module.posterior(cells)["z"].mean)
+    drawn = [module.posterior(cells, draw=True)["z"].mean for _ in range(2)]
+    assert torch.equal(*drawn) == (fusion != "mixture")
+
+
+@STEADY
+def test_order_of_modalities_does_not_matter(fusion: str, fixed_noise: float) -> None:
+    cells = simulate_two_cells(lacking=LACKING, covariates=True)
+    module = make_two(cells, fusion).eval()
+    other = make_two(cells, fusion, order=("atac", "rna")).eval()
+    assert other.modality_weights == {"atac": 1, "rna": 1}
+    other.load_state_dict(module.state_dict())
+    assert list(other.modalities) == ["atac", "rna"]
+    (found, found_kl_c), (expected, expected_kl_c) = other.elbo(cells), module.elbo(cells)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found_kl_c, expected_kl_c)
+
+
+def test_what_is_decoded_is_of_the_cells_that_have_it() -> None:
+    cells = simulate_two_cells(lacking=LACKING, covariates=True)
+    module = make_two(cells).eval()
+    z_cz = torch.randn(60, 3)
+    decoded = module.decode(z_cz, cells)
+    assert {name: observation.batch_shape for name, observation in decoded.items()} == {"rna": (58,), "atac": (56,)}
+    has_c = cells.has("atac")
+    alone = module.decode_one("atac", z_cz[has_c], cells.select(has_c.nonzero().squeeze(1)))
+    torch.testing.assert_close(decoded["atac"].mean, alone.mean)
+
+
+@pytest.mark.parametrize("name", ["rna", "atac"])
+def test_each_modality_starts_from_the_cells_that_have_it(name: str) -> None:
+    cells = simulate_two_cells(lacking={"atac": range(20), "rna": range(30, 45)})
+    index_c = cells.having(name)
+    assert index_c is not None
+    started, expected = make_two(cells).modalities[name], make_two(cells.select(index_c)).modalities[name]
+    for key, tensor in expected.state_dict().items():
+        assert tensor.isfinite().all(), key
+        assert torch.equal(started.state_dict()[key], tensor), key
+    median = cells.library_size[name][index_c].median()
+    assert started.encoder.median_library_size == median > cells.library_size[name].median()
+
+
+def test_balance() -> None:
+    assert balance({"rna": 20}) == {"rna": 1}
+    assert balance({"rna": 100, "atac": 400}) == {"rna": 1, "atac": 0.5}
+    assert balance({"rna": 100, "protein": 10, "atac": 900}) == pytest.approx({"rna": 1, "protein": 1, "atac": 1 / 3})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, {"rna": 1, "atac": 0.5}),
+        ({}, {"rna": 1, "atac": 0.5}),
+        ({"atac": 3.0}, {"rna": 1, "atac": 3}),
+        ({"rna": 0.0}, {"rna": 0, "atac": 0.5}),
+    ],
+)
+def test_modality_weights_default_to_balance(given: Mapping[str, float] | None, expected: dict[str, float]) -> None:
+    module = make_two(simulate_two_cells(n_genes=10, n_peaks=40), modality_weights=given)
+    assert module.modality_weights == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["z", "cells", "cells_rna", "counts_rna", "Antibody Capture"])
+def test_a_modality_may_have_any_name(name: str) -> None:
+    two = simulate_two_cells()
+    cells = Cells(
+        {"rna": two.counts["rna"], name: two.counts["atac"]},
+        {"rna": two.library_size["rna"], name: two.library_size["atac"]},
+        two.category_ck,
+        two.continuous_ck,
+    )
+    module = Module({"rna": 20, name: 30}, {"rna": "poisson", name: "bernoulli"}, (), 0, 3, 8, 1, 0.2)
+    module.initialise(cells)
+    assert module(cells).isfinite()
+
+
+@pytest.mark.parametrize("name", ["keys", "type"])
+def test_but_not_one_that_torch_gave_away(name: str) -> None:
+    with pytest.raises(ValueError, match=f"a modality cannot be called '{name}'.*rename it"):
+        Module({"rna": 20, name: 30}, {"rna": "poisson", name: "bernoulli"}, (), 0, 3, 8, 1, 0.2)
+
+
+# --- One latent coordinate and a Poisson: the evidence is an integral over a line, here a sum over a grid -------------
+
+STEP = 0.002
+GRID_S = torch.arange(-8, 8, STEP, dtype=torch.float64)
+PRIOR = Normal(torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64))
+N_DRAWS = 20_000
+
+
+@cache
+def on_a_line() -> tuple[Module, Cells]:
+    single = simulate_cells(n_cells=5, n_genes=8)
+    rows = single.counts["rna"]
+    cells = Cells(
+        {"rna": rows.with_values(rows.value_n.double())},
+        {"rna": single.library_size["rna"].double()},
+        single.category_ck,
+        single.continuous_ck.double(),
+    )
+    return make_module(single, "poisson", n_latent=1).double().eval().requires_grad_(False), cells
+
+
+def copies(cell: Cells, n: int) -> Cells:
+    return cell.select(torch.zeros(n, dtype=torch.int64))
+
+
+def log_likelihood(module: Module, cell: Cells, z_s: Tensor) -> Tensor:
+    """Log-likelihood of one cell at each of many latent states."""
+    many = copies(cell, len(z_s))
+    return module.decode(z_s[:, None], many)["rna"].log_prob(many.counts["rna"])
+
+
+def log_evidence(module: Module, cell: Cells) -> Tensor:
+    joint_s = log_likelihood(module, cell, GRID_S) + PRIOR.log_prob(GRID_S)
+    return joint_s.logsumexp(0) + math.log(STEP)
+
+
+def posterior_on_a_line(module: Module, cell: Cells) -> Normal:
+    posterior = module.posterior(cell)["z"]
+    return Normal(posterior.mean.squeeze(), posterior.stddev.squeeze())
+
+
+@pytest.mark.parametrize("c", range(5))
+def test_elbo_is_its_integral_and_below_the_evidence(c: int) -> None:
+    module, cells = on_a_line()
+    cell = cells.between(c, c + 1)
+    posterior = posterior_on_a_line(module, cell)
+    torch.manual_seed(c)
+    parts, kl_s = module.elbo(copies(cell, N_DRAWS))
+    log_likelihood_s = parts["rna"]
+    error = log_likelihood_s.std() / N_DRAWS**0.5
+    weight_s = posterior.log_prob(GRID_S).exp() * STEP
+    log_ratio_s = PRIOR.log_prob(GRID_S) - posterior.log_prob(GRID_S)
+    exact = weight_s @ (log_likelihood(module, cell, GRID_S) + log_ratio_s)
+    assert error < 0.3
+    assert abs((log_likelihood_s - kl_s).mean() - exact) < 5 * error
+    assert exact < log_evidence(module, cell)
+
+
+@pytest.mark.parametrize("c", range(5))
+def test_importance_weights_give_the_evidence(c: int) -> None:
+    module, cells = on_a_line()
+    cell = cells.between(c, c + 1)
+    posterior = posterior_on_a_line(module, cell)
+    torch.manual_seed(c)
+    z_s = posterior.sample((N_DRAWS,))
+    log_weight_s = log_likelihood(module, cell, z_s) + PRIOR.log_prob(z_s) - posterior.log_prob(z_s)
+    estimate = log_weight_s.logsumexp(0) - math.log(N_DRAWS)
+    error = (log_weight_s - estimate).exp().std() / N_DRAWS**0.5
+    assert error < 0.2
+    assert abs(estimate - log_evidence(module, cell)) < 5 * error

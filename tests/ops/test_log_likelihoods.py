@@ -1,0 +1,216 @@
+"""Each fused operation against its plain reference: value, gradient, and gradcheck in float64."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from celldial.ops import log_likelihoods
+from celldial.ops.csr import SparseRows
+
+# Fused and plain; how many parameters a feature and outputs of the decoder it takes; whether the exposure is learned.
+LIKELIHOODS = {
+    "bernoulli": (log_likelihoods.bernoulli, log_likelihoods.bernoulli_reference, 0, 1, True),
+    "poisson": (log_likelihoods.poisson, log_likelihoods.poisson_reference, 0, 1, False),
+    "negative_binomial": (log_likelihoods.negative_binomial, log_likelihoods.negative_binomial_reference, 1, 1, False),
+    "zero_inflated_negative_binomial": (
+        log_likelihoods.zero_inflated_negative_binomial,
+        log_likelihoods.zero_inflated_negative_binomial_reference,
+        1,
+        2,
+        False,
+    ),
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+EVERY_LIKELIHOOD = pytest.mark.parametrize("name", LIKELIHOODS)
+
+
+def sparse_rows(dense_cf):
+    sparse = dense_cf.to_sparse_csr()
+    return SparseRows(sparse.crow_indices(), sparse.col_indices(), sparse.values(), dense_cf.shape[1])
+
+
+def without_entries(n_cells, n_features, dtype=torch.float64):
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return SparseRows(torch.zeros(n_cells + 1, dtype=torch.int64), nothing, nothing.to(dtype), n_features)
+
+
+def example(name, n_cells, n_features, seed=0, scale=1.0, dtype=torch.float64):
+    """Give what the gradient is taken by, and the arguments after it: library size or nothing, and counts."""
+    _, _, n_feature_parameters, n_heads, learns_exposure = LIKELIHOODS[name]
+    generator = torch.Generator().manual_seed(seed)
+    x_cf = torch.poisson(torch.rand(n_cells, n_features, generator=generator) * 2, generator=generator).to(dtype)
+    x_cf[:, 0] = 1  # no empty cell
+    heads = [
+        torch.randn(n_cells, n_features, generator=generator, dtype=dtype).mul_(scale).requires_grad_()
+        for _ in range(n_heads)
+    ]
+    parameters = [
+        torch.randn(n_features, generator=generator, dtype=dtype).requires_grad_() for _ in range(n_feature_parameters)
+    ]
+    library_c = x_cf.sum(-1) * 1.5
+    if learns_exposure:
+        return [*heads, library_c.log().requires_grad_()], (sparse_rows(x_cf),)
+    return heads + parameters, (library_c, sparse_rows(x_cf))
+
+
+@EVERY_LIKELIHOOD
+def test_value_and_gradient_equal_the_reference(name):
+    fused, reference, *_ = LIKELIHOODS[name]
+    inputs, given = example(name, 7, 11)
+    weight_c = torch.linspace(-1, 2, 7, dtype=torch.float64)
+    value_c, expected_c = fused(*inputs, *given), reference(*inputs, *given)
+    torch.testing.assert_close(value_c, expected_c)
+    gradients = torch.autograd.grad(value_c @ weight_c, inputs)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected_c @ weight_c, inputs))
+
+
+@EVERY_LIKELIHOOD
+def test_gradcheck(name):
+    inputs, given = example(name, 3, 5)
+    assert torch.autograd.gradcheck(lambda *t: LIKELIHOODS[name][0](*t, *given), inputs)
+
+
+@EVERY_LIKELIHOOD
+@pytest.mark.parametrize("scale", [0.01, 30.0])
+def test_float32_stays_finite_and_close(name, scale):
+    fused, reference, *_ = LIKELIHOODS[name]
+    inputs, given = example(name, 5, 40, scale=scale)
+    expected_c = reference(*inputs, *given)
+    singles = [t.detach().float().requires_grad_() for t in inputs]
+    *library, counts = given
+    library = [library_c.float() for library_c in library]
+    value_c = fused(*singles, *library, counts.with_values(counts.value_n.float()))
+    torch.testing.assert_close(value_c.double(), expected_c, rtol=1e-4, atol=1e-3)
+    assert all(g.isfinite().all() for g in torch.autograd.grad(value_c.sum(), singles))
+
+
+@EVERY_LIKELIHOOD
+def test_gradient_twice_and_without_grad(name):
+    fused = LIKELIHOODS[name][0]
+    inputs, given = example(name, 4, 6)
+    value_c = fused(*inputs, *given)
+    first = torch.autograd.grad(value_c.sum(), inputs, retain_graph=True)
+    torch.testing.assert_close(first, torch.autograd.grad(value_c.sum(), inputs))
+    with torch.no_grad():
+        torch.testing.assert_close(fused(*inputs, *given), value_c.detach())
+
+
+@EVERY_LIKELIHOOD
+def test_cells_without_stored_entries(name):
+    fused, reference, *_ = LIKELIHOODS[name]
+    inputs, (*library, _) = example(name, 4, 6)
+    given = (*library, without_entries(4, 6))
+    value_c, expected_c = fused(*inputs, *given), reference(*inputs, *given)
+    torch.testing.assert_close(value_c, expected_c)
+    gradients = torch.autograd.grad(value_c.sum(), inputs)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected_c.sum(), inputs))
+
+
+@EVERY_LIKELIHOOD
+def test_no_cell_at_all(name):
+    """As in a minibatch of which no cell has the modality."""
+    inputs, (*library, counts) = example(name, 4, 6)
+    of_nobody = [t[:0].detach().requires_grad_() if len(t) == 4 else t for t in inputs]
+    value_c = LIKELIHOODS[name][0](*of_nobody, *(t[:0] for t in library), counts.select(torch.arange(0)))
+    assert value_c.shape == (0,)
+    for gradient, t in zip(torch.autograd.grad(value_c.sum(), of_nobody), of_nobody, strict=True):
+        assert torch.equal(gradient, torch.zeros_like(t))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.floats(-80, 80), st.sampled_from([0.0, 1.0, 100.0, 1e4]), st.integers(0, 10**6))
+def test_bernoulli_is_finite_however_extreme(log_exposure, scale, seed):
+    inputs, (counts,) = example("bernoulli", 3, 8, seed, scale, torch.float32)
+    inputs[1] = torch.full((3,), log_exposure, requires_grad=True)
+    value_c = log_likelihoods.bernoulli(*inputs, counts)
+    assert value_c.isfinite().all()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(value_c.sum(), inputs))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.floats(-60, 3), st.sampled_from([1.0, 100.0]), st.integers(0, 10**6))
+def test_bernoulli_in_float32_is_close_where_rates_are_tiny(log_exposure, scale, seed):
+    """There log(1 - exp(-rate)) is the log rate itself, and must not be lost to rounding."""
+    inputs, (counts,) = example("bernoulli", 3, 8, seed, scale)
+    logits_cf, log_exposure_c = inputs[0].detach(), torch.full((3,), log_exposure, dtype=torch.float64)
+    log_lambda_cf = torch.log_softmax(logits_cf, -1) + log_exposure_c[:, None]
+    lambda_cf = log_lambda_cf.exp()
+    open_cf = torch.where(lambda_cf < 1e-9, log_lambda_cf, (-torch.expm1(-lambda_cf)).log())
+    expected_c = torch.where(counts.to_dense() > 0, open_cf, -lambda_cf).sum(-1)
+    single = counts.with_values(counts.value_n.float())
+    value_c = log_likelihoods.bernoulli(logits_cf.float(), log_exposure_c.float(), single)
+    torch.testing.assert_close(value_c.double(), expected_c, rtol=1e-5, atol=1e-4)
+
+
+def test_bernoulli_takes_every_stored_entry_for_a_success():
+    inputs, (counts,) = example("bernoulli", 4, 6)
+    ones = counts.with_values(torch.ones_like(counts.value_n))
+    assert torch.equal(log_likelihoods.bernoulli(*inputs, counts), log_likelihoods.bernoulli(*inputs, ones))
+
+
+def test_bernoulli_sums_to_one():
+    """Over all patterns of five features that are seen or not."""
+    patterns_cf = torch.tensor(list(itertools.product([0.0, 1.0], repeat=5)), dtype=torch.float64)
+    logits_cf = torch.linspace(-2, 1, 5, dtype=torch.float64).expand(32, -1)
+    log_exposure_c = torch.full((32,), 1.2, dtype=torch.float64)
+    total = log_likelihoods.bernoulli(logits_cf, log_exposure_c, sparse_rows(patterns_cf)).exp().sum()
+    torch.testing.assert_close(total, torch.ones_like(total))
+
+
+def test_negative_binomial_tends_to_poisson():
+    (logits_cf,), (library_c, counts) = example("poisson", 4, 6)
+    log_theta_f = torch.full((6,), 20.0, dtype=torch.float64)
+    torch.testing.assert_close(
+        log_likelihoods.negative_binomial(logits_cf, log_theta_f, library_c, counts),
+        log_likelihoods.poisson(logits_cf, library_c, counts),
+        rtol=1e-6,
+        atol=1e-6,
+    )
+
+
+def test_negative_binomial_sums_to_one():
+    """Exact enumeration of one feature: all counts from 0 to 400 carry all the probability."""
+    x_c1 = torch.arange(401, dtype=torch.float64)[:, None]
+    counts = sparse_rows(x_c1)
+    logits_c1, library_c = torch.zeros(401, 1, dtype=torch.float64), torch.full((401,), 3.0, dtype=torch.float64)
+    log_theta_f = torch.tensor([0.3], dtype=torch.float64)
+    total = log_likelihoods.negative_binomial(logits_c1, log_theta_f, library_c, counts).exp().sum()
+    torch.testing.assert_close(total, torch.ones_like(total))
+    dropped_c1 = torch.full_like(logits_c1, -0.4)
+    total = (
+        log_likelihoods.zero_inflated_negative_binomial(logits_c1, dropped_c1, log_theta_f, library_c, counts)
+        .exp()
+        .sum()
+    )
+    torch.testing.assert_close(total, torch.ones_like(total))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 10**6))
+def test_sparse_linear_equals_the_reference(n_cells, n_features, seed):
+    torch.manual_seed(seed)
+    rows = sparse_rows(torch.randint(0, 3, (n_cells, n_features)).double())
+    weight_fh = torch.randn(n_features, 4, dtype=torch.float64, requires_grad=True)
+    value_ch, expected_ch = (
+        log_likelihoods.sparse_linear(rows, weight_fh),
+        log_likelihoods.sparse_linear_reference(rows, weight_fh),
+    )
+    torch.testing.assert_close(value_ch, expected_ch)
+    weight_ch = torch.randn(n_cells, 4, dtype=torch.float64)
+    gradient = torch.autograd.grad((value_ch * weight_ch).sum(), weight_fh)
+    torch.testing.assert_close(gradient, torch.autograd.grad((expected_ch * weight_ch).sum(), weight_fh))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 10**6))
+def test_select_equals_dense_indexing(n_cells, n_features, seed):
+    torch.manual_seed(seed)
+    dense_cf = torch.randint(0, 3, (n_cells, n_features)).double()
+    index_c = torch.randint(0, n_cells, (5,))
+    rows = sparse_rows(dense_cf)
+    torch.testing.assert_close(rows.select(index_c).to_dense(), dense_cf[index_c])
+    torch.testing.assert_close(rows.sum_rows(rows.value_n), dense_cf.sum(-1))

@@ -1,0 +1,148 @@
+"""Markers of phases: which there are, how they are found among features, and what is said where they are not."""
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from celldial.periodic.markers import CELL_CYCLE, NEW_NAMES, Rhythm, find_markers, read_rhythm
+
+ALL = [*CELL_CYCLE.markers["S"], *CELL_CYCLE.markers["G2M"]]
+
+
+def find(symbols: list[str], uncounted: tuple[int, ...] = (), rhythm: Rhythm = CELL_CYCLE) -> dict[str, np.ndarray]:
+    counted_f = np.ones(len(symbols), dtype=bool)
+    counted_f[list(uncounted)] = False
+    return find_markers(rhythm, symbols, counted_f)
+
+
+def test_lists_are_those_of_tirosh() -> None:
+    assert {phase: len(set(markers)) for phase, markers in CELL_CYCLE.markers.items()} == {"S": 43, "G2M": 54}
+    assert len(set(ALL)) == 97
+    assert {"PCNA", "MCM5", "TYMS"} <= set(CELL_CYCLE.markers["S"])
+    assert {"TOP2A", "MKI67", "CDK1"} <= set(CELL_CYCLE.markers["G2M"])
+    assert set(NEW_NAMES) < set(ALL)
+    assert not set(NEW_NAMES.values()) & set(ALL)
+
+
+def test_phases_share_out_a_day_as_they_do_in_the_simulation() -> None:
+    assert CELL_CYCLE.phases == ("G1", "S", "G2M")
+    assert CELL_CYCLE.phase_start == pytest.approx((0, math.pi, 2 * math.pi * 20 / 24))
+    start = dict(zip(CELL_CYCLE.phases, CELL_CYCLE.phase_start, strict=True))
+    assert start["S"] < CELL_CYCLE.peak["S"] < start["G2M"] < CELL_CYCLE.peak["G2M"] < 2 * math.pi
+
+
+@pytest.mark.parametrize("change", [str.upper, str.lower, str.capitalize])
+def test_markers_are_found_in_any_case(change: Any) -> None:
+    symbols = ["GAPDH", *map(change, ALL)]
+    found = find(symbols)
+    assert list(found) == ["S", "G2M"]
+    assert found["S"].tolist() == list(range(1, 44))
+    assert found["G2M"].tolist() == list(range(44, 98))
+
+
+def test_markers_are_found_by_their_new_names() -> None:
+    found = find([NEW_NAMES.get(name, name) for name in ALL])
+    assert [len(columns) for columns in found.values()] == [43, 54]
+
+
+def test_the_old_name_goes_first_and_counts_once() -> None:
+    place = CELL_CYCLE.markers["S"].index("MLF1IP")
+    found = find([*ALL, "CENPU"])
+    assert len(found["S"]) == 43
+    assert found["S"][place] == place
+
+
+def test_of_features_of_one_name_the_first_with_counts_is_taken() -> None:
+    symbols = ["PCNA", *ALL, "PCNA"]
+    pcna = CELL_CYCLE.markers["S"].index("PCNA")
+    assert find(symbols)["S"][pcna] == 0
+    assert find(symbols, uncounted=(0,))["S"][pcna] == 1 + pcna
+    assert find(symbols, uncounted=(0, 1 + pcna))["S"][pcna] == 98
+
+
+def test_a_feature_without_counts_is_no_marker() -> None:
+    assert [len(columns) for columns in find(ALL, uncounted=(0, 50)).values()] == [42, 53]
+
+
+def test_too_few_markers_are_counted_and_advice_is_given() -> None:
+    with pytest.raises(ValueError, match=re.escape("only 1 of the 43 S markers and 2 of the 54 G2M markers")) as error:
+        find(["PCNA", "TOP2A", "MKI67", "ENSG00000075624"])
+    message = str(error.value)
+    assert "needed: 5 of S and 5 of G2M" in message
+    assert "'PCNA', 'TOP2A', 'MKI67'" in message
+    assert "VAE(gene_symbols=...)" in message
+    assert "leave periodic out" in message
+
+
+def test_markers_of_one_phase_do_not_do() -> None:
+    with pytest.raises(ValueError, match="only 43 of the 43 S markers and 0 of the 54 G2M markers of cell_cycle"):
+        find(list(CELL_CYCLE.markers["S"]))
+
+
+def test_of_a_short_list_half_is_needed() -> None:
+    rhythm = read_rhythm({"name": "clock", "phases": {"day": ["a", "b", "c"], "night": ["d", "e"]}})
+    assert rhythm is not None
+    found = find(["d", "b", "a"], rhythm=rhythm)
+    assert {phase: columns.tolist() for phase, columns in found.items()} == {"day": [2, 1], "night": [0]}
+    with pytest.raises(ValueError, match=r"only 1 of the 3 day markers .* of clock .*needed: 2 of day and 1 of night"):
+        find(["d", "b", "x"], rhythm=rhythm)
+
+
+# --- What the user asks for -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nothing", [None, False])
+def test_no_rhythm(nothing: Any) -> None:
+    assert read_rhythm(nothing) is None
+
+
+def test_the_cell_cycle_and_a_circle_without_markers() -> None:
+    assert read_rhythm("cell_cycle") is CELL_CYCLE
+    found = read_rhythm(True)
+    assert found is not None
+    assert (found.name, found.markers, found.phases) == ("cycle", {}, ())
+
+
+def test_phases_of_the_users_share_the_circle_evenly() -> None:
+    phases = {"dawn": ["a", "b"], "noon": ("c", "d"), "dusk": ["e", "f"], "night": ["g", "h"]}
+    found = read_rhythm({"name": "circadian", "phases": phases})
+    assert found is not None
+    assert found.name == "circadian"
+    assert found.markers["noon"] == ("c", "d")
+    assert found.phases == ("dawn", "noon", "dusk", "night")
+    assert found.phase_start == pytest.approx([0, math.pi / 2, math.pi, 3 * math.pi / 2])
+    assert list(found.peak.values()) == pytest.approx([math.pi / 4, 3 * math.pi / 4, 5 * math.pi / 4, 7 * math.pi / 4])
+
+
+GOOD = {"day": ["a", "b"], "night": ["c", "d"]}
+
+
+@pytest.mark.parametrize(
+    ("periodic", "error", "words"),
+    [
+        ("cell cycle", ValueError, "periodic is 'cell cycle': it must be 'cell_cycle', True, or a dict"),
+        (3, TypeError, "periodic is 3: it must be"),
+        (["cell_cycle"], TypeError, "periodic is ['cell_cycle']"),
+        ({}, ValueError, "of two phases at least"),
+        ({"name": "a"}, ValueError, "of two phases at least"),
+        ({"phases": GOOD}, ValueError, "of two phases at least"),
+        ({"name": "a", "phases": {"day": ["a", "b"]}}, ValueError, "of two phases at least"),
+        ({"name": "a", "phases": ["day", "night"]}, ValueError, "of two phases at least"),
+        ({"name": "a", "phases": GOOD, "period": 24}, ValueError, "of two phases at least"),
+        ({"name": "", "phases": GOOD}, ValueError, "the name of the periodic axis is ''"),
+        ({"name": 3, "phases": GOOD}, ValueError, "the name of the periodic axis is 3"),
+        ({"name": "a/b", "phases": GOOD}, ValueError, "must be a text without a slash"),
+        ({"name": "a", "phases": {**GOOD, 3: ["e", "f"]}}, ValueError, "a phase of a is called 3: it must be a text"),
+        ({"name": "a", "phases": {**GOOD, "G2/M": ["e", "f"]}}, ValueError, "a phase of a is called 'G2/M'"),
+        ({"name": "a", "phases": {**GOOD, "day": "PER1"}}, ValueError, "phase 'day' of a has the markers 'PER1'"),
+        ({"name": "a", "phases": {**GOOD, "day": ["PER1"]}}, ValueError, "name two at least"),
+        ({"name": "a", "phases": {**GOOD, "day": ["x", "x"]}}, ValueError, "name two at least"),
+        ({"name": "a", "phases": {**GOOD, "day": 3}}, ValueError, "phase 'day' of a has the markers 3"),
+    ],
+)
+def test_what_is_no_rhythm(periodic: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=re.escape(words)):
+        read_rhythm(periodic)

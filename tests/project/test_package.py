@@ -1,0 +1,84 @@
+"""Promises of the package as a whole: its version, what it ships, its examples, and how light its import is."""
+
+import doctest
+import importlib
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[2] / "src" / "celldial"
+
+
+def module_name(path: Path) -> str:
+    """Return the name of a file in an import: ``celldial.pl.axes``."""
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = sorted(module_name(path) for path in SOURCE.rglob("*.py") if path.name != "__main__.py")
+
+
+def test_typing_marker_is_shipped():
+    import celldial
+
+    assert (SOURCE / "py.typed").is_file()
+    assert (Path(celldial.__path__[0]) / "py.typed").is_file()
+
+
+def test_version_is_the_same_everywhere(root):
+    import celldial
+
+    stated = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert version("celldial") == stated
+    if (SOURCE / "__init__.py").read_text(encoding="utf-8").strip():
+        assert celldial.__version__ == stated
+    citation = (root / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^version: (.+)$", citation, re.MULTILINE)[1].strip("\"'") == stated
+    changes = (root / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(r"^## \[(\d.*?)\]", changes, re.MULTILINE)[1] == stated
+
+
+def test_constraints_satisfy_the_project(root):
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    pinned = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in pins}
+    extras = project["optional-dependencies"]
+    for line in [*project["dependencies"], *extras["dev"], *extras["docs"]]:
+        needed = Requirement(line)
+        assert needed.specifier.contains(pinned[canonicalize_name(needed.name)]), f"constraints.txt breaks {line}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_in_docstrings_run(module, tmp_path, monkeypatch):
+    if module.endswith("triton_backend"):
+        pytest.importorskip("triton")
+    monkeypatch.chdir(tmp_path)
+    result = doctest.testmod(importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.failed == 0, f"{result.failed} of {result.attempted} examples failed; see the captured output"
+    assert not list(tmp_path.iterdir()), "examples leave files where they are run"
+
+
+def test_importing_the_package_is_light():
+    """What takes a second to import comes when it is first needed."""
+    script = "import sys, celldial; print(*{'sklearn', 'pyro', 'matplotlib', 'scanpy', 'numba'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""
+
+
+def test_the_package_has_what_it_names():
+    import celldial
+
+    assert set(celldial.__all__) <= set(dir(celldial))
+    for name in celldial.__all__:
+        assert getattr(celldial, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = celldial.nothing

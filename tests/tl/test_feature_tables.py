@@ -1,0 +1,223 @@
+"""Topics and loadings: the tables against what the decoder computes, and credible intervals against a known truth."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import AnnData
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import sparse, stats
+
+from celldial import VAE
+from celldial.tl.feature_tables import MAX_COMBINATIONS, in_turn
+from helpers.simulate import COVARIATES, simulate, simulate_two
+
+DECODER_KINDS = ["network", "additive", "linear"]
+
+
+def fit(adata: AnnData, n_latent: int = 3, **parameters: Any) -> VAE:
+    return VAE(n_latent, 8, **parameters).fit(adata, max_epochs=3, progress=False)
+
+
+def wide(table: pd.DataFrame, rows: str, values: str, model: VAE) -> np.ndarray:
+    """Give one column of numbers as a matrix of coordinates × features, the features in the model's order."""
+    return table.pivot(index=rows, columns="feature", values=values)[list(model.feature_names_)].to_numpy()
+
+
+# --- Topics -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=DECODER_KINDS)
+def of_topics(request: pytest.FixtureRequest) -> VAE:
+    return fit(simulate_two(), latent="logistic_normal", decoder=request.param, **COVARIATES)
+
+
+def test_topics_are_pure_cells_decoded(of_topics: VAE) -> None:
+    """Share of what is counted; averaged over batches and donors, all combinations alike, at the mean age."""
+    table = of_topics.topics()
+    assert list(table.columns) == ["topic", "modality", "feature", "share", "log2_lift", "rank"]
+    assert len(table) == 3 * 50
+    mean_age = of_topics.schema_.continuous["age"][0]
+    every = [{"batch": b, "donor": d, "age": mean_age} for b in ("b0", "b1") for d in "xyz"]
+    # Of genes the expected counts are the shares times library size.
+    expected_zf = np.mean([of_topics.decode(np.eye(3), covariates, library_size=1) for covariates in every], axis=0)
+    share_zf = wide(table, "topic", "share", of_topics)
+    np.testing.assert_allclose(share_zf[:, :20], expected_zf, rtol=1e-4)
+    for _, share_f in table.groupby(["topic", "modality"])["share"]:
+        assert share_f.sum() == pytest.approx(1)
+    lift_zf = wide(table, "topic", "log2_lift", of_topics)
+    np.testing.assert_allclose(lift_zf, np.log2(share_zf / share_zf.mean(0)), rtol=1e-6, atol=1e-9)
+
+
+def test_shares_of_peaks_tell_how_probable_they_are(of_topics: VAE) -> None:
+    given = {"batch": "b1", "donor": "z", "age": 33.0}
+    table = of_topics.topics(covariates=given).query("modality == 'atac'")
+    share_zf = table.pivot(index="topic", columns="feature", values="share")[
+        list(of_topics.feature_names_[20:])
+    ].to_numpy()
+    with torch.no_grad():
+        observation = of_topics.module_.modalities["atac"].likelihood
+        expected_zf = observation.expected(torch.from_numpy(share_zf), torch.full((3,), 7.0))
+    np.testing.assert_allclose(
+        of_topics.decode(np.eye(3), given, modality="atac", library_size=7), expected_zf, rtol=1e-4
+    )
+
+
+def test_features_are_ranked_by_what_they_tell_of_a_topic(of_topics: VAE) -> None:
+    table = of_topics.topics()
+    for _, part in table.groupby(["topic", "modality"], sort=False):
+        assert list(part["rank"]) == list(range(len(part)))
+        score_f = part["share"] * part["log2_lift"]
+        assert (score_f.diff().dropna() <= 1e-12).all()
+        assert score_f.sum() >= -1e-9  # a divergence
+    pd.testing.assert_frame_equal(of_topics.topics(2), table.query("rank < 2").reset_index(drop=True))
+    assert set(table["topic"]) == {"topic_0", "topic_1", "topic_2"}
+    other = of_topics.topics(covariates={"batch": "b0"})
+    assert not np.allclose(
+        table.sort_values(["topic", "feature"])["share"], other.sort_values(["topic", "feature"])["share"], rtol=1e-9
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"covariates": "b1"}, TypeError, "covariates is 'b1': it must be a dict"),
+        ({"covariates": {"bach": "b1"}}, KeyError, "no covariate 'bach'; its covariates: 'batch', 'donor', 'age'"),
+        ({"covariates": {"batch": "b7"}}, ValueError, "categories that were not seen in fit: 'b7'"),
+        ({"n_features": 0}, ValueError, "n_features is 0"),
+    ],
+)
+def test_what_cannot_be_asked_of_topics(
+    of_topics: VAE, arguments: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        of_topics.topics(**arguments)
+
+
+@given(st.lists(st.integers(1, 8), min_size=1, max_size=3))
+def test_each_category_has_as_many_turns_as_the_others(sizes: list[int]) -> None:
+    turns = in_turn({str(k): [str(n) for n in range(size)] for k, size in enumerate(sizes)})
+    assert len({len(names) for names in turns.values()}) == 1
+    for size, names in zip(sizes, turns.values(), strict=True):
+        _, counts = np.unique(names, return_counts=True)
+        assert len(counts) == size
+        assert len(set(counts)) == 1
+
+
+def test_turns_end_where_there_are_very_many_categories() -> None:
+    turns = in_turn({"batch": list(map(str, range(97))), "donor": list(map(str, range(101)))})
+    assert len(turns["batch"]) == MAX_COMBINATIONS
+    assert in_turn({}) == {}
+
+
+# --- Loadings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["laplace", "bayesian"])
+def linear(request: pytest.FixtureRequest) -> VAE:
+    return fit(simulate_two(), decoder="linear", bayesian_loadings=request.param, **COVARIATES)
+
+
+def test_loadings_are_changes_of_the_log_share(linear: VAE) -> None:
+    """Between two states that are a unit of one coordinate apart, up to what all features have in common."""
+    table = linear.loadings()
+    columns = ["coordinate", "modality", "feature", "loading", "standard_deviation", "lower", "upper", "lfsr", "rank"]
+    assert list(table.columns) == columns
+    assert len(table) == 3 * 50
+    at = {"batch": "b1", "donor": "z", "age": 33.0}
+    state_sz = np.vstack([np.zeros(3), np.eye(3)])
+    log_sf = np.log(linear.decode(state_sz, at))
+    change_zf = log_sf[1:] - log_sf[0]
+    loading_zf = wide(table, "coordinate", "loading", linear)[:, :20]
+    np.testing.assert_allclose(loading_zf, change_zf - change_zf.mean(1, keepdims=True), atol=1e-4)
+    for _, loading_f in table.groupby(["coordinate", "modality"])["loading"]:
+        assert loading_f.sum() == pytest.approx(0, abs=1e-5)
+
+
+def test_intervals_and_false_sign_rates_are_those_of_normal_posteriors(linear: VAE) -> None:
+    table = linear.loadings()
+    low, high = stats.norm.interval(0.9, table["loading"], table["standard_deviation"])
+    np.testing.assert_allclose(table["lower"], low, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(table["upper"], high, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(table["lfsr"], stats.norm.sf(np.abs(table["loading"]) / table["standard_deviation"]))
+    assert not table.isna().any().any()
+    for _, part in table.groupby(["coordinate", "modality"], sort=False):
+        assert list(part["rank"]) == list(range(len(part)))
+        sure_f = part["loading"].abs() - (part["upper"] - part["lower"]) / 2
+        assert (sure_f.diff().dropna() <= 1e-12).all()
+    pd.testing.assert_frame_equal(linear.loadings(1), table.query("rank < 1").reset_index(drop=True))
+
+
+def test_without_knowledge_of_the_loadings_there_are_no_intervals() -> None:
+    """As where a modality was never measured."""
+    model = fit(simulate(), decoder="linear")
+    known, model.module_.modalities["rna"].loadings = model.module_.modalities["rna"].loadings, None
+    table = model.loadings()
+    assert list(table.columns) == ["coordinate", "modality", "feature", "loading", "rank"]
+    assert table.groupby("coordinate")["loading"].apply(lambda of: of.abs().is_monotonic_decreasing).all()
+    model.module_.modalities["rna"].loadings = known
+
+
+def test_loadings_of_topics_are_of_topics() -> None:
+    model = fit(simulate(), decoder="linear", latent="logistic_normal")
+    assert set(model.loadings()["coordinate"]) == {"topic_0", "topic_1", "topic_2"}
+    # From one pure topic to another.
+    loading_zf = wide(model.loadings(), "coordinate", "loading", model)
+    share_zf = wide(model.topics(), "topic", "share", model)
+    change_f = np.log(share_zf[1] / share_zf[0])
+    np.testing.assert_allclose(loading_zf[1] - loading_zf[0], change_f - change_f.mean(), atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["topics", "loadings"])
+def test_other_models_have_neither(method: str) -> None:
+    model = fit(simulate())
+    words = {"topics": "latent is 'gaussian', whose coordinates are not topics", "loadings": "decoder is 'network'"}
+    with pytest.raises(ValueError, match=words[method]):
+        getattr(model, method)()
+
+
+# --- Calibration ------------------------------------------------------------------------------------------------------
+
+N_GENES = 300
+
+
+def simulate_linear(n_cells: int, dispersed: bool) -> tuple[AnnData, np.ndarray, np.ndarray]:
+    """Draw counts from a model with one coordinate and a linear decoder; also what the coordinate and loadings were."""
+    random = np.random.default_rng(0)
+    loading_f, level_f = random.normal(0, 0.5, N_GENES), random.normal(0, 1, N_GENES)
+    z_c = stats.zscore(random.normal(size=n_cells))
+    rate_cf = np.exp(level_f + np.outer(z_c, loading_f))
+    library_c1 = random.lognormal(np.log(N_GENES), 0.3, (n_cells, 1))
+    mu_cf = library_c1 * rate_cf / rate_cf.sum(1, keepdims=True)
+    x_cf = random.poisson(mu_cf * random.gamma(5, 1 / 5, mu_cf.shape) if dispersed else mu_cf)
+    var = pd.DataFrame(index=[f"g{gene}" for gene in range(N_GENES)])
+    return AnnData(sparse.csr_matrix(x_cf, dtype=np.float32), var=var), z_c, loading_f - loading_f.mean()
+
+
+@pytest.mark.parametrize("dispersed", [False, True])
+@pytest.mark.parametrize("bayesian", [False, True], ids=["laplace", "bayesian"])
+def test_intervals_cover_the_truth(bayesian: bool, dispersed: bool) -> None:
+    """Up to sign and scale of the coordinate, which the loadings of all genes together tell; and narrower with cells.
+
+    The scale is found by regression on the truth, which takes one degree of freedom of 300.
+    """
+    deviation = []
+    likelihood = "negative_binomial" if dispersed else "poisson"
+    for n_cells in (500, 1500):
+        adata, z_c, loading_f = simulate_linear(n_cells, dispersed)
+        model = VAE(1, 32, decoder="linear", bayesian_loadings=bayesian, likelihood=likelihood)
+        embedding_c = model.fit_transform(adata, progress=False)[:, 0]
+        assert abs(np.corrcoef(embedding_c, z_c)[0, 1]) > 0.97
+        table = model.loadings().set_index("feature").loc[adata.var_names]
+        scaled_f = loading_f * (table["loading"] @ loading_f) / (loading_f @ loading_f)
+        assert np.corrcoef(table["loading"], loading_f)[0, 1] ** 2 > 0.9
+        covered = ((table["lower"] < scaled_f) & (scaled_f < table["upper"])).mean()
+        assert 0.8 < covered < 0.97
+        wrong_f = np.sign(table["loading"]) != np.sign(scaled_f)
+        assert wrong_f.mean() == pytest.approx(table["lfsr"].mean(), abs=0.02)
+        deviation.append(table["standard_deviation"].median())
+    # By the root of 3 at best; what the prior tells is the same in both.
+    assert 1.3 < deviation[0] / deviation[1] < 2.2

@@ -1,0 +1,136 @@
+"""The estimate of memory against what training takes, and the error that says there is too little."""
+
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from celldial.data.cells import Cells
+from celldial.data.in_memory import Resident
+from celldial.model.likelihoods import LIKELIHOODS
+from celldial.model.module import Module
+from celldial.ops.csr import SparseRows
+from celldial.training import loop, memory
+from celldial.utils import device
+from helpers.simulate import simulate_two_cells
+
+CPU = torch.device("cpu")
+TWO = {"rna": "negative_binomial", "atac": "bernoulli"}
+
+
+class Peak(TorchDispatchMode):
+    """Follow the bytes of all tensors that are made within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_bytes = self.peak = 0
+        self._followed: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._followed:
+                    self._followed.add(storage._cdata)
+                    self.n_bytes += storage.nbytes()
+                    weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.n_bytes)
+        return result
+
+    def _forget(self, key: int, n_bytes: int) -> None:
+        self._followed.discard(key)
+        self.n_bytes -= n_bytes
+
+
+def make_cells(n_cells: int, n_features: int, per_cell: int) -> Cells:
+    """Make cells with as many ones each, in columns drawn at random."""
+    torch.manual_seed(0)
+    column_n = torch.rand(n_cells, n_features).topk(per_cell).indices.sort(1).values.flatten()
+    rows = SparseRows(torch.arange(n_cells + 1) * per_cell, column_n, torch.ones(len(column_n)), n_features)
+    nothing = torch.empty(n_cells, 0)
+    return Cells({"rna": rows}, {"rna": torch.full((n_cells,), float(per_cell))}, nothing.long(), nothing)
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize(
+    ("n_cells", "n_features", "per_cell", "n_hidden", "batch_size"),
+    [(40, 3000, 5, 128, 8), (150, 4000, 5, 4, 128), (1000, 300, 100, 4, 16)],
+    ids=["weights", "matrices", "counts"],
+)
+def test_estimate_is_what_training_takes(
+    likelihood: str, n_cells: int, n_features: int, per_cell: int, n_hidden: int, batch_size: int
+) -> None:
+    """Whatever takes most of it: not less, and not much more."""
+    with Peak() as peak:
+        cells = make_cells(n_cells, n_features, per_cell)
+        peak.peak = peak.n_bytes
+        train_c, validation_c = torch.arange(n_cells // 10, n_cells), torch.arange(n_cells // 10)
+        module = Module({"rna": n_features}, {"rna": likelihood}, (), 0, 2, n_hidden, 1, 0.1)
+        module.initialise(cells.select(train_c))
+        loop.fit(module, Resident(cells, train_c, validation_c), loop.Plan(max_epochs=2, batch_size=batch_size), 0)
+    assert 0.97 < memory.estimate(cells, {"rna": likelihood}, n_hidden, batch_size) / peak.peak < 1.2
+
+
+def test_five_copies_of_weights() -> None:
+    cells = simulate_two_cells(n_genes=300, n_peaks=500)
+
+    def n_bytes(n_hidden: int) -> int:
+        n_features = {name: rows.n_columns for name, rows in cells.counts.items()}
+        module = Module(n_features, TWO, (), 0, 2, n_hidden, 1, 0.1)
+        return sum(parameter.nbytes for parameter in module.parameters())
+
+    more = memory.estimate(cells, TWO, 32, 16) - memory.estimate(cells, TWO, 8, 16)
+    assert more == pytest.approx(5 * (n_bytes(32) - n_bytes(8)), rel=0.02)
+
+
+def test_modalities_add_up() -> None:
+    cells = simulate_two_cells()
+    parts = [
+        memory.estimate(Cells({name: rows}, {}, cells.category_ck, cells.continuous_ck), TWO, 8, 16)
+        for name, rows in cells.counts.items()
+    ]
+    assert memory.estimate(cells, TWO, 8, 16) == sum(parts)
+
+
+def test_check_says_how_much_is_needed_and_how_much_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = simulate_two_cells(n_cells=40, n_genes=20, n_peaks=30)
+    needed = memory.estimate(cells, TWO, 10_000_000, 16)
+    monkeypatch.setattr(device, "available", lambda device: 3_210_000_000)
+    with pytest.raises(MemoryError) as caught:
+        memory.check(cells, TWO, 10_000_000, 16, CPU)
+    assert str(caught.value) == (
+        f"training on 40 cells × 20 features (rna) + 30 features (atac) takes about {needed / 1e9:.1f} GB, and 3.2 GB "
+        "are free on cpu: choose a smaller n_hidden or batch_size (it is 16), or leave out features that few cells have"
+    )
+
+
+@pytest.mark.parametrize("spare", [-1, 0])
+def test_check_is_against_what_is_available_on_the_device(monkeypatch: pytest.MonkeyPatch, spare: int) -> None:
+    cells = simulate_two_cells()
+    asked = []
+
+    def available(device: torch.device) -> int:
+        asked.append(device)
+        return memory.estimate(cells, TWO, 8, 16) + spare
+
+    monkeypatch.setattr(device, "available", available)
+    if spare < 0:
+        with pytest.raises(MemoryError):
+            memory.check(cells, TWO, 8, 16, CPU)
+    else:
+        memory.check(cells, TWO, 8, 16, CPU)
+    assert asked == [CPU]
+
+
+def test_available_is_some_memory() -> None:
+    assert 2**20 < device.available(CPU) < 2**50
+
+
+@pytest.mark.gpu
+def test_available_on_the_gpu() -> None:
+    assert 2**20 < device.available(torch.device("cuda")) < 2**40

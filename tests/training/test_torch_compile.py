@@ -1,0 +1,65 @@
+"""Compiled networks give the losses and gradients of plain ones, and leave nothing behind."""
+
+import shutil
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+
+from celldial import VAE
+from celldial.data.cells import Cells
+from celldial.data.schema import Schema
+from celldial.training.torch_compile import compiled_networks
+
+
+@pytest.fixture
+def cells():
+    generator = np.random.default_rng(0)
+    return ad.AnnData(
+        generator.poisson(1.0, (24, 15)).astype(np.float32), obs={"batch": [f"batch {i % 2}" for i in range(24)]}
+    )
+
+
+def built(cells):
+    schema = Schema.from_anndata(cells, categorical_covariate_keys=["batch"])
+    torch.manual_seed(0)
+    module = VAE(n_latent=3, n_hidden=8, categorical_covariate_keys=["batch"])._build(schema, None)
+    return module, Cells.from_anndata(cells, schema)
+
+
+def loss_and_gradients(module, cells):
+    torch.manual_seed(1)
+    loss = module(cells, 0.5)
+    return loss.detach(), torch.autograd.grad(loss, list(module.parameters()))
+
+
+def test_nothing_is_compiled_in_validation_and_nothing_remains(cells, monkeypatch):
+    def compile_nothing(function, **_):
+        def refuse(*_):
+            raise AssertionError("was to be compiled")
+
+        return refuse
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    module, minibatch = built(cells)
+    before = {name: set(part.__dict__) for name, part in module.named_modules()}
+    plain = module.eval().elbo(minibatch)[1]
+    with compiled_networks(module):
+        assert module.elbo(minibatch)[1].shape == plain.shape
+        with pytest.raises(AssertionError, match="was to be compiled"):
+            module.train()(minibatch)
+    assert {name: set(part.__dict__) for name, part in module.named_modules()} == before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # the compiler warns of what it does itself
+def test_compiled_is_as_plain_for_minibatches_of_any_size(cells):
+    module, everything = built(cells)
+    module.train()
+    minibatches = [everything.between(0, n) for n in (16, 16, 24, 5, 16)]
+    plain = [loss_and_gradients(module, minibatch) for minibatch in minibatches]
+    with compiled_networks(module):
+        by_compiled = [loss_and_gradients(module, minibatch) for minibatch in minibatches]
+    torch.testing.assert_close(by_compiled, plain, rtol=1e-4, atol=1e-5)
