@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     --------
     Ten epochs, to see the figures soon; in a shell ``python -m celldial.demo --out demo --max-epochs 10``:
 
-    >>> from celldial.demo import main
+    >>> from celldial.cli.demo import main
     >>> main(["--out", "demo", "--max-epochs", "10"])  # doctest: +SKIP
     0
     """

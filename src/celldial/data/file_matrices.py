@@ -301,7 +301,7 @@ def runs_of(row_c: np.ndarray) -> tuple[list[slice], np.ndarray]:
     Examples
     --------
     >>> import numpy as np
-    >>> from celldial.stored import runs_of
+    >>> from celldial.data.file_matrices import runs_of
     >>> runs_of(np.array([3, 4, 6, 100]))
     ([slice(3, 7, None), slice(100, 101, None)], array([0, 1, 3, 4]))
     """

@@ -70,7 +70,7 @@ def joined(
     --------
     >>> import numpy as np
     >>> from anndata import AnnData
-    >>> from celldial.joined import joined
+    >>> from celldial.data.mudata import joined
     >>> adata = AnnData(np.ones((3, 2), dtype=np.float32))
     >>> joined(adata) is adata
     True

@@ -75,7 +75,7 @@ class Schema:
     --------
     >>> import numpy as np, pandas as pd
     >>> from anndata import AnnData
-    >>> from celldial.schema import Schema
+    >>> from celldial.data.schema import Schema
     >>> obs = pd.DataFrame({"donor": ["b", "a"]}, index=["cell_1", "cell_2"])
     >>> var = pd.DataFrame({"feature_types": ["Gene Expression"] * 2 + ["Peaks"] * 2}, index=["g1", "g2", "p1", "p2"])
     >>> schema = Schema.from_anndata(AnnData(np.ones((2, 4), dtype=np.float32), obs, var), batch_key="donor")

@@ -43,7 +43,7 @@ def in_turn(categories: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
 
     Examples
     --------
-    >>> from celldial.loadings import in_turn
+    >>> from celldial.tl.feature_tables import in_turn
     >>> in_turn({"batch": ["b0", "b1"], "donor": ["x", "y", "z"]})["batch"]
     ['b0', 'b1', 'b0', 'b1', 'b0', 'b1']
     """

@@ -110,7 +110,7 @@ class Axis:
         Examples
         --------
         >>> import numpy as np
-        >>> from celldial.axes import Axis
+        >>> from celldial.tl.find_axis import Axis
         >>> one_z = np.ones(1, dtype=np.float32)
         >>> axis = Axis("dose", "low → high", 0 * one_z, one_z, one_z, 0.5, 0.001, 999, np.zeros(5))
         >>> list(axis.to_dict())[:4]
@@ -147,7 +147,7 @@ class Axis:
         Examples
         --------
         >>> import celldial
-        >>> from celldial.axes import Axis
+        >>> from celldial.tl.find_axis import Axis
         >>> adata = celldial.datasets.pbmc68k_reduced()
         >>> model = celldial.VAE().fit(adata, max_epochs=1, progress=False)
         >>> axis = model.find_axis(adata, "B or T", groups=("CD4+/CD25 T Reg", "CD19+ B"))
@@ -257,7 +257,7 @@ def find_direction(
     Examples
     --------
     >>> import numpy as np
-    >>> from celldial.axes import find_direction
+    >>> from celldial.tl.find_axis import find_direction
     >>> random = np.random.default_rng(0)
     >>> group_c = np.repeat([0.0, 1.0], 500)
     >>> z_cz = random.normal(size=(1000, 2)) + np.outer(group_c, [3, 0])

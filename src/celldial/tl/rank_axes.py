@@ -134,7 +134,7 @@ def total_effects(
     Examples
     --------
     >>> import numpy as np
-    >>> from celldial.axes import total_effects
+    >>> from celldial.tl.rank_axes import total_effects
     >>> random = np.random.default_rng(0)
     >>> z_cz = random.normal(size=(10_000, 2))
     >>> def decode(z_cz, cells):  # one feature, whose logarithm is 2 z_0

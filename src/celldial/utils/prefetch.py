@@ -25,7 +25,7 @@ def ahead(items: Iterable[T]) -> Iterator[T]:
 
     Examples
     --------
-    >>> from celldial.ahead import ahead
+    >>> from celldial.utils.prefetch import ahead
     >>> list(ahead(n * n for n in range(4)))
     [0, 1, 4, 9]
     """
