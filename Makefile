@@ -1,30 +1,37 @@
-# Everything happens in .venv, which the first call makes. `make` alone lists what there is.
+# All tools run in .venv, which the first call creates. `make` without a target lists the targets.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Two worker processes with one thread each: small matrices do not profit from threads, tests do from processes.
+# The lowest supported Python, for `make test-lowest`.
+LOWEST_PYTHON ?= python3.11
+LOWEST := .venv-lowest
+# Two worker processes with one thread each: tests gain from processes, small matrices do not gain from threads.
 WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
-PIP := $(BIN)/python -m pip --disable-pip-version-check install
+PIP_INSTALL := -m pip --disable-pip-version-check install
+PIP := $(BIN)/python $(PIP_INSTALL)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format docs tutorials clean distclean
+.PHONY: help demo test test-all test-lowest coverage lint format docs tutorials news clean distclean
 
 help:
-	@echo "make demo       train on blood cells (RNA) and on simulated ones (RNA and ATAC), and draw figures, in demo/"
-	@echo "make test       ruff, mypy, and the tests but for the slow ones (WORKERS=$(WORKERS) processes)"
-	@echo "make test-all   the same with the slow tests"
-	@echo "make lint       ruff, mypy and the import contracts only"
-	@echo "make format     let ruff fix and format the code"
-	@echo "make docs       the documentation, in docs/_build/html"
-	@echo "make tutorials  run the tutorials, and keep what they show in them"
-	@echo "make clean      remove what was built: demo/, docs/_build/, dist/, caches"
-	@echo "make distclean  remove .venv, too"
+	@echo "make demo         train on blood cells (RNA) and on simulated cells (RNA and ATAC); figures in demo/"
+	@echo "make test         lint, and the tests except the slow ones (WORKERS=$(WORKERS) processes)"
+	@echo "make test-all     the same with the slow tests"
+	@echo "make test-lowest  the tests with the lowest supported versions of all dependencies, in $(LOWEST)"
+	@echo "make coverage     the tests, and the branch coverage of each file"
+	@echo "make lint         ruff, mypy, the import contracts and codespell"
+	@echo "make format       fix and format the code with ruff"
+	@echo "make docs         build the documentation in docs/_build/html"
+	@echo "make tutorials    run the tutorials and store their outputs"
+	@echo "make news         preview the changelog entries of changes/"
+	@echo "make clean        delete build outputs: demo/, docs/_build/, dist/, caches"
+	@echo "make distclean    also delete $(VENV) and $(LOWEST)"
 	@echo
-	@echo "The first call makes .venv from $(PYTHON) (Python 3.11 or newer; for another one: make test PYTHON=python3.12)."
+	@echo "The first call creates $(VENV) from $(PYTHON) (Python 3.11 or newer; another one: make test PYTHON=python3.12)."
 
-# Threads that wait without spinning: on a busy machine, spinning ones make small steps ten times slower.
+# Threads wait without spinning: on a busy machine, spinning threads make small steps ten times slower.
 demo: $(VENV)/.installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m celldial demo
 
@@ -34,11 +41,21 @@ test: lint
 test-all: lint
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) -m ""
 
+# Old versions use what newer ones deprecate, so deprecations are not errors here. The images of tests/figures are
+# those of the pinned matplotlib.
+test-lowest: $(LOWEST)/.installed
+	$(ONE_THREAD) $(LOWEST)/bin/python -m pytest -n $(WORKERS) --ignore=tests/project -m "not slow and not figures" \
+	  -W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning -W ignore::FutureWarning
+
+coverage: $(VENV)/.installed-dev
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/codespell
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix
@@ -51,10 +68,13 @@ docs: $(VENV)/.installed-dev
 tutorials: $(VENV)/.installed-dev
 	$(ONE_THREAD) $(BIN)/python tutorials/execute.py
 
-# The stamps are touched last, so that an installation that broke off is done again.
+news: $(VENV)/.installed-dev
+	$(BIN)/towncrier build --draft --version unreleased
+
+# The stamps are touched last, so that an interrupted installation is repeated.
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "celldial needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo no Python)." >&2; \
+	  echo "celldial needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo not Python)." >&2; \
 	  echo "Name another one, for example: make $(or $(MAKECMDGOALS),test) PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
@@ -67,9 +87,16 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt $(VENV)/.made
 	$(PIP) -c constraints.txt -e ".[dev,docs]"
 	@touch $(VENV)/.installed $@
 
+# Only the tools that the tests need: some tools of the extra "dev" need newer versions.
+$(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
+	$(LOWEST_PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python $(PIP_INSTALL) -c constraints-lowest.txt -e ".[mudata]" hypothesis pytest pytest-xdist
+	@touch $@
+
 clean:
-	rm -rf demo dist build docs/_build docs/api/generated docs/tutorials .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf demo dist build docs/_build docs/api/generated docs/tutorials .coverage .coverage.* htmlcov
+	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find src tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(LOWEST)
