@@ -35,8 +35,8 @@ from celldial.training import loop
 
 def plan(**changes: Any) -> Any:
     """Train by a changed plan."""
-    real = loop.Plan
-    return mock.patch.object(loop, "Plan", lambda **options: replace(real(**options), **changes))
+    real = loop.TrainingPlan
+    return mock.patch.object(loop, "TrainingPlan", lambda **options: replace(real(**options), **changes))
 
 
 def without(owner: type, method: str) -> Any:
@@ -71,7 +71,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], Callable[[], Any] | None]] = {
     "half of the counts dropped": ({"dropout_rate": 0.5}, None),
     "half the learning rate": ({"learning_rate": 4e-3}, None),
     "weight decay 0.01": ({}, lambda: plan(weight_decay=0.01)),
-    "no KL warm-up": ({}, lambda: plan(warm_up=False)),
+    "no KL warm-up": ({}, lambda: plan(kl_warmup=False)),
     "dispersions as slow as weights": ({}, lambda: mock.patch.object(loop, "DISPERSION_SPEED", 1)),
     "dispersions start at 1": ({}, lambda: without(likelihoods.NegativeBinomial, "initialise")),
     "encoder starts unscaled": ({}, lambda: mock.patch.object(networks, "MIN_DEVIATION", 1.0)),

@@ -74,7 +74,7 @@ def endlessly(cells: Cells, batch_size: int) -> Iterator[Cells]:
 def parts_of_step(module: Module, everything: Cells, batches: list[Tensor]) -> dict[str, Callable[[], object]]:
     ((name, modality),) = module.by_modality()
     n_hidden = modality.encoder.bias_h.numel()
-    plan = loop.Plan(max_epochs=1, batch_size=len(batches[0]))
+    plan = loop.TrainingPlan(max_epochs=1, batch_size=len(batches[0]))
     optimizer = make_optimizer(module, plan.learning_rate, plan.weight_decay, len(everything))
     for group in optimizer.param_groups:
         group["lr"] *= 1e-6  # all parts shall see the same model

@@ -66,17 +66,17 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
     celldial.VAE().fit(celldial.datasets.simulate_multiome(200, 100, 300), max_epochs=1, progress=False)
     adata = random_multiome(options.cells, options.genes, options.peaks[0])
     estimates: list[int] = []
-    estimate = memory.estimate
+    estimate_memory = memory.estimate_memory
 
     def noted(*arguments: Any) -> int:
-        estimates.append(estimate(*arguments))
+        estimates.append(estimate_memory(*arguments))
         return estimates[-1]
 
     model = celldial.VAE()
     reset_peak()
     before = resident_mb()
     start = time.perf_counter()
-    with mock.patch.object(memory, "estimate", noted):
+    with mock.patch.object(memory, "estimate_memory", noted):
         model.fit(adata, max_epochs=options.epochs, progress=False)
     wall, peak = time.perf_counter() - start, resident_mb(peak=True)
     per_epoch = median(np.diff([0.0, *model.history_["seconds"]]).tolist())

@@ -228,15 +228,15 @@ def test_the_same_command_goes_on_from_a_checkpoint(
 def count_epochs(monkeypatch: pytest.MonkeyPatch, fail_in: int = 0) -> list[int]:
     """Note epochs of training, of which one fails."""
     epochs: list[int] = []
-    original = loop.Training._epoch
+    original = loop.Trainer._epoch
 
-    def epoch(self: loop.Training) -> None:
+    def epoch(self: loop.Trainer) -> None:
         epochs.append(self.state.epoch)
         if len(epochs) == fail_in:
             raise RuntimeError("cut short")
         original(self)
 
-    monkeypatch.setattr(loop.Training, "_epoch", epoch)
+    monkeypatch.setattr(loop.Trainer, "_epoch", epoch)
     return epochs
 
 
@@ -654,7 +654,7 @@ def test_messages_are_one_plain_line(error: Exception, said: str) -> None:
 def test_nan_in_training_is_a_sentence(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "elbo_of", lambda record: float("nan"))
+    monkeypatch.setattr(loop, "selection_elbo", lambda record: float("nan"))
     assert_refused("the ELBO became nan in epoch 1 of 3", capsys, "fit", file, *FEW, "--out", tmp_path / "out.h5ad")
 
 
@@ -667,14 +667,14 @@ def test_ctrl_c_ends_with_130(
     in_epoch: int,
     written: bool,
 ) -> None:
-    original = loop.Training._epoch
+    original = loop.Trainer._epoch
 
-    def epoch(self: loop.Training) -> None:
+    def epoch(self: loop.Trainer) -> None:
         if self.state.epoch == in_epoch:
             os.kill(os.getpid(), signal.SIGINT)
         original(self)
 
-    monkeypatch.setattr(loop.Training, "_epoch", epoch)
+    monkeypatch.setattr(loop.Trainer, "_epoch", epoch)
     assert run("fit", file, "--max-epochs", 5, "--out", tmp_path / "out.h5ad") == 130
     captured = capsys.readouterr()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -692,13 +692,13 @@ def test_ctrl_c_twice_writes_nothing(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(VAE, "save", lambda *_: os.kill(os.getpid(), signal.SIGINT))
-    original = loop.Training._epoch
+    original = loop.Trainer._epoch
 
-    def epoch(self: loop.Training) -> None:
+    def epoch(self: loop.Trainer) -> None:
         original(self)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(loop.Training, "_epoch", epoch)
+    monkeypatch.setattr(loop.Trainer, "_epoch", epoch)
     assert run("fit", file, *FEW, "--model", tmp_path / "m.celldial", "--out", tmp_path / "out.h5ad") == 130
     assert capsys.readouterr().err.endswith("celldial: interrupted; nothing was written\n")
     assert [path.name for path in tmp_path.iterdir()] == ["cells.h5ad"]

@@ -138,7 +138,7 @@ def test_the_same_again_and_after_it_was_cut_short(tmp_path: Path) -> None:
     paths = write_shards(simulate(), tmp_path / "data")
     whole = fit(paths, max_epochs=4)
     options: dict[str, Any] = {"max_epochs": 4, "checkpoint": tmp_path / "checkpoint", "checkpoint_minutes": 1e-9}
-    with cut_short(loop.Training, "_step", 7, CutShort()), pytest.raises(CutShort):
+    with cut_short(loop.Trainer, "_step", 7, CutShort()), pytest.raises(CutShort):
         fit(paths, **options)
     assert_same(fit(paths, **options), whole)
 

@@ -29,8 +29,8 @@ def train_without_noise() -> tuple[Module, dict[str, list[float]]]:
         cells = simulate_cells(65)  # one more than can be shared
         module.initialise(cells)
         source = Resident(cells, torch.arange(48), torch.arange(48, 65))
-        plan = loop.Plan(max_epochs=3, batch_size=16)
-        return module, loop.fit(module, source, plan, 0, loop.Run(Hardware("cpu")))
+        plan = loop.TrainingPlan(max_epochs=3, batch_size=16)
+        return module, loop.fit(module, source, plan, 0, loop.RunContext(Hardware("cpu")))
     finally:
         normal._standard_normal = standard_normal
 
@@ -44,14 +44,14 @@ def fit(checkpoint: Path | None, devices: int | None = None) -> VAE:
 
 def die_at(step: int) -> None:
     """Let the second process be killed before a step."""
-    take_step = loop.Training._step
+    take_step = loop.Trainer._step
 
-    def dying(self: loop.Training, minibatch: Any) -> None:
+    def dying(self: loop.Trainer, minibatch: Any) -> None:
         if self.state.step == step and self.fabric.global_rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         take_step(self, minibatch)
 
-    loop.Training._step = dying  # type: ignore[method-assign]
+    loop.Trainer._step = dying  # type: ignore[method-assign]
 
 
 def main() -> None:

@@ -197,14 +197,14 @@ def test_a_mixture_of_many_draws_is_found_in_some_of_them(monkeypatch: pytest.Mo
     random = np.random.default_rng(0)
     z_jz = random.normal(np.repeat([[-5.0, 0.0], [5.0, 3.0]], [3000, 1000], axis=0), 1)
     monkeypatch.setattr(clusters, "MAX_DRAWS", 1000)
-    log_weight_k, mean_kz, log_scale_kz = clusters.found_among(z_jz, 2, seed=0)
+    log_weight_k, mean_kz, log_scale_kz = clusters.fit_mixture(z_jz, 2, seed=0)
     np.testing.assert_allclose(np.exp(log_weight_k), [0.75, 0.25], atol=0.05)  # the largest first
     np.testing.assert_allclose(mean_kz, [[-5, 0], [5, 3]], atol=0.2)
     np.testing.assert_allclose(np.exp(log_scale_kz), 1, atol=0.1)
 
 
 def test_a_search_that_has_not_come_to_an_end_is_a_start_as_well() -> None:
-    found = clusters.found_among(np.random.default_rng(0).uniform(size=(500, 2)), 40, seed=0)
+    found = clusters.fit_mixture(np.random.default_rng(0).uniform(size=(500, 2)), 40, seed=0)
     assert all(np.isfinite(part).all() for part in found)
 
 
@@ -215,14 +215,14 @@ def test_clusters_start_at_labelled_cells() -> None:
     z_jz = random.normal(center_kz[truth_j], 0.5)
     label_j = np.where(random.random(600) < 0.2, truth_j, -1)
     label_j[truth_j == 2] = -1
-    log_weight_k, mean_kz, log_scale_kz = clusters.led_by_labels(z_jz, label_j, 3, seed=0)
+    log_weight_k, mean_kz, log_scale_kz = clusters.initialize_from_labels(z_jz, label_j, 3, seed=0)
     np.testing.assert_allclose(mean_kz[:2], center_kz[:2], atol=0.3)
     assert np.exp(log_weight_k).sum() == pytest.approx(1)
     np.testing.assert_allclose(np.exp(log_scale_kz), np.exp(log_scale_kz[[0, 0, 0]]))
     # A label of one cell each, of which there is one draw: as wide as all cells are, not without width.
     few_j = np.full(600, -1)
     few_j[[np.flatnonzero(truth_j == k)[0] for k in (0, 1)]] = [0, 1]
-    found = clusters.led_by_labels(z_jz, few_j, 2, seed=0)
+    found = clusters.initialize_from_labels(z_jz, few_j, 2, seed=0)
     assert all(np.isfinite(part).all() for part in found)
     np.testing.assert_allclose(np.exp(found[2])[0], z_jz.std(0) / math.sqrt(2))
 
@@ -234,7 +234,7 @@ def test_clusters_without_a_label_start_far_from_those_with_one() -> None:
     z_jz = random.normal(center_kz[truth_j], 0.5)
     label_j = np.where(truth_j < 2, truth_j, -1)
     for seed in range(5):
-        log_weight_k, mean_kz, _ = clusters.led_by_labels(z_jz, label_j, 4, seed)
+        log_weight_k, mean_kz, _ = clusters.initialize_from_labels(z_jz, label_j, 4, seed)
         assert sorted(np.linalg.norm(mean_kz[2:, None] - center_kz, axis=2).argmin(1)) == [2, 3]
         # As common as the others, so that they do not die out at once.
         np.testing.assert_allclose(np.exp(log_weight_k[2:]), 0.25)

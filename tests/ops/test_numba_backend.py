@@ -81,16 +81,16 @@ def check(name, inputs, library, x_cf):
 
 def test_exponential_and_logarithm_are_exact_to_six_digits():
     x_n = -np.geomspace(1e-12, 87, 20_001).astype(np.float32)
-    assert relative_error(numba_kernels.exp_below_0, np.exp, x_n) < 1e-6
+    assert relative_error(numba_kernels.exp_nonpositive, np.exp, x_n) < 1e-6
     assert (
-        relative_error(numba_kernels.log1p_above_0, np.log1p, np.geomspace(1e-30, 1e30, 20_001).astype(np.float32))
+        relative_error(numba_kernels.log1p_nonnegative, np.log1p, np.geomspace(1e-30, 1e30, 20_001).astype(np.float32))
         < 1e-6
     )
 
 
 def test_exponential_of_very_low_numbers_is_tiny():
     x_n, out_n = np.array([-88, -1e4, -np.inf], np.float32), np.empty(3, np.float32)
-    each(numba_kernels.exp_below_0, x_n, out_n)
+    each(numba_kernels.exp_nonpositive, x_n, out_n)
     assert ((out_n >= 0) & (out_n < 1e-37)).all()
 
 
@@ -184,9 +184,9 @@ def test_select_equals_dense_indexing(n_cells, n_features, seed):
     x_cf = torch.randint(0, 3, (n_cells, n_features)).double()
     index_c = torch.randint(0, n_cells, (5,))
     rows = sparse_rows(x_cf)
-    assert torch.equal(log_likelihoods.select(rows, index_c).to_dense(), x_cf[index_c].float())
+    assert torch.equal(log_likelihoods.gather_rows(rows, index_c).to_dense(), x_cf[index_c].float())
     narrow = SparseRows(rows.indptr_c, rows.column_n.int(), rows.value_n, n_features)
-    assert torch.equal(log_likelihoods.select(narrow, index_c).to_dense(), x_cf[index_c].float())
+    assert torch.equal(log_likelihoods.gather_rows(narrow, index_c).to_dense(), x_cf[index_c].float())
 
 
 @pytest.mark.parametrize("n_features", [10, 20, 37, 200])
@@ -199,5 +199,5 @@ def test_sums_do_not_hang_on_where_arrays_are(n_features):
             first, second = np.split(np.zeros(2 * n_features + gap, np.float32), [n_features + gap])
             given_f, out_f = (first[:n_features], second)[::order]
             given_f[:] = logit_f
-            found.add((numba_kernels.exponentials(given_f, out_f), out_f.tobytes()))
+            found.add((numba_kernels.exp_shifted(given_f, out_f), out_f.tobytes()))
     assert len(found) == 1

@@ -80,7 +80,7 @@ def test_a_training_that_has_ended_is_not_repeated(
     adata: AnnData, whole: VAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = fit(adata, tmp_path / "new" / "folder")
-    monkeypatch.delattr(loop.Training, "_step")
+    monkeypatch.delattr(loop.Trainer, "_step")
     again = fit(adata, tmp_path / "new" / "folder")
     assert_same(again, whole)
     assert again.history_["seconds"] == first.history_["seconds"]
@@ -89,7 +89,7 @@ def test_a_training_that_has_ended_is_not_repeated(
 @pytest.mark.parametrize("minutes", [None, 1e-9], ids=["after each epoch", "after each step"])
 @pytest.mark.parametrize("step", [1, 2, 9, 12, 16])
 def test_the_same_call_goes_on(adata: AnnData, whole: VAE, tmp_path: Path, step: int, minutes: float | None) -> None:
-    with cut_short(loop.Training, "_step", step, CutShort()), pytest.raises(CutShort):
+    with cut_short(loop.Trainer, "_step", step, CutShort()), pytest.raises(CutShort):
         fit(adata, tmp_path, checkpoint_minutes=minutes)
     assert_same(fit(adata, tmp_path, checkpoint_minutes=minutes), whole)
 
@@ -97,7 +97,7 @@ def test_the_same_call_goes_on(adata: AnnData, whole: VAE, tmp_path: Path, step:
 def test_many_interruptions(adata: AnnData, whole: VAE, tmp_path: Path) -> None:
     """At random moments, some of them in the middle of writing a checkpoint."""
     chance = random.Random(0)
-    places = [(loop.Training, "_step"), (loop, "evaluate"), (model_file, "save"), (os, "replace")]
+    places = [(loop.Trainer, "_step"), (loop, "evaluate"), (model_file, "save"), (os, "replace")]
     for _ in range(N_KILLS):
         with cut_short(*chance.choice(places), chance.randint(1, 6), CutShort()), suppress(CutShort):
             fit(adata, tmp_path, checkpoint_minutes=chance.choice([None, 1e-9]))
@@ -174,7 +174,7 @@ def test_a_full_disk(adata: AnnData, whole: VAE, tmp_path: Path) -> None:
 def test_trainings_in_stages(adata: AnnData, tmp_path: Path, model: VAE, stages: list[str]) -> None:
     expected = fit(adata, None, 6, VAE(**model.get_params()))
     for step in (10, 9):
-        with cut_short(loop.Training, "_step", step, CutShort()), pytest.raises(CutShort):
+        with cut_short(loop.Trainer, "_step", step, CutShort()), pytest.raises(CutShort):
             fit(adata, tmp_path, 6, VAE(**model.get_params()))
     found = fit(adata, tmp_path, 6, VAE(**model.get_params()))
     assert_same(found, expected)
@@ -184,7 +184,7 @@ def test_trainings_in_stages(adata: AnnData, tmp_path: Path, model: VAE, stages:
 def test_cells_that_lack_modalities(tmp_path: Path) -> None:
     adata = simulate_two()
     expected = fit(adata, None, model=VAE(2, 8))
-    with cut_short(loop.Training, "_step", 12, CutShort()), pytest.raises(CutShort):
+    with cut_short(loop.Trainer, "_step", 12, CutShort()), pytest.raises(CutShort):
         fit(adata, tmp_path, model=VAE(2, 8), checkpoint_minutes=1e-9)
     assert_same(fit(adata, tmp_path, model=VAE(2, 8), checkpoint_minutes=1e-9), expected)
 
@@ -242,13 +242,13 @@ def test_wrong_minutes(adata: AnnData, tmp_path: Path, minutes: float) -> None:
 
 
 def test_what_is_written_comes_back(tmp_path: Path) -> None:
-    checkpoint = Checkpoint(tmp_path, {"a": 1, "b": {"c": [0.1]}}).of_stage("one")
+    checkpoint = Checkpoint(tmp_path, {"a": 1, "b": {"c": [0.1]}}).for_stage("one")
     assert checkpoint.read() is None
     checkpoint.write({"epoch": 3}, {"x": torch.arange(3)})
     about, tensors = checkpoint.read() or pytest.fail("nothing there")
     assert about["epoch"] == 3
     assert torch.equal(tensors["x"], torch.arange(3))
-    assert checkpoint.of_stage("other").read() is None
+    assert checkpoint.for_stage("other").read() is None
 
 
 def test_the_history_goes_to_loggers(adata: AnnData, tmp_path: Path) -> None:

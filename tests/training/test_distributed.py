@@ -131,8 +131,8 @@ def test_a_notebook_with_threads_is_told_what_to_do(monkeypatch: pytest.MonkeyPa
         VAE(2, 8).fit(adata, max_epochs=1, devices=2, device="cpu")
     assert not adata.obsm
     assert not adata.uns
-    assert Hardware("cpu", devices=1).start == "auto"
+    assert Hardware("cpu", devices=1).launch_method == "auto"
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert Hardware("cpu", devices=2).start == "ddp_notebook"
+    assert Hardware("cpu", devices=2).launch_method == "ddp_notebook"
     monkeypatch.setenv("LOCAL_RANK", "0")
-    assert Hardware("cpu", devices=2).start == "ddp"
+    assert Hardware("cpu", devices=2).launch_method == "ddp"

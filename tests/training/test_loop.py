@@ -35,7 +35,7 @@ def make_module(cells: Cells, likelihood: str = "negative_binomial") -> Module:
 def fit(module: Module, cells: Cells, *, validation_c: Tensor = VALIDATION_C, seed: int = 0, **plan: Any) -> Any:
     torch.manual_seed(seed)
     options = {"max_epochs": 4, "batch_size": 20, **plan}
-    return loop.fit(module, Resident(cells, TRAIN_C, validation_c), loop.Plan(**options), seed)
+    return loop.fit(module, Resident(cells, TRAIN_C, validation_c), loop.TrainingPlan(**options), seed)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def assert_weights(module: Module, expected: dict[str, Tensor]) -> None:
 def test_training_makes_the_elbo_better(likelihood: str) -> None:
     cells = simulate_cells(n_cells=250)
     module = make_module(cells, likelihood)
-    plan = loop.Plan(max_epochs=30, batch_size=20)
+    plan = loop.TrainingPlan(max_epochs=30, batch_size=20)
     history = loop.fit(module, Resident(cells, torch.arange(50, 250), torch.arange(50)), plan, 0)
     assert max(history["elbo_validation"]) > history["elbo_validation"][0] + 0.3
     assert not module.training
@@ -105,7 +105,7 @@ def test_kl_weight_warms_up_from_above_zero_to_one(cells: Cells) -> None:
     assert 0 < weights[0] < 1
     assert weights == sorted(weights)
     assert weights[-1] == 1
-    assert set(fit(make_module(cells), cells, max_epochs=24, warm_up=False)["kl_weight"]) == {1.0}
+    assert set(fit(make_module(cells), cells, max_epochs=24, kl_warmup=False)["kl_weight"]) == {1.0}
 
 
 def test_kl_weight_of_every_step_reaches_the_loss(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,7 +297,9 @@ def test_masks_are_left_out_where_all_chosen_cells_have_all(monkeypatch: pytest.
 
     monkeypatch.setattr(Module, "forward", spy)
     chosen_c = torch.tensor([c for c in range(50) if c != 7])
-    loop.fit(make_two(cells), Resident(cells, chosen_c, VALIDATION_C), loop.Plan(max_epochs=1, batch_size=20), 0)
+    loop.fit(
+        make_two(cells), Resident(cells, chosen_c, VALIDATION_C), loop.TrainingPlan(max_epochs=1, batch_size=20), 0
+    )
     assert seen == [{}] * 3
 
 
@@ -453,7 +455,9 @@ def test_any_batch_size_works_also_a_last_minibatch_of_one_cell(cells: Cells, ba
 
 def test_one_cell_to_train_on_is_enough(cells: Cells) -> None:
     module = make_module(cells)
-    history = loop.fit(module, Resident(cells, torch.tensor([3]), NOBODY), loop.Plan(max_epochs=2, batch_size=8), 0)
+    history = loop.fit(
+        module, Resident(cells, torch.tensor([3]), NOBODY), loop.TrainingPlan(max_epochs=2, batch_size=8), 0
+    )
     assert len(history["elbo_train"]) == 2
 
 

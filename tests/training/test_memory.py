@@ -72,8 +72,10 @@ def test_estimate_is_what_training_takes(
         train_c, validation_c = torch.arange(n_cells // 10, n_cells), torch.arange(n_cells // 10)
         module = Module({"rna": n_features}, {"rna": likelihood}, (), 0, 2, n_hidden, 1, 0.1)
         module.initialise(cells.select(train_c))
-        loop.fit(module, Resident(cells, train_c, validation_c), loop.Plan(max_epochs=2, batch_size=batch_size), 0)
-    assert 0.97 < memory.estimate(cells, {"rna": likelihood}, n_hidden, batch_size) / peak.peak < 1.2
+        loop.fit(
+            module, Resident(cells, train_c, validation_c), loop.TrainingPlan(max_epochs=2, batch_size=batch_size), 0
+        )
+    assert 0.97 < memory.estimate_memory(cells, {"rna": likelihood}, n_hidden, batch_size) / peak.peak < 1.2
 
 
 def test_five_copies_of_weights() -> None:
@@ -84,25 +86,25 @@ def test_five_copies_of_weights() -> None:
         module = Module(n_features, TWO, (), 0, 2, n_hidden, 1, 0.1)
         return sum(parameter.nbytes for parameter in module.parameters())
 
-    more = memory.estimate(cells, TWO, 32, 16) - memory.estimate(cells, TWO, 8, 16)
+    more = memory.estimate_memory(cells, TWO, 32, 16) - memory.estimate_memory(cells, TWO, 8, 16)
     assert more == pytest.approx(5 * (n_bytes(32) - n_bytes(8)), rel=0.02)
 
 
 def test_modalities_add_up() -> None:
     cells = simulate_two_cells()
     parts = [
-        memory.estimate(Cells({name: rows}, {}, cells.category_ck, cells.continuous_ck), TWO, 8, 16)
+        memory.estimate_memory(Cells({name: rows}, {}, cells.category_ck, cells.continuous_ck), TWO, 8, 16)
         for name, rows in cells.counts.items()
     ]
-    assert memory.estimate(cells, TWO, 8, 16) == sum(parts)
+    assert memory.estimate_memory(cells, TWO, 8, 16) == sum(parts)
 
 
 def test_check_says_how_much_is_needed_and_how_much_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     cells = simulate_two_cells(n_cells=40, n_genes=20, n_peaks=30)
-    needed = memory.estimate(cells, TWO, 10_000_000, 16)
+    needed = memory.estimate_memory(cells, TWO, 10_000_000, 16)
     monkeypatch.setattr(device, "available", lambda device: 3_210_000_000)
     with pytest.raises(MemoryError) as caught:
-        memory.check(cells, TWO, 10_000_000, 16, CPU)
+        memory.check_memory(cells, TWO, 10_000_000, 16, CPU)
     assert str(caught.value) == (
         f"training on 40 cells × 20 features (rna) + 30 features (atac) takes about {needed / 1e9:.1f} GB, and 3.2 GB "
         "are free on cpu: choose a smaller n_hidden or batch_size (it is 16), or leave out features that few cells have"
@@ -116,14 +118,14 @@ def test_check_is_against_what_is_available_on_the_device(monkeypatch: pytest.Mo
 
     def available(device: torch.device) -> int:
         asked.append(device)
-        return memory.estimate(cells, TWO, 8, 16) + spare
+        return memory.estimate_memory(cells, TWO, 8, 16) + spare
 
     monkeypatch.setattr(device, "available", available)
     if spare < 0:
         with pytest.raises(MemoryError):
-            memory.check(cells, TWO, 8, 16, CPU)
+            memory.check_memory(cells, TWO, 8, 16, CPU)
     else:
-        memory.check(cells, TWO, 8, 16, CPU)
+        memory.check_memory(cells, TWO, 8, 16, CPU)
     assert asked == [CPU]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from celldial.data.schema import Schema
 from celldial.ops.csr import SparseRows
-from celldial.ops.log_likelihoods import select
+from celldial.ops.log_likelihoods import gather_rows
 
 MINIBATCHES_AT_A_TIME = 32
 
@@ -121,7 +121,7 @@ class Cells:
     def observed(self, modality: str) -> SparseRows:
         """Give the counts of a modality in the cells that have it."""
         index_c = self.having(modality)
-        return self.counts[modality] if index_c is None else select(self.counts[modality], index_c)
+        return self.counts[modality] if index_c is None else gather_rows(self.counts[modality], index_c)
 
     def only(self, *modalities: str) -> Cells:
         """Take the same cells as if nothing but `modalities` had been measured."""
@@ -142,7 +142,7 @@ class Cells:
     def select(self, index_c: Tensor) -> Cells:
         """Gather the cells ``index_c`` (int64, on any device), in that order."""
         index_c = index_c.to(self.category_ck.device)
-        return self._each(lambda rows: select(rows, index_c), lambda tensor: tensor[index_c])
+        return self._each(lambda rows: gather_rows(rows, index_c), lambda tensor: tensor[index_c])
 
     def between(self, start: int, stop: int) -> Cells:
         """Take the cells from `start` up to, not including, `stop`; entries are views, not copies."""

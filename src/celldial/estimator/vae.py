@@ -406,18 +406,20 @@ class VAE(BaseEstimator):
         schema, source = found.schema, found.source
         hardware = Hardware(device, precision, compile, devices, num_nodes, strategy, loggers)
         kind = hardware.torch_device.type
-        plan = loop.Plan(
+        plan = loop.TrainingPlan(
             max_epochs=loop.choose_max_epochs(source.n_train) if max_epochs == "auto" else max_epochs,
             batch_size=loop.choose_batch_size(source.n_train, kind) if batch_size == "auto" else batch_size,
             learning_rate=self._learning_rate(),
             early_stopping=early_stopping,
             progress=progress,
         )
-        run = loop.Run(hardware, self._checkpoint(checkpoint, checkpoint_minutes, schema, source, plan, hardware))
+        run = loop.RunContext(
+            hardware, self._checkpoint(checkpoint, checkpoint_minutes, schema, source, plan, hardware)
+        )
         with chosen(device, precision), seeded(self.seed):
             sample = source.sample(MAX_CELLS_TO_START)
             held = source.cells if isinstance(source, Resident) else sample
-            memory.check(held, schema.likelihood, self.n_hidden, plan.batch_size, hardware.torch_device)
+            memory.check_memory(held, schema.likelihood, self.n_hidden, plan.batch_size, hardware.torch_device)
             module = self._build(schema, found.clusters)
             module.initialise(sample, source.n_train)
             del sample, held
@@ -553,11 +555,11 @@ class VAE(BaseEstimator):
         checks.check_any_count(cells)
         checks.warn_of_empty(table.obs_names.__getitem__, cells, NO_PART)
         train_c, validation_c = choose_cells(table, cells, validation_size, validation_cells, self.seed)
-        plan = loop.Plan(
+        plan = loop.TrainingPlan(
             max_epochs=max_epochs,
             batch_size=loop.choose_batch_size(len(train_c)) if batch_size == "auto" else batch_size,
             learning_rate=self._learning_rate() / 4,
-            warm_up=False,
+            kl_warmup=False,
             early_stopping=early_stopping,
             progress=progress,
         )
@@ -572,7 +574,7 @@ class VAE(BaseEstimator):
             if module.circle is None:
                 history = loop.fit(module, Resident(cells, train_c, validation_c), plan, seed)
             else:
-                cells, history = periodic.go_on(module, cells, train_c, validation_c, plan, seed)
+                cells, history = periodic.continue_fit(module, cells, train_c, validation_c, plan, seed)
             inferred = posterior.infer(module, cells)
             laplace.measure_loadings(module, cells, train_c)
             module.requires_grad_(True)
@@ -1779,7 +1781,7 @@ class VAE(BaseEstimator):
         minutes: float | None,
         schema: Schema,
         source: Source,
-        plan: loop.Plan,
+        plan: loop.TrainingPlan,
         hardware: Hardware,
     ) -> Checkpoint | None:
         """Say where to keep what is needed to go on, and what it hangs on."""
@@ -1792,7 +1794,7 @@ class VAE(BaseEstimator):
             "plan": {name: value for name, value in asdict(plan).items() if name != "progress"},
             "checksum of features and covariates": zlib.crc32(features.encode()),
             "checksum of cells": source.fingerprint,
-            "hardware": hardware.identity,
+            "hardware": hardware.numeric_settings,
         }
         return Checkpoint(Path(folder), identity, minutes)
 

@@ -40,7 +40,7 @@ class Checkpoint:
         """The file."""
         return self.folder / f"{self.stage}.checkpoint"
 
-    def of_stage(self, stage: str) -> Checkpoint:
+    def for_stage(self, stage: str) -> Checkpoint:
         """Give that of another stage of the same training."""
         return replace(self, stage=stage)
 

@@ -67,7 +67,7 @@ class SparseRows:
         return self.row_n * self.n_columns + self.column_n
 
     def select(self, index_c: Tensor) -> SparseRows:
-        """Gather the rows ``index_c``, in that order; `celldial.ops.log_likelihoods.select` is faster."""
+        """Gather the rows ``index_c``, in that order; `celldial.ops.log_likelihoods.gather_rows` is faster."""
         start_c = self.indptr_c[index_c]
         length_c = self.indptr_c[index_c + 1] - start_c
         indptr_c = torch.cat([length_c.new_zeros(1), length_c.cumsum(0)])

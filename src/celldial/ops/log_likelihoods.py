@@ -23,11 +23,11 @@ from celldial.ops.csr import SparseRows
 __all__ = [
     "bernoulli",
     "bernoulli_reference",
+    "gather_rows",
     "negative_binomial",
     "negative_binomial_reference",
     "poisson",
     "poisson_reference",
-    "select",
     "sparse_linear",
     "sparse_linear_reference",
     "zero_inflated_negative_binomial",
@@ -39,17 +39,17 @@ LOG2_E = 1.4426950408889634
 HAS_TRITON = find_spec("triton") is not None
 
 
-def are_single_on_cpu(*tensors: Tensor) -> bool:
+def are_float32_on_cpu(*tensors: Tensor) -> bool:
     """Tell whether tensors are what `celldial.ops.numba_backend` is for."""
     return all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
 
 
-def faster_for(*tensors: Tensor) -> Any:
+def backend_for(*tensors: Tensor) -> Any:
     """Give the module that has a function of the same name for such tensors, if there is one.
 
     Imported where it is needed: numba and Triton take a second.
     """
-    if are_single_on_cpu(*tensors):
+    if are_float32_on_cpu(*tensors):
         from celldial.ops import numba_backend
 
         return numba_backend
@@ -60,13 +60,13 @@ def faster_for(*tensors: Tensor) -> Any:
     return None
 
 
-def select(rows: SparseRows, index_c: Tensor) -> SparseRows:
+def gather_rows(rows: SparseRows, index_c: Tensor) -> SparseRows:
     """Gather the rows ``index_c``, in that order."""
-    if not are_single_on_cpu(rows.value_n):
+    if not are_float32_on_cpu(rows.value_n):
         return rows.select(index_c)
     from celldial.ops import numba_backend
 
-    return numba_backend.select(rows, index_c)
+    return numba_backend.gather_rows(rows, index_c)
 
 
 def sparse_linear_reference(rows: SparseRows, weight_fh: Tensor) -> Tensor:
@@ -76,9 +76,9 @@ def sparse_linear_reference(rows: SparseRows, weight_fh: Tensor) -> Tensor:
 
 def sparse_linear(rows: SparseRows, weight_fh: Tensor) -> Tensor:
     """Matrix product of sparse rows with a weight matrix, shape ``(c, h)``; differentiable in the weight alone."""
-    faster = faster_for(rows.value_n, weight_fh)
-    if faster is not None:
-        return faster.sparse_linear(rows, weight_fh)
+    backend = backend_for(rows.value_n, weight_fh)
+    if backend is not None:
+        return backend.sparse_linear(rows, weight_fh)
     result: Tensor = _SparseLinear.apply(weight_fh, rows)
     return result
 
@@ -133,9 +133,9 @@ def bernoulli(logits_cf: Tensor, log_exposure_c: Tensor, counts: SparseRows) -> 
     Tensor
         Log-likelihood in nats, shape ``(c,)``.
     """
-    faster = faster_for(logits_cf, counts.value_n)
-    if faster is not None:
-        return faster.bernoulli(logits_cf, log_exposure_c, counts)
+    backend = backend_for(logits_cf, counts.value_n)
+    if backend is not None:
+        return backend.bernoulli(logits_cf, log_exposure_c, counts)
     result: Tensor = _Bernoulli.apply(logits_cf, log_exposure_c, counts)
     return result
 
@@ -194,9 +194,9 @@ def poisson(logits_cf: Tensor, library_c: Tensor, counts: SparseRows) -> Tensor:
     Tensor
         Log-likelihood in nats, shape ``(c,)``.
     """
-    faster = faster_for(logits_cf, counts.value_n)
-    if faster is not None:
-        return faster.poisson(logits_cf, library_c, counts)
+    backend = backend_for(logits_cf, counts.value_n)
+    if backend is not None:
+        return backend.poisson(logits_cf, library_c, counts)
     result: Tensor = _Poisson.apply(logits_cf, library_c, counts)
     return result
 
@@ -266,9 +266,9 @@ def negative_binomial(logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor,
     Tensor
         Log-likelihood in nats, shape ``(c,)``.
     """
-    faster = faster_for(logits_cf, counts.value_n)
-    if faster is not None:
-        return faster.negative_binomial(logits_cf, log_theta_f, library_c, counts)
+    backend = backend_for(logits_cf, counts.value_n)
+    if backend is not None:
+        return backend.negative_binomial(logits_cf, log_theta_f, library_c, counts)
     result: Tensor = _NegativeBinomial.apply(logits_cf, log_theta_f, library_c, counts)
     return result
 
@@ -276,16 +276,16 @@ def negative_binomial(logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor,
 class _NegativeBinomial(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: SparseRows) -> Tensor:
-        entries = _Entries(logits_cf, log_theta_f, library_c, counts)
-        log_p_c = counts.sum_rows(entries.log_p_n) - entries.log1p_cf @ entries.theta_f
+        terms = _NegativeBinomialTerms(logits_cf, log_theta_f, library_c, counts)
+        log_p_c = counts.sum_rows(terms.log_p_n) - terms.log1p_cf @ terms.theta_f
         if any(ctx.needs_input_grad):
-            # In place from here on: each matrix of `entries` is used up by the gradient that it becomes.
-            grad_log_theta_cf = torch.sub(entries.share_cf, entries.log1p_cf, out=entries.log1p_cf)
-            grad_log_theta_cf.mul_(entries.theta_f)
-            _add_at_(grad_log_theta_cf, entries.flat_n, entries.grad_log_theta_n())
-            grad_log_mu_cf = entries.share_cf.mul_(-entries.theta_f)
-            _add_at_(grad_log_mu_cf, entries.flat_n, entries.grad_log_mu_n())
-            ctx.save_for_backward(entries.softmax_backward_(grad_log_mu_cf), grad_log_theta_cf)
+            # In place from here on: each matrix of `terms` is used up by the gradient that it becomes.
+            grad_log_theta_cf = torch.sub(terms.share_cf, terms.log1p_cf, out=terms.log1p_cf)
+            grad_log_theta_cf.mul_(terms.theta_f)
+            _add_at_(grad_log_theta_cf, terms.flat_n, terms.grad_log_theta_n())
+            grad_log_mu_cf = terms.share_cf.mul_(-terms.theta_f)
+            _add_at_(grad_log_mu_cf, terms.flat_n, terms.grad_log_mu_n())
+            ctx.save_for_backward(terms.softmax_backward_(grad_log_mu_cf), grad_log_theta_cf)
         return log_p_c
 
     @staticmethod
@@ -295,7 +295,7 @@ class _NegativeBinomial(torch.autograd.Function):
         return grad_logits_cf * grad_c[:, None], grad_c @ grad_log_theta_cf, None, None
 
 
-class _Entries:
+class _NegativeBinomialTerms:
     """What both negative binomials need: every entry's ratio mu / theta, and each stored count's own terms."""
 
     def __init__(self, logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: SparseRows) -> None:
@@ -390,24 +390,24 @@ class _ZeroInflatedNegativeBinomial(torch.autograd.Function):
         library_c: Tensor,
         counts: SparseRows,
     ) -> Tensor:
-        entries = _Entries(logits_cf, log_theta_f, library_c, counts)
-        flat_n, theta_f, theta_n = entries.flat_n, entries.theta_f, entries.theta_n
+        terms = _NegativeBinomialTerms(logits_cf, log_theta_f, library_c, counts)
+        flat_n, theta_f, theta_n = terms.flat_n, terms.theta_f, terms.theta_n
         # Every entry is first taken for a zero; the stored ones are then put right.
         dropout_n = dropout_logits_cf.flatten()[flat_n]
-        odds_cf = -torch.addcmul(dropout_logits_cf, entries.log1p_cf, theta_f)  # log p_NB(0) - dropout logits
+        odds_cf = -torch.addcmul(dropout_logits_cf, terms.log1p_cf, theta_f)  # log p_NB(0) - dropout logits
         zero_cf = softplus(odds_cf) - softplus(-dropout_logits_cf)
-        log_p_n = entries.log_p_n - theta_n * entries.log1p_n - softplus(dropout_n) - zero_cf.view(-1)[flat_n]
+        log_p_n = terms.log_p_n - theta_n * terms.log1p_n - softplus(dropout_n) - zero_cf.view(-1)[flat_n]
         log_p_c = zero_cf.sum(-1) + counts.sum_rows(log_p_n)
         if any(ctx.needs_input_grad):
             kept_cf = odds_cf.sigmoid_()  # probability that a zero is the negative binomial's own
             grad_dropout_cf = torch.sigmoid(-dropout_logits_cf) - kept_cf
             grad_dropout_cf.view(-1)[flat_n] = -torch.sigmoid(dropout_n)
             kept_cf.view(-1)[flat_n] = 1
-            grad_log_theta_cf = (entries.share_cf - entries.log1p_cf).mul_(theta_f).mul_(kept_cf)
-            _add_at_(grad_log_theta_cf, flat_n, entries.grad_log_theta_n())
-            grad_log_mu_cf = entries.share_cf.mul_(-theta_f).mul_(kept_cf)
-            _add_at_(grad_log_mu_cf, flat_n, entries.grad_log_mu_n())
-            grad_logits_cf = entries.softmax_backward_(grad_log_mu_cf)
+            grad_log_theta_cf = (terms.share_cf - terms.log1p_cf).mul_(theta_f).mul_(kept_cf)
+            _add_at_(grad_log_theta_cf, flat_n, terms.grad_log_theta_n())
+            grad_log_mu_cf = terms.share_cf.mul_(-theta_f).mul_(kept_cf)
+            _add_at_(grad_log_mu_cf, flat_n, terms.grad_log_mu_n())
+            grad_logits_cf = terms.softmax_backward_(grad_log_mu_cf)
             ctx.save_for_backward(grad_logits_cf, grad_dropout_cf, grad_log_theta_cf)
         return log_p_c
 

@@ -26,20 +26,20 @@ from torch.autograd.function import once_differentiable
 from celldial.ops import numba_kernels
 from celldial.ops.csr import SparseRows
 
-__all__ = ["bernoulli", "negative_binomial", "poisson", "select", "sparse_linear"]
+__all__ = ["bernoulli", "gather_rows", "negative_binomial", "poisson", "sparse_linear"]
 
 # Fewer columns than this are not given a thread of their own.
 MIN_COLUMNS = 16
 
 
-def select(rows: SparseRows, index_c: Tensor) -> SparseRows:
-    """Gather rows; see `celldial.ops.log_likelihoods.select`."""
+def gather_rows(rows: SparseRows, index_c: Tensor) -> SparseRows:
+    """Gather rows; see `celldial.ops.log_likelihoods.gather_rows`."""
     length_c = (rows.indptr_c[1:] - rows.indptr_c[:-1])[index_c]
     indptr_c = torch.cat([length_c.new_zeros(1), length_c.cumsum(0)])
     n_entries = int(indptr_c[-1])
     column_n, value_n = rows.column_n.new_empty(n_entries), rows.value_n.new_empty(n_entries)
-    given = arrays(rows.indptr_c, rows.column_n, rows.value_n, index_c, indptr_c, column_n, value_n)
-    in_parts(numba_kernels.gather, parts(len(index_c)), *given)
+    given = to_numpy(rows.indptr_c, rows.column_n, rows.value_n, index_c, indptr_c, column_n, value_n)
+    run_threaded(numba_kernels.gather, split_range(len(index_c)), *given)
     return SparseRows(indptr_c, column_n, value_n, rows.n_columns)
 
 
@@ -54,7 +54,9 @@ class _SparseLinear(torch.autograd.Function):
     def forward(ctx: Any, weight_fh: Tensor, rows: SparseRows) -> Tensor:
         ctx.rows = rows
         value_ch = weight_fh.new_empty(rows.n_rows, weight_fh.shape[1])
-        in_parts(numba_kernels.sparse_product, parts(rows.n_rows), *of_rows(rows), *arrays(weight_fh, value_ch))
+        run_threaded(
+            numba_kernels.sparse_product, split_range(rows.n_rows), *csr_arrays(rows), *to_numpy(weight_fh, value_ch)
+        )
         return value_ch
 
     @staticmethod
@@ -62,8 +64,8 @@ class _SparseLinear(torch.autograd.Function):
     def backward(ctx: Any, grad_ch: Tensor) -> tuple[Tensor, None]:
         rows: SparseRows = ctx.rows
         grad_fh = grad_ch.new_zeros(rows.n_columns, grad_ch.shape[1])
-        columns = parts(grad_ch.shape[1], MIN_COLUMNS)
-        in_parts(numba_kernels.sparse_product_gradient, columns, *of_rows(rows), *arrays(grad_ch, grad_fh))
+        columns = split_range(grad_ch.shape[1], MIN_COLUMNS)
+        run_threaded(numba_kernels.sparse_product_gradient, columns, *csr_arrays(rows), *to_numpy(grad_ch, grad_fh))
         return grad_fh, None
 
 
@@ -79,9 +81,9 @@ class _Bernoulli(torch.autograd.Function):
         logits_cf = logits_cf.contiguous()
         log_p_c, peak_c, scale_c, grad_log_exposure_c = logits_cf.new_empty(4, len(logits_cf))
         ctx.gradient = counts.with_values(torch.empty_like(counts.value_n))
-        found = arrays(log_p_c, peak_c, scale_c, grad_log_exposure_c)
-        given = (*arrays(logits_cf, log_exposure_c), *of_rows(ctx.gradient))
-        in_parts(numba_kernels.bernoulli, parts(len(logits_cf)), *given, *found)
+        found = to_numpy(log_p_c, peak_c, scale_c, grad_log_exposure_c)
+        given = (*to_numpy(logits_cf, log_exposure_c), *csr_arrays(ctx.gradient))
+        run_threaded(numba_kernels.bernoulli, split_range(len(logits_cf)), *given, *found)
         ctx.save_for_backward(logits_cf, peak_c, scale_c, grad_log_exposure_c)
         return log_p_c
 
@@ -103,8 +105,8 @@ class _Poisson(torch.autograd.Function):
     def forward(ctx: Any, logits_cf: Tensor, library_c: Tensor, counts: SparseRows) -> Tensor:
         logits_cf = logits_cf.contiguous()
         log_p_c, peak_c, scale_c = logits_cf.new_empty(3, len(logits_cf))
-        given = (*arrays(logits_cf, library_c), *of_rows(counts))
-        in_parts(numba_kernels.poisson, parts(len(logits_cf)), *given, *arrays(log_p_c, peak_c, scale_c))
+        given = (*to_numpy(logits_cf, library_c), *csr_arrays(counts))
+        run_threaded(numba_kernels.poisson, split_range(len(logits_cf)), *given, *to_numpy(log_p_c, peak_c, scale_c))
         ctx.counts = counts
         ctx.save_for_backward(logits_cf, peak_c, scale_c)
         return log_p_c
@@ -119,8 +121,8 @@ class _Poisson(torch.autograd.Function):
 def _gradient(logits_cf: Tensor, gradient: SparseRows, peak_c: Tensor, scale_c: Tensor, grad_c: Tensor) -> Tensor:
     """Gradient by logits where beyond stored entries only the log-partition matters; see the kernel."""
     result_cf = torch.empty_like(logits_cf)
-    given = (*arrays(logits_cf), *of_rows(gradient), *arrays(peak_c, scale_c, grad_c, result_cf))
-    in_parts(numba_kernels.log_partition_gradient, parts(len(logits_cf)), *given)
+    given = (*to_numpy(logits_cf), *csr_arrays(gradient), *to_numpy(peak_c, scale_c, grad_c, result_cf))
+    run_threaded(numba_kernels.log_partition_gradient, split_range(len(logits_cf)), *given)
     return result_cf
 
 
@@ -135,8 +137,10 @@ class _NegativeBinomial(torch.autograd.Function):
     def forward(ctx: Any, logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: SparseRows) -> Tensor:
         logits_cf = logits_cf.contiguous()
         log_p_c, peak_c, scale_c = logits_cf.new_empty(3, len(logits_cf))
-        given = (*arrays(logits_cf, log_theta_f, library_c), *of_rows(counts))
-        in_parts(numba_kernels.negative_binomial, parts(len(logits_cf)), *given, *arrays(log_p_c, peak_c, scale_c))
+        given = (*to_numpy(logits_cf, log_theta_f, library_c), *csr_arrays(counts))
+        run_threaded(
+            numba_kernels.negative_binomial, split_range(len(logits_cf)), *given, *to_numpy(log_p_c, peak_c, scale_c)
+        )
         ctx.counts = counts
         ctx.save_for_backward(logits_cf, log_theta_f, library_c, peak_c, scale_c)
         return log_p_c
@@ -145,43 +149,43 @@ class _NegativeBinomial(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_c: Tensor) -> tuple[Tensor, Tensor, None, None]:
         logits_cf, log_theta_f, library_c, *kept = ctx.saved_tensors
-        rows = parts(len(logits_cf))
+        rows = split_range(len(logits_cf))
         grad_log_theta_tf = logits_cf.new_zeros(len(rows), len(log_theta_f))
         grad_logits_cf = torch.empty_like(logits_cf)
-        given = (*arrays(logits_cf, log_theta_f, library_c), *of_rows(ctx.counts), *arrays(*kept, grad_c))
-        each = [(*span, sum_f) for span, sum_f in zip(rows, *arrays(grad_log_theta_tf), strict=True)]
-        in_parts(numba_kernels.negative_binomial_gradient, each, *given, *arrays(grad_logits_cf))
+        given = (*to_numpy(logits_cf, log_theta_f, library_c), *csr_arrays(ctx.counts), *to_numpy(*kept, grad_c))
+        each = [(*span, sum_f) for span, sum_f in zip(rows, *to_numpy(grad_log_theta_tf), strict=True)]
+        run_threaded(numba_kernels.negative_binomial_gradient, each, *given, *to_numpy(grad_logits_cf))
         return grad_logits_cf, grad_log_theta_tf.sum(0), None, None
 
 
-def of_rows(rows: SparseRows) -> list[np.ndarray]:
+def csr_arrays(rows: SparseRows) -> list[np.ndarray]:
     """Give starts, columns and values of rows as arrays."""
-    return arrays(rows.indptr_c, rows.column_n, rows.value_n)
+    return to_numpy(rows.indptr_c, rows.column_n, rows.value_n)
 
 
-def arrays(*tensors: Tensor) -> list[np.ndarray]:
+def to_numpy(*tensors: Tensor) -> list[np.ndarray]:
     """Give tensors as arrays, which share their memory if rows are in order there."""
     return [tensor.detach().contiguous().numpy() for tensor in tensors]
 
 
-def parts(n: int, least: int = 1) -> list[tuple[int, int]]:
+def split_range(n: int, least: int = 1) -> list[tuple[int, int]]:
     """Cut ``range(n)`` into one span for each of torch's threads, or fewer of at least `least`."""
     n_parts = max(1, min(torch.get_num_threads(), n // least))
     edges = [n * part // n_parts for part in range(n_parts + 1)]
     return list(pairwise(edges))
 
 
-def in_parts(kernel: Callable[..., None], parts: list[tuple[Any, ...]], *shared: Any) -> None:
+def run_threaded(kernel: Callable[..., None], spans: list[tuple[Any, ...]], *shared: Any) -> None:
     """Call a kernel for each part, ``kernel(*part, *shared)``, on as many threads.
 
     numba's own threads are not used: to have a number of them, numba sets the number of threads of all of OpenMP, and
     so torch's.
     """
     others = []
-    if len(parts) > 1:
-        pool = _pool(os.getpid(), len(parts) - 1)
-        others = [pool.submit(kernel, *part, *shared) for part in parts[1:]]
-    kernel(*parts[0], *shared)
+    if len(spans) > 1:
+        pool = _pool(os.getpid(), len(spans) - 1)
+        others = [pool.submit(kernel, *part, *shared) for part in spans[1:]]
+    kernel(*spans[0], *shared)
     for other in others:
         other.result()
 

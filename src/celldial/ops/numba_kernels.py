@@ -30,24 +30,24 @@ __all__ = [
 ]
 
 # Sums may be taken in any fixed order, without which a loop is not done many entries at a time.
-compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
+fast_njit = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
 # For what depends on how numbers are rounded.
-exactly = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+strict_njit = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 
 F32, I32 = np.float32, np.int32
 ONE, TWO = F32(1), F32(2)
 LOG2_E, LN_2 = F32(1.4426950408889634), F32(0.6931471805599453)
 # The logarithm of 2 as a number of few digits, of which multiples are exact, and the rest.
 LN_2_HIGH, LN_2_LOW = F32(0.693359375), F32(-2.12194440e-4)
-LOWEST = F32(-87)  # its exponential is about the smallest normal number
+MIN_EXPONENT = F32(-87)  # its exponential is about the smallest normal number
 # Up to this count gamma functions are products of that many terms.
-FEW = 16
+MAX_PRODUCT_TERMS = 16
 
 
-@exactly
-def exp_below_0(x):
+@strict_njit
+def exp_nonpositive(x):
     """Exponential of a number that is not above 0; from -87 down it is that of -87."""
-    x = max(x, LOWEST)
+    x = max(x, MIN_EXPONENT)
     power = I32(x * LOG2_E - F32(0.5))
     x = x - F32(power) * LN_2_HIGH - F32(power) * LN_2_LOW
     series = F32(1 / 24) + x * (F32(1 / 120) + x * (F32(1 / 720) + x * F32(1 / 5040)))
@@ -55,8 +55,8 @@ def exp_below_0(x):
     return series * I32((power + I32(127)) << I32(23)).view(np.float32)
 
 
-@exactly
-def log1p_above_0(x):
+@strict_njit
+def log1p_nonnegative(x):
     """Logarithm of one plus a number that is not below 0, exact for small ones, too."""
     bits = F32(ONE + x).view(np.int32)
     # The power of two that leaves a rest between the roots of 1/2 and of 2.
@@ -70,12 +70,12 @@ def log1p_above_0(x):
     return s * (TWO + square * (F32(2 / 3) + square * series)) + F32(power) * LN_2
 
 
-@compiled
-def log_choices(x, theta, log_theta):
+@fast_njit
+def log_binomial(x, theta, log_theta):
     """Logarithm of gamma(x + theta) / (gamma(theta) x!)."""
     if x == 1:
         return log_theta
-    if x > FEW or x != math.floor(x):
+    if x > MAX_PRODUCT_TERMS or x != math.floor(x):
         return math.lgamma(x + theta) - math.lgamma(theta) - math.lgamma(x + 1)
     above = below = 1.0
     for k in range(int(x)):
@@ -84,10 +84,10 @@ def log_choices(x, theta, log_theta):
     return math.log(above / below)
 
 
-@compiled
+@fast_njit
 def digamma_difference(x, theta):
     """Give digamma(x + theta) - digamma(theta)."""
-    if x > FEW or x != math.floor(x):
+    if x > MAX_PRODUCT_TERMS or x != math.floor(x):
         return digamma(x + theta) - digamma(theta)
     total = 0.0
     for k in range(int(x)):
@@ -95,7 +95,7 @@ def digamma_difference(x, theta):
     return total
 
 
-@exactly
+@strict_njit
 def digamma(x):
     """Give the derivative of the logarithm of the gamma function, to ten digits."""
     below = 0.0
@@ -106,8 +106,8 @@ def digamma(x):
     return math.log(x) - 0.5 / x - s * (1 / 12 - s * (1 / 120 - s * (1 / 252 - s * (1 / 240 - s / 132)))) - below
 
 
-@exactly
-def largest(x_f):
+@strict_njit
+def row_max(x_f):
     """Give the largest of some numbers, or NaN."""
     # Of whole numbers, unlike others, the largest is found many at a time; these have the order of the numbers.
     top = I32(-0x80000000)
@@ -117,19 +117,19 @@ def largest(x_f):
     return I32(top ^ ((top >> I32(31)) & I32(0x7FFFFFFF))).view(np.float32)
 
 
-@compiled
-def exponentials(logit_f, out_f):
+@fast_njit
+def exp_shifted(logit_f, out_f):
     """Write the exponentials of one row, relative to its peak; return the peak and their sum."""
-    peak = largest(logit_f)
+    peak = row_max(logit_f)
     for f in range(len(logit_f)):
-        out_f[f] = exp_below_0(logit_f[f] - peak)
+        out_f[f] = exp_nonpositive(logit_f[f] - peak)
     total = F32(0)
     for f in range(len(logit_f)):
         total += out_f[f]
     return peak, total
 
 
-@compiled
+@fast_njit
 def negative_binomial(
     start, stop, logits_cf, log_theta_f, library_c, indptr_c, column_n, x_n, log_p_c, peak_c, scale_c
 ):
@@ -138,25 +138,25 @@ def negative_binomial(
     theta_f, per_theta_f = np.exp(log_theta_f), np.exp(-log_theta_f)
     mu_f = np.empty(n_features, np.float32)
     for c in range(start, stop):
-        peak, total = exponentials(logits_cf[c], mu_f)
+        peak, total = exp_shifted(logits_cf[c], mu_f)
         scale = library_c[c] / total
         log_p = F32(0)
         for f in range(n_features):
-            log_p -= theta_f[f] * log1p_above_0(mu_f[f] * scale * per_theta_f[f])
+            log_p -= theta_f[f] * log1p_nonnegative(mu_f[f] * scale * per_theta_f[f])
         log_scale = F32(math.log(scale)) - peak
         log_p_stored = 0.0
         for n in range(indptr_c[c], indptr_c[c + 1]):
             f, x = column_n[n], x_n[n]
             ratio = mu_f[f] * scale * per_theta_f[f]
             if ratio > 1:  # log(r / (1 + r)), which is near 0
-                log_share = -log1p_above_0(ONE / ratio)
+                log_share = -log1p_nonnegative(ONE / ratio)
             else:
-                log_share = logits_cf[c, f] + log_scale - log_theta_f[f] - log1p_above_0(ratio)
-            log_p_stored += log_choices(x, theta_f[f], log_theta_f[f]) + x * log_share
+                log_share = logits_cf[c, f] + log_scale - log_theta_f[f] - log1p_nonnegative(ratio)
+            log_p_stored += log_binomial(x, theta_f[f], log_theta_f[f]) + x * log_share
         log_p_c[c], peak_c[c], scale_c[c] = log_p + log_p_stored, peak, scale
 
 
-@compiled
+@fast_njit
 def negative_binomial_gradient(
     start,
     stop,
@@ -180,9 +180,9 @@ def negative_binomial_gradient(
         peak, scale, weight = peak_c[c], scale_c[c], grad_c[c]
         total = F32(0)
         for f in range(n_features):
-            mu = exp_below_0(logits_cf[c, f] - peak) * scale
+            mu = exp_nonpositive(logits_cf[c, f] - peak) * scale
             kept = ONE / (ONE + mu * per_theta_f[f])
-            grad_log_theta_f[f] += weight * (mu * kept - theta_f[f] * log1p_above_0(mu * per_theta_f[f]))
+            grad_log_theta_f[f] += weight * (mu * kept - theta_f[f] * log1p_nonnegative(mu * per_theta_f[f]))
             mu_f[f], kept_f[f] = mu, kept
         for f in range(n_features):
             total -= mu_f[f] * kept_f[f]
@@ -198,12 +198,12 @@ def negative_binomial_gradient(
             grad_log_theta_f[f] += weight * F32(theta_f[f] * digamma_difference(x, theta_f[f]) - gradient)
 
 
-@compiled
+@fast_njit
 def poisson(start, stop, logits_cf, library_c, indptr_c, column_n, x_n, log_p_c, peak_c, scale_c):
     """Log-likelihood of some rows; and of each the peak of its logits, and its total count per sum of exponentials."""
     share_f = np.empty(logits_cf.shape[1], np.float32)
     for c in range(start, stop):
-        peak, total = exponentials(logits_cf[c], share_f)
+        peak, total = exp_shifted(logits_cf[c], share_f)
         log_scale = F32(math.log(library_c[c] / total)) - peak
         log_p, n_counted = -library_c[c], F32(0)
         for n in range(indptr_c[c], indptr_c[c + 1]):
@@ -213,7 +213,7 @@ def poisson(start, stop, logits_cf, library_c, indptr_c, column_n, x_n, log_p_c,
         log_p_c[c], peak_c[c], scale_c[c] = log_p, peak, n_counted / total
 
 
-@compiled
+@fast_njit
 def bernoulli(
     start,
     stop,
@@ -233,7 +233,7 @@ def bernoulli(
     """
     share_f = np.empty(logits_cf.shape[1], np.float32)
     for c in range(start, stop):
-        peak, total = exponentials(logits_cf[c], share_f)
+        peak, total = exp_shifted(logits_cf[c], share_f)
         exposure = math.exp(log_exposure_c[c])
         log_scale = log_exposure_c[c] - F32(math.log(total)) - peak
         log_p, n_counted = -exposure, 0.0
@@ -255,19 +255,19 @@ def bernoulli(
         grad_log_exposure_c[c] = n_counted - exposure
 
 
-@compiled
+@fast_njit
 def log_partition_gradient(start, stop, logits_cf, indptr_c, column_n, gradient_n, peak_c, scale_c, grad_c, grad_cf):
     """Gradient of some rows by logits: that of the stored entries, less what the softmax takes from all."""
     for c in range(start, stop):
         peak, weight = peak_c[c], grad_c[c]
         scale = -weight * scale_c[c]
         for f in range(logits_cf.shape[1]):
-            grad_cf[c, f] = scale * exp_below_0(logits_cf[c, f] - peak)
+            grad_cf[c, f] = scale * exp_nonpositive(logits_cf[c, f] - peak)
         for n in range(indptr_c[c], indptr_c[c + 1]):
             grad_cf[c, column_n[n]] += weight * gradient_n[n]
 
 
-@compiled
+@fast_njit
 def gather(start, stop, indptr_c, column_n, value_n, index_c, new_indptr_c, new_column_n, new_value_n):
     """Copy rows, the ones `index_c`, to where they are to start."""
     for c in range(start, stop):
@@ -278,7 +278,7 @@ def gather(start, stop, indptr_c, column_n, value_n, index_c, new_indptr_c, new_
             old += 1
 
 
-@compiled
+@fast_njit
 def sparse_product(start, stop, indptr_c, column_n, value_n, weight_fh, out_ch):
     """Product of some sparse rows with a matrix."""
     for c in range(start, stop):
@@ -290,7 +290,7 @@ def sparse_product(start, stop, indptr_c, column_n, value_n, weight_fh, out_ch):
                 sum_h[h] += value * weight_h[h]
 
 
-@compiled
+@fast_njit
 def sparse_product_gradient(start, stop, indptr_c, column_n, value_n, grad_ch, out_fh):
     """Add the gradient by some columns of the matrix to zeros."""
     for c in range(len(grad_ch)):

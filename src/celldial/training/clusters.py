@@ -27,31 +27,35 @@ from celldial.utils.settings import settings
 __all__ = ["fit"]
 
 # The share of the epochs before there are clusters.
-FIRST_SHARE = 0.25
+COORDINATES_FRACTION = 0.25
 # Draws of latent states to find clusters among, at least and at most; and starts of the search.
 MIN_DRAWS, MAX_DRAWS = 5_000, 20_000
 # Cells that are drawn from, at most.
-MAX_CELLS = 100_000
-N_STARTS = 10
+MAX_INITIALIZATION_CELLS = 100_000
+N_RESTARTS = 10
 
 
-def fit(module: Module, source: Source, plan: loop.Plan, seed: int, run: loop.Run) -> dict[str, list[float]]:
+def fit(
+    module: Module, source: Source, plan: loop.TrainingPlan, seed: int, run: loop.RunContext
+) -> dict[str, list[float]]:
     """Train from the start; takes and returns the same as `celldial.training.loop.fit`."""
     assert module.clusters is not None
-    n_first = math.ceil(FIRST_SHARE * plan.max_epochs)
+    n_first = math.ceil(COORDINATES_FRACTION * plan.max_epochs)
     module.clusters.requires_grad_(False)
-    first = run.of_stage("coordinates")
+    first = run.for_stage("coordinates")
     history = loop.fit(module, source, replace(plan, max_epochs=n_first), seed, first)
     module.clusters.requires_grad_(True)
-    place(module, source.sample(MAX_CELLS), seed % 2**31)  # scikit-learn takes no larger ones
+    initialize_clusters(
+        module, source.sample(MAX_INITIALIZATION_CELLS), seed % 2**31
+    )  # scikit-learn takes no larger ones
     if plan.max_epochs == n_first or first.interrupted:
         return history
-    rest = replace(plan, max_epochs=plan.max_epochs - n_first, warm_up=False)
-    return loop.continued(history, loop.fit(module, source, rest, seed + 1, run.of_stage("clusters")))
+    rest = replace(plan, max_epochs=plan.max_epochs - n_first, kl_warmup=False)
+    return loop.concat_history(history, loop.fit(module, source, rest, seed + 1, run.for_stage("clusters")))
 
 
 @torch.no_grad()
-def place(module: Module, cells: Cells, seed: int) -> None:
+def initialize_clusters(module: Module, cells: Cells, seed: int) -> None:
     """Place the clusters where cells are."""
     assert module.clusters is not None
     components, device = module.clusters.components, settings.torch_device
@@ -63,18 +67,18 @@ def place(module: Module, cells: Cells, seed: int) -> None:
         z_jz = torch.cat([block.sample() for _ in range(n_draws) for block in blocks]).double().cpu().numpy()
     n_clusters = module.clusters.n_clusters
     if cells.label_c is None or not bool((cells.label_c >= 0).any()):
-        found = found_among(z_jz, n_clusters, seed)
+        found = fit_mixture(z_jz, n_clusters, seed)
     else:
-        found = led_by_labels(z_jz, np.tile(cells.label_c.numpy(), n_draws), n_clusters, seed)
+        found = initialize_from_labels(z_jz, np.tile(cells.label_c.numpy(), n_draws), n_clusters, seed)
     for parameter, value in zip((components.logit_k, components.mean_kz, components.log_scale_kz), found, strict=True):
         parameter.copy_(torch.from_numpy(value))
 
 
-def found_among(z_jz: np.ndarray, n_clusters: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def fit_mixture(z_jz: np.ndarray, n_clusters: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Find clusters by a mixture of Gaussians: log weights, means, log standard deviations."""
     if len(z_jz) > MAX_DRAWS:
         z_jz = np.random.default_rng(seed).choice(z_jz, MAX_DRAWS, replace=False)
-    mixture = GaussianMixture(n_clusters, covariance_type="diag", n_init=N_STARTS, random_state=seed)
+    mixture = GaussianMixture(n_clusters, covariance_type="diag", n_init=N_RESTARTS, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # training goes on from where it is
         mixture.fit(z_jz)
@@ -82,7 +86,7 @@ def found_among(z_jz: np.ndarray, n_clusters: int, seed: int) -> tuple[np.ndarra
     return np.log(mixture.weights_)[order_k], mixture.means_[order_k], np.log(mixture.covariances_[order_k]) / 2
 
 
-def led_by_labels(
+def initialize_from_labels(
     z_jz: np.ndarray, label_j: np.ndarray, n_clusters: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Place clusters at the cells of known label; those without a label start far from these and from each other.
@@ -100,14 +104,14 @@ def led_by_labels(
     scale_z = np.sqrt(square_z / (n_k.sum() + (~without_k).sum()))
     if without_k.any():
         mean_kz[without_k] = (
-            far_from(mean_kz[~without_k] / scale_z, z_jz / scale_z, int(without_k.sum()), seed) * scale_z
+            distant_centers(mean_kz[~without_k] / scale_z, z_jz / scale_z, int(without_k.sum()), seed) * scale_z
         )
     # Those without a label start as common as those with one are on average, lest they die out before they are seen.
     weight_k = np.where(without_k, n_k[~without_k].mean(), n_k)
     return np.log(weight_k / weight_k.sum()), mean_kz, np.tile(np.log(scale_z), (n_clusters, 1))
 
 
-def far_from(known_kz: np.ndarray, z_jz: np.ndarray, n: int, seed: int) -> np.ndarray:
+def distant_centers(known_kz: np.ndarray, z_jz: np.ndarray, n: int, seed: int) -> np.ndarray:
     """Choose draws that are far from known places and from each other: the best of some tries at random."""
 
     def distance_j(place_kz: np.ndarray) -> np.ndarray:
@@ -116,7 +120,8 @@ def far_from(known_kz: np.ndarray, z_jz: np.ndarray, n: int, seed: int) -> np.nd
 
     from_known_j = distance_j(known_kz)
     tries = [
-        kmeans_plusplus(z_jz, n, sample_weight=from_known_j, random_state=seed + start)[0] for start in range(N_STARTS)
+        kmeans_plusplus(z_jz, n, sample_weight=from_known_j, random_state=seed + start)[0]
+        for start in range(N_RESTARTS)
     ]
     best_kz: np.ndarray = min(tries, key=lambda place_kz: np.minimum(from_known_j, distance_j(place_kz)).sum())
     return best_kz

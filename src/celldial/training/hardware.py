@@ -59,7 +59,7 @@ class Hardware:
     loggers: Sequence[Any] = ()
 
     def __post_init__(self) -> None:
-        if self.start == "ddp_notebook" and torch.get_num_threads() > 1:
+        if self.launch_method == "ddp_notebook" and torch.get_num_threads() > 1:
             # A process that is forked has none of the threads, and waits for them for ever.
             raise ValueError(
                 "several processes cannot be started from a notebook or prompt where torch has "
@@ -73,29 +73,29 @@ class Hardware:
         return settings.torch_device if self.device is None else torch.device(self.device)
 
     @property
-    def processes(self) -> tuple[int, int]:
+    def n_devices_and_nodes(self) -> tuple[int, int]:
         """How many devices of a machine, and how many machines."""
         here, all_ = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
         devices = here if self.devices is None else self.devices
         return devices, all_ // here if self.num_nodes is None else self.num_nodes
 
     @property
-    def start(self) -> str:
+    def launch_method(self) -> str:
         """How the processes come about and agree, as `strategy` or what there is chooses."""
-        if self.strategy != "auto" or math.prod(self.processes) == 1:
+        if self.strategy != "auto" or math.prod(self.n_devices_and_nodes) == 1:
             return self.strategy
         if "LOCAL_RANK" in os.environ:  # by torchrun, in every process
             return "ddp"
         return "ddp_notebook" if is_interactive() else "ddp_spawn"
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def numeric_settings(self) -> dict[str, Any]:
         """What random numbers and rounding hang on."""
         return {
             "device": self.torch_device.type,
             "precision": settings.precision if self.precision is None else self.precision,
             "compile": self.compile,
-            "processes": math.prod(self.processes),
+            "processes": math.prod(self.n_devices_and_nodes),
         }
 
     def fabric(self) -> Fabric:
@@ -105,15 +105,15 @@ class Hardware:
 
         device = self.torch_device
         chosen = settings.precision if self.precision is None else self.precision
-        devices, num_nodes = self.processes
-        strategy: Any = self.start
-        if strategy in START:
+        devices, num_nodes = self.n_devices_and_nodes
+        strategy: Any = self.launch_method
+        if strategy in START_METHODS:
             # Buffers are constants of training. Gradients stay where they are summed up over the processes, instead of
             # being copied there and back.
             known = inspect.signature(DistributedDataParallel).parameters
             syncs = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # the older name
             options: dict[str, Any] = {syncs: False, "gradient_as_bucket_view": True}
-            strategy = DDPStrategy(start_method=START[strategy], **options)
+            strategy = DDPStrategy(start_method=START_METHODS[strategy], **options)
         return Fabric(
             accelerator=device.type,
             devices=[device.index] if ":" in str(device) else devices,
@@ -129,4 +129,4 @@ def is_interactive() -> bool:
     return hasattr(sys, "ps1") or bool(sys.flags.interactive)
 
 
-START: dict[str, Any] = {"ddp": "popen", "ddp_spawn": "spawn", "ddp_notebook": "fork"}
+START_METHODS: dict[str, Any] = {"ddp": "popen", "ddp_spawn": "spawn", "ddp_notebook": "fork"}

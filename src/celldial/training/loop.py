@@ -41,19 +41,19 @@ if TYPE_CHECKING:
     from celldial.io.checkpoint import Checkpoint
     from celldial.model.module import Module
 
-__all__ = ["Plan", "Run", "choose_batch_size", "choose_max_epochs", "continued", "evaluate", "fit"]
+__all__ = ["RunContext", "TrainingPlan", "choose_batch_size", "choose_max_epochs", "concat_history", "evaluate", "fit"]
 
 logger = logging.getLogger("celldial")
 
 # The share of all steps over which the weight of the KL term rises to 1, and the share until the learning rate's peak.
-WARM_UP = 1 / 6
-RISE = 0.3
+KL_WARMUP_FRACTION = 1 / 6
+LR_WARMUP_FRACTION = 0.3
 # Steps between two looks at the clock where several processes have to agree on the time.
-STEPS_BETWEEN_LOOKS = 50
+CLOCK_CHECK_STEPS = 50
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """How to train.
 
     Parameters
@@ -79,21 +79,21 @@ class Plan:
     learning_rate: float = 8e-3
     weight_decay: float = 0.3
     early_stopping: bool = True
-    warm_up: bool = True
+    kl_warmup: bool = True
     progress: bool = False
 
 
 @dataclass
-class Run:
+class RunContext:
     """On what to train, where to keep what is needed to go on, and whether Ctrl-C ended it (`fit` says so)."""
 
     hardware: Hardware = field(default_factory=Hardware)
     checkpoint: Checkpoint | None = None
     interrupted: bool = False
 
-    def of_stage(self, stage: str) -> Run:
+    def for_stage(self, stage: str) -> RunContext:
         """Give that of one stage of a training in several."""
-        return Run(self.hardware, None if self.checkpoint is None else self.checkpoint.of_stage(stage))
+        return RunContext(self.hardware, None if self.checkpoint is None else self.checkpoint.for_stage(stage))
 
 
 def choose_max_epochs(n_cells: int) -> int:
@@ -110,7 +110,9 @@ def choose_batch_size(n_cells: int, device: str = "cpu") -> int:
     return min(max(2 ** round(math.log2(n_cells / 8)), 16), most)
 
 
-def fit(module: Module, source: Source, plan: Plan, seed: int, run: Run | None = None) -> dict[str, list[float]]:
+def fit(
+    module: Module, source: Source, plan: TrainingPlan, seed: int, run: RunContext | None = None
+) -> dict[str, list[float]]:
     """Train a module in place; afterwards it holds the weights of the best epoch.
 
     Parameters
@@ -148,10 +150,10 @@ def fit(module: Module, source: Source, plan: Plan, seed: int, run: Run | None =
     Ctrl-C ends training as if it were over: the best epoch's weights stand, and `run` has it noted, so that no further
     stage begins. During the first epoch, and with several processes, it is raised.
     """
-    run = run or Run()
+    run = run or RunContext()
     fabric = run.hardware.fabric()
     with tempfile.TemporaryDirectory(prefix="celldial") as folder:
-        handover = Handover(os.getpid(), Path(folder) / "trained")
+        result = WorkerResult(os.getpid(), Path(folder) / "trained")
         # Bound to the function, because Fabric looks for modules in what it hands on, and stumbles over dataclasses.
         train = partial(
             _train,
@@ -160,11 +162,11 @@ def fit(module: Module, source: Source, plan: Plan, seed: int, run: Run | None =
             plan=plan,
             seed=seed,
             run=run,
-            handover=handover,
+            result=result,
         )
         history: dict[str, list[float]] = fabric.launch(train)
-        if handover.path.exists():
-            trained = torch.load(handover.path, weights_only=True)
+        if result.path.exists():
+            trained = torch.load(result.path, weights_only=True)
             module.load_state_dict(trained["weights"])
             history = trained["history"]
     module.eval()
@@ -172,7 +174,7 @@ def fit(module: Module, source: Source, plan: Plan, seed: int, run: Run | None =
 
 
 @dataclass(frozen=True)
-class Handover:
+class WorkerResult:
     """How new processes hand over what they learned: in a file, as what goes through their pipe must be small."""
 
     process: int
@@ -183,16 +185,16 @@ def _train(
     fabric: Fabric,
     module: Module,
     source: Source,
-    plan: Plan,
+    plan: TrainingPlan,
     seed: int,
-    run: Run,
-    handover: Handover,
+    run: RunContext,
+    result: WorkerResult,
 ) -> dict[str, list[float]] | None:
     """Train in this process, which may be one of several."""
-    new = os.getpid() != handover.process
+    new = os.getpid() != result.process
     if new:
         module = copy.deepcopy(module)  # which came in memory that new processes share
-    training = Training(fabric, module, source, plan, seed, run.checkpoint)
+    training = Trainer(fabric, module, source, plan, seed, run.checkpoint)
     with compiled_networks(module) if run.hardware.compile else nullcontext():
         history = training.run()
     run.interrupted = training.interrupted
@@ -200,7 +202,7 @@ def _train(
         return history
     if fabric.is_global_zero:
         weights = {name: tensor.cpu() for name, tensor in module.state_dict().items()}
-        torch.save({"weights": weights, "history": history}, handover.path)
+        torch.save({"weights": weights, "history": history}, result.path)
     return None
 
 
@@ -231,7 +233,7 @@ class State:
     finished: bool = False
 
 
-class Training:
+class Trainer:
     """One training, as one process sees it.
 
     Parameters
@@ -239,11 +241,17 @@ class Training:
     fabric
         Launched.
     module, source, plan, seed, checkpoint
-        As in `fit` and `Run`.
+        As in `fit` and `RunContext`.
     """
 
     def __init__(
-        self, fabric: Fabric, module: Module, source: Source, plan: Plan, seed: int, checkpoint: Checkpoint | None
+        self,
+        fabric: Fabric,
+        module: Module,
+        source: Source,
+        plan: TrainingPlan,
+        seed: int,
+        checkpoint: Checkpoint | None,
     ) -> None:
         n_each = source.n_train // fabric.world_size
         if n_each == 0:
@@ -252,7 +260,9 @@ class Training:
         self.n_steps = plan.max_epochs * math.ceil(n_each / max(1, plan.batch_size // fabric.world_size))
         self.adam = make_optimizer(module, plan.learning_rate, plan.weight_decay, source.n_train)
         peaks = [group["lr"] for group in self.adam.param_groups]
-        self.schedule = OneCycleLR(self.adam, peaks, total_steps=self.n_steps + 1, pct_start=RISE, div_factor=10)
+        self.schedule = OneCycleLR(
+            self.adam, peaks, total_steps=self.n_steps + 1, pct_start=LR_WARMUP_FRACTION, div_factor=10
+        )
         self.loss, self.optimizer = fabric.setup(_Loss(module), self.adam)
         self.source = source.to(fabric.device)
         self.shard = (fabric.global_rank, fabric.world_size)
@@ -266,7 +276,7 @@ class Training:
         if fabric.global_rank > 0:  # the noise of each process is its own
             torch.manual_seed(seed + fabric.global_rank)
         if checkpoint is not None:
-            self._go_on(checkpoint)
+            self._resume(checkpoint)
         self.started = self.written = time.perf_counter()
 
     def run(self) -> dict[str, list[float]]:
@@ -278,7 +288,7 @@ class Training:
             while not state.finished:
                 self._epoch()
                 bar.update()
-                bar.set_postfix_str(f"ELBO {elbo_of(state.records[-1]):.1f} nats/cell")
+                bar.set_postfix_str(f"ELBO {selection_elbo(state.records[-1]):.1f} nats/cell")
         except KeyboardInterrupt:
             if several or not self.best:  # one of several that ended by itself would leave the others waiting
                 raise
@@ -303,14 +313,14 @@ class Training:
         minibatches = self.source.training(plan.batch_size, self.generator, *self.shard)
         for minibatch in islice(minibatches, state.n_done, None):
             self._step(minibatch)
-            if self._is_time_to_write():
-                self._write(self.order)
+            if self._checkpoint_is_due():
+                self._write_checkpoint(self.order)
         loss_sum = self.loss_sum.double()
-        total_loss, n_cells = self._total(torch.stack([loss_sum, loss_sum.new_tensor(state.n_cells)])).tolist()
+        total_loss, n_cells = self._all_reduce_sum(torch.stack([loss_sum, loss_sum.new_tensor(state.n_cells)])).tolist()
         record = {"elbo_train": -total_loss / n_cells}
         if self.source.n_validation > 0:
-            record |= evaluate(self.module, self.source.validation(*self.shard), self._total)
-        elbo = elbo_of(record)
+            record |= evaluate(self.module, self.source.validation(*self.shard), self._all_reduce_sum)
+        elbo = selection_elbo(record)
         wrong = [value for value in (record["elbo_train"], elbo) if not math.isfinite(value)]
         if wrong:
             raise FloatingPointError(
@@ -322,7 +332,7 @@ class Training:
         self.fabric.log_dict(state.records[-1], step=state.epoch)
         if self.source.n_validation == 0 or state.best_elbo is None or elbo > state.best_elbo:
             state.best_elbo, state.best_epoch = elbo, state.epoch
-            self._keep_weights()
+            self._save_best_weights()
         state.epoch, state.n_done, state.n_cells = state.epoch + 1, 0, 0
         self.loss_sum.zero_()
         waited = state.epoch - 1 - state.best_epoch
@@ -331,7 +341,7 @@ class Training:
             state.finished = True
             logger.info("stopped after epoch %d: the best was epoch %d", state.epoch, state.best_epoch + 1)
         if self.checkpoint is not None and (state.finished or self.checkpoint.minutes is None):
-            self._write(self.generator.get_state())
+            self._write_checkpoint(self.generator.get_state())
 
     def _step(self, minibatch: Cells) -> None:
         state, fabric = self.state, self.fabric
@@ -346,16 +356,16 @@ class Training:
         state.n_done, state.n_cells = state.n_done + 1, state.n_cells + len(minibatch)
 
     def _kl_weight(self) -> float:
-        return min(1.0, self.state.step / (WARM_UP * self.n_steps)) if self.plan.warm_up else 1.0
+        return min(1.0, self.state.step / (KL_WARMUP_FRACTION * self.n_steps)) if self.plan.kl_warmup else 1.0
 
-    def _keep_weights(self) -> None:
+    def _save_best_weights(self) -> None:
         for name, tensor in self.module.state_dict().items():
             if name in self.best:
                 self.best[name].copy_(tensor)  # into the same memory: wide models are large
             else:
                 self.best[name] = tensor.clone()
 
-    def _total(self, value: Tensor) -> Any:
+    def _all_reduce_sum(self, value: Tensor) -> Any:
         """Sum over all processes."""
         total: Any = self.fabric.all_reduce(value, reduce_op="sum")
         return total
@@ -365,22 +375,22 @@ class Training:
 
     # --- What is needed to go on ----------------------------------------------------------------------------------
 
-    def _is_time_to_write(self) -> bool:
+    def _checkpoint_is_due(self) -> bool:
         if self.checkpoint is None or self.checkpoint.minutes is None:
             return False
         due = time.perf_counter() - self.written >= 60 * self.checkpoint.minutes
         if self.fabric.world_size == 1:
             return due
         # All have to agree, and asking each other takes time.
-        return self.state.step % STEPS_BETWEEN_LOOKS == 0 and self.fabric.broadcast(due)
+        return self.state.step % CLOCK_CHECK_STEPS == 0 and self.fabric.broadcast(due)
 
-    def _write(self, order: Tensor) -> None:
+    def _write_checkpoint(self, order: Tensor) -> None:
         """Write a checkpoint, where the order of the cells in the running or next epoch begins at `order`."""
         assert self.checkpoint is not None
-        tensors = {"order": order, "loss_sum": self._of_all(self.loss_sum)}
-        tensors["random"] = self._of_all(torch.get_rng_state())
+        tensors = {"order": order, "loss_sum": self._all_gather(self.loss_sum)}
+        tensors["random"] = self._all_gather(torch.get_rng_state())
         if self.fabric.device.type == "cuda":
-            tensors["random_cuda"] = self._of_all(torch.cuda.get_rng_state(self.fabric.device))
+            tensors["random_cuda"] = self._all_gather(torch.cuda.get_rng_state(self.fabric.device))
         tensors |= {f"module.{name}": tensor for name, tensor in self.module.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         adam = self.adam.state_dict()
@@ -395,15 +405,15 @@ class Training:
             self.checkpoint.write(about, tensors)
         self.written = time.perf_counter()
 
-    def _of_all(self, value: Tensor) -> Tensor:
+    def _all_gather(self, value: Tensor) -> Tensor:
         """Give what each process has, one below the other."""
         rank, n_ranks = self.shard
         gathered = torch.zeros((n_ranks, *value.shape), dtype=value.dtype, device=self.fabric.device)
         gathered[rank] = value
-        total: Tensor = self._total(gathered)
+        total: Tensor = self._all_reduce_sum(gathered)
         return total.cpu()
 
-    def _go_on(self, checkpoint: Checkpoint) -> None:
+    def _resume(self, checkpoint: Checkpoint) -> None:
         """Take up the training where the checkpoint, if there is one, leaves it."""
         found = checkpoint.read()
         if found is None:
@@ -432,12 +442,12 @@ class Training:
             logger.info("going on after epoch %d of %d", self.state.epoch, self.plan.max_epochs)
 
 
-def elbo_of(record: Mapping[str, float]) -> float:
+def selection_elbo(record: Mapping[str, float]) -> float:
     """Give the ELBO by which epochs are compared: of the validation cells, where there are any."""
     return record.get("elbo_validation", record["elbo_train"])
 
 
-def continued(history: dict[str, list[float]], record: dict[str, list[float]]) -> dict[str, list[float]]:
+def concat_history(history: dict[str, list[float]], record: dict[str, list[float]]) -> dict[str, list[float]]:
     """Join the history of a training with that of one that went on from it, whose weights are kept."""
     record = {**record, "seconds": [seconds + history["seconds"][-1] for seconds in record["seconds"]]}
     history = {**history, "kept": [0.0] * len(history["kept"])}

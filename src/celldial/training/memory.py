@@ -13,17 +13,17 @@ from celldial.utils.device import available
 if TYPE_CHECKING:
     from celldial.data.cells import Cells
 
-__all__ = ["check", "estimate"]
+__all__ = ["check_memory", "estimate_memory"]
 
-FLOAT = 4
+FLOAT_BYTES = 4
 # Of every weight there are the gradient, two moments of it in the optimizer, and the value in the best epoch.
-COPIES_OF_WEIGHTS = 5
+WEIGHT_COPIES = 5
 # Of every stored count: its column (8 bytes) and value; and among the cells that training starts from, which is when
 # memory for counts is at its peak, again both, its row, and what is worked out of it.
-BYTES_OF_COUNT = 12 + 26
+BYTES_PER_COUNT = 12 + 26
 
 
-def estimate(cells: Cells, likelihood: Mapping[str, str], n_hidden: int, batch_size: int) -> int:
+def estimate_memory(cells: Cells, likelihood: Mapping[str, str], n_hidden: int, batch_size: int) -> int:
     """Estimate the memory that training takes, in bytes, beyond what the process has and the AnnData in it.
 
     Layers between hidden units, which are small, are left out.
@@ -45,18 +45,20 @@ def estimate(cells: Cells, likelihood: Mapping[str, str], n_hidden: int, batch_s
         weights += rows.n_columns * (n_hidden + observation_model.n_heads * (n_hidden + 1))
         matrices += rows.n_columns * observation_model.n_matrices * batch_size
     n_counts = sum(len(rows.value_n) for rows in cells.counts.values())
-    return FLOAT * (COPIES_OF_WEIGHTS * weights + matrices) + n_counts * BYTES_OF_COUNT
+    return FLOAT_BYTES * (WEIGHT_COPIES * weights + matrices) + n_counts * BYTES_PER_COUNT
 
 
-def check(cells: Cells, likelihood: Mapping[str, str], n_hidden: int, batch_size: int, device: torch.device) -> None:
-    """Raise where training would need more memory than there is; the parameters are those of `estimate`.
+def check_memory(
+    cells: Cells, likelihood: Mapping[str, str], n_hidden: int, batch_size: int, device: torch.device
+) -> None:
+    """Raise where training would need more memory than there is; the parameters are those of `estimate_memory`.
 
     Raises
     ------
     MemoryError
         With the figures, and what makes it less.
     """
-    needed, free = estimate(cells, likelihood, n_hidden, batch_size), available(device)
+    needed, free = estimate_memory(cells, likelihood, n_hidden, batch_size), available(device)
     if needed > free:
         features = " + ".join(f"{rows.n_columns} features ({name})" for name, rows in cells.counts.items())
         raise MemoryError(

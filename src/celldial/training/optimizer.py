@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["make_optimizer"]
 
 # Log scales, such as dispersions, move this much faster.
-FAST = 10
+LOG_SCALE_LR_FACTOR = 10
 
 
 def make_optimizer(module: Module, learning_rate: float, weight_decay: float, n_cells: int) -> Adam:
@@ -61,7 +61,7 @@ def make_optimizer(module: Module, learning_rate: float, weight_decay: float, n_
         {"params": [p for p in networks if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in networks if p.ndim <= 1]},
         {"params": free},
-        {"params": fast, "lr": FAST * learning_rate},
+        {"params": fast, "lr": LOG_SCALE_LR_FACTOR * learning_rate},
     ]
     groups = [group for group in groups if group["params"]]
     return Adam(groups, lr=learning_rate, weight_decay=0.0, decoupled_weight_decay=True, fused=True)

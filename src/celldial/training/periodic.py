@@ -28,11 +28,11 @@ from celldial.periodic.markers import Rhythm
 from celldial.training import loop
 from celldial.utils.settings import settings
 
-__all__ = ["describe", "fit", "go_on"]
+__all__ = ["continue_fit", "describe", "fit"]
 
 # The share of the epochs before cells are located for the first time, and by how much slower the rest learns.
-FIRST_SHARE, SLOWER = 2 / 3, 2.0
-NO_CIRCLE = (
+FIRST_STAGE_FRACTION, LR_DIVISOR = 2 / 3, 2.0
+NO_CIRCLE_WARNING = (
     "periodic=True: no circle stands out among the cells. The best there is was taken, but it is likely to be "
     "something else: do not rely on its angle. If the cells have a rhythm, name its markers, as in "
     "periodic='cell_cycle'; otherwise leave periodic out"
@@ -44,9 +44,9 @@ def fit(
     cells: Cells,
     train_c: Tensor,
     validation_c: Tensor,
-    plan: loop.Plan,
+    plan: loop.TrainingPlan,
     seed: int,
-    run: loop.Run,
+    run: loop.RunContext,
     rhythm: Rhythm,
     markers: dict[str, np.ndarray],
     modality: str,
@@ -71,32 +71,32 @@ def fit(
     tuple[Cells, dict[str, list[float]]]
         The cells with their places on the circle, and the history.
     """
-    cells, heard_f = _first_guess(cells, rhythm, markers, modality, seed)
+    cells, heard_f = first_angles(cells, rhythm, markers, modality, seed)
     angle_posterior.start(module, cells.select(train_c), {modality: heard_f})
-    n_first = math.ceil(FIRST_SHARE * plan.max_epochs)
+    n_first = math.ceil(FIRST_STAGE_FRACTION * plan.max_epochs)
     plans = [replace(plan, max_epochs=n_first)]
     if plan.max_epochs > n_first:
-        rate = plan.learning_rate / SLOWER
-        plans.append(replace(plan, max_epochs=plan.max_epochs - n_first, learning_rate=rate, warm_up=False))
+        rate = plan.learning_rate / LR_DIVISOR
+        plans.append(replace(plan, max_epochs=plan.max_epochs - n_first, learning_rate=rate, kl_warmup=False))
     cells, history = _train(module, cells, train_c, validation_c, plans, seed, run)
     if markers:
         angle_posterior.turn(
             module, initial_angles.anchor(marker_curves(module, markers, modality), density(module), rhythm)
         )
-        cells = _located(module, cells, learn_prior=True)
+        cells = update_angles(module, cells, learn_prior=True)
     angle_posterior.straighten(module, cells.select(train_c).to(settings.torch_device))
     return cells, history
 
 
-def go_on(
-    module: Module, cells: Cells, train_c: Tensor, validation_c: Tensor, plan: loop.Plan, seed: int
+def continue_fit(
+    module: Module, cells: Cells, train_c: Tensor, validation_c: Tensor, plan: loop.TrainingPlan, seed: int
 ) -> tuple[Cells, dict[str, list[float]]]:
     """Train further; the circle keeps its orientation. Takes and returns the same as `fit`."""
-    cells = _located(module, cells)
+    cells = update_angles(module, cells)
     for _, modality in module.by_modality():
         modality.decoder.tilt_kz.zero_()
     # What a few new cells would not tell of features, all those before did: they stay as chosen.
-    cells, history = _train(module, cells, train_c, validation_c, [plan], seed, loop.Run(), choose=False)
+    cells, history = _train(module, cells, train_c, validation_c, [plan], seed, loop.RunContext(), choose=False)
     angle_posterior.straighten(module, cells.select(train_c).to(settings.torch_device))
     return cells, history
 
@@ -106,33 +106,33 @@ def _train(
     cells: Cells,
     train_c: Tensor,
     validation_c: Tensor,
-    plans: Sequence[loop.Plan],
+    plans: Sequence[loop.TrainingPlan],
     seed: int,
-    run: loop.Run,
+    run: loop.RunContext,
     choose: bool = True,
 ) -> tuple[Cells, dict[str, list[float]]]:
     """Train by each plan, and after it choose the features that tell the angle, if asked to, and locate the cells."""
     history: dict[str, list[float]] = {}
     for turn, plan in enumerate(plans):
         source = Resident(cells, train_c, validation_c)
-        stage = run.of_stage(f"turn-{turn + 1}")
+        stage = run.for_stage(f"turn-{turn + 1}")
         record = loop.fit(module, source, plan, seed + turn, stage)
-        history = loop.continued(history, record) if history else record
+        history = loop.concat_history(history, record) if history else record
         if choose:
             angle_posterior.choose_features(module, cells.select(train_c).to(settings.torch_device))
-        cells = _located(module, cells, learn_prior=True)
+        cells = update_angles(module, cells, learn_prior=True)
         if stage.interrupted:
             break
     return cells, history
 
 
-def _located(module: Module, cells: Cells, learn_prior: bool = False) -> Cells:
+def update_angles(module: Module, cells: Cells, learn_prior: bool = False) -> Cells:
     """Locate cells on the device, and bring them back."""
     device = settings.torch_device
     return angle_posterior.located(module.to(device), cells.to(device), learn_prior).to("cpu")
 
 
-def _first_guess(
+def first_angles(
     cells: Cells, rhythm: Rhythm, markers: dict[str, np.ndarray], modality: str, seed: int
 ) -> tuple[Cells, Tensor]:
     """Say by the markers, or without any, where cells are; those that lack the modality could be anywhere."""
@@ -147,7 +147,7 @@ def _first_guess(
         batch_c = np.unique(cells.category_ck.numpy()[has_c], axis=0, return_inverse=True)[1].ravel()
         place, heard_f, roundness = unsupervised.first_places(logged_cf, batch_c, seed)
         if roundness < unsupervised.MIN_ROUNDNESS:
-            warnings.warn(NO_CIRCLE, stacklevel=4)
+            warnings.warn(NO_CIRCLE_WARNING, stacklevel=4)
     angle_c, length_c, all_active_c = (np.full(len(cells), value) for value in (0.0, 0.0, place.active_c.mean()))
     angle_c[has_c], length_c[has_c], all_active_c[has_c] = place.angle_c, place.length_c, place.active_c
     told = (torch.from_numpy(part).float() for part in (angle_c, length_c, all_active_c))
