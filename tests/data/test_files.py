@@ -4,15 +4,12 @@ import logging
 import pickle
 import shutil
 import threading
-import warnings
-from pathlib import Path
 
 import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from anndata import AnnData
 from scipy import sparse
 
@@ -21,29 +18,10 @@ from celldial.data.cells import Cells
 from celldial.data.file_matrices import File, runs_of
 from celldial.data.files import Atlas, is_stored
 from celldial.data.schema import Schema
-from helpers.simulate import COVARIATES, simulate, simulate_two
+from helpers.assertions import assert_same_cells
+from helpers.simulate import COVARIATES, simulate, simulate_two, write
 
 KEYS = ["batch", "donor", "age"]
-
-
-def write(adata: AnnData, path: Path) -> Path:
-    """Write an h5ad file or a zarr store, by the suffix."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of formats of zarr to come, and of text that becomes categories
-        if path.suffix == ".zarr":
-            adata.write_zarr(path)
-        else:
-            adata.write_h5ad(path)
-    return path
-
-
-def assert_same(cells: Cells, expected: Cells) -> None:
-    for modality, rows in expected.counts.items():
-        assert torch.equal(cells.counts[modality].to_dense(), rows.to_dense())
-        assert torch.equal(cells.library_size[modality], expected.library_size[modality])
-    assert torch.equal(cells.category_ck, expected.category_ck)
-    assert torch.equal(cells.continuous_ck, expected.continuous_ck)
-    assert list(cells.present) == list(expected.present)
 
 
 def joined(blocks: list[AnnData]) -> AnnData:
@@ -99,9 +77,9 @@ def test_cells_and_schema_are_those_in_memory(tmp_path, adata, suffix, layout):
     for row_c in (np.array([3, 4, 30, 49]), np.array([49, 0, 7]), np.arange(50)):
         block = atlas.read(row_c)
         assert list(block.obs_names) == list(adata.obs_names[row_c])
-        assert_same(Cells.from_anndata(block, schema), Cells.from_anndata(adata[row_c].copy(), schema))
+        assert_same_cells(Cells.from_anndata(block, schema), Cells.from_anndata(adata[row_c].copy(), schema))
     whole = joined(list(atlas.blocks(7)))
-    assert_same(Cells.from_anndata(whole, schema), Cells.from_anndata(adata, schema))
+    assert_same_cells(Cells.from_anndata(whole, schema), Cells.from_anndata(adata, schema))
 
 
 def test_a_layer_and_obsm_are_read(tmp_path, adata):
@@ -121,7 +99,7 @@ def test_a_layer_and_obsm_are_read(tmp_path, adata):
     for path in (write(adata, tmp_path / "a.h5ad"), write(adata, tmp_path / "a.zarr")):
         atlas = Atlas.open(path, layer="counts", obsm_keys=["protein", "tags"])
         assert atlas.schema(**options) == schema
-        assert_same(Cells.from_anndata(atlas.read(row_c), schema), expected)
+        assert_same_cells(Cells.from_anndata(atlas.read(row_c), schema), expected)
 
 
 def test_modalities_and_columns_that_say_who_has_them_are_read(tmp_path):
@@ -131,7 +109,9 @@ def test_modalities_and_columns_that_say_who_has_them_are_read(tmp_path):
     atlas = Atlas.open(write(adata, tmp_path / "a.h5ad"))
     assert atlas.schema() == schema
     assert schema.presence_keys == {"atac": "has_atac"}
-    assert_same(Cells.from_anndata(joined(list(atlas.blocks(20))), atlas.schema()), Cells.from_anndata(adata, schema))
+    assert_same_cells(
+        Cells.from_anndata(joined(list(atlas.blocks(20))), atlas.schema()), Cells.from_anndata(adata, schema)
+    )
 
 
 def test_shards_are_one_atlas(tmp_path, adata):
@@ -150,7 +130,7 @@ def test_shards_are_one_atlas(tmp_path, adata):
     row_c = np.array([45, 3, 19, 20, 21])
     block = atlas.read(row_c)
     assert list(block.obs_names) == list(in_memory.obs_names[row_c])
-    assert_same(Cells.from_anndata(block, schema), Cells.from_anndata(in_memory[row_c].copy(), schema))
+    assert_same_cells(Cells.from_anndata(block, schema), Cells.from_anndata(in_memory[row_c].copy(), schema))
     assert [len(block) for block in atlas.blocks(15)] == [15, 5, 15, 15]
 
 

@@ -11,15 +11,15 @@ import pyro
 import pytest
 import torch
 from anndata import AnnData, read_h5ad
-from test_clusters import CLUSTER, PROBABILITY, fit
-from test_model import assert_untouched
 
 from celldial import VAE
 from celldial.data.cells import Cells
-from celldial.data.labels import cluster_names, codes, column_names, known_labels
+from celldial.data.labels import CLUSTER, CLUSTER_PROBABILITY, cluster_names, codes, column_names, known_labels
 from celldial.data.schema import Schema
 from celldial.data.splits import choose_cells
 from celldial.model.module import LABEL_WEIGHT
+from helpers.assertions import assert_untouched
+from helpers.fit import fit_clusters as fit
 from helpers.simulate import simulate_groups
 
 # --- How they are read ------------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def fitted() -> tuple[VAE, AnnData]:
 def test_cells_without_a_label_get_one(fitted: tuple[VAE, AnnData]) -> None:
     _, adata = fitted
     assert list(adata.obs[CLUSTER].cat.categories) == ["type A", "type B", "type C"]
-    assert list(adata.obsm[PROBABILITY].columns) == ["type A", "type B", "type C"]
+    assert list(adata.obsm[CLUSTER_PROBABILITY].columns) == ["type A", "type B", "type C"]
     assert accuracy(adata, adata.obs["label"] == "unknown") > 0.9
 
 
@@ -223,7 +223,7 @@ def test_labels_of_cells_held_out_are_not_learned_from() -> None:
         shuffled = np.random.default_rng(seed).permutation(adata.obs["label"].to_numpy()[held_out_c])
         adata.obs.loc[held_out_c, "label"] = shuffled
         fit(adata, max_epochs=4, labels_key="label", validation_cells=held_out_c)
-        tables.append(adata.obsm[PROBABILITY])
+        tables.append(adata.obsm[CLUSTER_PROBABILITY])
     pd.testing.assert_frame_equal(*tables)
 
 
@@ -250,7 +250,7 @@ def test_a_label_that_only_an_empty_cell_has() -> None:
     with pytest.warns(UserWarning, match="1 of 40 cells have no count"):
         fit(adata, max_epochs=2, labels_key="label")
     assert list(adata.obs[CLUSTER].cat.categories) == ["type A", "type B", "type Z"]
-    assert np.isfinite(adata.obsm[PROBABILITY].to_numpy()).all()
+    assert np.isfinite(adata.obsm[CLUSTER_PROBABILITY].to_numpy()).all()
 
 
 # --- Fitting on, and files --------------------------------------------------------------------------------------------
@@ -267,7 +267,9 @@ def test_a_file_keeps_names(fitted: tuple[VAE, AnnData], tmp_path: Path) -> None
     assert loaded.clusters_ == model.clusters_
     pd.testing.assert_frame_equal(loaded.clusters(adata.copy()), model.clusters(adata.copy()))
     adata.write_h5ad(tmp_path / "cells.h5ad")
-    pd.testing.assert_frame_equal(read_h5ad(tmp_path / "cells.h5ad").obsm[PROBABILITY], adata.obsm[PROBABILITY])
+    pd.testing.assert_frame_equal(
+        read_h5ad(tmp_path / "cells.h5ad").obsm[CLUSTER_PROBABILITY], adata.obsm[CLUSTER_PROBABILITY]
+    )
 
 
 def test_fitting_on_hears_new_labels(fitted: tuple[VAE, AnnData], tmp_path: Path) -> None:
@@ -279,7 +281,7 @@ def test_fitting_on_hears_new_labels(fitted: tuple[VAE, AnnData], tmp_path: Path
         reloaded(model, tmp_path).partial_fit(cells, max_epochs=2, validation_size=0, progress=False)
         assert list(cells.obs[CLUSTER].cat.categories) == ["type A", "type B", "type C"]
         assert accuracy(cells) > 0.9
-        found.append(cells.obsm[PROBABILITY])
+        found.append(cells.obsm[CLUSTER_PROBABILITY])
     assert (found[0] != found[1]).any(axis=None)
 
 
@@ -300,11 +302,11 @@ def test_labels_with_a_slash_can_be_written(tmp_path: Path) -> None:
     adata.obs["label"] = adata.obs["label"].replace({"type A": "CD4+/CD25 T Reg"})
     model = fit(adata, max_epochs=2, labels_key="label")
     assert list(adata.obs[CLUSTER].cat.categories) == ["CD4+/CD25 T Reg", "type B"]
-    assert list(adata.obsm[PROBABILITY].columns) == ["CD4+-CD25 T Reg", "type B"]
+    assert list(adata.obsm[CLUSTER_PROBABILITY].columns) == ["CD4+-CD25 T Reg", "type B"]
     assert list(model.clusters(adata).columns) == ["CD4+/CD25 T Reg", "type B"]
     adata.write_h5ad(tmp_path / "cells.h5ad")
     back = read_h5ad(tmp_path / "cells.h5ad")
-    pd.testing.assert_frame_equal(back.obsm[PROBABILITY], adata.obsm[PROBABILITY])
+    pd.testing.assert_frame_equal(back.obsm[CLUSTER_PROBABILITY], adata.obsm[CLUSTER_PROBABILITY])
     assert back.obs[CLUSTER].tolist() == adata.obs[CLUSTER].tolist()
 
 
@@ -364,11 +366,11 @@ def test_bad_input_is_named_and_leaves_all_as_it_was(case: str) -> None:
     adata = with_labels(simulate_groups((20, 20, 20)))
     if spoil is not None:
         spoil(adata)
-    adata.obsm[PROBABILITY] = np.ones((60, 2))
+    adata.obsm[CLUSTER_PROBABILITY] = np.ones((60, 2))
     before = adata.copy()
     model = VAE(**{"n_latent": 2, "n_hidden": 8, "labels_key": "label", **parameters})
     with pytest.raises(error, match=words):
         model.fit(adata, max_epochs=2, progress=False)
     assert_untouched(adata, before)
-    np.testing.assert_array_equal(adata.obsm[PROBABILITY], 1)
+    np.testing.assert_array_equal(adata.obsm[CLUSTER_PROBABILITY], 1)
     assert not hasattr(model, "module_")

@@ -58,7 +58,7 @@ def test_anything_else_is_given_back() -> None:
 
 
 def test_mudata_is_not_imported() -> None:
-    code = "import sys, celldial.joined as j; j.joined(1); sys.exit('mudata' in sys.modules)"
+    code = "import sys, celldial.data.mudata as m; m.joined(1); sys.exit('mudata' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -12,7 +12,6 @@ from anndata import AnnData
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
-from test_atlas import assert_same, write
 
 from celldial.data import on_disk
 from celldial.data.cells import Cells
@@ -21,7 +20,8 @@ from celldial.data.on_disk import Stream, shuffled_runs
 from celldial.data.schema import Schema
 from celldial.data.splits import choose_cells
 from celldial.utils.prefetch import ahead
-from helpers.simulate import COVARIATES, simulate, simulate_two
+from helpers.assertions import assert_same_cells
+from helpers.simulate import COVARIATES, simulate, simulate_two, write
 
 
 def numbered(n_cells: int, empty: Sequence[int] = ()) -> AnnData:
@@ -223,7 +223,7 @@ def test_minibatches_are_those_of_memory(tmp_path):
     start = 0
     for minibatch in source.training(16, torch.Generator().manual_seed(0)):
         chosen = expected.select(order[start : start + 16])
-        assert_same(minibatch, chosen)
+        assert_same_cells(minibatch, chosen)
         start += 16
 
 

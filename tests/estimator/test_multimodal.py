@@ -22,6 +22,8 @@ import celldial.training.memory
 from celldial import VAE, pl
 from celldial.model.fusion import FUSIONS, balance
 from celldial.model.likelihoods import Bernoulli
+from helpers.assertions import dense
+from helpers.fit import fit
 from helpers.simulate import COVARIATES, simulate
 
 SIZES = {"rna": 20, "atac": 30, "protein": 6}
@@ -80,12 +82,6 @@ def mosaic(*modalities: str, columns: bool = True) -> AnnData:
     return without(make(*modalities), every_sixth(*(modalities or ALL)), columns=columns)
 
 
-def fit(adata: Any, model: VAE | None = None, **options: Any) -> VAE:
-    """Fit quickly."""
-    model = VAE(2, 8) if model is None else model
-    return model.fit(adata, **{"max_epochs": 2, "progress": False, **options})
-
-
 @pytest.fixture(scope="module")
 def multiome() -> AnnData:
     """Return genes and peaks; not to be written to."""
@@ -119,10 +115,6 @@ def untouched(adata: AnnData) -> Callable[[], None]:
         np.testing.assert_array_equal(dense(adata.X), dense(before.X))
 
     return check
-
-
-def dense(x: Any) -> np.ndarray:
-    return x.toarray() if sparse.issparse(x) else np.asarray(x)
 
 
 # --- One call ---------------------------------------------------------------------------------------------------------

@@ -11,10 +11,12 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
-from test_checkpoint import CutShort, assert_same, cut_short
 
 from celldial import VAE, datasets
 from celldial.training import loop
+from helpers.assertions import assert_same_model
+from helpers.fit import fit
+from helpers.interrupt import Interrupted, interrupt_at
 from helpers.simulate import COVARIATES, simulate, simulate_two
 
 
@@ -47,11 +49,6 @@ WAYS: dict[str, Callable[[AnnData, Path], Any]] = {"h5ad": write_h5ad, "zarr": w
 @pytest.fixture(params=WAYS)
 def write(request: pytest.FixtureRequest) -> Callable[[AnnData, Path], Any]:
     return WAYS[request.param]
-
-
-def fit(data: Any, model: VAE | None = None, **options: Any) -> VAE:
-    model = VAE(2, 8) if model is None else model
-    return model.fit(data, **{"max_epochs": 2, "progress": False, **options})
 
 
 def test_held_out_cells_are_explained_as_well(tmp_path: Path) -> None:
@@ -130,7 +127,7 @@ def test_labels_and_masks(tmp_path: Path) -> None:
     assert list(model.clusters(adata).columns) == ["A", "B"]
     assert "elbo_validation" in model.history_
     by_name = fit(paths, VAE(2, 8, labels_key="known"), validation_cells=adata.obs_names[held_out_c])
-    assert_same(by_name, model)
+    assert_same_model(by_name, model)
 
 
 def test_the_same_again_and_after_it_was_cut_short(tmp_path: Path) -> None:
@@ -138,9 +135,9 @@ def test_the_same_again_and_after_it_was_cut_short(tmp_path: Path) -> None:
     paths = write_shards(simulate(), tmp_path / "data")
     whole = fit(paths, max_epochs=4)
     options: dict[str, Any] = {"max_epochs": 4, "checkpoint": tmp_path / "checkpoint", "checkpoint_minutes": 1e-9}
-    with cut_short(loop.Trainer, "_step", 7, CutShort()), pytest.raises(CutShort):
+    with interrupt_at(loop.Trainer, "_step", 7, Interrupted()), pytest.raises(Interrupted):
         fit(paths, **options)
-    assert_same(fit(paths, **options), whole)
+    assert_same_model(fit(paths, **options), whole)
 
 
 def test_several_processes_read_their_own_cells(tmp_path: Path) -> None:

@@ -25,13 +25,9 @@ from celldial.model.likelihoods import LIKELIHOODS
 from celldial.ops.csr import SparseRows
 from celldial.training import loop
 from celldial.utils.settings import settings
-from helpers.simulate import COVARIATES, simulate
-
-
-def fit(adata: AnnData, model: VAE | None = None, **options: Any) -> VAE:
-    """Fit quickly."""
-    model = VAE(2, 8) if model is None else model
-    return model.fit(adata, **{"max_epochs": 2, "progress": False, **options})
+from helpers.assertions import assert_same_nested, assert_untouched
+from helpers.fit import fit
+from helpers.simulate import COVARIATES, simulate, with_counts, with_empty_cells
 
 
 @pytest.fixture(scope="module")
@@ -49,45 +45,6 @@ def conditional() -> VAE:
 @pytest.fixture
 def adata() -> AnnData:
     return simulate()
-
-
-def with_counts(adata: AnnData, x: Any) -> AnnData:
-    return AnnData(x, adata.obs.copy(), adata.var.copy())
-
-
-def with_empty_cells(adata: AnnData, *cells: int) -> AnnData:
-    x = adata.X.toarray()
-    x[list(cells)] = 0
-    return with_counts(adata, sparse.csr_matrix(x))
-
-
-def dense(x: Any) -> np.ndarray:
-    return x.toarray() if sparse.issparse(x) else np.asarray(x)
-
-
-def assert_untouched(adata: AnnData, before: AnnData, *, but: tuple[str, ...] = ()) -> None:
-    """Check that all of `adata` is as in the copy `before`, but for some slots."""
-    for slot in {"obs", "var"} - set(but):
-        pd.testing.assert_frame_equal(getattr(adata, slot), getattr(before, slot))
-    for slot in {"obsm", "varm", "obsp", "varp", "uns"} - set(but):
-        assert list(getattr(adata, slot)) == list(getattr(before, slot)), slot
-    assert type(adata.X) is type(before.X)
-    np.testing.assert_array_equal(dense(adata.X), dense(before.X))
-    if "layers" not in but:
-        assert list(adata.layers) == list(before.layers)
-        for name in before.layers:
-            np.testing.assert_array_equal(dense(adata.layers[name]), dense(before.layers[name]))
-
-
-def assert_same_nested(found: Any, expected: Any, path: str = "uns") -> None:
-    if isinstance(expected, dict):
-        assert set(found) == set(expected), path
-        for key, value in expected.items():
-            assert_same_nested(found[key], value, f"{path}/{key}")
-    elif isinstance(expected, list | np.ndarray):
-        assert list(found) == list(expected), path
-    else:
-        assert found == expected, path
 
 
 # --- Habits of an estimator -------------------------------------------------------------------------------------------

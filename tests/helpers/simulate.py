@@ -1,6 +1,9 @@
 """Small simulated data for the tests: two cell types, two batches, one continuous covariate; genes, and peaks."""
 
+import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -107,3 +110,26 @@ def simulate_groups(sizes: Sequence[int] = (60, 60, 60), n_genes: int = 30, seed
     )
     var = pd.DataFrame(index=[f"g{gene}" for gene in range(n_genes)])
     return AnnData(sparse.csr_matrix(x_cf, dtype=np.float32), obs, var)
+
+
+def with_counts(adata: AnnData, x: Any) -> AnnData:
+    """Return cells with the same names and columns as `adata`, and the counts `x`."""
+    return AnnData(x, adata.obs.copy(), adata.var.copy())
+
+
+def with_empty_cells(adata: AnnData, *cells: int) -> AnnData:
+    """Return the cells of `adata`, some of them without a count."""
+    x = adata.X.toarray()
+    x[list(cells)] = 0
+    return with_counts(adata, sparse.csr_matrix(x))
+
+
+def write(adata: AnnData, path: Path) -> Path:
+    """Write an h5ad file or a zarr store, by the suffix of `path`, and return `path`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of formats of zarr to come, and of text that becomes categories
+        if path.suffix == ".zarr":
+            adata.write_zarr(path)
+        else:
+            adata.write_h5ad(path)
+    return path

@@ -11,7 +11,6 @@ import torch
 from anndata import AnnData, read_h5ad
 from scipy import sparse, stats
 from sklearn.metrics import adjusted_rand_score
-from test_model import assert_untouched, with_counts
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -20,17 +19,11 @@ from celldial.data.cells import Cells
 from celldial.model.clusters import COLD, HOT, SURE, Clusters, OfCluster, kl_to_each, temperature
 from celldial.model.latents import LATENTS
 from celldial.training import clusters
-from helpers.simulate import simulate, simulate_groups, simulate_two
+from helpers.assertions import assert_untouched
+from helpers.fit import fit_clusters as fit
+from helpers.simulate import simulate, simulate_groups, simulate_two, with_counts
 
 CLUSTER, PROBABILITY = "celldial_cluster", "celldial_cluster_probability"
-
-
-def fit(
-    adata: AnnData, max_epochs: int = 30, validation_cells: np.ndarray | None = None, seed: int = 0, **parameters: Any
-) -> VAE:
-    """Fit a small model."""
-    model = VAE(**{"n_latent": 4, "n_hidden": 64, "seed": seed, **parameters})
-    return model.fit(adata, max_epochs=max_epochs, validation_cells=validation_cells, progress=False)
 
 
 def agreement(adata: AnnData) -> float:

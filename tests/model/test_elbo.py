@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from anndata import AnnData
-from test_model import assert_untouched
 from torch.distributions import Independent, Normal
 
 from celldial import VAE
@@ -18,6 +17,7 @@ from celldial.estimator.vae import SCORED_SLOWER
 from celldial.model.distributions import Detached
 from celldial.model.elbo import KEPT, Baseline, Gradient, read_gradient
 from celldial.model.latents import check_range
+from helpers.assertions import assert_untouched
 from helpers.simulate import simulate
 
 # --- What users say of gradients --------------------------------------------------------------------------------------

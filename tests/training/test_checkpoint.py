@@ -6,11 +6,9 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pandas as pd
 import pytest
@@ -23,42 +21,16 @@ from celldial import VAE
 from celldial.io import model_file
 from celldial.io.checkpoint import Checkpoint
 from celldial.training import loop
+from helpers.assertions import assert_same_model
+from helpers.interrupt import Interrupted, interrupt_at
 from helpers.simulate import simulate, simulate_two
 
 N_KILLS = 20
 
 
-class CutShort(Exception):
-    """What ends training in these tests."""
-
-
 def fit(adata: AnnData, folder: Path | None, max_epochs: int = 4, model: VAE | None = None, **options: Any) -> VAE:
     model = VAE(2, 8, batch_key="batch") if model is None else model
     return model.fit(adata.copy(), max_epochs=max_epochs, progress=False, checkpoint=folder, **options)
-
-
-def assert_same(one: VAE, other: VAE) -> None:
-    expected = other.module_.state_dict()
-    for name, tensor in one.module_.state_dict().items():
-        assert torch.equal(tensor, expected[name]), name
-    assert {**one.history_, "seconds": 0} == {**other.history_, "seconds": 0}
-
-
-@contextmanager
-def cut_short(where: Any, name: str, times: int, error: BaseException) -> Iterator[None]:
-    """Let a function raise the given time that it is called in this block."""
-    function: Callable[..., Any] = getattr(where, name)
-    n_calls = 0
-
-    def failing(*args: Any, **options: Any) -> Any:
-        nonlocal n_calls
-        n_calls += 1
-        if n_calls == times:
-            raise error
-        return function(*args, **options)
-
-    with mock.patch.object(where, name, failing):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +45,7 @@ def whole(adata: AnnData) -> VAE:
 
 
 def test_a_checkpoint_changes_nothing(adata: AnnData, whole: VAE, tmp_path: Path) -> None:
-    assert_same(fit(adata, tmp_path), whole)
+    assert_same_model(fit(adata, tmp_path), whole)
 
 
 def test_a_training_that_has_ended_is_not_repeated(
@@ -82,16 +54,16 @@ def test_a_training_that_has_ended_is_not_repeated(
     first = fit(adata, tmp_path / "new" / "folder")
     monkeypatch.delattr(loop.Trainer, "_step")
     again = fit(adata, tmp_path / "new" / "folder")
-    assert_same(again, whole)
+    assert_same_model(again, whole)
     assert again.history_["seconds"] == first.history_["seconds"]
 
 
 @pytest.mark.parametrize("minutes", [None, 1e-9], ids=["after each epoch", "after each step"])
 @pytest.mark.parametrize("step", [1, 2, 9, 12, 16])
 def test_the_same_call_goes_on(adata: AnnData, whole: VAE, tmp_path: Path, step: int, minutes: float | None) -> None:
-    with cut_short(loop.Trainer, "_step", step, CutShort()), pytest.raises(CutShort):
+    with interrupt_at(loop.Trainer, "_step", step, Interrupted()), pytest.raises(Interrupted):
         fit(adata, tmp_path, checkpoint_minutes=minutes)
-    assert_same(fit(adata, tmp_path, checkpoint_minutes=minutes), whole)
+    assert_same_model(fit(adata, tmp_path, checkpoint_minutes=minutes), whole)
 
 
 def test_many_interruptions(adata: AnnData, whole: VAE, tmp_path: Path) -> None:
@@ -99,9 +71,9 @@ def test_many_interruptions(adata: AnnData, whole: VAE, tmp_path: Path) -> None:
     chance = random.Random(0)
     places = [(loop.Trainer, "_step"), (loop, "evaluate"), (model_file, "save"), (os, "replace")]
     for _ in range(N_KILLS):
-        with cut_short(*chance.choice(places), chance.randint(1, 6), CutShort()), suppress(CutShort):
+        with interrupt_at(*chance.choice(places), chance.randint(1, 6), Interrupted()), suppress(Interrupted):
             fit(adata, tmp_path, checkpoint_minutes=chance.choice([None, 1e-9]))
-    assert_same(fit(adata, tmp_path), whole)
+    assert_same_model(fit(adata, tmp_path), whole)
     assert [path.name for path in tmp_path.iterdir()] == ["training.checkpoint"]
 
 
@@ -144,20 +116,20 @@ def test_a_process_that_is_killed(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_early_and_the_same_call_goes_on(adata: AnnData, whole: VAE, tmp_path: Path) -> None:
-    with cut_short(loop, "evaluate", 3, KeyboardInterrupt()):
+    with interrupt_at(loop, "evaluate", 3, KeyboardInterrupt()):
         ended = fit(adata, tmp_path)
     assert len(ended.history_["seconds"]) == 2
-    assert_same(fit(adata, tmp_path), whole)
+    assert_same_model(fit(adata, tmp_path), whole)
 
 
 def test_a_full_disk(adata: AnnData, whole: VAE, tmp_path: Path) -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
-    with cut_short(os, "fsync", 3, full), pytest.raises(OSError, match="Make room") as caught:
+    with interrupt_at(os, "fsync", 3, full), pytest.raises(OSError, match="Make room") as caught:
         fit(adata, tmp_path)
     assert caught.value.errno == errno.ENOSPC
     assert str(tmp_path / "training.checkpoint") in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["training.checkpoint"]
-    assert_same(fit(adata, tmp_path), whole)
+    assert_same_model(fit(adata, tmp_path), whole)
 
 
 @pytest.mark.parametrize(
@@ -174,19 +146,19 @@ def test_a_full_disk(adata: AnnData, whole: VAE, tmp_path: Path) -> None:
 def test_trainings_in_stages(adata: AnnData, tmp_path: Path, model: VAE, stages: list[str]) -> None:
     expected = fit(adata, None, 6, VAE(**model.get_params()))
     for step in (10, 9):
-        with cut_short(loop.Trainer, "_step", step, CutShort()), pytest.raises(CutShort):
+        with interrupt_at(loop.Trainer, "_step", step, Interrupted()), pytest.raises(Interrupted):
             fit(adata, tmp_path, 6, VAE(**model.get_params()))
     found = fit(adata, tmp_path, 6, VAE(**model.get_params()))
-    assert_same(found, expected)
+    assert_same_model(found, expected)
     assert sorted(path.stem for path in tmp_path.iterdir()) == stages
 
 
 def test_cells_that_lack_modalities(tmp_path: Path) -> None:
     adata = simulate_two()
     expected = fit(adata, None, model=VAE(2, 8))
-    with cut_short(loop.Trainer, "_step", 12, CutShort()), pytest.raises(CutShort):
+    with interrupt_at(loop.Trainer, "_step", 12, Interrupted()), pytest.raises(Interrupted):
         fit(adata, tmp_path, model=VAE(2, 8), checkpoint_minutes=1e-9)
-    assert_same(fit(adata, tmp_path, model=VAE(2, 8), checkpoint_minutes=1e-9), expected)
+    assert_same_model(fit(adata, tmp_path, model=VAE(2, 8), checkpoint_minutes=1e-9), expected)
 
 
 @pytest.mark.filterwarnings("ignore:periodic=True", "ignore:no feature tells the angle")
@@ -196,13 +168,13 @@ def test_ctrl_c_in_one_stage_leaves_out_the_next(adata: AnnData, tmp_path: Path,
         model = VAE(2, 8, batch_key="batch", **option)
         return fit(adata, folder, 12, model, early_stopping=False)
 
-    with cut_short(loop, "evaluate", 3, KeyboardInterrupt()):
+    with interrupt_at(loop, "evaluate", 3, KeyboardInterrupt()):
         interrupted = training(tmp_path)
     assert len(interrupted.history_["kept"]) == 2
     assert len(list(tmp_path.iterdir())) == 1
     expected = training(None)
     assert len(expected.history_["kept"]) == 12
-    assert_same(training(tmp_path), expected)
+    assert_same_model(training(tmp_path), expected)
 
 
 def test_another_training_finds_no_use_for_it(adata: AnnData, tmp_path: Path) -> None:
@@ -254,7 +226,7 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
 def test_the_history_goes_to_loggers(adata: AnnData, tmp_path: Path) -> None:
     """Epoch by epoch, and so also that of a training that is cut short and goes on."""
     folder = tmp_path / "checkpoint"
-    with cut_short(loop, "evaluate", 3, CutShort()), pytest.raises(CutShort):
+    with interrupt_at(loop, "evaluate", 3, Interrupted()), pytest.raises(Interrupted):
         fit(adata, folder, loggers=[CSVLogger(tmp_path, "log", version=1)])
     model = fit(adata, folder, loggers=[CSVLogger(tmp_path, "log", version=2)])
     tables = [pd.read_csv(tmp_path / "log" / f"version_{version}" / "metrics.csv") for version in (1, 2)]

@@ -1,0 +1,61 @@
+"""Comparisons of cells, models and AnnData."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scipy import sparse
+
+from celldial import VAE
+from celldial.data.cells import Cells
+
+
+def dense(x: Any) -> np.ndarray:
+    """Return a matrix as a numpy array."""
+    return x.toarray() if sparse.issparse(x) else np.asarray(x)
+
+
+def assert_untouched(adata: AnnData, before: AnnData, *, but: tuple[str, ...] = ()) -> None:
+    """Assert that `adata` equals the copy `before`, except in the slots `but`."""
+    for slot in {"obs", "var"} - set(but):
+        pd.testing.assert_frame_equal(getattr(adata, slot), getattr(before, slot))
+    for slot in {"obsm", "varm", "obsp", "varp", "uns"} - set(but):
+        assert list(getattr(adata, slot)) == list(getattr(before, slot)), slot
+    assert type(adata.X) is type(before.X)
+    np.testing.assert_array_equal(dense(adata.X), dense(before.X))
+    if "layers" not in but:
+        assert list(adata.layers) == list(before.layers)
+        for name in before.layers:
+            np.testing.assert_array_equal(dense(adata.layers[name]), dense(before.layers[name]))
+
+
+def assert_same_nested(found: Any, expected: Any, path: str = "uns") -> None:
+    """Assert that nested dictionaries, as they are in ``adata.uns``, are equal."""
+    if isinstance(expected, dict):
+        assert set(found) == set(expected), path
+        for key, value in expected.items():
+            assert_same_nested(found[key], value, f"{path}/{key}")
+    elif isinstance(expected, list | np.ndarray):
+        assert list(found) == list(expected), path
+    else:
+        assert found == expected, path
+
+
+def assert_same_cells(cells: Cells, expected: Cells) -> None:
+    """Assert that two sets of cells have the same counts, library sizes, covariates and modalities."""
+    for modality, rows in expected.counts.items():
+        assert torch.equal(cells.counts[modality].to_dense(), rows.to_dense())
+        assert torch.equal(cells.library_size[modality], expected.library_size[modality])
+    assert torch.equal(cells.category_ck, expected.category_ck)
+    assert torch.equal(cells.continuous_ck, expected.continuous_ck)
+    assert list(cells.present) == list(expected.present)
+
+
+def assert_same_model(one: VAE, other: VAE) -> None:
+    """Assert that two models have the same weights and training histories, except for the time that it took."""
+    expected = other.module_.state_dict()
+    for name, tensor in one.module_.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    assert {**one.history_, "seconds": 0} == {**other.history_, "seconds": 0}

@@ -1,0 +1,22 @@
+"""Quick fits of small models."""
+
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+
+from celldial import VAE
+
+
+def fit(data: Any, model: VAE | None = None, **options: Any) -> VAE:
+    """Fit a model with two coordinates, or `model`, for two epochs unless `options` say otherwise."""
+    model = VAE(2, 8) if model is None else model
+    return model.fit(data, **{"max_epochs": 2, "progress": False, **options})
+
+
+def fit_clusters(
+    adata: AnnData, max_epochs: int = 30, validation_cells: np.ndarray | None = None, seed: int = 0, **parameters: Any
+) -> VAE:
+    """Fit a model that is large enough to find the clusters of `simulate_groups`."""
+    model = VAE(**{"n_latent": 4, "n_hidden": 64, "seed": seed, **parameters})
+    return model.fit(adata, max_epochs=max_epochs, validation_cells=validation_cells, progress=False)
