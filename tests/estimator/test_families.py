@@ -19,8 +19,8 @@ from torch.distributions import kl_divergence
 from celldial import VAE, pl
 from celldial.model.latents import LATENTS, LINEAR_FROM, TOPIC_SCALE, Latent, LogisticNormal, LogNormal
 from celldial.model.likelihoods import LIKELIHOODS
-from celldial.model.module import Module
 from celldial.tl import traversal_axis
+from helpers.modules import build_module
 from helpers.simulate import simulate, simulate_two
 
 COORDINATES = st.lists(st.floats(-50, 50), min_size=1, max_size=6)
@@ -72,8 +72,7 @@ def test_divergences_in_closed_form_are_their_integrals(name: str, mu: float, si
 
 @pytest.mark.parametrize(("mu", "sigma"), [(0.0, 1.0), (1.5, 0.3), (-2.0, 2.0)])
 def test_the_divergence_of_logistic_posteriors_is_estimated_without_bias(mu: float, sigma: float) -> None:
-    sizes = {"n_categories": [], "n_continuous": 0, "n_latent": 2, "n_hidden": 4, "n_layers": 1, "dropout_rate": 0.0}
-    module = Module({"rna": 5}, {"rna": "poisson"}, **sizes, latent="logistic")
+    module = build_module({"rna": 5}, "poisson", latent="logistic")
     assert not module.has_analytic_kl
     torch.manual_seed(0)
     posterior = module.latent.posterior(torch.full((100_000, 2), mu), torch.full((100_000, 2), sigma))

@@ -15,6 +15,7 @@ from celldial.data.in_memory import Resident
 from celldial.model.module import Module
 from celldial.training import loop
 from celldial.training.hardware import Hardware
+from helpers.modules import build_module
 from helpers.simulate import simulate, simulate_cells
 
 
@@ -25,7 +26,7 @@ def train_without_noise() -> tuple[Module, dict[str, list[float]]]:
     normal._standard_normal = lambda shape, dtype, device: torch.zeros(shape, dtype=dtype, device=device)
     try:
         torch.manual_seed(0)
-        module = Module({"rna": 20}, {"rna": "negative_binomial"}, (), 0, 2, 8, 1, dropout_rate=0.0)
+        module = build_module({"rna": 20}, "negative_binomial", dropout_rate=0.0)
         cells = simulate_cells(65)  # one more than can be shared
         module.initialise(cells)
         source = Resident(cells, torch.arange(48), torch.arange(48, 65))

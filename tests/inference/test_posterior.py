@@ -11,6 +11,7 @@ from celldial.inference import posterior
 from celldial.inference.posterior import Covariates
 from celldial.model.fusion import FUSIONS
 from celldial.model.module import Module
+from helpers.modules import build_module, sizes_of
 from helpers.simulate import simulate_two_cells
 
 LACKING = {"atac": [0, 1, 4], "rna": [4, 5]}
@@ -18,9 +19,8 @@ LACKING = {"atac": [0, 1, 4], "rna": [4, 5]}
 
 def make_module(cells: Cells, fusion: str = "product") -> Module:
     torch.manual_seed(0)
-    n_categories = [int(code_c.max()) + 1 for code_c in cells.category_ck.unbind(-1)]
     likelihood = {"rna": "zero_inflated_negative_binomial", "atac": "bernoulli"}
-    module = Module({"rna": 20, "atac": 30}, likelihood, n_categories, 1, 3, 8, 1, 0.2, fusion)
+    module = build_module(likelihood=likelihood, **sizes_of(cells), n_latent=3, dropout_rate=0.2, fusion=fusion)
     module.initialise(cells)
     return module
 

@@ -17,6 +17,7 @@ from celldial.metrics.circular import angular_error
 from celldial.model import angle_posterior
 from celldial.model.module import Module
 from celldial.model.periodic import N_GRID, grid, harmonics
+from helpers.modules import build_module
 from helpers.simulate import simulate_cells, simulate_two_cells
 
 LACKING = {"rna": [0, 1, 2], "atac": [3, 4], "protein": []}
@@ -25,7 +26,7 @@ LACKING = {"rna": [0, 1, 2], "atac": [3, 4], "protein": []}
 def make_module(n_features: Mapping[str, int], likelihood: str = "poisson", effect: float = 0.5) -> Module:
     """Make a module with a circle that all features answer to, in random ways."""
     torch.manual_seed(0)
-    module = Module(n_features, dict.fromkeys(n_features, likelihood), (), 0, 2, 8, 1, 0.0, periodic=True)
+    module = build_module(n_features, likelihood, dropout_rate=0.0, periodic=True)
     for _, modality in module.by_modality():
         torch.nn.init.normal_(modality.decoder.harmonics.weight, std=effect)
         modality.decoder.cycles_f.fill_(True)
@@ -156,7 +157,7 @@ def test_what_is_placed_stays_placed() -> None:
     found = angle_posterior.placed(module, cells)
     assert found.belief_cq is not None
     assert angle_posterior.placed(module, found) is found
-    plain = Module({"rna": 20}, {"rna": "poisson"}, (), 0, 2, 8, 1, 0.0)
+    plain = build_module({"rna": 20}, "poisson", dropout_rate=0.0)
     assert angle_posterior.placed(plain, cells) is cells
 
 

@@ -18,6 +18,7 @@ from celldial.model.likelihoods import LIKELIHOODS
 from celldial.model.module import Module
 from celldial.model.networks import DECODERS, DecoderName
 from celldial.ops.log_likelihoods import bernoulli_reference, negative_binomial_reference
+from helpers.modules import build_module, sizes_of
 from helpers.simulate import simulate_cells, simulate_two_cells
 
 
@@ -29,17 +30,8 @@ def make_module(
     decoder: DecoderName = "network",
 ) -> Module:
     torch.manual_seed(0)
-    module = Module(
-        n_features={"rna": cells.counts["rna"].n_columns},
-        likelihood={"rna": likelihood},
-        n_categories=[int(code_c.max()) + 1 for code_c in cells.category_ck.unbind(-1)],
-        n_continuous=cells.continuous_ck.shape[1],
-        n_latent=n_latent,
-        n_hidden=8,
-        n_layers=n_layers,
-        dropout_rate=0.2,
-        decoder=decoder,
-    )
+    options = {"n_latent": n_latent, "n_layers": n_layers, "dropout_rate": 0.2, "decoder": decoder}
+    module = build_module(likelihood=likelihood, **sizes_of(cells), **options)
     module.initialise(cells)
     return module
 
@@ -135,7 +127,7 @@ def test_the_start_is_near_the_data(likelihood: str) -> None:
     cells = simulate_cells()
     started = make_module(cells, likelihood).eval()
     torch.manual_seed(0)
-    raw = Module({"rna": 20}, {"rna": likelihood}, (), 0, 3, 8, 1, 0.2).eval()
+    raw = build_module({"rna": 20}, likelihood, n_latent=3).eval()
     with torch.no_grad():
         assert started.elbo(cells)[0]["rna"].mean() > raw.elbo(cells)[0]["rna"].mean() + 1
 
@@ -179,18 +171,9 @@ def make_two(
     cells: Cells, fusion: Any = "product", n_layers: int = 1, order: Any = ("rna", "atac"), **of: Any
 ) -> Module:
     torch.manual_seed(0)
-    module = Module(
-        n_features={name: cells.counts[name].n_columns for name in order},
-        likelihood=LIKELIHOOD_OF_TWO,
-        n_categories=[int(code_c.max()) + 1 for code_c in cells.category_ck.unbind(-1)],
-        n_continuous=cells.continuous_ck.shape[1],
-        n_latent=3,
-        n_hidden=8,
-        n_layers=n_layers,
-        dropout_rate=0.2,
-        fusion=fusion,
-        **of,
-    )
+    sizes = sizes_of(cells) | {"n_features": {name: cells.counts[name].n_columns for name in order}}
+    options = {"n_latent": 3, "n_layers": n_layers, "dropout_rate": 0.2, "fusion": fusion, **of}
+    module = build_module(likelihood=LIKELIHOOD_OF_TWO, **sizes, **options)
     module.initialise(cells)
     return module
 
@@ -451,7 +434,7 @@ def test_a_modality_may_have_any_name(name: str) -> None:
         two.category_ck,
         two.continuous_ck,
     )
-    module = Module({"rna": 20, name: 30}, {"rna": "poisson", name: "bernoulli"}, (), 0, 3, 8, 1, 0.2)
+    module = build_module({"rna": 20, name: 30}, {"rna": "poisson", name: "bernoulli"}, n_latent=3)
     module.initialise(cells)
     assert module(cells).isfinite()
 
@@ -459,7 +442,7 @@ def test_a_modality_may_have_any_name(name: str) -> None:
 @pytest.mark.parametrize("name", ["keys", "type"])
 def test_but_not_one_that_torch_gave_away(name: str) -> None:
     with pytest.raises(ValueError, match=f"a modality cannot be called '{name}'.*rename it"):
-        Module({"rna": 20, name: 30}, {"rna": "poisson", name: "bernoulli"}, (), 0, 3, 8, 1, 0.2)
+        build_module({"rna": 20, name: 30}, {"rna": "poisson", name: "bernoulli"}, n_latent=3)
 
 
 # --- One latent coordinate and a Poisson: the evidence is an integral over a line, here a sum over a grid -------------

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from celldial.data.cells import Cells
-from celldial.model.networks import DECODERS, HEAD_SCALE, Decoder, DecoderName, Encoder
+from celldial.model.latents import Gaussian
+from celldial.model.networks import DECODERS, HEAD_SCALE, Decoder, DecoderName, Encoder, LayerSizes
 from helpers.simulate import simulate_cells
 
 N_FEATURES = 20
@@ -18,7 +19,7 @@ KINDS = pytest.mark.parametrize("kind", DECODERS)
 def make_encoder(cells: Cells, n_layers: int = 1, dropout_rate: float = 0.5) -> Encoder:
     torch.manual_seed(0)
     n_categories = [int(code_c.max()) + 1 for code_c in cells.category_ck.unbind(-1)]
-    encoder = Encoder(N_FEATURES, n_categories, cells.continuous_ck.shape[1], 8, n_layers, 6, dropout_rate)
+    encoder = Encoder(N_FEATURES, 6, LayerSizes(n_categories, cells.continuous_ck.shape[1], 8, n_layers), dropout_rate)
     encoder.initialise(cells.counts["rna"], cells.library_size["rna"])
     return encoder
 
@@ -32,7 +33,7 @@ def make_decoder(
     n_latent: int = 3,
 ) -> Decoder:
     torch.manual_seed(0)
-    return Decoder(n_latent, N_FEATURES, n_heads, n_categories, n_continuous, 8, n_layers, kind=kind)
+    return Decoder(N_FEATURES, n_heads, Gaussian(n_latent), LayerSizes(n_categories, n_continuous, 8, n_layers), kind)
 
 
 def encode(encoder: Encoder, cells: Cells) -> Tensor:
@@ -95,7 +96,7 @@ def test_encoder_starts_with_every_feature_of_equal_weight() -> None:
     log_n = encoder.normalised(scaled.counts["rna"], scaled.library_size["rna"])
     deviation_f = scaled.counts["rna"].with_values(log_n).to_dense().std(0, correction=0)
     torch.manual_seed(0)
-    raw_fh = Encoder(N_FEATURES, (), 0, 8, 1, 6, 0.5).weight_fh
+    raw_fh = Encoder(N_FEATURES, 6, LayerSizes((), 0, 8, 1), 0.5).weight_fh
     torch.testing.assert_close(deviation_f[:, None] * encoder.weight_fh, raw_fh, rtol=1e-3, atol=1e-4)
 
 

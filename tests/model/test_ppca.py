@@ -25,6 +25,7 @@ from celldial.inference import posterior
 from celldial.model.likelihoods import Likelihood
 from celldial.model.module import Module
 from celldial.ops.csr import SparseRows
+from helpers.modules import build_module
 
 N_CELLS, N_FEATURES, N_LATENT = 400, 12, 3
 N_STEPS, RATE = 1500, 0.05
@@ -95,8 +96,8 @@ def fitted() -> Fitted:
     nothing_ck = torch.zeros(N_CELLS, 0)
     cells = Cells({"rna": rows}, {"rna": torch.ones(N_CELLS)}, nothing_ck.long(), nothing_ck)
     torch.manual_seed(0)
-    sizes = {"n_categories": [], "n_continuous": 0, "n_latent": N_LATENT, "n_hidden": 4, "n_layers": 1}
-    module = Module({"rna": N_FEATURES}, {"rna": "poisson"}, **sizes, dropout_rate=0.0, decoder="linear")
+    options = {"n_latent": N_LATENT, "n_hidden": 4, "dropout_rate": 0.0, "decoder": "linear"}
+    module = build_module({"rna": N_FEATURES}, "poisson", **options)
     of = module.modalities["rna"]
     of.encoder, of.likelihood = LinearEncoder(N_FEATURES, N_LATENT), Normal(N_FEATURES)
     optimizer = torch.optim.Adam(module.parameters(), lr=RATE)

@@ -28,6 +28,7 @@ from celldial.model.priors import Flow, Mixture, PosteriorFlow
 from celldial.tl import gradients
 from celldial.tl.gradients import Moments, Way, draws, prepared, ways
 from celldial.utils.random import seeded
+from helpers.modules import build_module
 from helpers.simulate import simulate, simulate_cells
 
 N = 100_000
@@ -429,9 +430,8 @@ def make_module(cells: Cells, **options: Any) -> Module:
     """Make a module whose networks say something of each cell."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float32)
-    module = Module(
-        {"rna": cells.counts["rna"].n_columns}, {"rna": "negative_binomial"}, (), 0, 2, 8, 1, 0.2, **options
-    )
+    n_features = {"rna": cells.counts["rna"].n_columns}
+    module = build_module(n_features, "negative_binomial", dropout_rate=0.2, **options)
     module.initialise(cells)
     with torch.no_grad():
         for part in (module.modalities, module.clusters):

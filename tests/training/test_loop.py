@@ -19,6 +19,7 @@ from celldial.model.module import Module
 from celldial.ops.csr import SparseRows
 from celldial.training import loop, optimizer
 from celldial.utils.settings import settings
+from helpers.modules import build_module
 from helpers.simulate import simulate_cells, simulate_two_cells
 
 TRAIN_C, VALIDATION_C = torch.arange(50), torch.arange(50, 60)
@@ -27,7 +28,7 @@ NOBODY = torch.empty(0, dtype=torch.int64)
 
 def make_module(cells: Cells, likelihood: str = "negative_binomial") -> Module:
     torch.manual_seed(0)
-    module = Module({"rna": cells.counts["rna"].n_columns}, {"rna": likelihood}, (), 0, 2, 8, 1, 0.1)
+    module = build_module({"rna": cells.counts["rna"].n_columns}, likelihood)
     module.initialise(cells)
     return module
 
@@ -175,7 +176,7 @@ def test_what_is_known_of_cells_before_does_not_decay(
     """Places of clusters would be drawn to 0. How common they are is learned faster."""
     groups = spy_on_groups(monkeypatch)
     torch.manual_seed(0)
-    module = Module({"rna": 20}, {"rna": "poisson"}, [], 0, 3, 8, 1, 0.2, **what)
+    module = build_module({"rna": 20}, "poisson", n_latent=3, dropout_rate=0.2, **what)
     fit(module, cells, max_epochs=1, weight_decay=0.5)
     prior = module.learned_prior if module.clusters is None else module.clusters
     found = {id(p): group for group in groups for p in group["params"]}
@@ -242,9 +243,8 @@ def test_training_is_reproducible(cells: Cells) -> None:
 def make_two(cells: Cells, fusion: Any = "product") -> Module:
     torch.manual_seed(0)
     likelihood = {"rna": "negative_binomial", "atac": "bernoulli"}
-    module = Module(
-        {name: rows.n_columns for name, rows in cells.counts.items()}, likelihood, (), 0, 2, 8, 1, 0.1, fusion
-    )
+    n_features = {name: rows.n_columns for name, rows in cells.counts.items()}
+    module = build_module(n_features, likelihood, fusion=fusion)
     module.initialise(cells)
     return module
 

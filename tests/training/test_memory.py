@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_leaves
 from celldial.data.cells import Cells
 from celldial.data.in_memory import Resident
 from celldial.model.likelihoods import LIKELIHOODS
-from celldial.model.module import Module
 from celldial.ops.csr import SparseRows
 from celldial.training import loop, memory
 from celldial.utils import device
+from helpers.modules import build_module
 from helpers.simulate import simulate_two_cells
 
 CPU = torch.device("cpu")
@@ -70,7 +70,7 @@ def test_estimate_is_what_training_takes(
         cells = make_cells(n_cells, n_features, per_cell)
         peak.peak = peak.n_bytes
         train_c, validation_c = torch.arange(n_cells // 10, n_cells), torch.arange(n_cells // 10)
-        module = Module({"rna": n_features}, {"rna": likelihood}, (), 0, 2, n_hidden, 1, 0.1)
+        module = build_module({"rna": n_features}, likelihood, n_hidden=n_hidden)
         module.initialise(cells.select(train_c))
         loop.fit(
             module, Resident(cells, train_c, validation_c), loop.TrainingPlan(max_epochs=2, batch_size=batch_size), 0
@@ -83,7 +83,7 @@ def test_five_copies_of_weights() -> None:
 
     def n_bytes(n_hidden: int) -> int:
         n_features = {name: rows.n_columns for name, rows in cells.counts.items()}
-        module = Module(n_features, TWO, (), 0, 2, n_hidden, 1, 0.1)
+        module = build_module(n_features, TWO, n_hidden=n_hidden)
         return sum(parameter.nbytes for parameter in module.parameters())
 
     more = memory.estimate_memory(cells, TWO, 32, 16) - memory.estimate_memory(cells, TWO, 8, 16)

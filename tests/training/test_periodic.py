@@ -25,6 +25,7 @@ from celldial.model.angle_posterior import belief
 from celldial.model.module import Module
 from celldial.model.networks import DECODERS, DecoderName
 from celldial.periodic import initial_angles
+from helpers.modules import build_module, sizes_of
 from helpers.simulate import COVARIATES, simulate, simulate_two_cells
 
 TURN = 2 * np.pi
@@ -520,18 +521,9 @@ def test_empty_cells_take_no_part_in_training() -> None:
 
 def make_module(cells: Cells, decoder: DecoderName = "network") -> Module:
     torch.manual_seed(0)
-    module = Module(
-        {name: rows.n_columns for name, rows in cells.counts.items()},
-        {"rna": "negative_binomial", "atac": "bernoulli"},
-        [int(code_c.max()) + 1 for code_c in cells.category_ck.unbind(-1)],
-        cells.continuous_ck.shape[1],
-        3,
-        8,
-        1,
-        0.2,
-        periodic=True,
-        decoder=decoder,
-    )
+    likelihood = {"rna": "negative_binomial", "atac": "bernoulli"}
+    options = {"n_latent": 3, "dropout_rate": 0.2, "periodic": True, "decoder": decoder}
+    module = build_module(likelihood=likelihood, **sizes_of(cells), **options)
     module.initialise(cells)
     return module
 

@@ -41,6 +41,7 @@ from celldial.io import h5ad, model_file, results
 from celldial.io.checkpoint import Checkpoint
 from celldial.model import latents
 from celldial.model.angle_posterior import placed
+from celldial.model.config import ModuleConfig
 from celldial.model.elbo import BaselineName, read_gradient
 from celldial.model.fusion import FusionName
 from celldial.model.laplace import Loadings
@@ -1800,7 +1801,7 @@ class VAE(BaseEstimator):
 
     def _build(self, schema: Schema, clusters: Mapping[str, Any] | None) -> Module:
         gradient = read_gradient(self.gradient, clusters is not None)
-        return Module(
+        config = ModuleConfig(
             n_features={modality: len(names) for modality, names in schema.feature_names.items()},
             likelihood=schema.likelihood,
             n_categories=[len(names) for names in schema.categories.values()],
@@ -1824,6 +1825,7 @@ class VAE(BaseEstimator):
             baseline=self.baseline,
             straight_through=self.straight_through,
         )
+        return Module(config)
 
     def _joined(self, adata: AnnData) -> AnnData:
         """Give cells of the fitted model as one AnnData."""

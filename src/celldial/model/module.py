@@ -9,7 +9,7 @@ coordinates.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,23 +22,23 @@ from torch.distributions import kl_divergence
 from torch.nn.functional import cross_entropy
 
 from celldial.model.clusters import Clusters, OfCluster, kl_to_each, temperature
+from celldial.model.config import ModuleConfig
 from celldial.model.distributions import Detached
 from celldial.model.elbo import (
     Baseline,
-    BaselineName,
     EnumeratedELBO,
     Estimator,
     Gradient,
     MeanFieldELBO,
     ScoreFunctionELBO,
 )
-from celldial.model.fusion import Fusion, FusionName, balance
+from celldial.model.fusion import Fusion, balance
 from celldial.model.laplace import Loadings
-from celldial.model.latents import LATENTS, LatentName, Logistic
+from celldial.model.latents import LATENTS, Logistic
 from celldial.model.likelihoods import LIKELIHOODS, AmongAll, Likelihood, Observation
-from celldial.model.networks import Decoder, DecoderName, Encoder
+from celldial.model.networks import Decoder, Encoder
 from celldial.model.periodic import N_GRID, Circle, grid, harmonics
-from celldial.model.priors import Flow, Mixture, PosteriorFlow, PosteriorName, PriorName
+from celldial.model.priors import Flow, Mixture, PosteriorFlow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 
 # Nats per cell for each unit of squared covariance of a latent coordinate with a harmonic of the angle.
 INDEPENDENCE = 30.0
-REPARAMETERIZED = Gradient()
 # Nats of the loss for each nat by which a known label surprises: few cells have one, and what they tell is sure.
 LABEL_WEIGHT = 10.0
 
@@ -76,125 +75,66 @@ class Module(nn.Module):
 
     Parameters
     ----------
-    n_features
-        Modality to its number of features.
-    likelihood
-        Modality to the name of its observation model, a key of `celldial.model.likelihoods.LIKELIHOODS`.
-    n_categories
-        Number of categories of each categorical covariate.
-    n_continuous
-        Number of continuous covariates.
-    n_latent
-        Number of latent coordinates.
-    n_hidden
-        Width of the hidden layers.
-    n_layers
-        Number of hidden layers of encoder and decoder, at least 1.
-    dropout_rate
-        Share of the stored counts that is hidden from the encoder during training.
-    fusion
-        How the posteriors of several modalities become one; see `celldial.model.fusion.Fusion`.
-    modality_weights
-        Modality to the weight of its log-likelihood in training; see `balance` for those that are not named.
-    periodic
-        Whether there is a circle beside the other coordinates.
-    decoder
-        How outputs depend on the latent coordinates; the `kind` of `celldial.model.networks.Decoder`.
-    latent
-        The family of the coordinates, a key of `celldial.model.latents.LATENTS`.
-    prior
-        ``"standard"``, ``"mixture"`` of `n_components`, or ``"flow"``; see `celldial.model.priors`.
-    posterior
-        ``"diagonal"``, or ``"flow"``.
-    n_clusters
-        Number of clusters, in place of a prior.
-    n_labels
-        How many of them, the first, have a label.
-    bayesian_loadings
-        Whether the loadings of the decoder are latent, too.
-    gradient
-        How gradients of the ELBO are estimated.
-    baseline
-        What is taken off where that is by the score function.
-    straight_through
-        Whether relaxed choices of a cluster are rounded.
+    config
+        Structure of the model.
     """
 
     n_trained: Tensor
 
-    def __init__(
-        self,
-        n_features: Mapping[str, int],
-        likelihood: Mapping[str, str],
-        n_categories: Sequence[int],
-        n_continuous: int,
-        n_latent: int,
-        n_hidden: int,
-        n_layers: int,
-        dropout_rate: float,
-        fusion: FusionName = "product",
-        modality_weights: Mapping[str, float] | None = None,
-        periodic: bool = False,
-        decoder: DecoderName = "network",
-        latent: LatentName = "gaussian",
-        prior: PriorName = "standard",
-        n_components: int = 10,
-        posterior: PosteriorName = "diagonal",
-        n_clusters: int | None = None,
-        n_labels: int = 0,
-        bayesian_loadings: bool = False,
-        gradient: Gradient = REPARAMETERIZED,
-        baseline: BaselineName | None = None,
-        straight_through: bool = False,
-    ) -> None:
+    def __init__(self, config: ModuleConfig) -> None:
         super().__init__()
-        self.fusion = Fusion(fusion)
-        self.modality_weights = balance(n_features) | dict(modality_weights or {})
-        sizes = (n_categories, n_continuous, n_hidden, n_layers)
-        self.latent = LATENTS[latent](n_latent)
-        self.circle = Circle() if periodic else None
-        n_periodic = 0 if self.circle is None else self.circle.n_features
-        self.n_features = dict(n_features)
+        self.config = config
+        self.fusion = Fusion(config.fusion)
+        self.modality_weights = balance(config.n_features) | dict(config.modality_weights or {})
+        self.n_features = dict(config.n_features)
+        self.latent = LATENTS[config.latent](config.n_latent)
+        self.circle = Circle() if config.periodic else None
+        n_outputs = self.latent.n_parameters + (config.n_clusters or 0)
         self.modalities = nn.ModuleDict()
-        n_outputs = self.latent.n_parameters + (n_clusters or 0)
-        for modality, n in n_features.items():
-            if hasattr(self.modalities, modality):
-                raise ValueError(f"a modality cannot be called {modality!r}, which means something to torch: rename it")
-            observation_model = LIKELIHOODS[likelihood[modality]](n)
-            self.modalities[modality] = Modality(
-                Encoder(n, *sizes, n_outputs, dropout_rate),
-                Decoder(
-                    n_latent,
-                    n,
-                    observation_model.n_heads,
-                    *sizes,
-                    n_harmonics=n_periodic,
-                    kind=decoder,
-                    link=self.latent.link,
-                    bayesian=bayesian_loadings,
-                ),
-                observation_model,
-            )
+        for name in config.n_features:
+            if hasattr(self.modalities, name):
+                raise ValueError(f"a modality cannot be called {name!r}, which means something to torch: rename it")
+            self.modalities[name] = self._make_modality(name, n_outputs)
         self.learned_prior: Mixture | Flow | None = None
-        if prior != "standard":
-            self.learned_prior = Mixture(self.latent, n_components) if prior == "mixture" else Flow(self.latent)
-        self.flow = PosteriorFlow(n_latent) if posterior == "flow" else None
+        if config.prior == "mixture":
+            self.learned_prior = Mixture(self.latent, config.n_components)
+        elif config.prior == "flow":
+            self.learned_prior = Flow(self.latent)
+        self.flow = PosteriorFlow(config.n_latent) if config.posterior == "flow" else None
         self.clusters = None
-        if n_clusters is not None:
-            self.clusters = Clusters(self.latent, n_clusters, n_labels, straight_through)
-            for _, part in self.by_modality():
+        if config.n_clusters is not None:
+            self.clusters = Clusters(self.latent, config.n_clusters, config.n_labels, config.straight_through)
+            for _, modality in self.by_modality():
                 # So that clusters are at first judged by the coordinates alone.
-                nn.init.zeros_(part.encoder.output.weight[-n_clusters:])
-                nn.init.zeros_(part.encoder.output.bias[-n_clusters:])
-        self.bayesian = bayesian_loadings
-        if bayesian_loadings or self.clusters is not None:
+                nn.init.zeros_(modality.encoder.output.weight[-config.n_clusters :])
+                nn.init.zeros_(modality.encoder.output.bias[-config.n_clusters :])
+        self.bayesian = config.bayesian_loadings
+        if self.bayesian or self.clusters is not None:
             self.register_buffer("n_trained", torch.ones(()))
-        self.gradient = gradient
-        n_told = 0 if baseline == "moving_average" else n_outputs + 2 * len(n_features)
-        scored = gradient.scored if baseline is not None else ()
+        self.gradient = config.gradient
+        n_told = 0 if config.baseline == "moving_average" else n_outputs + 2 * len(config.n_features)
+        scored = config.gradient.scored if config.baseline is not None else ()
         baselines = {name: Baseline(n_told) for name in scored}
         self.baselines = nn.ModuleDict(baselines)
-        self.elbo_estimator = self.estimator(gradient, baselines)
+        self.elbo_estimator = self.estimator(config.gradient, baselines)
+
+    def _make_modality(self, name: str, n_outputs: int) -> Modality:
+        """Create the networks and the observation model of a modality."""
+        config, n_features = self.config, self.config.n_features[name]
+        likelihood = LIKELIHOODS[config.likelihood[name]](n_features)
+        return Modality(
+            Encoder(n_features, n_outputs, config.layer_sizes, config.dropout_rate),
+            Decoder(
+                n_features,
+                likelihood.n_heads,
+                self.latent,
+                config.layer_sizes,
+                kind=config.decoder,
+                n_harmonics=0 if self.circle is None else self.circle.n_features,
+                bayesian=config.bayesian_loadings,
+            ),
+            likelihood,
+        )
 
     @property
     def n_states(self) -> int:

@@ -7,7 +7,8 @@ posterior parameters, ``z`` latent coordinates.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -15,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import dropout, silu
 
+from celldial.model.latents import Latent
 from celldial.model.periodic import HARMONIC_SCALE, harmonics
 from celldial.ops.csr import SparseRows
 from celldial.ops.log_likelihoods import sparse_linear
 
-__all__ = ["DECODERS", "Decoder", "DecoderName", "Encoder"]
+__all__ = ["DECODERS", "Decoder", "DecoderName", "Encoder", "LayerSizes"]
 
 DecoderName = Literal["network", "additive", "linear"]
 DECODERS: tuple[DecoderName, ...] = get_args(DecoderName)
@@ -36,6 +38,28 @@ CURVE_SCALE = 2.0
 N_COVARIATE_UNITS = 16
 # Counts that a feature is given in advance, to say how sure its loadings are at the start.
 START_COUNTS = 10.0
+
+
+@dataclass(frozen=True)
+class LayerSizes:
+    """Sizes that the encoders and decoders of a model share.
+
+    Parameters
+    ----------
+    n_categories
+        Number of categories of each categorical covariate.
+    n_continuous
+        Number of continuous covariates.
+    n_hidden
+        Width of each hidden layer.
+    n_layers
+        Number of hidden layers, at least 1.
+    """
+
+    n_categories: Sequence[int]
+    n_continuous: int
+    n_hidden: int
+    n_layers: int
 
 
 class CovariateShift(nn.Module):
@@ -81,39 +105,27 @@ class Encoder(nn.Module):
     ----------
     n_features
         Number of features of the modality.
-    n_categories
-        Number of categories of each categorical covariate.
-    n_continuous
-        Number of continuous covariates.
-    n_hidden
-        Width of each hidden layer.
-    n_layers
-        Number of hidden layers, at least 1.
     n_outputs
         Number of outputs per cell.
+    sizes
+        Covariates and hidden layers.
     dropout_rate
         Share of the stored counts that is hidden from the network during training.
     """
 
     median_library_size: Tensor
 
-    def __init__(
-        self,
-        n_features: int,
-        n_categories: Sequence[int],
-        n_continuous: int,
-        n_hidden: int,
-        n_layers: int,
-        n_outputs: int,
-        dropout_rate: float,
-    ) -> None:
+    def __init__(self, n_features: int, n_outputs: int, sizes: LayerSizes, dropout_rate: float) -> None:
         super().__init__()
+        n_hidden, n_layers = sizes.n_hidden, sizes.n_layers
         self.dropout_rate = dropout_rate
         self.register_buffer("median_library_size", torch.ones(()))
         self.weight_fh = nn.Parameter(torch.randn(n_features, n_hidden) / math.sqrt(n_features))
         self.bias_h = nn.Parameter(torch.zeros(n_hidden))
         self.linears = nn.ModuleList(nn.Linear(n_hidden, n_hidden) for _ in range(n_layers - 1))
-        self.layers = nn.ModuleList(HiddenLayer(n_categories, n_continuous, n_hidden) for _ in range(n_layers))
+        self.layers = nn.ModuleList(
+            HiddenLayer(sizes.n_categories, sizes.n_continuous, n_hidden) for _ in range(n_layers)
+        )
         self.output = nn.Linear(n_hidden, n_outputs)
 
     def initialise(self, counts: SparseRows, library_size_c: Tensor) -> None:
@@ -186,22 +198,20 @@ class Decoder(nn.Module):
 
     Parameters
     ----------
-    n_latent
-        Number of latent coordinates.
     n_features
         Number of features of the modality.
     n_heads
-        Outputs per feature: what the likelihood needs.
-    n_categories, n_continuous, n_hidden, n_layers
-        As in `Encoder`.
-    n_harmonics
-        Features of the place on the circle that add to the first output; 0 where there is no circle.
+        Number of outputs per feature that the likelihood needs.
+    latent
+        Family of the latent coordinates. The decoder reads `celldial.model.latents.Latent.link` of them.
+    sizes
+        Covariates and hidden layers.
     kind
         ``"network"``: hidden layers in which all coordinates meet. ``"additive"``: every output is a sum of terms, each
         of which depends on one coordinate and the covariates; `n_hidden` and `n_layers` do not matter then. See
         `Units`. ``"linear"``: every output is a weighted sum of the coordinates, and what the covariates add.
-    link
-        What is read of the coordinates, see `celldial.model.latents.Latent.link`; by default they themselves.
+    n_harmonics
+        Features of the place on the circle that add to the first output; 0 where there is no circle.
     bayesian
         Whether it is known how sure each loading of a linear decoder is: its posterior has the mean ``heads[0].weight``
         and the standard deviation ``exp(log_deviation_fh)``.
@@ -217,21 +227,18 @@ class Decoder(nn.Module):
 
     def __init__(
         self,
-        n_latent: int,
         n_features: int,
         n_heads: int,
-        n_categories: Sequence[int],
-        n_continuous: int,
-        n_hidden: int,
-        n_layers: int,
-        n_harmonics: int = 0,
+        latent: Latent,
+        sizes: LayerSizes,
         kind: DecoderName = "network",
-        link: Callable[[Tensor], Tensor] | None = None,
+        n_harmonics: int = 0,
         bayesian: bool = False,
     ) -> None:
         super().__init__()
-        self.n_latent = n_latent
-        self.link = link
+        n_latent, n_hidden, n_layers = latent.n_latent, sizes.n_hidden, sizes.n_layers
+        n_categories, n_continuous = sizes.n_categories, sizes.n_continuous
+        self.latent = latent
         self.harmonic_scale = HARMONIC_SCALE
         # What the circle says, added to the logarithm of the rates: the same in every cell that has the same angle.
         self.harmonics = nn.Linear(n_harmonics, n_features, bias=False) if n_harmonics else None
@@ -272,11 +279,10 @@ class Decoder(nn.Module):
 
     def hidden(self, z_cz: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
         """Compute the units of the last hidden layer, shape ``(c, h)``."""
-        hidden_ch = z_cz[:, : self.n_latent]
+        hidden_ch = z_cz[:, : self.latent.n_latent]
         if self.harmonics is not None:
-            hidden_ch = hidden_ch + harmonics(z_cz[:, self.n_latent :])[:, :-1] @ self.tilt_kz
-        if self.link is not None:
-            hidden_ch = self.link(hidden_ch)
+            hidden_ch = hidden_ch + harmonics(z_cz[:, self.latent.n_latent :])[:, :-1] @ self.tilt_kz
+        hidden_ch = self.latent.link(hidden_ch)
         if self.curves is not None:
             hidden_ch = self.curves(hidden_ch, category_ck, continuous_ck)
         for linear, layer in zip(self.linears, self.layers, strict=True):
@@ -288,7 +294,7 @@ class Decoder(nn.Module):
         hidden_ch = self.hidden(z_cz, category_ck, continuous_ck)
         if self.harmonics is None:
             return hidden_ch
-        return torch.cat([hidden_ch, harmonics(z_cz[:, self.n_latent :])], 1)
+        return torch.cat([hidden_ch, harmonics(z_cz[:, self.latent.n_latent :])], 1)
 
     def loadings(self) -> tuple[Tensor, Tensor]:
         """Give the weights ``(f, h)`` and biases ``(f,)`` that lead from `inputs` to the first output."""
@@ -309,5 +315,5 @@ class Decoder(nn.Module):
             outputs = [functional.linear(hidden_ch, loading_fh, self.rates.bias).to(z_cz.dtype)]
             outputs += [head(hidden_ch).to(z_cz.dtype) for head in self.heads[1:]]
         if self.harmonics is not None:
-            outputs[0] = outputs[0] + self.harmonics(harmonics(z_cz[:, self.n_latent :])).to(z_cz.dtype)
+            outputs[0] = outputs[0] + self.harmonics(harmonics(z_cz[:, self.latent.n_latent :])).to(z_cz.dtype)
         return outputs
