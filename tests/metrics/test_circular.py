@@ -1,6 +1,5 @@
-"""Metrics on the circle: against their definitions, worked out the slow way, and what must not change them."""
+"""Metrics of angles: their definitions written out as loops, closed forms, invariances, and bad input."""
 
-import re
 from itertools import product
 
 import numpy as np
@@ -12,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import sparse
 
 from celldial.metrics import angular_error, circular_mean, cyclic_order, fisher_lee, fourier_r2
+from helpers.raises import raises
 
 ANGLE = st.floats(-20, 20)
 PAIRS = hnp.arrays(np.float64, st.tuples(st.just(2), st.integers(2, 12)), elements=ANGLE)
@@ -209,33 +209,30 @@ NINE = np.arange(9.0)
 
 
 @pytest.mark.parametrize(
-    ("call", "words"),
+    ("call", "facts"),
     [
-        (lambda: fisher_lee(TWO, [0.0]), "`a_c` has 2 angles, `b_c` has 1"),
-        (lambda: fisher_lee([0.0], [1.0]), "`a_c` has 1 angles"),
-        (
-            lambda: fisher_lee(TWO, [0.0, np.nan]),
-            "`b_c` has NaN or infinite values for 1 of 2",
-        ),
-        (lambda: fisher_lee(TWO, ["0", "1"]), "it must be angles"),
-        (lambda: angular_error(TWO, TWO[:, None]), "`truth_c` has shape (2, 1)"),
-        (lambda: angular_error(TWO, TWO, align="both"), "`align` is 'both'"),
-        (lambda: angular_error([], []), "`truth_c` is empty"),
-        (lambda: circular_mean([]), "`angle_c` is empty"),
-        (lambda: circular_mean(TWO, [1, -1]), "`weight_c` must be 2 finite numbers, none below 0"),
-        (lambda: cyclic_order(TWO, ["a"], "abc"), "`label_c` has 1 entries, `angle_c` has 2"),
-        (lambda: cyclic_order(TWO, ["a", "b"], "ab"), "it must be three different labels"),
-        (lambda: cyclic_order(TWO, ["a", "b"], "abc"), "no cell has the label 'c'; there are: 'a', 'b'"),
-        (lambda: fourier_r2(NINE[:4], NINE), "`values_cf` has shape (4, 1), `angle_c` has 9 angles"),
-        (lambda: fourier_r2([*NINE[:8], np.inf], NINE), "`values_cf` has values that are NaN or infinite"),
-        (lambda: fourier_r2(NINE, NINE, 0), "`n_harmonics` is 0"),
-        (lambda: fourier_r2(NINE, NINE, 4), "9 cells to fit are too few for 4 harmonics; 10 are needed"),
-        (lambda: fourier_r2(NINE, NINE, n_splits=2), "4 cells to fit are too few"),
-        (lambda: fourier_r2(NINE, NINE, n_splits=1), "`n_splits` is 1; it must be from 2 to the number of cells, 9"),
+        (lambda: fisher_lee(TWO, [0.0]), ["a_c", "2", "b_c", "1"]),
+        (lambda: fisher_lee([0.0], [1.0]), ["a_c", "1"]),
+        (lambda: fisher_lee(TWO, [0.0, np.nan]), ["b_c", "1 of 2", "row 1"]),
+        (lambda: fisher_lee(TWO, ["0", "1"]), ["b_c", "<U1"]),
+        (lambda: angular_error(TWO, TWO[:, None]), ["truth_c", "(2, 1)"]),
+        (lambda: angular_error(TWO, TWO, align="both"), ["align", "'both'"]),
+        (lambda: angular_error([], []), ["truth_c"]),
+        (lambda: circular_mean([]), ["angle_c"]),
+        (lambda: circular_mean(TWO, [1, -1]), ["weight_c", "2"]),
+        (lambda: cyclic_order(TWO, ["a"], "abc"), ["label_c", "1", "angle_c", "2"]),
+        (lambda: cyclic_order(TWO, ["a", "b"], "ab"), ["order", "'ab'"]),
+        (lambda: cyclic_order(TWO, ["a", "b"], "abc"), ["'c'", "'a', 'b'"]),
+        (lambda: fourier_r2(NINE[:4], NINE), ["values_cf", "(4, 1)", "angle_c", "9"]),
+        (lambda: fourier_r2([*NINE[:8], np.inf], NINE), ["values_cf"]),
+        (lambda: fourier_r2(NINE, NINE, 0), ["n_harmonics", "0"]),
+        (lambda: fourier_r2(NINE, NINE, 4), ["9 cells", "4 harmonics", "10"]),
+        (lambda: fourier_r2(NINE, NINE, n_splits=2), ["4 cells"]),
+        (lambda: fourier_r2(NINE, NINE, n_splits=1), ["n_splits", "1", "9"]),
     ],
 )
-def test_bad_input_is_named(call, words):
-    with pytest.raises(ValueError, match=re.escape(words)):
+def test_bad_input_is_named(call, facts):
+    with raises(ValueError, naming=facts):
         call()
 
 

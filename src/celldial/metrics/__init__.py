@@ -1,4 +1,4 @@
-"""Measures of embeddings, imputations and angles: arrays in, numbers out."""
+"""Metrics of embeddings, imputations and angles. Arrays in, numbers out."""
 
 from celldial.metrics.circular import angular_error, circular_mean, cyclic_order, fisher_lee, fourier_r2
 from celldial.metrics.embedding import foscttm, ilisi, knn_f1, leiden_nmi
