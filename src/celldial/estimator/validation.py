@@ -49,9 +49,10 @@ def check_parameters(parameters: dict[str, Any]) -> None:
 
 def check_latent(parameters: Mapping[str, Any], periodic: bool) -> None:
     """Raise where what is asked of the latent state does not go together."""
-    if parameters["latent"] == "logistic_normal" and parameters["n_latent"] < 2:
+    family, n_latent = LATENTS[parameters["latent"]], parameters["n_latent"]
+    if n_latent < family.min_latent:
         raise ValueError(
-            "n_latent is 1, and the share of a single topic is always 1: choose more topics, or another latent"
+            f"n_latent is {n_latent}: latent={parameters['latent']!r} needs at least {family.min_latent} coordinates"
         )
     check_whole("n_components", parameters["n_components"], 2)
     if parameters["n_clusters"] is not None:

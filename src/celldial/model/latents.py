@@ -7,7 +7,7 @@ two coordinates of the plane in which the circle lies, ``z`` latent coordinates.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyro.distributions as dist
@@ -34,7 +34,20 @@ class Latent:
     ----------
     n_latent
         Number of coordinates.
+
+    Attributes
+    ----------
+    analytic_kl
+        Whether the KL divergence between two members of the family has a closed form.
+    coordinate_noun
+        Name of a coordinate in tables.
+    min_latent
+        Smallest number of coordinates.
     """
+
+    analytic_kl: ClassVar[bool] = True
+    coordinate_noun: ClassVar[str] = "axis"
+    min_latent: ClassVar[int] = 1
 
     def __init__(self, n_latent: int) -> None:
         self.n_latent = n_latent
@@ -70,6 +83,9 @@ class Latent:
         """Distribution of the coordinates given counts."""
         return self.noise(mu_cz, sigma_cz).to_event(1)
 
+    def check_range(self, z_cz: np.ndarray) -> None:
+        """Raise if values are outside the range of `link`."""
+
 
 class Gaussian(Latent):
     """Standard normal prior, diagonal Gaussian posterior.
@@ -95,6 +111,8 @@ class Laplace(Latent):
 class Logistic(Latent):
     """Logistic distributions: bells with longer tails than the normal distribution's."""
 
+    analytic_kl = False
+
     def noise(self, mu_cz: Tensor, sigma_cz: Tensor) -> dist.Logistic:
         """Distribution of each coordinate, of given mean and standard deviation."""
         return dist.Logistic(mu_cz, sigma_cz * (math.sqrt(3) / math.pi))
@@ -116,6 +134,11 @@ class LogNormal(Gaussian):
         """Give the coordinates that `link` takes to given values, which are positive."""
         return z_cz.clamp(torch.finfo(z_cz.dtype).tiny, LINEAR_FROM).log() + (z_cz / LINEAR_FROM - 1).clamp_min(0)
 
+    def check_range(self, z_cz: np.ndarray) -> None:
+        """Raise unless all values are positive."""
+        if not (z_cz > 0).all():
+            raise ValueError("z has values that are not above 0: the coordinates of a log-normal model are positive")
+
 
 LINEAR_FROM = 20.0
 
@@ -128,6 +151,9 @@ class LogisticNormal(Gaussian):
     Srivastava and Sutton (2017), Autoencoding Variational Inference For Topic Models, arXiv:1703.01488.
     """
 
+    coordinate_noun = "topic"
+    min_latent = 2  # the share of a single topic is always 1
+
     def link(self, u_cz: Tensor) -> Tensor:
         """Give what the decoder reads: the share of each topic."""
         return torch.softmax(TOPIC_SCALE * u_cz, -1)
@@ -136,6 +162,11 @@ class LogisticNormal(Gaussian):
         """Give the coordinates, of mean 0, that `link` takes to given shares."""
         log_cz = z_cz.clamp_min(torch.finfo(z_cz.dtype).tiny).log() / TOPIC_SCALE
         return log_cz - log_cz.mean(-1, keepdim=True)
+
+    def check_range(self, z_cz: np.ndarray) -> None:
+        """Raise unless the values of each cell are shares that sum to 1."""
+        if not ((z_cz >= 0).all() and np.allclose(z_cz.sum(1), 1, atol=1e-3)):
+            raise ValueError("z has rows that are not topic proportions: each must be at least 0, and sum to 1")
 
 
 # Under the prior a cell then has about four topics out of ten (perplexity), and not all of them.
@@ -151,14 +182,9 @@ LATENTS: dict[LatentName, type[Latent]] = {
 }
 
 
-def check_range(z_cz: np.ndarray, latent: str) -> None:
-    """Raise where coordinates are out of the range of their family."""
-    if latent == "log_normal" and not (z_cz > 0).all():
-        raise ValueError("z has values that are not above 0: the coordinates of a log-normal model are positive")
-    if latent == "logistic_normal" and not ((z_cz >= 0).all() and np.allclose(z_cz.sum(1), 1, atol=1e-3)):
-        raise ValueError(
-            "z has rows that are no shares: of each cell the shares of topics are at least 0, and sum to 1"
-        )
+def check_range(z_cz: np.ndarray, latent: LatentName) -> None:
+    """Raise if coordinates are outside the range of their family."""
+    LATENTS[latent](z_cz.shape[1]).check_range(z_cz)
 
 
 def check_latent_states(z: Any, n_latent: int) -> np.ndarray:

@@ -8,9 +8,11 @@ Axis suffixes: ``c`` cells, ``f`` features, ``n`` stored entries of a sparse mat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
@@ -20,27 +22,52 @@ from celldial.ops.csr import SparseRows
 
 # Inverse dispersions are started within these bounds: beyond 100 a gene is Poisson for every practical purpose.
 THETA_BOUNDS = (0.05, 100.0)
+PER_TEN_THOUSAND = 1e4
+
+
+Unit = Literal["counts", "probability"]
 
 
 class Likelihood(nn.Module):
-    """What every observation model offers.
+    """Base class of the observation models.
 
-    ``heads`` are the decoder's outputs, `n_heads` of them, each of shape ``(c, f)``; the softmax of the first gives the
-    share of each feature in what is counted in a cell. `n_matrices` says how many matrices of that shape a training
-    step holds at once, from the heads to their gradients. `loading_scale` says how much a feature's log rate may differ
-    between cells before the data speak: the standard deviation, under the normal prior of the weights that lead to the
-    heads, from hidden units of size one.
+    ``heads`` are the outputs of the decoder, each of shape ``(c, f)``. The softmax of the first head is the share of
+    each feature in the counts of a cell.
+
+    Attributes
+    ----------
+    n_heads
+        Number of decoder outputs per feature.
+    n_matrices
+        Number of matrices of shape ``(c, f)`` that a training step holds at once, from the heads to their gradients.
+    loading_scale
+        Prior standard deviation of a feature's log rate between cells: that of a normal prior on the weights that lead
+        from hidden units of size one to the heads.
+    binary
+        Whether only the presence of a count is modeled. Counts above 1 are then read as 1.
+    unit
+        Unit of the expected values.
+    upper_bound
+        Largest possible expected value.
     """
 
-    n_heads = 1
-    n_matrices = 2
-    loading_scale = 1.7
+    n_heads: ClassVar[int] = 1
+    n_matrices: ClassVar[int] = 2
+    loading_scale: ClassVar[float] = 1.7
+    binary: ClassVar[bool] = False
+    unit: ClassVar[Unit] = "counts"
+    upper_bound: ClassVar[float] = math.inf
 
     def __init__(self, n_features: int) -> None:
         super().__init__()
 
     def initialise(self, counts: SparseRows, library_size_c: Tensor) -> None:
         """Start the parameters from the counts; nothing to do where there are none."""
+
+    @staticmethod
+    def default_library_size(quantile_q: np.ndarray) -> float:
+        """Return the library size to decode with by default, given quantiles of the library sizes of the cells."""
+        return PER_TEN_THOUSAND
 
     def mean(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
         """Compute the expected value of every entry, shape ``(c, f)``."""
@@ -192,11 +219,19 @@ class Bernoulli(Likelihood):
 
     # Chromatin differs less between cells than expression does, and a wide modality has many weights to overfit with.
     loading_scale = 0.6
+    binary = True
+    unit = "probability"
+    upper_bound = 1.0
 
     def __init__(self, n_features: int) -> None:
         super().__init__(n_features)
         self.exposure_offset = nn.Parameter(torch.zeros(()))
         self.exposure_slope = nn.Parameter(torch.ones(()))
+
+    @staticmethod
+    def default_library_size(quantile_q: np.ndarray) -> float:
+        """Return the median library size: a probability depends on the depth of the cell."""
+        return float(np.median(quantile_q))
 
     def log_exposure(self, library_size_c: Tensor) -> Tensor:
         """Log of the expected number of fragments of each cell, shape ``(c,)``."""
@@ -237,6 +272,7 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
     "bernoulli": Bernoulli,
     "zero_inflated_negative_binomial": ZeroInflatedNegativeBinomial,
 }
+BINARY_LIKELIHOODS = frozenset(name for name, likelihood in LIKELIHOODS.items() if likelihood.binary)
 
 
 class Observation(TorchDistribution):

@@ -34,7 +34,7 @@ from celldial.model.elbo import (
 )
 from celldial.model.fusion import Fusion, balance
 from celldial.model.laplace import Loadings
-from celldial.model.latents import LATENTS, Logistic
+from celldial.model.latents import LATENTS
 from celldial.model.likelihoods import LIKELIHOODS, AmongAll, Likelihood, Observation
 from celldial.model.networks import Decoder, Encoder
 from celldial.model.periodic import N_GRID, Circle, grid, harmonics
@@ -170,7 +170,7 @@ class Module(nn.Module):
     @property
     def has_analytic_kl(self) -> bool:
         """Whether the KL divergence of the coordinates' posterior from what is known before has a closed form."""
-        return self.flow is None and self.learned_prior is None and not isinstance(self.latent, Logistic)
+        return self.flow is None and self.learned_prior is None and self.latent.analytic_kl
 
     def initialise(self, cells: Cells, n_trained: int | None = None) -> None:
         """Start biases, input scales and dispersions from the cells to train on, or a sample of these `n_trained`."""

@@ -10,7 +10,6 @@ import pandas as pd
 from celldial.data.cells import Cells, block_size
 from celldial.inference import posterior
 from celldial.inference.posterior import Covariates
-from celldial.model.latents import LogisticNormal
 from celldial.model.module import Module
 
 __all__ = ["coordinate_table", "kl_divergence", "names_of", "rank", "total_effects"]
@@ -74,8 +73,7 @@ def rank(
 
 def names_of(module: Module) -> list[str]:
     """Name the latent coordinates: ``"axis_0"`` and so on, or ``"topic_0"`` where they are topics."""
-    what = "topic" if isinstance(module.latent, LogisticNormal) else "axis"
-    return [f"{what}_{k}" for k in range(module.latent.n_latent)]
+    return [f"{module.latent.coordinate_noun}_{k}" for k in range(module.latent.n_latent)]
 
 
 # A coordinate is used if cells tell it and the decoder listens. At 0.1 nats the counts of a cell narrow the variance of
