@@ -16,6 +16,7 @@ from celldial.data.cells import MAX_BLOCK_CELLS, MAX_BLOCK_ENTRIES, Cells, block
 from celldial.data.checks import check_linked
 from celldial.data.schema import Schema
 from celldial.data.splits import split
+from helpers.raises import raises
 
 COUNTS = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=7), elements=st.integers(0, 9))
 
@@ -202,10 +203,10 @@ def test_shuffling_is_reproducible_and_goes_on() -> None:
 
 
 def test_wrong_minibatches() -> None:
-    with pytest.raises(ValueError, match="batch_size is 0"):
+    with raises(ValueError, naming=["batch_size", 0]):
         next(minibatches(numbered(3), 0))
     for index in ([2, 3], [-1, 0]):
-        with pytest.raises(ValueError, match=f"from 0 to 2, .*goes from {index[0]} to {index[1]}"):
+        with raises(ValueError, naming=[*index, 2]):
             next(minibatches(numbered(3), 2, index_c=torch.tensor(index)))
 
 
@@ -231,12 +232,12 @@ def test_split_is_random() -> None:
 
 @pytest.mark.parametrize("validation_size", [-0.1, 1, 1.5, float("nan")])
 def test_split_wants_a_share(validation_size: float) -> None:
-    with pytest.raises(ValueError, match="validation_size"):
+    with raises(ValueError, naming=["validation_size", validation_size]):
         split(10, validation_size, torch.Generator())
 
 
 def test_split_wants_cells() -> None:
-    with pytest.raises(ValueError, match="0 cells"):
+    with raises(ValueError, naming=[0]):
         split(0, 0.1, torch.Generator())
 
 
@@ -366,11 +367,11 @@ def test_linked() -> None:
 
 
 def test_not_linked() -> None:
-    with pytest.raises(ValueError, match="no cell has both rna and atac: nothing links them.*fit a model of each"):
+    with raises(ValueError, naming=["rna", "atac"]):
         check_linked(make_mosaic(rna=[0, 1], atac=[2, 3]))
-    with pytest.raises(ValueError, match="no cell has both any of rna, protein and atac: nothing links"):
+    with raises(ValueError, naming=["rna", "protein", "atac"]):
         check_linked(make_mosaic(rna=[0, 1], atac=[2, 3], protein=[0, 1]))
-    with pytest.raises(ValueError, match="no cell has a count of protein: there is nothing to learn it from"):
+    with raises(ValueError, naming=["protein"], omitting=["rna"]):
         check_linked(make_mosaic(rna=[], protein=[0, 1, 2, 3]))
 
 
@@ -379,7 +380,7 @@ def test_cells_to_train_on_must_be_linked() -> None:
     cells = make_mosaic(rna=[0], protein=[1, 2])
     check_linked(cells)
     check_linked(cells, torch.tensor([1, 3]))
-    with pytest.raises(ValueError, match="no cell to train on has a count of protein"):
+    with raises(ValueError, naming=["protein"], omitting=["rna"]):
         check_linked(cells, torch.tensor([1, 2]))
-    with pytest.raises(ValueError, match="no cell to train on has both rna and protein"):
+    with raises(ValueError, naming=["rna", "protein"]):
         check_linked(cells, torch.tensor([0, 1, 2]))

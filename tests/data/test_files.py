@@ -19,6 +19,7 @@ from celldial.data.file_matrices import File, runs_of
 from celldial.data.files import Atlas, is_stored
 from celldial.data.schema import Schema
 from helpers.assertions import assert_same_cells
+from helpers.raises import logged, raises
 from helpers.simulate import COVARIATES, simulate, simulate_two, write
 
 KEYS = ["batch", "donor", "age"]
@@ -139,14 +140,14 @@ def test_features_that_not_all_files_have_are_left_out(tmp_path, adata, caplog):
     with caplog.at_level(logging.WARNING, "celldial"):
         atlas = Atlas.open(paths)
     assert list(atlas.var.index) == list(adata.var_names[3:])
-    assert "leaving out 3 features that not all files have; 17 are in all" in caplog.text
+    assert logged(caplog, naming=[3, 17])
     np.testing.assert_array_equal(atlas.read(np.array([1, 51]), names=False).X.toarray(), adata.X[[1, 1], 3:].toarray())
 
 
 def test_files_with_other_features_are_refused(tmp_path, adata):
     other = adata.copy()
     other.var_names = [f"ENSG{gene}" for gene in range(adata.n_vars)]
-    with pytest.raises(ValueError, match=r"only 0 features are in all files.*b\.h5ad start 'ENSG0'"):
+    with raises(ValueError, naming=["b.h5ad", "'ENSG0'", 0]):
         Atlas.open([write(adata, tmp_path / "a.h5ad"), write(other, tmp_path / "b.h5ad")])
 
 
@@ -186,7 +187,7 @@ def test_of_a_backed_anndata_memory_counts_before_the_file(tmp_path, adata, mode
         counts = block.X if layer is None else block.layers[layer]
         np.testing.assert_array_equal(counts.toarray(), adata.X[row_c].toarray())
         np.testing.assert_array_equal(block.obsm["protein"].toarray(), 1)
-    with pytest.raises(ValueError, match=r"part of an AnnData that is backed.*adata\.to_memory"):
+    with raises(ValueError, naming=["to_memory"]):
         Atlas.open(backed[:10])
 
 
@@ -212,18 +213,18 @@ def test_blocks_have_few_enough_entries(tmp_path, monkeypatch, adata):
 def test_what_is_not_in_a_file_is_named(tmp_path, adata):
     adata.layers["counts"] = adata.X
     path = write(adata, tmp_path / "a.h5ad")
-    with pytest.raises(KeyError, match=r"a\.h5ad has no layers/raw; there are: 'X', 'layers/counts'"):
+    with raises(KeyError, naming=["a.h5ad", "layers/raw", "'X'", "'layers/counts'"]):
         Atlas.open(path, layer="raw")
-    with pytest.raises(KeyError, match=r"a\.h5ad has no column 'site' in obs; there are: 'type'"):
+    with raises(KeyError, naming=["a.h5ad", "'site'", "obs", "'type'"]):
         Atlas.open([path, path], obs_keys=["site"])
-    with pytest.raises(KeyError, match=r"a\.h5ad has no obsm/protein"):
+    with raises(KeyError, naming=["a.h5ad", "obsm/protein"]):
         Atlas.open(path, obsm_keys=["protein"])
     backed = ad.read_h5ad(path, backed="r")
-    with pytest.raises(KeyError, match=r"a\.h5ad has no layers/raw"):
+    with raises(KeyError, naming=["a.h5ad", "layers/raw"]):
         Atlas.open(backed, layer="raw")
     with h5py.File(tmp_path / "b.h5ad", "w") as file:
         file["matrix"] = np.zeros(3)
-    with pytest.raises(ValueError, match=r"b\.h5ad holds no AnnData"):
+    with raises(ValueError, naming=["b.h5ad", "AnnData"]):
         Atlas.open(tmp_path / "b.h5ad")
 
 
@@ -239,41 +240,41 @@ def test_what_is_not_in_all_files_may_be_left_out(tmp_path, adata):
 def test_what_is_not_read_is_refused(tmp_path, adata):
     with pytest.raises(ValueError, match="list of paths is empty"):
         Atlas.open([])
-    with pytest.raises(ValueError, match=r"holds a MuData: read it, mudata\.read_h5mu"):
+    with raises(ValueError, naming=["a.h5mu", "mudata.read_h5mu"]):
         Atlas.open(write(adata, tmp_path / "a.h5mu"))
     by_columns = adata.copy()
     by_columns.X = adata.X.tocsc()
-    with pytest.raises(ValueError, match=r"X of .*c\.h5ad is stored by columns \(CSC\).*tocsr"):
+    with raises(ValueError, naming=["X", "c.h5ad", "CSC", "tocsr"]):
         Atlas.open(write(by_columns, tmp_path / "c.h5ad"))
     half = adata.copy()
     half.X = adata.X.toarray().astype(np.float16)
-    with pytest.raises(TypeError, match=r"X of .*d\.h5ad is a .*float16"):
+    with raises(TypeError, naming=["X", "d.h5ad", "float16"]):
         Atlas.open(write(half, tmp_path / "d.h5ad"))
     twice = adata.copy()
     twice.var_names = ["g0", "g0", *adata.var_names[2:]]
-    with pytest.raises(ValueError, match=r"e\.h5ad has 'g0' more than once.*var_names_make_unique"):
+    with raises(ValueError, naming=["e.h5ad", "'g0'", "var_names_make_unique"]):
         Atlas.open(write(twice, tmp_path / "e.h5ad"))
     old = write(adata, tmp_path / "f.h5ad")
     with h5py.File(old, "r+") as file:
         file["obs"].attrs["encoding-version"] = "0.1.0"
-    with pytest.raises(ValueError, match=r"f\.h5ad was written by another version of anndata: write it once more"):
+    with raises(ValueError, naming=["f.h5ad", "anndata"]):
         Atlas.open(old)
-    with pytest.raises(IndexError, match="numbered from 0 to 49"):
+    with raises(IndexError, naming=[49]):
         Atlas.open(write(adata, tmp_path / "g.h5ad")).read(np.array([50]))
 
 
 def test_files_that_are_not_there_or_damaged_are_told(tmp_path, adata):
-    with pytest.raises(OSError, match=r"a\.h5ad is not there"):
+    with raises(OSError, naming=["a.h5ad"]):
         Atlas.open(tmp_path / "a.h5ad")
     (tmp_path / "text.h5ad").write_text("no HDF5")
-    with pytest.raises(OSError, match=r"text\.h5ad is no HDF5 file"):
+    with raises(OSError, naming=["text.h5ad", "HDF5"]):
         Atlas.open(tmp_path / "text.h5ad")
     cut = write(adata, tmp_path / "cut.h5ad")
     cut.write_bytes(cut.read_bytes()[:-1000])
-    with pytest.raises(OSError, match=r"cut\.h5ad could not be read \(.*truncated.*damaged, or its writing was not"):
+    with raises(OSError, naming=["cut.h5ad", "truncated"]):
         Atlas.open(cut)
     (tmp_path / "empty.zarr").mkdir()
-    with pytest.raises(OSError, match=r"empty\.zarr could not be read"):
+    with raises(OSError, naming=["empty.zarr"]):
         Atlas.open(tmp_path / "empty.zarr")
 
 
@@ -281,7 +282,7 @@ def test_a_store_without_all_its_chunks_is_not_taken_for_zeros(tmp_path, adata):
     store = write(adata, tmp_path / "a.zarr")
     for chunk in [*(store / "X/data").glob("[0-9]*"), *(store / "X/data").glob("c/*")]:
         chunk.unlink()
-    with pytest.raises(OSError, match=r"a\.zarr could not be read \(1 of 1 chunks of .*X/data are missing"):
+    with raises(OSError, naming=["a.zarr", "X/data", 1]):
         Atlas.open(store)
 
 
@@ -294,12 +295,12 @@ def test_damaged_values_are_told(tmp_path, adata):
     content = bytearray(damaged.read_bytes())
     content[where : where + 50] = bytes(50)
     damaged.write_bytes(content)
-    with pytest.raises(OSError, match=r"a\.h5ad could not be read"):
+    with raises(OSError, naming=["a.h5ad"]):
         Atlas.open(damaged).read(slice(0, 3))
     beyond = write(adata, tmp_path / "b.h5ad")
     with h5py.File(beyond, "r+") as file:
         file["X/indices"][0] = 1000
-    with pytest.raises(OSError, match=r"b\.h5ad could not be read \(there is an entry in column 1000 of 20\)"):
+    with raises(OSError, naming=["b.h5ad", 1000, 20]):
         Atlas.open(beyond).read(slice(0, 3))
 
 
@@ -309,11 +310,11 @@ def test_a_file_that_vanishes_is_told(tmp_path, adata, suffix):
     atlas = Atlas.open(path)
     atlas.head()
     path.unlink() if suffix == ".h5ad" else shutil.rmtree(path)
-    with pytest.raises(OSError, match=r"is not there \(any more\)"):
+    with raises(OSError, naming=[path]):
         atlas.read(slice(0, 3))
     backed = ad.read_h5ad(write(adata, tmp_path / "b.h5ad"), backed="r")
     (tmp_path / "b.h5ad").unlink()
-    with pytest.raises(OSError, match=r"b\.h5ad is not there"):
+    with raises(OSError, naming=["b.h5ad"]):
         Atlas.open(backed)
 
 
@@ -326,5 +327,4 @@ def test_slow_reading_is_told_once(tmp_path, adata, monkeypatch, caplog):
         for _ in range(2):
             with file.reading():
                 assert told.wait(10)
-    (message,) = (record.getMessage() for record in caplog.records if "slow.h5ad" in record.getMessage())
-    assert "slow.h5ad has taken more than 0 seconds and goes on" in message
+    assert len(logged(caplog, naming=["slow.h5ad", 0])) == 1

@@ -13,6 +13,7 @@ from scipy import sparse
 from celldial.data.cells import Cells
 from celldial.data.mudata import joined
 from celldial.data.schema import Schema
+from helpers.raises import raises
 
 mudata = pytest.importorskip("mudata")
 
@@ -178,7 +179,7 @@ def test_a_layer() -> None:
     np.testing.assert_array_equal(dense(adata, "abcd"), EXPECTED)
     np.testing.assert_array_equal(dense(adata, "abcd", adata.layers["counts"]), EXPECTED)
     del protein.layers["counts"]
-    with pytest.raises(KeyError, match="in modality 'prot' of the MuData .*no layer 'counts'; its layers: none"):
+    with raises(KeyError, naming=["'prot'", "'counts'"]):
         joined(make_mudata(rna=rna, prot=protein), layer="counts")
 
 
@@ -205,16 +206,16 @@ def test_nothing_is_written() -> None:
 
 def test_what_cannot_be_joined(tmp_path: Any) -> None:
     rna = make_rna()
-    with pytest.raises(ValueError, match="axis=1: its modalities must share cells"):
+    with raises(ValueError, naming=["axis=1"]):
         joined(mudata.MuData({"one": rna, "two": rna[:, ::-1].copy()}, axis=1))
-    with pytest.raises(TypeError, match="in modality 'rna' of the MuData .*is a numpy.ndarray of float16"):
+    with raises(TypeError, naming=["'rna'", "float16"]):
         joined(make_mudata(rna=AnnData(GENES.astype(np.float16), rna.obs, rna.var)))
-    with pytest.raises(ValueError, match="in modality 'rna' of the MuData .*adata.X is None"):
+    with raises(ValueError, naming=["'rna'", "adata.X"]):
         joined(make_mudata(rna=AnnData(obs=rna.obs, var=rna.var)))
-    with pytest.raises(ValueError, match="no cell in any modality"):
+    with raises(ValueError, naming=["MuData"]):
         joined(make_mudata()[[]])
     make_mudata().write(tmp_path / "cells.h5mu")
     data = mudata.read_h5mu(tmp_path / "cells.h5mu", backed="r")
-    with pytest.raises(ValueError, match="the MuData is backed by a file"):
+    with raises(ValueError, naming=["MuData", "mudata.read_h5mu"]):
         joined(data)
     data.file.close()

@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import sparse
 
 from celldial.data.schema import Schema
+from helpers.raises import logged, raises, warns
 
 COUNTS = np.array([[1, 0, 2, 0], [0, 0, 0, 0], [0, 3, 0, 7]])
 
@@ -42,10 +43,6 @@ def make_adata(x: Any = COUNTS, dtype: Any = np.float32, **layers: Any) -> AnnDa
     )
     var = pd.DataFrame(index=[f"g{gene}" for gene in range(n_genes)])
     return AnnData(x.astype(dtype), obs, var, layers=layers or None)
-
-
-def message(error: pytest.ExceptionInfo[Any]) -> str:
-    return str(error.value.args[0])
 
 
 def rna(adata: AnnData, schema: Schema | None = None) -> sparse.csr_matrix:
@@ -123,56 +120,45 @@ def test_nothing_is_written() -> None:
 
 
 @pytest.mark.parametrize("storage", ["dense", "csr_matrix", "csc_array"])
-@pytest.mark.parametrize(
-    ("value", "kind"),
-    [
-        (-1, "-1 .* negative"),
-        (np.nan, "nan .* not finite"),
-        (np.inf, "inf .* not finite"),
-        (-np.inf, "-inf .* negative"),
-        (1e39, r"1e\+39 .* not finite"),
-        (0.5, "0.5 .* not a whole"),
-    ],
-)
-def test_what_is_no_count_is_named(storage: str, value: float, kind: str) -> None:
+@pytest.mark.parametrize("value", [-1, np.nan, np.inf, -np.inf, 1e39, 0.5])
+def test_what_is_no_count_is_named(storage: str, value: float) -> None:
     x = COUNTS.astype(float)
     x[2, 1], x[2, 3] = value, 0.25
-    with pytest.raises(ValueError, match=rf"adata\.X has the value {kind}.*raw counts are needed") as error:
+    with raises(ValueError, naming=["adata.X", f"{value:g}", "'c2'", "'g1'"]):
         rna(make_adata(STORAGES[storage](x), np.float64))
-    assert "cell 'c2', gene 'g1'" in message(error)
 
 
 def test_negative_integers_are_no_counts() -> None:
-    with pytest.raises(ValueError, match="value -3 in cell 'c1', gene 'g0'"):
+    with raises(ValueError, naming=[-3, "'c1'", "'g0'"]):
         rna(make_adata(np.array([[1, 2], [-3, 4]]), np.int64))
 
 
 def test_error_says_where_the_counts_are() -> None:
     scaled = COUNTS - 0.5
-    with pytest.raises(ValueError, match=r"before normalization"):
+    with raises(ValueError, naming=["adata.X"], omitting=["layer=", "adata.raw"]):
         rna(make_adata(scaled, log=scaled))
-    with pytest.raises(ValueError, match=r"adata\.layers\['counts'\] holds counts: use VAE\(layer=\"counts\"\)"):
+    with raises(ValueError, naming=["adata.layers['counts']", 'layer="counts"']):
         rna(make_adata(scaled, log=scaled, counts=COUNTS))
     adata = make_adata(COUNTS, log=scaled)
-    with pytest.raises(ValueError, match=r"adata\.X holds counts: use VAE\(layer=None\)"):
+    with raises(ValueError, naming=["adata.layers['log']", "layer=None"]):
         rna(adata, Schema.from_anndata(adata, layer="log"))
     adata = make_adata(scaled)
     adata.raw = make_adata(sparse.csr_matrix(COUNTS))
-    with pytest.raises(ValueError, match=r"adata\.raw holds counts"):
+    with raises(ValueError, naming=["adata.raw"]):
         rna(adata)
 
 
 def test_not_an_anndata() -> None:
     schema = Schema.from_anndata(make_adata())
     for read in (Schema.from_anndata, schema.counts):
-        with pytest.raises(TypeError, match=r"expected an AnnData, got numpy\.ndarray"):
+        with raises(TypeError, naming=["AnnData", "numpy.ndarray"]):
             read(COUNTS)
 
 
 def test_backed(tmp_path: Any) -> None:
     make_adata().write_h5ad(tmp_path / "cells.h5ad")
     adata = read_h5ad(tmp_path / "cells.h5ad", backed="r")
-    with pytest.raises(ValueError, match=r"\.to_memory\(\)"):
+    with raises(ValueError, naming=["to_memory"]):
         Schema.from_anndata(adata)
     np.testing.assert_array_equal(rna(adata.to_memory()).toarray(), COUNTS)
     adata.file.close()
@@ -180,7 +166,7 @@ def test_backed(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("shape", [(0, 2), (2, 0)])
 def test_nothing_there(shape: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=f"{shape[0]} cells and {shape[1]} features"):
+    with raises(ValueError, naming=shape):
         Schema.from_anndata(make_adata(np.zeros(shape)))
 
 
@@ -192,18 +178,18 @@ def test_names_given_twice() -> None:
         names = list(getattr(adata, f"{axis}_names"))
         setattr(adata, f"{axis}_names", [*names[:-1], names[1]])
         for read in (Schema.from_anndata, schema.counts):
-            with pytest.raises(ValueError, match=rf"'{names[1]}' more than once.*adata\.{axis}_names_make_unique\(\)"):
+            with raises(ValueError, naming=[f"{names[1]!r}", f"{axis}_names_make_unique"]):
                 read(adata)
 
 
 def test_no_counts_there() -> None:
-    with pytest.raises(ValueError, match=r"adata\.X is None; layers: none"):
+    with raises(ValueError, naming=["adata.X", None]):
         Schema.from_anndata(AnnData(obs=make_adata().obs, var=make_adata().var))
     adata = AnnData(obs=make_adata().obs, var=make_adata().var, layers={"raw": COUNTS})
-    with pytest.raises(ValueError, match=r'layers: \'raw\'.*VAE\(layer="raw"\)'):
+    with raises(ValueError, naming=["'raw'", 'layer="raw"']):
         Schema.from_anndata(adata)
     np.testing.assert_array_equal(rna(adata, Schema.from_anndata(adata, layer="raw")).toarray(), COUNTS)
-    with pytest.raises(KeyError, match=r"no layer 'counts'; its layers: 'raw'"):
+    with raises(KeyError, naming=["'counts'", "'raw'"]):
         Schema.from_anndata(adata, layer="counts")
 
 
@@ -211,7 +197,7 @@ def test_no_counts_there() -> None:
 def test_counts_of_unknown_kind(x: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     adata = make_adata()
     monkeypatch.setattr(AnnData, "X", property(lambda self: x))  # stands for dask and other arrays not installed here
-    with pytest.raises(TypeError, match=r"adata\.X is a .*: make it a numpy array or a scipy sparse matrix"):
+    with raises(TypeError, naming=["adata.X"]):
         Schema.from_anndata(adata)
 
 
@@ -235,23 +221,23 @@ def test_further_features_are_ignored_even_if_no_counts(caplog: pytest.LogCaptur
     with caplog.at_level(logging.INFO, logger="celldial"):
         counts = rna(make_adata(x), schema)
     np.testing.assert_array_equal(counts.toarray(), COUNTS[:, [3, 1]])
-    assert "ignoring 2 features" in caplog.text
+    assert logged(caplog, naming=[2])
 
 
 def test_missing_features_are_zeros() -> None:
     adata = make_adata()
     schema = Schema.from_anndata(adata)
-    with pytest.warns(UserWarning, match=r"3 of the model's 4 features \(75\.0%\)"):
+    with warns(naming=[3, 4, "75.0%"]):
         counts = rna(adata[:, ["g3", "g0", "g1"]], schema)
     np.testing.assert_array_equal(counts.toarray(), COUNTS * [1, 1, 0, 1])
-    with pytest.warns(UserWarning, match=r"2 of the model's 4"):
+    with warns(naming=[2, 4]):
         schema.counts(adata[:, ["g3", "g0"]])
 
 
 def test_too_few_features() -> None:
     adata = make_adata()
     schema = Schema.from_anndata(adata)
-    with pytest.raises(ValueError, match=r"only 1 of the model's 4 .*25\.0%.*start 'g0', 'g1'.*adata 'g2'.*Ensembl"):
+    with raises(ValueError, naming=[1, 4, "25.0%", "'g0'", "'g1'", "'g2'"]):
         schema.counts(adata[:, ["g2"]])
 
 
@@ -259,7 +245,7 @@ def test_wrong_value_is_named_after_reordering() -> None:
     schema = Schema.from_anndata(make_adata())
     x = COUNTS.astype(float)
     x[2, 1] = 0.5
-    with pytest.raises(ValueError, match="cell 'c2', gene 'g1'"):
+    with raises(ValueError, naming=["'c2'", "'g1'"]):
         schema.counts(make_adata(x)[:, ["g1", "g3", "g0", "g2"]])
 
 
@@ -338,28 +324,26 @@ def test_key_not_there() -> None:
         {"categorical_covariate_keys": ["bacth"]},
         {"continuous_covariate_keys": ["bacth"]},
     ):
-        with pytest.raises(KeyError) as error:
+        with raises(KeyError, naming=["'bacth'", "'batch'", "'plate'", "'age'"]):
             Schema.from_anndata(adata, **keys)
-        assert "'bacth' is not among the columns given; did you mean 'batch'" in message(error)
-        assert "'plate', 'age'" in message(error)
 
 
 @pytest.mark.parametrize(
-    "keys",
+    ("key", "keys"),
     [
-        {"batch_key": "batch", "categorical_covariate_keys": ["batch"]},
-        {"batch_key": "age", "continuous_covariate_keys": ["age"]},
-        {"categorical_covariate_keys": ["plate"], "continuous_covariate_keys": ["plate"]},
-        {"categorical_covariate_keys": ["donor", "donor"]},
+        ("'batch'", {"batch_key": "batch", "categorical_covariate_keys": ["batch"]}),
+        ("'age'", {"batch_key": "age", "continuous_covariate_keys": ["age"]}),
+        ("'plate'", {"categorical_covariate_keys": ["plate"], "continuous_covariate_keys": ["plate"]}),
+        ("'donor'", {"categorical_covariate_keys": ["donor", "donor"]}),
     ],
 )
-def test_key_given_twice(keys: Any) -> None:
-    with pytest.raises(ValueError, match="given more than once"):
+def test_key_given_twice(key: str, keys: Any) -> None:
+    with raises(ValueError, naming=[key]):
         Schema.from_anndata(make_adata(), **keys)
 
 
 def test_one_string_is_no_list_of_keys() -> None:
-    with pytest.raises(TypeError, match=r"use \['donor'\]"):
+    with raises(TypeError, naming=["['donor']"]):
         Schema.from_anndata(make_adata(), categorical_covariate_keys="donor")
 
 
@@ -376,28 +360,26 @@ def test_missing_category(key: str, values: Any) -> None:
     adata = make_adata()
     schema = Schema.from_anndata(adata, batch_key=key)
     adata.obs[key] = values
-    with pytest.raises(ValueError, match=f"'{key}' is missing .* cell 'c1' .1 of 3 cells"):
+    with raises(ValueError, naming=[f"{key!r}", "'c1'", 1, 3]):
         Schema.from_anndata(adata, batch_key=key)
-    with pytest.raises(ValueError, match=f"'{key}' is missing .* cell 'c1'"):
+    with raises(ValueError, naming=[f"{key!r}", "'c1'"]):
         schema.covariates(adata)
 
 
-@pytest.mark.parametrize(
-    ("value", "words"), [(np.nan, "missing .NaN. in cell 'c2'"), (-np.inf, "infinite in cell 'c2'")]
-)
-def test_wrong_continuous_value(value: float, words: str) -> None:
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_wrong_continuous_value(value: float) -> None:
     adata = make_adata()
     schema = Schema.from_anndata(adata, continuous_covariate_keys=["age"])
     adata.obs["age"] = [1.0, 2.0, value]
-    with pytest.raises(ValueError, match=f"'age' is {words}"):
+    with raises(ValueError, naming=["'age'", "'c2'"]):
         Schema.from_anndata(adata, continuous_covariate_keys=["age"])
-    with pytest.raises(ValueError, match=f"'age' is {words}"):
+    with raises(ValueError, naming=["'age'", "'c2'"]):
         schema.covariates(adata)
 
 
 @pytest.mark.parametrize("key", ["batch", "donor"])
 def test_continuous_must_be_numeric(key: str) -> None:
-    with pytest.raises(TypeError, match=f"'{key}' is of dtype .*not numeric"):
+    with raises(TypeError, naming=[f"{key!r}"]):
         Schema.from_anndata(make_adata(), continuous_covariate_keys=[key])
 
 
@@ -413,15 +395,12 @@ def make_schema() -> Schema:
 def test_unseen_category() -> None:
     adata = make_adata()
     adata.obs["batch"] = ["b0", "new", "newer"]
-    with pytest.raises(ValueError, match="not seen in fit") as error:
+    with raises(ValueError, naming=["'batch'", "'new'", "'newer'", "'c1'", "'b0'", "'b1'"]):
         make_schema().covariates(adata)
-    for words in ("'batch'", "'new', 'newer'", "cell 'c1'", "knows 'b0', 'b1'", "fit", "set adata.obs['batch']"):
-        assert words in message(error)
     adata = make_adata()
     adata.obs["donor"] = "w"
-    with pytest.raises(ValueError, match="'donor'.*'w'") as error:
+    with raises(ValueError, naming=["'donor'", "'w'"], omitting=["transform_batch"]):
         make_schema().covariates(adata)
-    assert "transform_batch" not in message(error)
 
 
 def test_overrides() -> None:
@@ -435,15 +414,15 @@ def test_overrides() -> None:
 
 
 def test_wrong_overrides() -> None:
-    with pytest.raises(ValueError, match="'b7'.*knows 'b0', 'b1'.*choose a known one"):
+    with raises(ValueError, naming=["'b7'", "'b0'", "'b1'"]):
         make_schema().covariates(make_adata(), {"batch": "b7"})
-    with pytest.raises(KeyError, match="no covariate 'time'; its covariates: 'batch', 'donor', 'age'"):
+    with raises(KeyError, naming=["'time'", "'batch'", "'donor'", "'age'"]):
         make_schema().covariates(make_adata(), {"time": 1})
-    with pytest.raises(KeyError, match="its covariates: none"):
+    with raises(KeyError, naming=["'time'"]):
         Schema.from_anndata(make_adata()).covariates(make_adata(), {"time": 1})
-    with pytest.raises(TypeError, match="'batch' must be one value for all cells, not list"):
+    with raises(TypeError, naming=["'batch'", "list"]):
         make_schema().covariates(make_adata(), {"batch": ["b0", "b1", "b1"]})
-    with pytest.raises(TypeError, match="'age'.*not numeric"):
+    with raises(TypeError, naming=["'age'"]):
         make_schema().covariates(make_adata(), {"age": "old"})
 
 
@@ -473,15 +452,15 @@ def test_covariates_of_a_series_go_by_position() -> None:
 def test_wrong_covariates_in_a_dict() -> None:
     values = {"batch": "b0", "donor": "x", "age": 1.0}
     schema = make_schema()
-    with pytest.raises(ValueError, match="give n_cells"):
+    with raises(ValueError, naming=["n_cells"]):
         schema.covariates(values)
-    with pytest.raises(ValueError, match="'age' has 3 values for 2 cells"):
+    with raises(ValueError, naming=["'age'", 3, 2]):
         schema.covariates(values | {"age": [1.0, 2.0, 3.0]}, n_cells=2)
-    with pytest.raises(KeyError, match="no covariate 'time'"):
+    with raises(KeyError, naming=["'time'"]):
         schema.covariates(values | {"time": 1}, n_cells=2)
-    with pytest.raises(KeyError, match="'age'"):
+    with raises(KeyError, naming=["'age'"]):
         schema.covariates({"batch": "b0", "donor": "x"}, n_cells=2)
-    with pytest.raises(ValueError, match="'batch' is missing .* cell '1'"):
+    with raises(ValueError, naming=["'batch'", "'1'"]):
         schema.covariates(values | {"batch": ["b0", np.nan]}, n_cells=2)
 
 
@@ -490,9 +469,9 @@ def test_covariates_in_a_data_frame() -> None:
     expected = make_schema().covariates(make_adata())
     for found, wanted in zip(make_schema().covariates(obs, n_cells=3), expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
-    with pytest.raises(ValueError, match="covariates of 3 cells are given for 2"):
+    with raises(ValueError, naming=[3, 2]):
         make_schema().covariates(obs, n_cells=2)
-    with pytest.raises(TypeError, match="an AnnData, a DataFrame or a dict, got list"):
+    with raises(TypeError, naming=["AnnData", "DataFrame", "dict", "list"]):
         make_schema().covariates([1, 2])
 
 

@@ -10,17 +10,22 @@ import pytest
 
 @contextmanager
 def raises(
-    expected: type[BaseException] | tuple[type[BaseException], ...], naming: Sequence[Any] = ()
+    expected: type[BaseException] | tuple[type[BaseException], ...],
+    naming: Sequence[Any] = (),
+    omitting: Sequence[Any] = (),
 ) -> Iterator[Any]:
-    """Assert that the block raises `expected`, and that the message contains each fact of `naming`.
+    """Assert that the block raises `expected`, and that the message has each fact of `naming` and none of `omitting`.
 
     Facts are what a user needs to find the fault: a cell, a gene, a key, a value, a file. They are whole words: 3 is
     not in "13 cells", and "age" is not in "percentage".
     """
     with pytest.raises(expected) as caught:
         yield caught
-    missing = missing_facts(message_of(caught.value), naming)
-    assert not missing, f"the message does not name {missing}: {message_of(caught.value)}"
+    message = message_of(caught.value)
+    missing = missing_facts(message, naming)
+    assert not missing, f"the message does not name {missing}: {message}"
+    found = [str(fact) for fact in omitting if not missing_facts(message, [fact])]
+    assert not found, f"the message names {found}: {message}"
 
 
 @contextmanager
@@ -30,6 +35,12 @@ def warns(expected: type[Warning] = UserWarning, naming: Sequence[Any] = ()) -> 
         yield caught
     messages = [str(each.message) for each in caught if issubclass(each.category, expected)]
     assert any(not missing_facts(message, naming) for message in messages), f"no message names all: {messages}"
+
+
+def logged(caplog: pytest.LogCaptureFixture, naming: Sequence[Any]) -> list[str]:
+    """Return the log messages that contain each fact of `naming`."""
+    messages = [record.getMessage() for record in caplog.records]
+    return [message for message in messages if not missing_facts(message, naming)]
 
 
 def message_of(error: BaseException) -> str:

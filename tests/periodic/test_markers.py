@@ -1,13 +1,13 @@
 """Markers of phases: which there are, how they are found among features, and what is said where they are not."""
 
 import math
-import re
 from typing import Any
 
 import numpy as np
 import pytest
 
 from celldial.periodic.markers import CELL_CYCLE, NEW_NAMES, Rhythm, find_markers, read_rhythm
+from helpers.raises import raises
 
 ALL = [*CELL_CYCLE.markers["S"], *CELL_CYCLE.markers["G2M"]]
 
@@ -68,17 +68,12 @@ def test_a_feature_without_counts_is_no_marker() -> None:
 
 
 def test_too_few_markers_are_counted_and_advice_is_given() -> None:
-    with pytest.raises(ValueError, match=re.escape("only 1 of the 43 S markers and 2 of the 54 G2M markers")) as error:
+    with raises(ValueError, naming=[1, 43, 2, 54, 5, "'PCNA'", "'TOP2A'", "'MKI67'", "gene_symbols", "periodic"]):
         find(["PCNA", "TOP2A", "MKI67", "ENSG00000075624"])
-    message = str(error.value)
-    assert "needed: 5 of S and 5 of G2M" in message
-    assert "'PCNA', 'TOP2A', 'MKI67'" in message
-    assert "VAE(gene_symbols=...)" in message
-    assert "leave periodic out" in message
 
 
 def test_markers_of_one_phase_do_not_do() -> None:
-    with pytest.raises(ValueError, match="only 43 of the 43 S markers and 0 of the 54 G2M markers of cell_cycle"):
+    with raises(ValueError, naming=[43, 0, 54, "cell_cycle"]):
         find(list(CELL_CYCLE.markers["S"]))
 
 
@@ -87,7 +82,7 @@ def test_of_a_short_list_half_is_needed() -> None:
     assert rhythm is not None
     found = find(["d", "b", "a"], rhythm=rhythm)
     assert {phase: columns.tolist() for phase, columns in found.items()} == {"day": [2, 1], "night": [0]}
-    with pytest.raises(ValueError, match=r"only 1 of the 3 day markers .* of clock .*needed: 2 of day and 1 of night"):
+    with raises(ValueError, naming=[1, 3, "day", "clock", 2, "night"]):
         find(["d", "b", "x"], rhythm=rhythm)
 
 
@@ -121,28 +116,28 @@ GOOD = {"day": ["a", "b"], "night": ["c", "d"]}
 
 
 @pytest.mark.parametrize(
-    ("periodic", "error", "words"),
+    ("periodic", "error", "facts"),
     [
-        ("cell cycle", ValueError, "periodic is 'cell cycle': it must be 'cell_cycle', True, or a dict"),
-        (3, TypeError, "periodic is 3: it must be"),
-        (["cell_cycle"], TypeError, "periodic is ['cell_cycle']"),
-        ({}, ValueError, "of two phases at least"),
-        ({"name": "a"}, ValueError, "of two phases at least"),
-        ({"phases": GOOD}, ValueError, "of two phases at least"),
-        ({"name": "a", "phases": {"day": ["a", "b"]}}, ValueError, "of two phases at least"),
-        ({"name": "a", "phases": ["day", "night"]}, ValueError, "of two phases at least"),
-        ({"name": "a", "phases": GOOD, "period": 24}, ValueError, "of two phases at least"),
-        ({"name": "", "phases": GOOD}, ValueError, "the name of the periodic axis is ''"),
-        ({"name": 3, "phases": GOOD}, ValueError, "the name of the periodic axis is 3"),
-        ({"name": "a/b", "phases": GOOD}, ValueError, "must be a text without a slash"),
-        ({"name": "a", "phases": {**GOOD, 3: ["e", "f"]}}, ValueError, "a phase of a is called 3: it must be a text"),
-        ({"name": "a", "phases": {**GOOD, "G2/M": ["e", "f"]}}, ValueError, "a phase of a is called 'G2/M'"),
-        ({"name": "a", "phases": {**GOOD, "day": "PER1"}}, ValueError, "phase 'day' of a has the markers 'PER1'"),
-        ({"name": "a", "phases": {**GOOD, "day": ["PER1"]}}, ValueError, "name two at least"),
-        ({"name": "a", "phases": {**GOOD, "day": ["x", "x"]}}, ValueError, "name two at least"),
-        ({"name": "a", "phases": {**GOOD, "day": 3}}, ValueError, "phase 'day' of a has the markers 3"),
+        ("cell cycle", ValueError, ["periodic", "'cell cycle'", "'cell_cycle'", "True", "dict"]),
+        (3, TypeError, ["periodic", 3]),
+        (["cell_cycle"], TypeError, ["periodic", "['cell_cycle']"]),
+        ({}, ValueError, ["periodic", "phases"]),
+        ({"name": "a"}, ValueError, ["periodic", "phases"]),
+        ({"phases": GOOD}, ValueError, ["periodic", "phases"]),
+        ({"name": "a", "phases": {"day": ["a", "b"]}}, ValueError, ["periodic", "phases"]),
+        ({"name": "a", "phases": ["day", "night"]}, ValueError, ["periodic", "phases"]),
+        ({"name": "a", "phases": GOOD, "period": 24}, ValueError, ["periodic", "phases"]),
+        ({"name": "", "phases": GOOD}, ValueError, ["name", "''"]),
+        ({"name": 3, "phases": GOOD}, ValueError, ["name", 3]),
+        ({"name": "a/b", "phases": GOOD}, ValueError, ["'a/b'"]),
+        ({"name": "a", "phases": {**GOOD, 3: ["e", "f"]}}, ValueError, ["phase", 3]),
+        ({"name": "a", "phases": {**GOOD, "G2/M": ["e", "f"]}}, ValueError, ["phase", "'G2/M'"]),
+        ({"name": "a", "phases": {**GOOD, "day": "PER1"}}, ValueError, ["'day'", "'PER1'"]),
+        ({"name": "a", "phases": {**GOOD, "day": ["PER1"]}}, ValueError, ["'day'", "['PER1']"]),
+        ({"name": "a", "phases": {**GOOD, "day": ["x", "x"]}}, ValueError, ["'day'", "['x', 'x']"]),
+        ({"name": "a", "phases": {**GOOD, "day": 3}}, ValueError, ["'day'", 3]),
     ],
 )
-def test_what_is_no_rhythm(periodic: Any, error: type[Exception], words: str) -> None:
-    with pytest.raises(error, match=re.escape(words)):
+def test_what_is_no_rhythm(periodic: Any, error: type[Exception], facts: list[Any]) -> None:
+    with raises(error, naming=facts):
         read_rhythm(periodic)
