@@ -1,4 +1,4 @@
-"""Data to start with, without a download: real counts that come with the installed packages, and simulated ones."""
+"""Example data that need no download: blood cells that are installed with scanpy, and simulated multiome cells."""
 
 from celldial.datasets.multiome import simulate_multiome
 from celldial.datasets.pbmc68k import pbmc68k_reduced
