@@ -106,7 +106,7 @@ def measure(seed: int, options: argparse.Namespace) -> Notes:
             for n_cells in (options.cells, 32):
                 # Both ends of the path, and nothing in between: there is no truth there.
                 path = model.latent_traverse(
-                    adata, (first, last), groupby=column, n_steps=2, n_cells=n_cells, covariates={"batch": batch}
+                    adata, (first, last), groupby=column, n_steps=2, n_cells=n_cells, transform_batch={"batch": batch}
                 )
                 notes.band(f"{kind}, {'32' if n_cells == 32 else 'all'} cells", path, truth_sf)
                 if column == "cell_type" and n_cells > 32:
@@ -122,7 +122,7 @@ def measure(seed: int, options: argparse.Namespace) -> Notes:
         active = adata[adata.obs["is_cycling"]].copy()
         for batch in adata.obs["batch"].cat.categories:
             path = model.latent_traverse(
-                active, "cell_cycle", n_steps=25, n_cells=options.cells, covariates={"batch": batch}
+                active, "cell_cycle", n_steps=25, n_cells=options.cells, transform_batch={"batch": batch}
             )
             angles = path.obs["angle"]
             truth_sf = np.stack([true_shares(active, batch, angle).mean(0) for angle in angles])

@@ -28,6 +28,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 import celldial
 from celldial.data.cells import Cells, minibatches
 from celldial.data.schema import Schema
+from celldial.estimator.serialization import build_module
 from celldial.model.module import Module
 from celldial.ops.log_likelihoods import sparse_linear
 from celldial.training import loop
@@ -136,7 +137,7 @@ def measure(case: str, path: Path | None, threads: list[int], batch_size: int, r
     torch.manual_seed(0)
     schema = Schema.from_anndata(adata, likelihood=LIKELIHOODS[case])
     cells = Cells.from_anndata(adata, schema)
-    module = celldial.VAE(likelihood=LIKELIHOODS[case])._build(schema, None)
+    module = build_module(celldial.VAE(likelihood=LIKELIHOODS[case]), schema, None)
     module.initialise(cells)
     module.train()
     batches = list(torch.randperm(len(cells)).split(batch_size))

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 from celldial.utils.settings import settings
 
 if TYPE_CHECKING:
-    from celldial import datasets, metrics, pl
+    from celldial import datasets, metrics, pl, tl
     from celldial.estimator.vae import VAE
-    from celldial.tl import gradients
 
-__all__ = ["VAE", "datasets", "gradients", "metrics", "pl", "settings"]
+__all__ = ["VAE", "datasets", "metrics", "pl", "settings", "tl"]
 
 __version__ = version("celldial")
 

@@ -294,7 +294,9 @@ def test_a_new_axis_gets_its_name(
     assert re.search(r"celldial: axis 'mine' \(.+\): R² -?\d\.\d\d, p = ", captured.err)
     model, adata = VAE.load(folder / "m.celldial"), anndata.read_h5ad(folder / "out.h5ad")
     model.find_axis(adata, "mine", **asked)
-    path = model.latent_traverse(adata, "mine", at={"is_b": True}, covariates={"donor": "x", "age": 30.0}, n_steps=3)
+    path = model.latent_traverse(
+        adata, "mine", at={"is_b": True}, transform_batch={"donor": "x", "age": 30.0}, n_steps=3
+    )
     turned = anndata.read_h5ad(out)
     np.testing.assert_array_equal(turned.obs["mine"], adata.obs["mine"])
     np.testing.assert_array_equal(turned.uns["latent_traverse"]["mine"]["mean"], path.X)

@@ -17,6 +17,7 @@ from celldial.data.cells import Cells
 from celldial.data.labels import CLUSTER, CLUSTER_PROBABILITY, cluster_names, codes, column_names, known_labels
 from celldial.data.schema import Schema
 from celldial.data.splits import choose_cells
+from celldial.inference.anndata import to_anndata
 from celldial.model.module import LABEL_WEIGHT
 from helpers.assertions import assert_untouched
 from helpers.fit import fit_clusters as fit
@@ -195,7 +196,7 @@ def test_labels_are_learned_from_by_every_estimator(gradient: str) -> None:
 def test_surprise_at_labels_is_part_of_the_loss(fitted: tuple[VAE, AnnData]) -> None:
     """Beside the ELBO, in which known labels stand in place of what is judged."""
     model, adata = fitted
-    table = model._joined(adata)
+    table = to_anndata(model, adata)
     label_c = codes(table.obs, model.clusters_)
     wrong_c = torch.where(label_c >= 0, (label_c + 1) % len(model.clusters_["names"]), label_c)  # it is surprised
     cells = replace(Cells.from_anndata(table, model.schema_), label_c=wrong_c)

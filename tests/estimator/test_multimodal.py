@@ -16,8 +16,8 @@ from scipy import sparse
 from sklearn.base import clone
 
 import celldial.data.cells
-import celldial.estimator.vae
 import celldial.inference.posterior
+import celldial.tl.expression
 import celldial.training.memory
 from celldial import VAE, pl
 from celldial.model.fusion import FUSIONS, balance
@@ -298,8 +298,8 @@ def test_a_mudata_is_as_the_anndata_made_of_it(tmp_path: Path) -> None:
     np.testing.assert_array_equal(model.transform(adata), expected.transform(data))
     assert model.score(data) == expected.score(adata)
     np.testing.assert_allclose(model.transform(data[10:20]), data.obsm["X_celldial"][10:20], atol=1e-5)
-    table = model.impute(data, "protein", batch="b0")
-    np.testing.assert_array_equal(table, expected.impute(adata, "protein", batch="b0"))
+    table = model.impute(data, "protein", transform_batch="b0")
+    np.testing.assert_array_equal(table, expected.impute(adata, "protein", transform_batch="b0"))
     np.testing.assert_array_equal(data.obsm["imputed_protein"], table)
     pd.testing.assert_frame_equal(model.denoise(data, key_added="denoised"), expected.denoise(adata))
     path = model.latent_traverse(data, n_steps=3)
@@ -569,14 +569,14 @@ def test_imputing_named_features_makes_no_table_of_all(
 def test_imputing_as_if_cells_were_others(model: VAE, multiome: AnnData, key: str, value: Any) -> None:
     adata = multiome.copy()
     as_is = model.impute(adata, "atac", from_="rna")
-    changed = model.impute(adata, "atac", from_="rna", batch={key: value})
+    changed = model.impute(adata, "atac", from_="rna", transform_batch={key: value})
     z = model.transform(adata, modality="rna")
     np.testing.assert_array_equal(changed, model.decode(z, adata.obs.assign(**{key: value}), modality="atac"))
     same_c = (adata.obs[key] == value).to_numpy()
     pd.testing.assert_frame_equal(changed[same_c], as_is[same_c])
     assert (np.abs(changed - as_is)[~same_c].max(axis=1) > 1e-6).all()
     if key == "batch":
-        pd.testing.assert_frame_equal(model.impute(adata, "atac", from_="rna", batch=value), changed)
+        pd.testing.assert_frame_equal(model.impute(adata, "atac", from_="rna", transform_batch=value), changed)
         # Cells of a batch that the model has not seen are asked for as those of one that it has.
     assert list(adata.obs[key]) == list(multiome.obs[key])
 
@@ -624,14 +624,14 @@ def test_wrong_wishes_are_named(case: str, model: VAE, multiome: AnnData, tmp_pa
 
 def test_batch_needs_a_batch(trimodal: VAE) -> None:
     with pytest.raises(ValueError, match="batch names a batch, and the model was fitted without batch_key"):
-        trimodal.impute(make(), "atac", batch="b0")
+        trimodal.impute(make(), "atac", transform_batch="b0")
 
 
 def test_a_large_table_is_made_only_where_asked_for(
     model: VAE, multiome: AnnData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adata = multiome.copy()
-    monkeypatch.setattr(celldial.estimator.vae, "MAX_ENTRIES", 60 * 30 - 1)
+    monkeypatch.setattr(celldial.tl.expression, "MAX_ENTRIES", 60 * 30 - 1)
     words = (
         r"the table of 60 cells × 30 features takes 0.0 GB: name the features=\[...\] you need, use impute_to_file, or "
         "pass dense=True"
@@ -648,11 +648,11 @@ def test_imputing_to_a_file_is_imputing(
     model: VAE, multiome: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, features: Any
 ) -> None:
     adata, path = multiome.copy(), tmp_path / "imputed.h5ad"
-    expected = model.impute(adata.copy(), "atac", from_="rna", batch="b1", features=features, dense=True)
+    expected = model.impute(adata.copy(), "atac", from_="rna", transform_batch="b1", features=features, dense=True)
     check = untouched(adata)
     monkeypatch.setattr(celldial.data.cells, "MAX_BLOCK_CELLS", 7)
     for target in (path, str(path)):
-        model.impute_to_file(adata, "atac", target, from_="rna", batch="b1", features=features)
+        model.impute_to_file(adata, "atac", target, from_="rna", transform_batch="b1", features=features)
     check()
     assert list(tmp_path.iterdir()) == [path]
     found = read_h5ad(path)

@@ -45,7 +45,7 @@ def test_proteins_of_donors_without_them_are_predicted_from_their_rna(shared_dat
 
     proteins = (adata.var["feature_types"] == "Antibody Capture").to_numpy()
     query = adata[no_protein, ~proteins].copy()
-    predicted = model.impute(query, "protein", from_="rna", batch="p3_0")
+    predicted = model.impute(query, "protein", from_="rna", transform_batch="p3_0")
     share = adata.to_df().loc[~no_protein, proteins]
     measured = share.div(share.sum(axis=1), axis=0) * 1e4
     types = ["B", "CD4 T", "Mono", "NK"]
@@ -55,7 +55,7 @@ def test_proteins_of_donors_without_them_are_predicted_from_their_rna(shared_dat
     assert varying.sum() > 30
     assert np.corrcoef(found.loc[:, varying].to_numpy().ravel(), known.loc[:, varying].to_numpy().ravel())[0, 1] > 0.85
 
-    model.impute_to_file(query, "protein", tmp_path / "proteins.h5ad", from_="rna", batch="p3_0")
+    model.impute_to_file(query, "protein", tmp_path / "proteins.h5ad", from_="rna", transform_batch="p3_0")
     np.testing.assert_array_equal(read_h5ad(tmp_path / "proteins.h5ad").X, predicted)
     model.save(tmp_path / "model.celldial")
     np.testing.assert_array_equal(VAE.load(tmp_path / "model.celldial").transform(adata), adata.obsm["X_celldial"])

@@ -432,9 +432,9 @@ def test_denoised_expression_is_a_table_of_cells_and_genes(conditional: VAE, ada
 def test_denoised_genes_are_columns_of_the_whole(conditional: VAE, adata: AnnData) -> None:
     whole = conditional.denoise(adata)
     genes = ["g7", "g0", "g19"]
-    pd.testing.assert_frame_equal(conditional.denoise(adata, genes=genes), whole[genes])
-    pd.testing.assert_frame_equal(conditional.denoise(adata, genes=pd.Index(genes)), whole[genes])
-    pd.testing.assert_frame_equal(conditional.denoise(adata, genes="g7"), whole[["g7"]])
+    pd.testing.assert_frame_equal(conditional.denoise(adata, features=genes), whole[genes])
+    pd.testing.assert_frame_equal(conditional.denoise(adata, features=pd.Index(genes)), whole[genes])
+    pd.testing.assert_frame_equal(conditional.denoise(adata, features="g7"), whole[["g7"]])
 
 
 def test_denoised_expression_is_near_the_mean_of_the_data(adata: AnnData) -> None:
@@ -449,9 +449,9 @@ def test_denoised_expression_is_written_where_it_fits(conditional: VAE, adata: A
     before = adata.copy()
     table = conditional.denoise(adata, key_added="denoised")
     np.testing.assert_array_equal(adata.layers["denoised"], table)
-    some = conditional.denoise(adata, genes=["g3", "g1"], key_added="some")
+    some = conditional.denoise(adata, features=["g3", "g1"], key_added="some")
     pd.testing.assert_frame_equal(adata.obsm["some"], some)
-    assert_untouched(adata, before, but=("layers", "obsm"))
+    assert_untouched(adata, before, but=("layers", "obsm", "uns"))
     assert (list(adata.layers)[-1:], list(adata.obsm)) == (["denoised"], ["some"])
     adata.write_h5ad(tmp_path / "cells.h5ad")
     pd.testing.assert_frame_equal(read_h5ad(tmp_path / "cells.h5ad").obsm["some"], some)
@@ -467,7 +467,7 @@ def test_denoised_expression_of_features_in_another_order_is_a_table(conditional
 
 @pytest.mark.parametrize("genes", [None, ["g3", "g1"]])
 def test_what_is_returned_is_apart_from_what_is_written(conditional: VAE, adata: AnnData, genes: Any) -> None:
-    table = conditional.denoise(adata, genes=genes, key_added="denoised")
+    table = conditional.denoise(adata, features=genes, key_added="denoised")
     expected = table.copy()
     table.iloc[:, :] = -1
     written = adata.layers["denoised"] if genes is None else adata.obsm["denoised"].to_numpy()
@@ -505,8 +505,8 @@ def test_any_covariate_can_be_set_to_another_value(conditional: VAE, adata: AnnD
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"genes": ["g1", "CD4", "CD8"]}, KeyError, "no gene 'CD4' .2 of those asked for"),
-        ({"genes": ["g1", "g2", "g1"]}, ValueError, "gene 'g1' is asked for more than once"),
+        ({"features": ["g1", "CD4", "CD8"]}, KeyError, "no gene 'CD4' .2 of those asked for"),
+        ({"features": ["g1", "g2", "g1"]}, ValueError, "gene 'g1' is asked for more than once"),
         ({"transform_batch": "b7"}, ValueError, "'batch'.*'b7'.*knows 'b0', 'b1'"),
         ({"transform_batch": {"time": 3}}, KeyError, "no covariate 'time'.*'batch', 'donor', 'age'"),
         ({"transform_batch": {"age": "old"}}, TypeError, "'age'.*not numeric"),

@@ -13,7 +13,7 @@ from anndata import AnnData
 from torch.distributions import Independent, Normal
 
 from celldial import VAE
-from celldial.estimator.vae import SCORED_SLOWER
+from celldial.estimator.fitting import SCORED_SLOWER
 from celldial.model.distributions import Detached
 from celldial.model.elbo import KEPT, Baseline, Gradient, read_gradient
 from celldial.model.latents import LATENTS

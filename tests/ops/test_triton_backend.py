@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from celldial import VAE
 from celldial.data.cells import Cells
 from celldial.data.schema import Schema
+from celldial.estimator.serialization import build_module
 from celldial.model import networks
 from celldial.ops import log_likelihoods
 from celldial.ops.csr import SparseRows
@@ -210,7 +211,7 @@ def test_a_training_step_is_the_same_by_either(name, monkeypatch):
     schema = Schema.from_anndata(adata, likelihood=name)
     cells = Cells.from_anndata(adata, schema).to(DEVICE)
     torch.manual_seed(0)
-    module = VAE(n_latent=3, n_hidden=16, dropout_rate=0.0)._build(schema, None).to(DEVICE)
+    module = build_module(VAE(n_latent=3, n_hidden=16, dropout_rate=0.0), schema, None).to(DEVICE)
     module.initialise(cells)
 
     def loss_and_gradients():

@@ -1,6 +1,7 @@
 """Estimators of gradients: what is known of each on paper, on toy models and on real ones; densities of flows."""
 
 import copy
+import importlib
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -18,18 +19,19 @@ from sklearn.exceptions import NotFittedError
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from celldial import VAE
+from celldial import VAE, tl
 from celldial.data.cells import Cells
 from celldial.model.distributions import Choice, Detached
 from celldial.model.elbo import Baseline, EnumeratedELBO, Estimator, Gradient, MeanFieldELBO, ScoreFunctionELBO
 from celldial.model.latents import LATENTS, LatentName, Logistic
 from celldial.model.module import Encoded, Module
 from celldial.model.priors import Flow, Mixture, PosteriorFlow
-from celldial.tl import gradients
 from celldial.tl.gradients import Moments, Way, draws, prepared, ways
 from celldial.utils.random import seeded
 from helpers.modules import build_module
 from helpers.simulate import simulate, simulate_cells
+
+gradients = importlib.import_module("celldial.tl.gradients")
 
 N = 100_000
 # An estimate without bias is this many standard errors from the truth once in 16,000 times.
@@ -669,7 +671,7 @@ FEW: dict[str, Any] = {"n_samples": 200, "n_cells": 10, "n_reference": 400}
 
 @SINGLE
 def test_the_table_has_a_row_for_each_parameter_and_estimator(model: VAE, adata: AnnData) -> None:
-    table = gradients.compare(model, adata, **FEW)
+    table = tl.compare_gradients(model, adata, **FEW)
     assert list(table.columns) == ["mean", "bias", "standard_error", "variance", "microseconds"]
     assert list(table.index.names) == ["parameter", "estimator"]
     assert list(table.index.unique("parameter")) == ["mu", "sigma"]
@@ -684,7 +686,7 @@ def test_the_table_has_a_row_for_each_parameter_and_estimator(model: VAE, adata:
 
 @SINGLE
 def test_the_table_is_of_single_draws_and_of_others_for_the_reference(model: VAE, adata: AnnData) -> None:
-    row = gradients.compare(model, adata, "reparameterized", **FEW).loc[("sigma", "reparameterized")]
+    row = tl.compare_gradients(model, adata, "reparameterized", **FEW).loc[("sigma", "reparameterized")]
     _, cells, encoded = gradients.read(model, adata, None, 10, 0.3, 0)
     module = prepared(model.module_, Way(Gradient()), cells, encoded, 0.3)
     drawn = []
@@ -705,10 +707,10 @@ def test_the_table_is_of_single_draws_and_of_others_for_the_reference(model: VAE
 @SINGLE
 def test_the_table_of_a_model_with_clusters(clustered: VAE, adata: AnnData) -> None:
     names = ["score_function", "enumerate", "gumbel_softmax", "straight_through"]
-    table = gradients.compare(clustered, adata, names, **FEW)
+    table = tl.compare_gradients(clustered, adata, names, **FEW)
     assert list(table.index.unique("parameter")) == ["mu", "sigma", "cluster"]
     assert list(table.loc["cluster"].index) == names
-    warm = gradients.compare(clustered, adata, ["gumbel_softmax"], temperature=5.0, **FEW)
+    warm = tl.compare_gradients(clustered, adata, ["gumbel_softmax"], temperature=5.0, **FEW)
     assert (
         warm.loc[("cluster", "gumbel_softmax"), "bias"] > 3 * warm.loc[("cluster", "gumbel_softmax"), "standard_error"]
     )
@@ -719,10 +721,10 @@ def test_the_same_seed_gives_the_same_table_whatever_else_is_compared(model: VAE
     weights = {name: tensor.clone() for name, tensor in model.module_.state_dict().items()}
     state = torch.get_rng_state()
     names = ["score_function + learned", "reparameterized"]
-    whole = gradients.compare(model, adata, names, seed=3, **FEW).drop(columns="microseconds")
-    alone = gradients.compare(model, adata, names[1:], seed=3, **FEW).drop(columns="microseconds")
+    whole = tl.compare_gradients(model, adata, names, seed=3, **FEW).drop(columns="microseconds")
+    alone = tl.compare_gradients(model, adata, names[1:], seed=3, **FEW).drop(columns="microseconds")
     pd.testing.assert_frame_equal(whole.loc[alone.index], alone)
-    other = gradients.compare(model, adata, names[1:], seed=4, **FEW)
+    other = tl.compare_gradients(model, adata, names[1:], seed=4, **FEW)
     assert (other["mean"] != alone["mean"]).all()
     assert torch.equal(torch.get_rng_state(), state)
     assert isinstance(model.module_.elbo_estimator, MeanFieldELBO)
@@ -790,7 +792,7 @@ def test_moments_are_those_of_averages() -> None:
 @SINGLE
 def test_the_sweep_measures_widths_and_averages(model: VAE, adata: AnnData) -> None:
     names = ["reparameterized", "score_function"]
-    table = gradients.sweep(model, adata, names, widths=[0.1, 10], n_averaged=[4, 16], n_samples=320, n_cells=20)
+    table = tl.sweep_gradients(model, adata, names, widths=[0.1, 10], n_averaged=[4, 16], n_samples=320, n_cells=20)
     assert list(table.columns) == ["parameter", "estimator", "width", "n_averaged", "variance"]
     cases = table[["width", "n_averaged"]].drop_duplicates().sort_values(["width", "n_averaged"])
     assert cases.to_numpy().tolist() == [[0.1, 1], [1, 1], [1, 4], [1, 16], [10, 1]]
@@ -801,18 +803,18 @@ def test_the_sweep_measures_widths_and_averages(model: VAE, adata: AnnData) -> N
     assert variance["mu", "score_function", 0.1, 1] > 10 * variance["mu", "score_function", 1, 1]
     for name in names:
         assert variance["mu", name, 1, 16] == pytest.approx(variance["mu", name, 1, 1] / 16, rel=0.5)
-    again = gradients.sweep(model, adata, names[0], widths=[0.1, 10], n_averaged=[4, 16], n_samples=320, n_cells=20)
+    again = tl.sweep_gradients(model, adata, names[0], widths=[0.1, 10], n_averaged=[4, 16], n_samples=320, n_cells=20)
     pd.testing.assert_frame_equal(table[table["estimator"] == names[0]].reset_index(drop=True), again)
 
 
 @SINGLE
 def test_a_posterior_that_is_a_flow_is_only_reparameterized(adata: AnnData) -> None:
     model = VAE(n_latent=3, n_hidden=8, posterior="flow").fit(adata.copy(), max_epochs=2, progress=False)
-    assert list(gradients.compare(model, adata, **FEW).loc["mu"].index) == ["reparameterized"]
+    assert list(tl.compare_gradients(model, adata, **FEW).loc["mu"].index) == ["reparameterized"]
     with pytest.raises(
         ValueError, match="no estimator 'score_function' for this model: choose some of 'reparameterized'"
     ):
-        gradients.compare(model, adata, ["score_function"])
+        tl.compare_gradients(model, adata, ["score_function"])
 
 
 @SINGLE
@@ -824,7 +826,7 @@ def test_what_else_a_model_may_have(adata: AnnData) -> None:
     model.fit(adata.copy(), max_epochs=2, progress=False)
     cells = adata.copy()
     cells.X = sparse.diags((np.arange(60) >= 50).astype(np.float32)) @ adata.X
-    table = gradients.compare(model, cells, n_samples=50, n_cells=100, n_reference=50)
+    table = tl.compare_gradients(model, cells, n_samples=50, n_cells=100, n_reference=50)
     assert np.isfinite(table).all(axis=None)
     _, chosen, _ = gradients.read(model, cells, None, 100, 0.3, 0)
     assert len(chosen) == 10
@@ -832,7 +834,7 @@ def test_what_else_a_model_may_have(adata: AnnData) -> None:
 
 @SINGLE
 def test_one_cell_is_enough(model: VAE, adata: AnnData) -> None:
-    table = gradients.compare(model, adata[:1], n_samples=50, n_reference=50)
+    table = tl.compare_gradients(model, adata[:1], n_samples=50, n_reference=50)
     assert np.isfinite(table).all(axis=None)
 
 
@@ -850,24 +852,24 @@ def test_one_cell_is_enough(model: VAE, adata: AnnData) -> None:
 )
 def test_what_makes_no_sense_is_refused(model: VAE, adata: AnnData, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        gradients.compare(model, adata, **arguments)
+        tl.compare_gradients(model, adata, **arguments)
 
 
 @SINGLE
 def test_sweeps_that_make_no_sense_are_refused(model: VAE, adata: AnnData) -> None:
     with pytest.raises(ValueError, match="n_samples is 20: it must be a whole number of at least 32"):
-        gradients.sweep(model, adata, n_averaged=[16], n_samples=20)
+        tl.sweep_gradients(model, adata, n_averaged=[16], n_samples=20)
     with pytest.raises(ValueError, match="n_averaged is 0.5: it must be a whole number"):
-        gradients.sweep(model, adata, n_averaged=[0.5])
+        tl.sweep_gradients(model, adata, n_averaged=[0.5])
     with pytest.raises(ValueError, match="widths are .0, 1.: each must be above 0"):
-        gradients.sweep(model, adata, widths=[0, 1])
+        tl.sweep_gradients(model, adata, widths=[0, 1])
 
 
 @SINGLE
 @pytest.mark.filterwarnings("ignore:no feature tells the angle well")
 def test_a_model_that_is_not_fitted_or_periodic_is_refused(adata: AnnData) -> None:
     with pytest.raises(NotFittedError, match="call fit"):
-        gradients.compare(VAE(), adata)
+        tl.compare_gradients(VAE(), adata)
     periodic = VAE(n_latent=3, n_hidden=8, periodic=True).fit(adata.copy(), max_epochs=1, progress=False)
     with pytest.raises(ValueError, match="has a periodic coordinate, whose gradients are not compared"):
-        gradients.compare(periodic, adata)
+        tl.compare_gradients(periodic, adata)

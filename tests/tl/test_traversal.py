@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,14 @@ from scipy import sparse, stats
 
 from celldial import VAE
 from celldial.inference import population_means, posterior
+from celldial.inference.anndata import read_cells
 from celldial.inference.laplace import measure_loadings
 from celldial.inference.posterior import Covariates
 from celldial.model import laplace
 from celldial.model.likelihoods import LIKELIHOODS
-from celldial.tl import cell_selection, latent_traverse, traversal, traversal_axis
+from celldial.tl import cell_selection, moved_cells, traversal, traversal_axis
 from celldial.tl.traversal import Traversal
+from helpers.raises import raises, warns
 from helpers.simulate import COVARIATES, simulate, simulate_two
 
 STATES = hnp.arrays(np.float32, st.tuples(st.integers(1, 9), st.just(3)), elements=st.integers(-50, 50))
@@ -290,7 +293,7 @@ def test_in_directions_without_cells_the_prior_holds() -> None:
 def test_more_cells_make_surer(model: VAE) -> None:
     """Four times the cells, a quarter of the variance where the prior says little."""
     adata = simulate()
-    _, cells = model._read(adata)
+    _, cells = read_cells(model, adata)
     average_variance = []
     for times in (1, 4):
         with torch.random.fork_rng():
@@ -464,7 +467,8 @@ def test_a_traversal_has_a_row_a_step_and_a_column_a_feature(model: VAE, adata: 
     np.testing.assert_allclose(path.layers["log2_fold_change"], np.log2(path.X / path.X[0]), atol=1e-5)
     # Kept beside what was there, and nothing else is touched.
     assert adata.uns["latent_traverse"]["mine"] == {"note": "kept"}
-    assert list(adata.uns) == ["latent_traverse"]
+    assert list(adata.uns) == ["latent_traverse", "celldial"]
+    assert adata.uns["celldial"] == {"written": {"latent_traverse": {"axis_1": model.fingerprint_}}}
     assert not adata.obsm
     assert not adata.layers
     pd.testing.assert_frame_equal(adata.obs, before.obs)
@@ -485,7 +489,7 @@ def test_a_named_axis_moves_the_score(model: VAE, adata: AnnData) -> None:
 def test_an_axis_by_chance_is_warned_of(model: VAE, adata: AnnData) -> None:
     cells = with_axis(adata)
     cells.uns["celldial"]["axes"]["response"] = {**AXIS, "p_value": 0.3}
-    with pytest.warns(UserWarning, match=r"the axis 'response' .* no better than by chance \(p = 0.3\)") as told:
+    with warns(naming=["'response'", "p = 0.3"]) as told:
         model.latent_traverse(cells, "response", n_steps=3)
     assert told[0].filename == __file__
     cells.uns["celldial"]["axes"]["response"]["p_value"] = 0.001
@@ -532,12 +536,12 @@ def test_a_group_is_moved_by_itself(model: VAE, adata: AnnData) -> None:
 
 
 def test_covariates_are_those_asked_for(model: VAE, adata: AnnData) -> None:
-    asked = model.latent_traverse(adata, 0, at="c3", n_steps=3, covariates={"batch": "b0", "donor": "x"})
+    asked = model.latent_traverse(adata, 0, at="c3", n_steps=3, transform_batch={"batch": "b0", "donor": "x"})
     own = model.latent_traverse(adata, 0, at="c3", n_steps=3)
     assert not np.allclose(asked.X, own.X, rtol=1e-3)
     # The encoder hears the cell's own all the same.
     np.testing.assert_array_equal(asked.uns["path"], own.uns["path"])
-    same = model.latent_traverse(adata, 0, at="c3", n_steps=3, covariates={"batch": adata.obs["batch"]["c3"]})
+    same = model.latent_traverse(adata, 0, at="c3", n_steps=3, transform_batch={"batch": adata.obs["batch"]["c3"]})
     np.testing.assert_array_equal(same.X, own.X)
     assert same.uns["covariates"] == {"batch": adata.obs["batch"]["c3"]}
 
@@ -578,26 +582,26 @@ def test_the_same_seed_gives_the_same_bits_and_another_others(model: VAE, adata:
 def test_cells_are_read_block_by_block(model: VAE, adata: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
     """The result is the same, and no block is larger."""
     expected = model.latent_traverse(adata, 0, n_steps=3)
-    monkeypatch.setattr(latent_traverse, "BLOCK_CELLS", 7)
+    monkeypatch.setattr(moved_cells, "BLOCK_CELLS", 7)
     sizes = []
-    rows = latent_traverse.rows
+    rows = moved_cells.subset
 
     def noted(table: AnnData, position_c: np.ndarray) -> AnnData:
         sizes.append(len(position_c))
         return rows(table, position_c)
 
-    monkeypatch.setattr(latent_traverse, "rows", noted)
+    monkeypatch.setattr(moved_cells, "subset", noted)
     np.testing.assert_allclose(model.latent_traverse(adata, 0, n_steps=3).X, expected.X, rtol=1e-3)
     assert sorted(sizes) == [4, *[7] * 8, 32]
     # Of many cells, some are read.
     sizes.clear()
-    monkeypatch.setattr(latent_traverse, "SPAN_CELLS", 20)
+    monkeypatch.setattr(moved_cells, "MAX_SPAN_CELLS", 20)
     model.latent_traverse(adata, 0, n_steps=3)
     assert sorted(sizes) == [6, 7, 7, 20]
 
 
 def test_a_warning_about_features_comes_once(model: VAE, adata: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latent_traverse, "BLOCK_CELLS", 7)
+    monkeypatch.setattr(moved_cells, "BLOCK_CELLS", 7)
     with pytest.warns(UserWarning, match="19 of the model's 20 features") as caught:
         model.latent_traverse(adata[:, :19].copy(), 0, n_steps=2)
     assert len(caught) == 1
@@ -673,9 +677,9 @@ def test_what_is_returned_is_apart_from_what_is_stored(model: VAE, adata: AnnDat
         ({"n_cells": 0}, ValueError, "n_cells is 0"),
         ({"n_samples": 1}, ValueError, "n_samples is 1: it must be a whole number of at least 2"),
         ({"seed": -1}, ValueError, "seed is -1"),
-        ({"covariates": "b1"}, TypeError, "covariates is 'b1': it must be a dict"),
-        ({"covariates": {"type": "A"}}, KeyError, "the model has no covariate 'type'"),
-        ({"covariates": {"batch": "b9"}}, ValueError, "not seen in fit.*choose a known one"),
+        ({"transform_batch": "b7"}, ValueError, "not seen in fit.*'b7'"),
+        ({"transform_batch": {"type": "A"}}, KeyError, "the model has no covariate 'type'"),
+        ({"transform_batch": {"batch": "b9"}}, ValueError, "not seen in fit.*choose a known one"),
         ({"library_size": 0}, ValueError, "library_size is 0"),
         ({"key_added": "a/b"}, ValueError, "key_added is 'a/b'"),
     ],
@@ -700,7 +704,7 @@ def test_cells_without_counts_are_no_start(model: VAE, adata: AnnData) -> None:
     x = adata.X.toarray()
     x[[0, 3]] = 0
     adata.X = sparse.csr_matrix(x)
-    with pytest.raises(ValueError, match="none of the 1 cells to start from has a single count"):
+    with raises(ValueError, naming=["1 cells"]):
         model.latent_traverse(adata, 0, at="c3")
     found = model.latent_traverse(adata, 0, n_steps=2, n_cells=100)
     assert found.uns["n_cells"] == 58
@@ -710,12 +714,18 @@ def test_cells_without_counts_are_no_start(model: VAE, adata: AnnData) -> None:
 
 def test_a_periodic_axis_needs_to_be_the_models(model: VAE) -> None:
     periodic = {"name": "cell_cycle", "phases": np.array(["G1", "S"]), "phase_start": np.array([0.0, 3.0])}
-    dial = traversal_axis.find_dial("cell_cycle", 3, {}, periodic)
-    assert (dial.kind, dial.title, dial.label) == ("periodic", "cell cycle", "cell cycle angle (rad)")
-    assert list(dial.phases["names"]) == ["G1", "S"]
-    assert traversal_axis.find_dial("day", 3, {}, {"name": "day"}).phases == {}
-    with pytest.raises(KeyError, match="there is no axis 'cell_cycle'"):
-        traversal_axis.find_dial("cell_cycle", 3, {}, None)
+
+    def resolve(axis: str, described: dict[str, Any] | None) -> traversal_axis.TraversalAxis:
+        module = SimpleNamespace(latent=SimpleNamespace(n_latent=3))
+        fitted = SimpleNamespace(module_=module, parameters_={"latent": "gaussian"}, periodic_=described)
+        return traversal_axis.resolve_axis(axis, fitted, {})
+
+    axis = resolve("cell_cycle", periodic)
+    assert (axis.kind, axis.title, axis.label) == ("periodic", "cell cycle", "cell cycle angle (rad)")
+    assert list(axis.phases["names"]) == ["G1", "S"]
+    assert resolve("day", {"name": "day"}).phases == {}
+    with raises(KeyError, naming=["cell_cycle"]):
+        resolve("cell_cycle", None)
 
 
 # --- A model's file ---------------------------------------------------------------------------------------------------
@@ -733,7 +743,7 @@ def test_an_earlier_file_gives_intervals_of_the_states_alone(model: VAE, adata: 
     expected = model.latent_traverse(adata, 0, n_steps=3)
     with (
         without_loadings(model),
-        pytest.warns(UserWarning, match="of an earlier version, which did not keep how sure its loadings are"),
+        warns(naming=["loadings", "partial_fit"]),
     ):
         found = model.latent_traverse(adata, 0, n_steps=3)
     np.testing.assert_array_equal(found.X, expected.X)

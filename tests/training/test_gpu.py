@@ -11,6 +11,7 @@ import celldial
 from celldial import VAE
 from celldial.data.cells import Cells
 from celldial.data.schema import Schema
+from celldial.estimator.serialization import build_module
 from celldial.model.likelihoods import LIKELIHOODS
 from celldial.model.module import Module
 from celldial.ops import log_likelihoods
@@ -33,7 +34,7 @@ def built(adata: AnnData, likelihood: str, device: str) -> tuple[Module, Cells]:
     schema = Schema.from_anndata(adata, likelihood=likelihood, **COVARIATES)
     cells = Cells.from_anndata(adata, schema)
     torch.manual_seed(0)
-    module = VAE(4, 32, dropout_rate=0.0, **COVARIATES)._build(schema, None)
+    module = build_module(VAE(4, 32, dropout_rate=0.0, **COVARIATES), schema, None)
     module.initialise(cells)
     return module.to(device), cells.to(device)
 

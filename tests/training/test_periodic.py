@@ -597,7 +597,7 @@ def test_with_covariates() -> None:
     assert Schema.from_dict(cells.uns["celldial"]["schema"]).batch_key == "batch"
     values = {"batch": "b0", "donor": "x", "age": 30.0}
     assert model.sample(5, values).obsm["z"].shape == (5, 6)
-    path = model.latent_traverse(cells, "cell_cycle", n_steps=3, n_cells=8, covariates={"batch": "b1"})
+    path = model.latent_traverse(cells, "cell_cycle", n_steps=3, n_cells=8, transform_batch={"batch": "b1"})
     assert path.n_obs == 3
 
 

@@ -10,6 +10,7 @@ import torch
 from celldial import VAE
 from celldial.data.cells import Cells
 from celldial.data.schema import Schema
+from celldial.estimator.serialization import build_module
 from celldial.training.torch_compile import compiled_networks
 
 
@@ -24,7 +25,7 @@ def cells():
 def built(cells):
     schema = Schema.from_anndata(cells, categorical_covariate_keys=["batch"])
     torch.manual_seed(0)
-    module = VAE(n_latent=3, n_hidden=8, categorical_covariate_keys=["batch"])._build(schema, None)
+    module = build_module(VAE(n_latent=3, n_hidden=8, categorical_covariate_keys=["batch"]), schema, None)
     return module, Cells.from_anndata(cells, schema)
 
 

@@ -120,10 +120,10 @@ def turn(model: VAE, adata: AnnData, options: argparse.Namespace) -> AnnData:
         axis = tuple(value_of(adata.obs, options.groupby, end) for end in (options.start, options.end))
     else:
         axis = int(options.axis) if options.axis.isdecimal() else options.axis
-    genes = {name: getattr(options, name) for name in ("up", "down") if getattr(options, name)}
-    if genes or options.obs or options.groups:
+    features = {name: getattr(options, name) for name in ("up", "down") if getattr(options, name)}
+    if features or options.obs or options.groups:
         groups = options.groups and tuple(value_of(adata.obs, options.obs, group) for group in options.groups)
-        found = model.find_axis(adata, options.axis, obs=options.obs, groups=groups, genes=genes or None)
+        found = model.find_axis(adata, options.axis, obs=options.obs, groups=groups, features=features or None)
         if not options.quiet:
             tell(
                 f"celldial: axis {found.name!r} ({found.description}): R² {found.strength:.2f}, p = {found.p_value:.3g}"
@@ -141,7 +141,7 @@ def turn(model: VAE, adata: AnnData, options: argparse.Namespace) -> AnnData:
         n_steps=options.n_steps,
         at=at,
         groupby=options.groupby,
-        covariates=covariates or None,
+        transform_batch=covariates or None,
         seed=options.seed,
     )
 

@@ -13,12 +13,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from celldial.io.results import probability_columns
 from celldial.utils.messages import find_column
 
-__all__ = ["CLUSTER", "CLUSTER_PROBABILITY", "cluster_names", "codes", "column_names", "known_labels"]
-
-# Where clusters are written: a column of obs, a table in obsm.
-CLUSTER, CLUSTER_PROBABILITY = "celldial_cluster", "celldial_cluster_probability"
+__all__ = ["cluster_names", "codes", "known_labels"]
 
 
 def known_labels(obs: pd.DataFrame, key: str, unknown: str) -> list[str]:
@@ -71,18 +69,13 @@ def cluster_names(labels: Sequence[str], n_clusters: int | None) -> list[str]:
     if taken:
         raise ValueError(f"the label {taken[0]!r} is also the number of a cluster without a label: rename it")
     names = [*labels, *others]
-    columns = column_names(names)
+    columns = probability_columns(names)
     for name, column in zip(names, columns, strict=True):
         if columns.count(column) > 1:
             raise ValueError(
                 f"the labels {name!r} and another would both be written to the column {column!r}: rename one"
             )
     return names
-
-
-def column_names(names: Sequence[str]) -> list[str]:
-    """Name the columns of a table of clusters as it is written: files have no columns with a slash in their name."""
-    return [name.replace("/", "-") for name in names]
 
 
 def codes(obs: pd.DataFrame, described: Mapping[str, Any] | None) -> Tensor | None:

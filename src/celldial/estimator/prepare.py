@@ -91,7 +91,7 @@ def look(
     table = joined(data, layer=parameters["layer"], modality_key=parameters["modality_key"])
     schema = Schema.from_anndata(table, **options)
     checks.check_modality_weights(parameters["modality_weights"], schema)
-    results.check_columns_free(data, None if rhythm is None else rhythm.name)
+    results.check_column_clash(data, None if rhythm is None else rhythm.name)
     cells = Cells.from_anndata(table, schema)
     clusters = describe_clusters(table.obs, parameters)
     cells = replace(cells, label_c=labels.codes(table.obs, clusters))
@@ -152,7 +152,7 @@ def describe_clusters(obs: pd.DataFrame, parameters: Mapping[str, Any]) -> dict[
     key, n_clusters = parameters["labels_key"], parameters["n_clusters"]
     if key is None:
         return None if n_clusters is None else {"names": labels.cluster_names([], n_clusters)}
-    if key == labels.CLUSTER:
+    if key == results.CLUSTER:
         raise ValueError(f"labels_key is {key!r}, the column that clusters are written to: copy it to another")
     known = labels.known_labels(obs, key, parameters["unknown_label"])
     return {

@@ -38,7 +38,7 @@ def gradient_variance(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> dict[str, Axes] | Figure | None:
-    """Draw how noisy the estimators of the gradient are, as `celldial.gradients.sweep` measured it.
+    """Draw how noisy the estimators of the gradient are, as `celldial.tl.sweep_gradients` measured it.
 
     On the left the cells' posteriors are made narrower and wider than they are: the score function becomes noisier the
     surer the model is of a cell, and the reparameterization trick becomes less noisy. On the right several draws are
@@ -48,7 +48,7 @@ def gradient_variance(
     Parameters
     ----------
     table
-        What `celldial.gradients.sweep` returns.
+        What `celldial.tl.sweep_gradients` returns.
     parameter
         What the gradients are taken by: ``"mu"``, ``"sigma"`` or ``"cluster"``. By default clusters if there are any,
         else means.
@@ -79,14 +79,14 @@ def gradient_variance(
     >>> import celldial as cd
     >>> adata = cd.datasets.pbmc68k_reduced()
     >>> model = cd.VAE().fit(adata, max_epochs=2, progress=False)
-    >>> table = cd.gradients.sweep(model, adata, ["reparameterized"], n_samples=128, n_cells=16)
+    >>> table = cd.tl.sweep_gradients(model, adata, ["reparameterized"], n_samples=128, n_cells=16)
     >>> axes = cd.pl.gradient_variance(table, show=False)
     >>> list(axes)
     ['width', 'n_averaged']
     """
     for column in ("parameter", "estimator", "width", "n_averaged", "variance"):
         if column not in table:
-            raise KeyError(f"the table has no column {column!r}: make it by celldial.gradients.sweep(model, adata)")
+            raise KeyError(f"the table has no column {column!r}: make it by celldial.tl.sweep_gradients(model, adata)")
     known = list(dict.fromkeys(table["parameter"]))
     parameter = ("cluster" if "cluster" in known else "mu") if parameter is None else parameter
     if parameter not in known:

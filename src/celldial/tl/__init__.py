@@ -1,1 +1,31 @@
-"""Analyses of a fitted model."""
+"""Analyses of a fitted model, one a file: functions of a model and an AnnData.
+
+They are also methods of the estimator: ``cd.tl.latent_traverse(model, adata)`` is ``model.latent_traverse(adata)``.
+"""
+
+from celldial.tl.clusters import clusters
+from celldial.tl.expression import denoise, impute, impute_to_file
+from celldial.tl.feature_tables import loadings, topics
+from celldial.tl.find_axis import find_axis
+from celldial.tl.generate import decode, sample
+from celldial.tl.gradients import compare_gradients, sweep_gradients
+from celldial.tl.latent_traverse import latent_traverse
+from celldial.tl.phase import phase
+from celldial.tl.rank_axes import axes
+
+__all__ = [
+    "axes",
+    "clusters",
+    "compare_gradients",
+    "decode",
+    "denoise",
+    "find_axis",
+    "impute",
+    "impute_to_file",
+    "latent_traverse",
+    "loadings",
+    "phase",
+    "sample",
+    "sweep_gradients",
+    "topics",
+]

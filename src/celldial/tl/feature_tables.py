@@ -18,15 +18,154 @@ from scipy.special import ndtr
 from torch import Tensor
 
 from celldial.data.cells import block_size
+from celldial.inference.anndata import (
+    FittedModel,
+    check_fitted,
+    features_by_modality,
+)
 from celldial.inference.posterior import Covariates, ready
 from celldial.model.module import Modality, Module
 from celldial.tl.rank_axes import names_of
 from celldial.tl.traversal import HALF_WIDTH, ranks
+from celldial.utils.validation import check_whole
 
 __all__ = ["check_covariates", "in_turn", "loading_table", "topic_table"]
 
 # Combinations of covariates to average over, at most.
 MAX_COMBINATIONS = 1000
+
+
+def topics(
+    model: FittedModel, n_features: int | None = None, *, covariates: Mapping[str, Any] | None = None
+) -> pd.DataFrame:
+    """Say which genes and peaks each topic is made of, for ``latent="logistic_normal"``.
+
+    Each topic is shown pure: a cell with a share of 1 of it is decoded.
+
+    Parameters
+    ----------
+    model
+        A fitted `VAE`; left out in a call as a method, ``model.topics(...)``.
+    n_features
+        How many features of each topic and modality to list, those of the best rank; all by default.
+    covariates
+        Covariate to one value, ``{"batch": "b2"}``. Shares are averaged over the categories of those that are not
+        given, and numbers are taken at their mean over the cells of `fit`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a topic and feature, ordered by topic, modality and rank.
+
+        - ``topic``: ``"topic_0"`` and so on, in the order of the embedding's columns; and the ``feature``, with its
+          ``modality``.
+        - ``share``: the share of the feature in what is counted of its modality in a pure cell. The shares of all
+          features of a topic and modality sum to 1.
+        - ``log2_lift``: log2 of that share against the average of the topics' shares.
+        - ``rank``: 0 is the feature that sets the topic apart most, by share × log2 lift. The sum of these is the
+          Kullback-Leibler divergence of the topic from the average of all, in bits per count.
+
+    Raises
+    ------
+    NotFittedError
+        The model is not fitted yet.
+    ValueError
+        The coordinates are not topics.
+    TypeError
+        `covariates` is no dict.
+    KeyError
+        The model has no such covariate.
+
+    Notes
+    -----
+    How common the topics are is the mean of the embedding: ``adata.obsm["X_celldial"].mean(0)``. Few cells are near
+    to pure. What a linear decoder says of pure ones follows from mixed ones; what a neural network says need not.
+
+    Examples
+    --------
+    >>> import celldial
+    >>> adata = celldial.datasets.pbmc68k_reduced()
+    >>> model = celldial.VAE(5, latent="logistic_normal").fit(adata, max_epochs=2, progress=False)
+    >>> table = model.topics(n_features=10)
+    >>> list(table.columns), len(table)
+    (['topic', 'modality', 'feature', 'share', 'log2_lift', 'rank'], 50)
+    """
+    check_fitted(model)
+    if model.parameters_["latent"] != "logistic_normal":
+        raise ValueError(
+            f"latent is {model.parameters_['latent']!r}, whose coordinates are not topics: fit "
+            "VAE(latent='logistic_normal') for topics; latent_traverse shows what a coordinate changes"
+        )
+    if n_features is not None:
+        check_whole("n_features", n_features)
+    given = check_covariates(covariates)
+    others = in_turn({key: names for key, names in model.schema_.categories.items() if key not in given})
+    means = {key: mean for key, (mean, _) in model.schema_.continuous.items() if key not in given}
+    n_cells = max([1, *map(len, others.values())])
+    encoded = Covariates(*model.schema_.covariates(others | means, given, n_cells=n_cells))
+    return topic_table(model.module_, encoded, features_by_modality(model.schema_), n_features)
+
+
+def loadings(model: FittedModel, n_features: int | None = None) -> pd.DataFrame:
+    """Say by how much each coordinate changes each gene and peak, for ``decoder="linear"``.
+
+    Parameters
+    ----------
+    model
+        A fitted `VAE`; left out in a call as a method, ``model.loadings(...)``.
+    n_features
+        How many features of each coordinate and modality to list, those of the best rank; all by default.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a coordinate and feature, ordered by coordinate, modality and rank.
+
+        - ``coordinate``: ``"axis_0"`` and so on (``"topic_0"`` where they are topics); and the ``feature``, with
+          its ``modality``.
+        - ``loading``: the change of the natural logarithm of the feature's share per unit of the coordinate, as it
+          stands in the embedding, against the mean of the modality's features: those of a coordinate sum to 0. A
+          constant added to all would change nothing, since shares sum to 1.
+        - ``standard_deviation``, and the 90 % credible interval from ``lower`` to ``upper``.
+        - ``lfsr``: local false sign rate, how probable it is that the loading has the other sign [1]_.
+        - ``rank``: 0 is the feature with the loading that is surely large: by its absolute value less half the
+          width of the interval.
+
+    Raises
+    ------
+    NotFittedError
+        The model is not fitted yet.
+    ValueError
+        The decoder is not linear.
+
+    Notes
+    -----
+    With `bayesian_loadings` the intervals are those of the posterior that was learned together with the loadings.
+    Without it they are from a Laplace approximation, see `latent_traverse`, that tells ten directions of the
+    coordinates and covariates apart: beyond these the intervals are those of the prior. Both take the cells'
+    states as independent of the loadings, and how the coordinates are turned against each other as given.
+
+    References
+    ----------
+    .. [1] Stephens (2017), False discovery rates: a new deal, doi:10.1093/biostatistics/kxw041.
+
+    Examples
+    --------
+    >>> import celldial
+    >>> adata = celldial.datasets.pbmc68k_reduced()
+    >>> model = celldial.VAE(5, decoder="linear", bayesian_loadings=True).fit(adata, max_epochs=2, progress=False)
+    >>> model.loadings(n_features=3).query("coordinate == 'axis_0'")["rank"].tolist()
+    [0, 1, 2]
+    """
+    check_fitted(model)
+    if model.parameters_["decoder"] != "linear":
+        raise ValueError(
+            f"decoder is {model.parameters_['decoder']!r}, which has no loadings of coordinates: fit "
+            "VAE(decoder='linear') for them; latent_traverse shows what a coordinate changes"
+        )
+    if n_features is not None:
+        check_whole("n_features", n_features)
+    return loading_table(model.module_, features_by_modality(model.schema_), n_features)
 
 
 def check_covariates(covariates: Any) -> Mapping[str, Any]:

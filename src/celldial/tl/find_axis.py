@@ -11,10 +11,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from celldial.data import checks
+from celldial.data.cells import Cells, to_csr
+from celldial.inference import posterior
+from celldial.inference.anndata import (
+    FittedModel,
+    check_fitted,
+    get_modality,
+    read_cells,
+)
+from celldial.io import results
+from celldial.tl import axis_targets
+from celldial.utils.messages import find_column, noun_of
+from celldial.utils.validation import check_whole
 
 __all__ = ["Axis", "check_name", "find_direction"]
-
-# --- Which coordinates matter -----------------------------------------------------------------------------------------
 
 
 # --- Named directions -------------------------------------------------------------------------------------------------
@@ -23,6 +37,123 @@ __all__ = ["Axis", "check_name", "find_direction"]
 # (Burda et al. 2016, arXiv:1509.00519), and the score is not to be made of tiny differences.
 RIDGE = 0.01
 QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
+
+
+def find_axis(
+    model: FittedModel,
+    adata: AnnData,
+    name: str,
+    *,
+    obs: str | None = None,
+    groups: tuple[Any, Any] | None = None,
+    features: Mapping[str, Sequence[str]] | None = None,
+    modality: str | None = None,
+    n_permutations: int = 999,
+) -> Axis:
+    """Find the direction in latent space along which something changes, name it, and score every cell on it.
+
+    The direction is the way in which the mean latent state moves; the score is the linear function of the latent
+    state that tells best how far a cell is, on average 0 where the axis starts and 1 where it ends; see
+    `celldial.tl.find_axis.find_direction`. Give one of `obs`, `groups` and `features`, or `obs` and `groups`.
+
+    Parameters
+    ----------
+    model
+        A fitted `VAE`; left out in a call as a method, ``model.find_axis(adata)``.
+    adata
+        Cells to find it in. Those without any count, or with NaN in `obs`, take no part, but get a score.
+    name
+        What to call it: the column of ``adata.obs`` with the score.
+    obs
+        Column of ``adata.obs``. Of two categories, the axis goes from the first to the second (that is, of a
+        categorical their order, else the order of the alphabet; of booleans from False to True); of an ordered
+        categorical from the first to the last, with the others evenly between; of numbers from their 5 % quantile
+        to their 95 % quantile.
+    groups
+        From which value of `obs` to which, ``("ctrl", "stim")``; other cells take no part. Without `obs`, the one
+        column of text or categories that has both is looked for.
+    features
+        ``{"up": [...], "down": [...]}``, either or both. The axis is that of the observed expression of these
+        genes, log-normalized and standardized, mean of those up less mean of those down, from its 5 % quantile to
+        its 95 % quantile. Names that are not found are looked for without regard to case.
+    modality
+        Modality of `features`; ``"rna"`` by default, or the model's first.
+    n_permutations
+        For the p-value: how many times to shuffle the target over the cells, within batches where the model has a
+        `batch_key`. It cannot come out below 1 / (1 + `n_permutations`).
+
+    Returns
+    -------
+    Axis
+        The axis: origin, direction, filter, ``strength`` (share of the target's variance that the score explains,
+        R² adjusted for the number of coordinates, within batches) and ``p_value``. Written: the scores, float32, to
+        ``adata.obs[name]``, and the axis to ``adata.uns["celldial"]["axes"][name]``.
+
+    Raises
+    ------
+    NotFittedError
+        The model is not fitted yet.
+    ValueError, TypeError, KeyError
+        The name is taken; a column, group or gene is not there; there is nothing to tell apart, or too few cells.
+        The AnnData is then as it was.
+
+    Notes
+    -----
+    The p-value is over cells: it is small where these cells differ beyond chance. Cells of one donor or culture are
+    no independent repeats, so that it does not say that other donors would show the same. For that, compare the
+    scores averaged by donor.
+
+    Where the model has a `batch_key`, differences of the means between batches are taken out first, so that a
+    difference between batches is no axis.
+
+    References
+    ----------
+    Haufe et al. (2014), On the interpretation of weight vectors of linear models in multivariate neuroimaging,
+    doi:10.1016/j.neuroimage.2013.10.067.
+
+    Examples
+    --------
+    >>> import celldial
+    >>> adata = celldial.datasets.pbmc68k_reduced()
+    >>> model = celldial.VAE().fit(adata, max_epochs=5, progress=False)
+    >>> axis = model.find_axis(adata, "B or T", groups=("CD4+/CD25 T Reg", "CD19+ B"))
+    >>> axis.description
+    'bulk_labels: CD4+/CD25 T Reg → CD19+ B'
+    >>> axis.strength > 0.5, axis.p_value
+    (True, 0.001)
+    >>> axis = model.find_axis(adata, "cytotoxicity", features={"up": ["NKG7", "GNLY", "PRF1"], "down": ["CD79A"]})
+    """
+    check_fitted(model)
+    check_whole("n_permutations", n_permutations)
+    reserved = [] if model.periodic_ is None else [model.periodic_["name"]]
+    check_name(name, adata.obs.columns, results.read_axes(adata), model.module_.latent.n_latent, reserved)
+    table, cells = read_cells(model, adata)
+    checks.check_any_count(cells)
+    nonempty_c = (~cells.empty_c).nonzero()[:, 0]
+    obs_table = table.obs.iloc[nonempty_c.numpy()]
+    if (features is None) == (obs is None and groups is None):
+        raise ValueError("find_axis needs one of: obs (with groups or without), groups, or features")
+    if features is None:
+        target = _obs_target(obs_table, obs, groups, modality)
+    else:
+        target = _expression_target(model, cells.select(nonempty_c), features, modality)
+    checks.warn_of_empty(
+        table.obs_names.__getitem__,
+        cells,
+        "they do not define the axis, and get the score of the prior mean",
+    )
+    mean_cz = posterior.infer(model.module_, cells).mean
+    axis = find_direction(
+        name,
+        target.description,
+        mean_cz[nonempty_c.numpy()],
+        target.value_c,
+        None if model.schema_.batch_key is None else cells.category_ck[nonempty_c, 0].numpy(),
+        n_permutations,
+        np.random.default_rng(model.seed),
+    )
+    results.write_axis(adata, model.fingerprint_, name, axis.score(mean_cz), axis.to_dict())
+    return axis
 
 
 @dataclass(frozen=True, eq=False)
@@ -326,3 +457,22 @@ def _within_batches(value_ck: np.ndarray, start_b: np.ndarray) -> np.ndarray:
     size_b = np.diff([*start_b, len(value_ck)])
     mean_bk = np.add.reduceat(value_ck, start_b, axis=0) / size_b[:, None]
     return value_ck - np.repeat(mean_bk, size_b, axis=0)
+
+
+def _obs_target(obs_table: pd.DataFrame, obs: str | None, groups: Any, modality: str | None) -> axis_targets.Target:
+    """Return the target of an axis from a column of ``adata.obs``, one number per cell."""
+    if modality is not None:
+        raise ValueError(f"modality is {modality!r}, but no features are given: modality is the modality of features")
+    key = axis_targets.find_groups(obs_table, groups) if obs is None else obs
+    return axis_targets.obs_target(find_column(obs_table, key, "obs column"), key, groups)
+
+
+def _expression_target(
+    model: FittedModel, cells: Cells, features: Mapping[str, Sequence[str]], modality: str | None
+) -> axis_targets.Target:
+    """Return the target of an axis from the expression of features, one number per cell."""
+    modality = get_modality(model, "rna" if modality is None and "rna" in model.schema_.modalities else modality)
+    names = model.schema_.feature_names[modality]
+    positions = axis_targets.resolve_feature_lists(features, names, f"{noun_of(modality)}s")
+    counts = to_csr(cells.counts[modality])
+    return axis_targets.expression_target(counts, cells.library_size[modality].numpy(), positions, names)

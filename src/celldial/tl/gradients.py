@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from celldial.data import checks
 from celldial.data.cells import Cells, block_size
 from celldial.inference import posterior
+from celldial.inference.anndata import FittedModel, check_fitted, read_cells
 from celldial.model.clusters import COLD
 from celldial.model.elbo import Baseline, BaselineName, Gradient
 from celldial.model.module import Encoded, Module
@@ -28,9 +29,8 @@ from celldial.utils.validation import check_whole
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from celldial.estimator.vae import VAE
 
-__all__ = ["compare", "sweep"]
+__all__ = ["compare_gradients", "sweep_gradients"]
 
 # Steps in which baselines learn the cells that they are used on, and the size of the largest.
 WARM_UP, LEARNING_RATE = 500, 3e-2
@@ -65,8 +65,8 @@ def ways(module: Module) -> dict[str, Way]:
     return {"reparameterized": Way(Gradient())} | (scored if module.flow is None else {})
 
 
-def compare(
-    model: VAE,
+def compare_gradients(
+    model: FittedModel,
     adata: AnnData,
     estimators: str | Sequence[str] | None = None,
     *,
@@ -147,7 +147,7 @@ def compare(
     >>> adata = cd.datasets.pbmc68k_reduced()
     >>> model = cd.VAE().fit(adata, max_epochs=2, progress=False)
     >>> names = ["reparameterized", "score_function"]
-    >>> table = cd.gradients.compare(model, adata, names, n_samples=100, n_cells=16, n_reference=100)
+    >>> table = cd.tl.compare_gradients(model, adata, names, n_samples=100, n_cells=16, n_reference=100)
     >>> variance = table.loc["mu", "variance"]
     >>> bool(variance["score_function"] > 100 * variance["reparameterized"])
     True
@@ -188,8 +188,8 @@ def compare(
     return pd.DataFrame([rows[key] for key in index], index)
 
 
-def sweep(
-    model: VAE,
+def sweep_gradients(
+    model: FittedModel,
     adata: AnnData,
     estimators: str | Sequence[str] | None = None,
     *,
@@ -205,7 +205,7 @@ def sweep(
     Parameters
     ----------
     model, adata, estimators
-        As for `compare`.
+        As for `compare_gradients`.
     widths
         What to multiply the standard deviation of each cell's posterior with; 1 is always among them.
     n_averaged
@@ -213,7 +213,7 @@ def sweep(
     n_samples
         Draws of each estimator for each cell and width, at least twice as many as are averaged.
     n_cells, temperature, seed
-        As for `compare`.
+        As for `compare_gradients`.
 
     Returns
     -------
@@ -224,14 +224,14 @@ def sweep(
     Raises
     ------
     ValueError
-        As for `compare`; or there are too few samples, or a width is not above 0.
+        As for `compare_gradients`; or there are too few samples, or a width is not above 0.
 
     Examples
     --------
     >>> import celldial as cd
     >>> adata = cd.datasets.pbmc68k_reduced()
     >>> model = cd.VAE().fit(adata, max_epochs=2, progress=False)
-    >>> table = cd.gradients.sweep(model, adata, ["reparameterized"], n_samples=128, n_cells=16)
+    >>> table = cd.tl.sweep_gradients(model, adata, ["reparameterized"], n_samples=128, n_cells=16)
     >>> table[table["parameter"] == "mu"].groupby("n_averaged")["variance"].count().to_dict()
     {1: 5, 4: 1, 16: 1, 64: 1}
     """
@@ -259,10 +259,15 @@ def sweep(
 
 
 def read(
-    model: VAE, adata: AnnData, estimators: str | Sequence[str] | None, n_cells: int, temperature: float, seed: int
+    model: FittedModel,
+    adata: AnnData,
+    estimators: str | Sequence[str] | None,
+    n_cells: int,
+    temperature: float,
+    seed: int,
 ) -> tuple[dict[str, Way], Cells, Encoded]:
     """Give the estimators that are meant, some cells, and what the encoders say of these."""
-    model._check_fitted()
+    check_fitted(model)
     module = model.module_
     check_whole("n_cells", n_cells)
     if module.circle is not None:
@@ -277,7 +282,7 @@ def read(
             raise ValueError(
                 f"there is no estimator {name!r} for this model: choose some of {', '.join(map(repr, known))}"
             )
-    _, cells = model._read(adata)
+    _, cells = read_cells(model, adata)
     checks.check_any_count(cells)
     filled_c = (~cells.empty_c).nonzero()[:, 0]
     with seeded(seed):

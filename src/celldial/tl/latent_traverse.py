@@ -1,7 +1,6 @@
-"""What a traversal turns, and which cells it moves: from what the user named to latent states, step by step.
+"""Latent traversals: move cells along an axis, decode each step, and summarize the change of every feature.
 
-Reads an AnnData and writes nothing. Axis suffixes: ``c`` cells, ``j`` draws of their states, those of one cell side by
-side, ``n`` draws of one cell, ``s`` steps, ``z`` columns of the latent state.
+Axis suffixes: ``f`` features, ``s`` steps, ``z`` columns of the latent state.
 """
 
 from __future__ import annotations
@@ -9,237 +8,274 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
 
-from celldial.data.cells import Cells
-from celldial.data.schema import BERNOULLI, Schema
+from celldial.data.schema import BERNOULLI
 from celldial.inference import population_means, posterior
-from celldial.model.module import Module
+from celldial.inference.anndata import (
+    FittedModel,
+    check_fitted,
+    covariates_to_set,
+    feature_table,
+    library_size_to_decode,
+    to_anndata,
+)
+from celldial.io import results
 from celldial.tl import traversal
-from celldial.tl.cell_selection import cells_at, two_ends
-from celldial.tl.traversal_axis import Dial
+from celldial.tl.moved_cells import MovedCells, Sampling, move_along, move_between
+from celldial.tl.traversal_axis import TraversalAxis, check_traversal, resolve_axis
+from celldial.utils.random import seeded
+from celldial.utils.validation import check_whole
 
-__all__ = ["Moved", "move_along", "move_between", "turned"]
-
-# From how many cells a traversal takes its span, how many of a group it looks at, and how many are read at a time.
-SPAN_CELLS, GROUP_CELLS, BLOCK_CELLS = 20_000, 2_000, 4_096
-# Draws of latent states to decode at each step.
-N_DRAWS = 64
+__all__ = ["latent_traverse"]
 
 
-@dataclass(frozen=True)
-class Moved:
-    """Cells on their way along a dial.
+def latent_traverse(
+    model: FittedModel,
+    adata: AnnData,
+    axis: int | str | tuple[Any, Any] = 0,
+    *,
+    n_steps: int = 25,
+    span: tuple[float, float] = (0.01, 0.99),
+    at: Mapping[str, Any] | tuple[str, Any] | str | None = None,
+    groupby: str | None = None,
+    transform_batch: Any = None,
+    n_cells: int = 32,
+    n_samples: int | None = None,
+    library_size: float | None = None,
+    key_added: str | None = None,
+    seed: int | None = None,
+) -> AnnData:
+    r"""Move cells along an axis of latent space, and return which genes and peaks change, with credible intervals.
+
+    A random sample of cells moves along the axis step by step while everything else about each cell stays as it is.
+    Every step is decoded and averaged over the cells.
 
     Parameters
     ----------
-    cells
-        The cells, a part of the AnnData.
-    state_sjz
-        Their latent states at each step, `n_samples` draws of each cell.
-    position_s
-        Where they are at each step.
-    path_sz
-        What users see of their latent states at each step, mean over the cells.
-    n_samples
-        Draws of each cell.
-    n_group
-        Number of cells that they stand for.
+    model
+        A fitted `VAE`; omitted in the method call ``model.latent_traverse(adata, ...)``.
+    adata
+        Cells to start from.
+    axis
+        The axis to move along.
+
+        - a number, or ``"axis_3"``: a latent coordinate, counted from 0; ``"topic_3"`` in a topic model;
+        - the name of an axis that `find_axis` stored in ``adata.uns["celldial"]["axes"]``;
+        - the name of the periodic coordinate, ``"cell_cycle"``: one full turn, so that the last step equals the first;
+        - a path between two cells or two groups, ``("CD4 T", "CD8 T")``. Each cell of the first group is paired with a
+          cell of the second so that the total distance is minimal, and moves to its partner in a straight line. The
+          first step shows the first group, the last step the second group, both with the covariates of the first.
+    n_steps
+        Number of steps.
+    span
+        Quantiles of the cells between which a coordinate or a named axis is traversed.
     at
-        What these are, in words.
-    """
-
-    cells: AnnData
-    state_sjz: np.ndarray
-    position_s: np.ndarray
-    path_sz: np.ndarray
-    n_samples: int
-    n_group: int
-    at: str
-
-
-def move_along(
-    module: Module,
-    schema: Schema,
-    adata: AnnData,
-    dial: Dial,
-    at: Any,
-    n_steps: int,
-    span: tuple[float, float],
-    n_cells: int,
-    n_samples: int | None,
-    random: np.random.Generator,
-) -> Moved:
-    """Move cells along a coordinate, a named axis, or round the circle.
-
-    Draws from posteriors are made by torch's generator; see `celldial.VAE.latent_traverse` for the arguments.
-
-    Raises
-    ------
-    ValueError
-        None of the cells has a count, or on a circle is active.
-    """
-    group_c, called = cells_at(adata.obs, at)
-    everywhere = np.arange(adata.n_obs)
-    all_c, all_cz = read_some(module, schema, adata, everywhere, SPAN_CELLS, random)
-    filled_c, state_cz, limit = all_c, all_cz, SPAN_CELLS
-    if at is not None:
-        limit = max(GROUP_CELLS, n_cells)
-        filled_c, state_cz = read_some(module, schema, adata, group_c, limit, random)
-    if dial.kind == "periodic" and not _is_cell(at):
-        active_c = np.hypot(*state_cz[:, -2:].T) > 0.5
-        if not active_c.any():
-            raise ValueError(f"none of the cells ({called}) is active on {dial.title}: choose others by at")
-        filled_c, state_cz = filled_c[active_c], state_cz[active_c]
-        called = "active cells" if at is None else f"{called}, active"
-    chosen_c = np.sort(random.choice(filled_c, min(n_cells, len(filled_c)), replace=False))
-    n_samples = max(2, N_DRAWS // len(chosen_c)) if n_samples is None else n_samples
-    part = rows(adata, chosen_c)
-    if dial.kind == "coordinate":
-        position_s = traversal.spread(all_cz[:, dial.coordinate], span, n_steps)
-        move = partial(traversal.along_coordinate, coordinate=dial.coordinate, position_s=position_s)
-    elif dial.kind == "direction":
-        origin_z, filter_z, direction_z = dial.direction
-        score_c = (all_cz[:, : len(origin_z)] - origin_z) @ filter_z
-        position_s = traversal.spread(score_c, span, n_steps)
-        move = partial(
-            traversal.along_direction,
-            origin_z=origin_z,
-            filter_z=filter_z,
-            direction_z=direction_z,
-            position_s=position_s,
-        )
-    else:
-        position_s = np.linspace(0, 2 * np.pi, n_steps)
-        move = partial(traversal.around_circle, angle_s=position_s)
-    state_sjz = move(_draws(module, schema, part, n_samples))
-    path_sz = _seen(module, move(state_cz[np.searchsorted(filled_c, chosen_c)]))
-    if dial.kind == "coordinate":
-        position_s = path_sz[:, dial.coordinate]  # of a topic its share, which depends on the cell
-    # As many as were found to have counts, or all where only some were looked at.
-    n_group = len(filled_c) if len(group_c) <= limit else round(len(group_c) * len(filled_c) / limit)
-    if not _is_cell(at):
-        called = f"{len(chosen_c)} of {called}"
-    return Moved(part, state_sjz, position_s, path_sz, n_samples, n_group, called)
-
-
-def move_between(
-    module: Module,
-    schema: Schema,
-    adata: AnnData,
-    dial: Dial,
-    groupby: str | None,
-    n_steps: int,
-    n_cells: int,
-    n_samples: int | None,
-    random: np.random.Generator,
-) -> Moved:
-    """Move cells from one group to another, or from one cell to another."""
-    groups = two_ends(adata.obs, dial.ends, groupby)
-    limit = max(GROUP_CELLS, n_cells)
-    ends = [read_some(module, schema, adata, group_c, limit, random) for group_c in groups]
-    # No cell twice: what is not known of it would seem to average out.
-    n_cells = min(n_cells, *(len(filled_c) for filled_c, _ in ends))
-    chosen = [np.sort(random.choice(len(filled_c), n_cells, replace=False)) for filled_c, _ in ends]
-    (first_c, first_cz), (last_c, last_cz) = (
-        (of_c[i], of_cz[i]) for (of_c, of_cz), i in zip(ends, chosen, strict=True)
-    )
-    partner_c = traversal.paired(first_cz, last_cz)
-    last_c, last_cz = last_c[partner_c], last_cz[partner_c]
-    n_samples = max(2, N_DRAWS // n_cells) if n_samples is None else n_samples
-    part = rows(adata, first_c)
-    from_jz, to_jz = (_draws(module, schema, of, n_samples) for of in (part, rows(adata, last_c)))
-    position_s = np.linspace(0, 1, n_steps)
-    called = dial.title if n_cells == 1 else f"{n_cells} pairs of cells"
-    n_group = max(map(len, groups))
-    state_sjz = traversal.between(from_jz, to_jz, position_s)
-    path_sz = _seen(module, traversal.between(first_cz, last_cz, position_s))
-    return Moved(part, state_sjz, position_s, path_sz, n_samples, n_group, called)
-
-
-def read_some(
-    module: Module, schema: Schema, adata: AnnData, position_c: np.ndarray, limit: int, random: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Infer the states of some cells, at most `limit` chosen at random; cells without any count are left out.
-
-    They are read block by block, so that there is never a second copy of all counts.
+        Cells to move: all by default; a group, ``{"cell_type": "B"}`` or ``("cell_type", "B")``; or a single cell by
+        its name. Not available for a path. On a periodic axis only active cells of the group are moved.
+    groupby
+        Column of ``adata.obs`` with the groups of a path. Needed if several columns contain both groups.
+    transform_batch
+        Decode as if all cells came from this batch; or a dict of covariate to value. By default each cell keeps its
+        own covariates.
+    n_cells
+        Number of cells to move, chosen at random from the population.
+    n_samples
+        Posterior samples of each cell, at least 2; by default 64 samples over all cells. The cost of a step is
+        proportional to cells × samples.
+    library_size
+        As in `decode`. It applies to all modalities except those with a Bernoulli likelihood.
+    key_added
+        Name of the result in ``adata.uns["latent_traverse"]``. By default ``"axis_3"`` (``"topic_3"`` for a topic),
+        the name of the axis, or ``"CD4 T to CD8 T"``.
+    seed
+        Seed of the choice of cells and of the posterior samples; the model's seed by default.
 
     Returns
     -------
-    tuple[np.ndarray, np.ndarray]
-        Positions of the cells in `adata`, ascending, and their states, shape ``(c, z)``.
+    anndata.AnnData
+        Steps × features of all modalities.
+
+        - ``X`` and ``layers["mean"]``: expected expression, mean over the cells.
+        - ``layers["lower"]``, ``layers["upper"]``: 90 % credible interval of that mean; see the notes.
+        - ``layers["log2_fold_change"]``: log2 fold change of the mean against the first step.
+        - ``obs["position"]``: value of the coordinate (for a topic its mean share), score on the axis, angle in radians
+          (also ``obs["angle"]``), or fraction of the path from 0 to 1.
+        - ``var["effect_size"]``: log2 fold change of the highest step against the lowest; ``var["change"]``: log2 fold
+          change of the last step against the first (0 around a circle); ``var["peak_step"]``: the highest step.
+        - ``var["lfsr"]``: local false sign rate, the posterior probability that the highest step is not above the
+          lowest; ``var["fdr"]``: mean lfsr of this feature and of all features with a smaller one [1]_. The two steps
+          are chosen from the curve itself, which lfsr does not account for: around a circle, also require a twofold
+          change.
+        - ``var["rank"]``: 0 is the feature with the largest credible change, by the lower end of the interval of its
+          log2 fold change from lowest to highest step. The fold change is moderated by the mean level of the modality's
+          features, so that rare features count little. The features that rise most are ``path.var.query("change >
+          0").sort_values("rank")``.
+        - ``var["modality"]``.
+
+        Written: the same as arrays to ``adata.uns["latent_traverse"][name]``, with the arguments of the call.
 
     Raises
     ------
-    ValueError
-        None of them has a count.
+    NotFittedError
+        The model is not fitted yet.
+    ValueError, TypeError, KeyError
+        An argument is invalid, or names something that does not exist; the message names it. Nothing is written.
+
+    Warns
+    -----
+    UserWarning
+        The model was saved by an earlier version without the uncertainty of the loadings, so that the intervals only
+        cover the uncertainty of the latent states; or a named axis predicts its target no better than chance.
+
+    Notes
+    -----
+    The interval is a credible interval of the population mean. It combines three sources: the posterior uncertainty of
+    each cell's latent state, by sampling; the differences between the cells, since `n_cells` of them represent the
+    population; and the uncertainty of the decoder loadings, from a Laplace approximation of the last layer [2]_ [3]_
+    based on the counts of the training cells. It describes how well a mean is known, not how much cells differ, and it
+    conditions on the other layers of the decoder.
+
+    At most 20,000 cells are read for the quantiles, block by block, and no matrix of cells × features is made.
+
+    References
+    ----------
+    .. [1] Stephens (2017), False discovery rates: a new deal, doi:10.1093/biostatistics/kxw041.
+    .. [2] MacKay (1992), A practical Bayesian framework for backpropagation networks,
+       doi:10.1162/neco.1992.4.3.448.
+    .. [3] Kristiadi et al. (2020), Being Bayesian, even just a bit, fixes overconfidence in ReLU networks,
+       arXiv:2002.10118.
+
+    Examples
+    --------
+    >>> import celldial
+    >>> adata = celldial.datasets.pbmc68k_reduced()
+    >>> model = celldial.VAE().fit(adata, max_epochs=1, progress=False)
+    >>> model.latent_traverse(adata, "axis_3", n_steps=5).shape
+    (5, 765)
+    >>> path = model.latent_traverse(adata, ("CD14+ Monocyte", "Dendritic"), groupby="bulk_labels")
+    >>> list(adata.uns["latent_traverse"])
+    ['axis_3', 'CD14+ Monocyte to Dendritic']
     """
-    if len(position_c) > limit:
-        position_c = np.sort(random.choice(position_c, limit, replace=False))
-    filled, states = [], []
-    for start in range(0, len(position_c), BLOCK_CELLS):
-        block = position_c[start : start + BLOCK_CELLS]
-        # What is to be said of the features is said of the first block.
-        cells = _read(schema, rows(adata, block), quiet=start > 0)
-        filled_c = (~cells.empty_c).numpy()
-        filled.append(block[filled_c])
-        states.append(posterior.infer(module, cells).state_cz[filled_c])
-    filled_c = np.concatenate(filled)
-    if len(filled_c) == 0:
-        raise ValueError(
-            f"none of the {len(position_c)} cells to start from has a single count: check the layer and the features"
+    check_fitted(model)
+    for name, count, least in (("n_steps", n_steps, 2), ("n_cells", n_cells, 1), ("n_samples", n_samples, 2)):
+        if count is not None or name != "n_samples":
+            check_whole(name, count, least)
+    check_traversal(span, key_added)
+    covariates = covariates_to_set(model, transform_batch)
+    seed = model.seed if seed is None else seed
+    check_whole("seed", seed, 0)
+    depth = {
+        name: library_size_to_decode(model, name, None if likelihood == BERNOULLI else library_size)
+        for name, likelihood in model.schema_.likelihood.items()
+    }
+    resolved = resolve_axis(axis, model, results.read_axes(adata))
+    if resolved.kind == "path" and at is not None:
+        raise ValueError(f"at is {at!r}, but axis is a path, which moves the cells of its first group: leave at out")
+    if resolved.kind != "path" and groupby is not None:
+        raise ValueError(f"groupby is {groupby!r}, but axis is not a path between groups: leave groupby out")
+    table = to_anndata(model, adata)
+    sampling = Sampling(n_steps, n_cells, n_samples, span, np.random.default_rng(seed))
+    with seeded(seed):
+        if resolved.kind == "path":
+            moved = move_between(model, table, resolved, groupby, sampling)
+        else:
+            moved = move_along(model, table, resolved, at, sampling)
+    if any(modality.loadings is None for _, modality in model.module_.by_modality()):
+        warnings.warn(
+            "this model was saved by an earlier version, without the uncertainty of its loadings: the intervals only "
+            "cover the uncertainty of the latent states; fit or partial_fit adds the rest",
+            stacklevel=2,
         )
-    return filled_c, np.concatenate(states)
+    result, stored = decode_traversal(model, resolved, moved, covariates, depth)
+    results.write_traversal(adata, model.fingerprint_, resolved.name if key_added is None else key_added, stored)
+    return result
 
 
-def turned(
-    module: Module,
-    schema: Schema,
-    dial: Dial,
-    moved: Moved,
+def decode_traversal(
+    model: FittedModel,
+    axis: TraversalAxis,
+    moved: MovedCells,
     covariates: Mapping[str, Any] | None,
     library_size: Mapping[str, float],
-    names: pd.Index,
 ) -> tuple[AnnData, dict[str, Any]]:
-    """Decode cells on their way, and say what changes.
+    """Decode moved cells, and summarize the change of every feature.
 
     Parameters
     ----------
-    module, schema
-        Of the model.
-    dial, moved
-        What is turned, and which cells by it.
+    model
+        A fitted model.
+    axis, moved
+        The axis, and the cells along it.
     covariates
         Covariate to one value for all cells.
     library_size
         Modality to the library size to decode with.
-    names
-        Of all features.
 
     Returns
     -------
     tuple[AnnData, dict[str, Any]]
-        Steps × features, as `celldial.VAE.latent_traverse` returns them, and the same as arrays, to be stored.
+        Steps × features, as `latent_traverse` returns them, and the same as arrays to store.
     """
+    schema = model.schema_
     encoded = posterior.Covariates(
         *(np.repeat(part, moved.n_samples, axis=0) for part in schema.covariates(moved.cells, covariates))
     )
     parts = [
-        population_means.average(module, name, moved.state_sjz, encoded, depth, moved.n_samples, moved.n_group)
+        population_means.average(model.module_, name, moved.state_sjz, encoded, depth, moved.n_samples, moved.n_group)
         for name, depth in library_size.items()
     ]
     modality_f = np.repeat(np.array(schema.modalities, dtype=object), [part.mean_sf.shape[1] for part in parts])
     bernoulli_f = [schema.likelihood[modality] == BERNOULLI for modality in modality_f]
     curves = traversal.Traversal(
-        *traversal.joined(parts), np.where(bernoulli_f, 1, np.inf).astype(np.float32), dial.kind == "periodic"
+        *traversal.joined(parts), np.where(bernoulli_f, 1, np.inf).astype(np.float32), axis.kind == "periodic"
     )
+    by_step, by_feature = _summaries(curves, modality_f)
+    about = {
+        "axis": axis.title,
+        "kind": axis.kind,
+        "position_label": axis.label,
+        "path": moved.path_sz.astype(np.float32),
+        "likelihood": dict(schema.likelihood),
+        "library_size": dict(library_size),
+        "interval": traversal.INTERVAL,
+        "n_cells": moved.cells.n_obs,
+        "n_samples": moved.n_samples,
+        "at": moved.at,
+        "covariates": {key: str(value) for key, value in (covariates or {}).items()},
+        **({"phases": axis.phases} if axis.phases else {}),
+    }
+    names = feature_table(schema).index
+    stored = {
+        **about,
+        "position": moved.position_s,
+        "feature_names": np.array(names, dtype=object),
+        "modality": modality_f,
+        **by_step,
+        **by_feature,
+    }
+    obs = pd.DataFrame({"position": moved.position_s}, pd.RangeIndex(len(moved.position_s)).map("step_{}".format))
+    if axis.kind == "periodic":
+        obs["angle"] = moved.position_s
+    # Copies, so that a change to the result leaves the stored arrays alone.
+    result = AnnData(
+        curves.mean_sf.copy(),
+        obs=obs,
+        var=pd.DataFrame({**by_feature, "modality": modality_f}, index=names, copy=True),
+        layers={name: values_sf.copy() for name, values_sf in by_step.items()},
+        uns=copy.deepcopy(about),
+    )
+    return result, stored
+
+
+def _summaries(
+    curves: traversal.Traversal, modality_f: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return the curves by step, and the summaries of each feature's curve."""
     lfsr_f = curves.lfsr_f
     by_step = {
         "mean": curves.mean_sf,
@@ -255,70 +291,4 @@ def turned(
         "fdr": traversal.s_value(lfsr_f),
         "rank": traversal.ranks(curves.score_f(modality_f)),
     }
-    about = {
-        "axis": dial.title,
-        "kind": dial.kind,
-        "position_label": dial.label,
-        "path": moved.path_sz.astype(np.float32),
-        "likelihood": dict(schema.likelihood),
-        "library_size": dict(library_size),
-        "interval": traversal.INTERVAL,
-        "n_cells": moved.cells.n_obs,
-        "n_samples": moved.n_samples,
-        "at": moved.at,
-        "covariates": {key: str(value) for key, value in (covariates or {}).items()},
-        **({"phases": dial.phases} if dial.phases else {}),
-    }
-    stored = {
-        **about,
-        "position": moved.position_s,
-        "feature_names": np.array(names, dtype=object),
-        "modality": modality_f,
-        **by_step,
-        **by_feature,
-    }
-    obs = pd.DataFrame({"position": moved.position_s}, pd.RangeIndex(len(moved.position_s)).map("step_{}".format))
-    if dial.kind == "periodic":
-        obs["angle"] = moved.position_s
-    # Copies: what is done to the one must not change the other.
-    result = AnnData(
-        curves.mean_sf.copy(),
-        obs=obs,
-        var=pd.DataFrame({**by_feature, "modality": modality_f}, index=names, copy=True),
-        layers={name: values_sf.copy() for name, values_sf in by_step.items()},
-        uns=copy.deepcopy(about),
-    )
-    return result, stored
-
-
-def rows(adata: AnnData, position_c: np.ndarray) -> AnnData:
-    """Take some cells; all of them without a copy."""
-    if len(position_c) == adata.n_obs and bool((np.diff(position_c) == 1).all()):
-        return adata
-    return adata[position_c]
-
-
-def _seen(module: Module, state_scz: np.ndarray) -> np.ndarray:
-    """Average over cells what users see of their latent states, step by step, shape ``(s, z)``, float64."""
-    seen_cz = module.shown(torch.from_numpy(state_scz.reshape(-1, state_scz.shape[-1])))
-    mean_sz: np.ndarray = seen_cz.numpy().reshape(state_scz.shape).mean(1, dtype=np.float64)
-    return mean_sz
-
-
-def _draws(module: Module, schema: Schema, adata: AnnData, n_samples: int) -> np.ndarray:
-    """Draw the states of cells, those of one side by side, shape ``(j, z)``."""
-    state_cnz = population_means.draw_states(module, _read(schema, adata, quiet=True), n_samples)
-    return state_cnz.reshape(-1, state_cnz.shape[-1])
-
-
-def _read(schema: Schema, adata: AnnData, quiet: bool) -> Cells:
-    """Read cells, without warnings where they were read before."""
-    with warnings.catch_warnings():
-        if quiet:
-            warnings.simplefilter("ignore")
-        return Cells.from_anndata(adata, schema)
-
-
-def _is_cell(at: Any) -> bool:
-    """Tell whether `at` names one cell."""
-    return at is not None and not isinstance(at, Mapping | tuple)
+    return by_step, by_feature

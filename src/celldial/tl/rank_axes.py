@@ -6,13 +6,81 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
+from celldial.data import checks
 from celldial.data.cells import Cells, block_size
 from celldial.inference import posterior
+from celldial.inference.anndata import (
+    FittedModel,
+    check_fitted,
+    library_size_to_decode,
+    read_cells,
+)
 from celldial.inference.posterior import Covariates
+from celldial.io import results
 from celldial.model.module import Module
+from celldial.utils.validation import check_whole
 
 __all__ = ["coordinate_table", "kl_divergence", "names_of", "rank", "total_effects"]
+
+
+def axes(model: FittedModel, adata: AnnData, *, n_cells: int = 500) -> pd.DataFrame:
+    """Rank the latent coordinates by how much they matter, and mark those that the model does not use.
+
+    Parameters
+    ----------
+    model
+        A fitted `VAE`; left out in a call as a method, ``model.axes(adata)``.
+    adata
+        Cells to judge by; those without any count take no part.
+    n_cells
+        Number of cells, drawn at random, whose output is decoded for the variance, `n_latent` + 1 times each.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a coordinate, ``"axis_0"`` and so on (``"topic_0"`` where they are topics) and the periodic one by
+        its name, what matters most first. Written: the same, in the order of the coordinates, to
+        ``adata.uns["celldial"]["coordinates"]``.
+
+        - ``kl``: KL divergence of the cells' posteriors from the prior, mean over all cells, in nats: how much the
+          counts tell of the coordinate.
+        - ``variance``: how much the decoded output hangs on it. Half the mean squared change of the natural
+          logarithm of what is expected when the coordinate alone is replaced by that of a random cell, features
+          weighted by their share of what is expected; see `celldial.tl.rank_axes.total_effects`. Mean over
+          modalities.
+        - ``share``: the variance as a share of the sum over coordinates, taken in each modality (``share_rna``,
+          ...) and averaged over them.
+        - ``used``: whether `kl` is 0.1 nats or more, and `share` 0.05 % or more.
+        - ``rank``: 0 is the largest share.
+
+    Raises
+    ------
+    NotFittedError
+        The model is not fitted yet.
+    ValueError
+        Fewer than two cells have counts.
+    ValueError, TypeError, KeyError, FloatingPointError
+        As `transform`.
+
+    Examples
+    --------
+    >>> import celldial
+    >>> adata = celldial.datasets.pbmc68k_reduced()
+    >>> model = celldial.VAE(n_latent=3).fit(adata, max_epochs=1, progress=False)
+    >>> list(model.axes(adata).columns)
+    ['kl', 'variance', 'share', 'share_rna', 'used', 'rank']
+    """
+    check_fitted(model)
+    check_whole("n_cells", n_cells, 2)
+    _, cells = read_cells(model, adata)
+    checks.check_any_count(cells)
+    periodic = None if model.periodic_ is None else model.periodic_["name"]
+    depth = {modality: library_size_to_decode(model, modality, None) for modality in model.schema_.modalities}
+    table = rank(model.module_, cells, depth, periodic, n_cells, model.seed)
+    results.write_coordinates(adata, table)
+    return table.sort_values("rank")
 
 
 def rank(

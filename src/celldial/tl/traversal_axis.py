@@ -1,4 +1,4 @@
-"""The axis of a traversal: a coordinate, a named axis, the periodic coordinate or a path between groups."""
+"""The axis of a traversal: a latent coordinate, a named axis, the periodic coordinate or a path between groups."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from typing import Any
 
 import numpy as np
 
+from celldial.inference.anndata import FittedModel
 from celldial.utils.messages import listing
 
-__all__ = ["Dial", "check_traversal", "find_dial"]
+__all__ = ["TraversalAxis", "check_traversal", "resolve_axis"]
 
-
-# The p-value from which on an axis may be one by chance.
-BY_CHANCE = 0.05
+# A named axis with a p-value from here on may be due to chance.
+SIGNIFICANCE_LEVEL = 0.05
 
 
 @dataclass(frozen=True)
-class Dial:
-    """What is turned.
+class TraversalAxis:
+    """An axis to move cells along.
 
     Parameters
     ----------
     kind
         ``"coordinate"``, ``"direction"``, ``"periodic"`` or ``"path"``.
     name
-        Under which the traversal is stored.
+        Key that the traversal is stored under.
     title
-        For people.
+        Name of the axis in figures.
     label
-        What the positions are.
+        Name of the positions in figures.
     coordinate
-        Which, where it is one.
+        Index of a latent coordinate.
     direction
         Origin, filter and direction of a named axis.
     ends
-        Of a path.
+        Groups or cells at the ends of a path.
     phases
         Names of the phases of a periodic axis, and the angles where they start.
     """
@@ -53,78 +53,55 @@ class Dial:
     phases: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def check_traversal(span: Any, covariates: Any, key_added: Any) -> None:
-    """Raise where an argument of a traversal makes no sense by itself."""
+def check_traversal(span: Any, key_added: Any) -> None:
+    """Raise if an argument of a traversal is invalid by itself."""
     try:
         low, high = span
-        good = bool(0 <= low < high <= 1)
+        is_valid = bool(0 <= low < high <= 1)
     except (TypeError, ValueError):
-        good = False
-    if not good:
+        is_valid = False
+    if not is_valid:
         raise ValueError(f"span is {span!r}: it must be two quantiles, from low to high, such as (0.01, 0.99)")
-    if not isinstance(covariates, Mapping | None):
-        raise TypeError(f'covariates is {covariates!r}: it must be a dict from covariate to value, {{"batch": "b2"}}')
     if key_added is not None and (not isinstance(key_added, str) or "/" in key_added or not key_added):
         raise ValueError(f"key_added is {key_added!r}: it must be a name without a slash, such as 'response'")
 
 
-def find_dial(
-    axis: Any,
-    n_latent: int,
-    named: Mapping[str, Any],
-    periodic: Mapping[str, Any] | None,
-    topics: bool = False,
-) -> Dial:
-    """Find out what is to be turned.
+def resolve_axis(axis: Any, model: FittedModel, named: Mapping[str, Any]) -> TraversalAxis:
+    """Return the axis that the user asked for.
 
     Parameters
     ----------
     axis
-        As the user named it.
-    n_latent
-        Number of latent coordinates.
+        A coordinate, a name or a pair of groups or cells.
+    model
+        A fitted model.
     named
-        Name to what is stored of each named axis.
-    periodic
-        What is stored of the periodic axis, where there is one.
-    topics
-        Whether the coordinates are topics.
+        Stored named axes, by name.
 
     Raises
     ------
     ValueError
-        There is no such coordinate; or a named axis is not of this model.
+        There is no such coordinate, or a named axis belongs to another model.
     KeyError
         There is no axis of this name.
     TypeError
-        `axis` is nothing of all this.
+        `axis` is none of these.
     """
+    n_latent, periodic = model.module_.latent.n_latent, model.periodic_
+    topics = model.parameters_["latent"] == "logistic_normal"
     if isinstance(axis, tuple):
-        if len(axis) != 2:
-            raise ValueError(
-                f"axis is {axis!r}: a path goes from one group or cell to another, so that it has two ends"
-            )
-        name = f"{axis[0]} to {axis[1]}".replace("/", "-")
-        title = f"from {axis[0]} to {axis[1]}"
-        return Dial("path", name, title, f"way {title}", ends=axis)
+        return _path(axis)
     if isinstance(axis, str):
         if axis in named:
-            return _direction(axis, named[axis], n_latent)
+            return _named_axis(axis, named[axis], n_latent)
         if periodic is not None and axis == periodic["name"]:
-            title = axis.replace("_", " ")
-            phases = {}
-            if "phases" in periodic:
-                phases = {
-                    "names": np.array(periodic["phases"]),
-                    "start": np.array(periodic["phase_start"], dtype=float),
-                }
-            return Dial("periodic", axis, title, f"{title} angle (rad)", phases=phases)
+            return _periodic_axis(periodic)
         found = re.fullmatch(r"(?:axis|topic)_(\d+)" if topics else r"axis_(\d+)", axis)
         if found is None:
             known = [*named, *([] if periodic is None else [periodic["name"]])]
             raise KeyError(
                 f"there is no axis {axis!r}: give the number of a latent coordinate, a pair of cells or groups, or a "
-                f"named axis (there are: {listing(known)}; find_axis finds others)"
+                f"named axis (available: {listing(known)}; find_axis adds others)"
             )
         axis = int(found[1])
     if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
@@ -133,27 +110,48 @@ def find_dial(
             "or groups"
         )
     if not 0 <= axis < n_latent:
-        raise ValueError(f"axis is {axis}: it must be from 0 to {n_latent - 1}, the model's latent coordinates")
+        raise ValueError(f"axis is {axis}: the latent coordinates of this model are 0 to {n_latent - 1}")
     if topics:
         title = f"topic {axis}"
-        return Dial("coordinate", f"topic_{axis}", title, f"share of {title}", coordinate=int(axis))
+        return TraversalAxis("coordinate", f"topic_{axis}", title, f"share of {title}", coordinate=int(axis))
     title = f"latent coordinate {axis}"
-    return Dial("coordinate", f"axis_{axis}", title, title, coordinate=int(axis))
+    return TraversalAxis("coordinate", f"axis_{axis}", title, title, coordinate=int(axis))
 
 
-def _direction(name: str, stored: Mapping[str, Any], n_latent: int) -> Dial:
-    """Read a named axis."""
+def _path(ends: tuple[Any, ...]) -> TraversalAxis:
+    """Return the path between two groups or cells."""
+    if len(ends) != 2:
+        raise ValueError(f"axis is {ends!r}: a path needs exactly two ends, each a group or a cell")
+    name = f"{ends[0]} to {ends[1]}".replace("/", "-")
+    title = f"from {ends[0]} to {ends[1]}"
+    return TraversalAxis("path", name, title, f"way {title}", ends=(ends[0], ends[1]))
+
+
+def _periodic_axis(periodic: Mapping[str, Any]) -> TraversalAxis:
+    """Return the periodic coordinate of a model."""
+    title = periodic["name"].replace("_", " ")
+    phases = {}
+    if "phases" in periodic:
+        phases = {
+            "names": np.array(periodic["phases"]),
+            "start": np.array(periodic["phase_start"], dtype=float),
+        }
+    return TraversalAxis("periodic", periodic["name"], title, f"{title} angle (rad)", phases=phases)
+
+
+def _named_axis(name: str, stored: Mapping[str, Any], n_latent: int) -> TraversalAxis:
+    """Return a stored named axis."""
     parts = tuple(np.asarray(stored[part], dtype=np.float32) for part in ("origin", "filter", "direction"))
     _, filter_z, direction_z = parts
     if any(part.shape != (n_latent,) for part in parts) or not filter_z @ direction_z:
         raise ValueError(
-            f"axis {name!r} is not of this model, which has {n_latent} latent coordinates: call find_axis(adata, "
-            f"{name!r}, ...) with it"
+            f"axis {name!r} belongs to another model (this one has {n_latent} latent coordinates): call "
+            f"find_axis(adata, {name!r}, ...) with this model"
         )
-    if stored.get("p_value", 0) >= BY_CHANCE:
+    if stored.get("p_value", 0) >= SIGNIFICANCE_LEVEL:
         warnings.warn(
-            f"what the axis {name!r} is to tell, cells tell no better than by chance (p = {stored['p_value']:.2g}): "
-            "intervals, lfsr and fdr take its direction as given, and do not know that there may be none",
+            f"axis {name!r} predicts its target no better than chance (p = {stored['p_value']:.2g}): intervals, lfsr "
+            "and fdr assume that its direction is real",
             stacklevel=4,
         )
-    return Dial("direction", name, name, f"{name} score", direction=parts)
+    return TraversalAxis("direction", name, name, f"{name} score", direction=parts)

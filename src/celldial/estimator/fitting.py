@@ -1,0 +1,246 @@
+"""Fitting a `VAE`: from an AnnData through training to the fitted state and the results that are written."""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import json
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+
+from celldial.data import checks, labels
+from celldial.data.cells import Cells
+from celldial.data.in_memory import Resident, Source
+from celldial.data.on_disk import Stream
+from celldial.data.schema import Schema
+from celldial.data.splits import choose_cells
+from celldial.estimator import validation
+from celldial.estimator.prepare import NO_PART, look
+from celldial.estimator.serialization import build_module, fingerprint, to_json
+from celldial.inference import posterior
+from celldial.inference.anndata import is_file_path, read_cells
+from celldial.inference.laplace import measure_loadings
+from celldial.inference.posterior import Inferred
+from celldial.io import results
+from celldial.io.checkpoint import Checkpoint
+from celldial.model.elbo import read_gradient
+from celldial.model.module import Module
+from celldial.periodic.markers import read_rhythm
+from celldial.tl.phase import phase_table
+from celldial.training import clusters, loop, memory, periodic
+from celldial.training.hardware import Hardware
+from celldial.utils.prefetch import ahead
+from celldial.utils.random import seeded
+from celldial.utils.settings import Precision, chosen
+from celldial.utils.validation import check_whole
+
+if TYPE_CHECKING:
+    from celldial.estimator.vae import VAE
+
+__all__ = ["FitOptions", "fit", "partial_fit"]
+
+# Factor by which the learning rate is lower if coordinates are learned by the score function.
+SCORED_SLOWER = 4
+# Factor by which it is lower when training continues.
+CONTINUED_SLOWER = 4
+# Cells to initialize biases, scales and dispersions from.
+MAX_CELLS_TO_START = 100_000
+# Cells to measure the information about the loadings on: 1,000 cells of a modality that one cell in twenty has.
+MAX_CELLS_TO_MEASURE = 20_000
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """Arguments of `celldial.VAE.fit` except the cells; see there."""
+
+    max_epochs: int | Literal["auto"] = "auto"
+    batch_size: int | Literal["auto"] = "auto"
+    validation_size: float = 0.1
+    validation_cells: Sequence[Any] | np.ndarray | None = None
+    early_stopping: bool = True
+    key_added: str = "X_celldial"
+    include_periodic: bool = False
+    progress: bool = True
+    device: str | None = None
+    precision: Precision | None = None
+    compile: bool = False
+    devices: int | None = None
+    num_nodes: int | None = None
+    strategy: str = "auto"
+    checkpoint: str | Path | None = None
+    checkpoint_minutes: float | None = None
+    loggers: Sequence[Any] = ()
+
+
+def fit(model: VAE, adata: Any, options: FitOptions) -> None:
+    """Fit a model, set its fitted attributes, and write the results to the AnnData.
+
+    Nothing is written, and no attribute changes, before everything has succeeded.
+    """
+    parameters = model.get_params(deep=False)
+    validation.check_parameters(parameters)
+    validation.check_options(options.max_epochs, options.batch_size, options.key_added)
+    validation.check_hardware(
+        options.device, options.precision, options.devices, options.num_nodes, options.checkpoint_minutes
+    )
+    rhythm = read_rhythm(model.periodic)
+    found = look(adata, parameters, rhythm, options.validation_size, options.validation_cells)
+    schema, source = found.schema, found.source
+    hardware = Hardware(
+        options.device,
+        options.precision,
+        options.compile,
+        options.devices,
+        options.num_nodes,
+        options.strategy,
+        options.loggers,
+    )
+    plan = _plan(model, source.n_train, options, hardware.torch_device.type)
+    run = loop.RunContext(hardware, _checkpoint(model, schema, source, plan, hardware, options))
+    with chosen(options.device, options.precision), seeded(model.seed):
+        sample = source.sample(MAX_CELLS_TO_START)
+        held = source.cells if isinstance(source, Resident) else sample
+        memory.check_memory(held, schema.likelihood, model.n_hidden, plan.batch_size, hardware.torch_device)
+        module = build_module(model, schema, found.clusters)
+        module.initialise(sample, source.n_train)
+        del sample, held
+        if module.clusters is not None:
+            history = clusters.fit(module, source, plan, model.seed, run)
+        elif rhythm is None:
+            history = loop.fit(module, source, plan, model.seed, run)
+        else:
+            assert isinstance(source, Resident)  # a periodic coordinate needs cells in memory
+            split = (source.train_c, source.validation_c)
+            cells, history = periodic.fit(
+                module, source.cells, *split, plan, model.seed, run, rhythm, found.markers, found.modality
+            )
+            source = replace(source, cells=cells)
+        inferred = _infer_source(module, source, adata)
+        sample = source.sample(MAX_CELLS_TO_MEASURE)
+        measure_loadings(module, sample, torch.arange(len(sample)), source.n_train / len(sample))
+    model.parameters_, model.schema_, model.module_, model.history_ = to_json(parameters), schema, module, history
+    model.periodic_ = (
+        None
+        if rhythm is None
+        else periodic.describe(module, schema, rhythm, found.markers, found.modality, model.gene_symbols)
+    )
+    model.clusters_ = found.clusters
+    model.library_size_quantiles_ = _library_size_quantiles(found.cells, source.train_c)
+    model.fingerprint_ = fingerprint(module)
+    if inferred is not None:
+        _write(model, adata, inferred, options)
+
+
+def partial_fit(model: VAE, adata: Any, options: FitOptions) -> None:
+    """Continue to fit a fitted model, and write the results to the AnnData."""
+    validation.check_parameters(model.get_params(deep=False))
+    check_whole("max_epochs", options.max_epochs)
+    validation.check_options(options.max_epochs, options.batch_size, options.key_added)
+    table, cells = read_cells(model, adata)
+    cells = replace(cells, label_c=labels.codes(table.obs, model.clusters_))
+    checks.check_any_count(cells)
+    checks.warn_of_empty(table.obs_names.__getitem__, cells, NO_PART)
+    train_c, validation_c = choose_cells(table, cells, options.validation_size, options.validation_cells, model.seed)
+    plan = _plan(model, len(train_c), options)
+    plan = replace(plan, learning_rate=plan.learning_rate / CONTINUED_SLOWER, kl_warmup=False)
+    n_epochs_before = len(model.history_["seconds"])
+    seed = model.seed + n_epochs_before
+    with seeded(seed):
+        # A copy, so that a failure leaves the fitted model as it was.
+        module = copy.deepcopy(model.module_)
+        for name, modality in module.by_modality():
+            # Weight decay would erase a modality that no training cell has: nothing in the loss counteracts it.
+            modality.requires_grad_(bool(cells.has(name)[train_c].any()))
+        if module.circle is None:
+            history = loop.fit(module, Resident(cells, train_c, validation_c), plan, seed)
+        else:
+            cells, history = periodic.continue_fit(module, cells, train_c, validation_c, plan, seed)
+        inferred = posterior.infer(module, cells)
+        measure_loadings(module, cells, train_c)
+        module.requires_grad_(True)
+    model.module_ = module
+    model.history_ = _extend_history(model.history_, history)
+    model.fingerprint_ = fingerprint(module)
+    _write(model, adata, inferred, options)
+
+
+def _plan(model: VAE, n_train: int, options: FitOptions, device: str = "cpu") -> loop.TrainingPlan:
+    """Return the training plan; the learning rate is lower if gradients are noisy, so that the encoder stays stable."""
+    has_clusters = model.n_clusters is not None or model.labels_key is not None
+    is_scored = read_gradient(model.gradient, has_clusters).z != "reparameterized"
+    max_epochs, batch_size = options.max_epochs, options.batch_size
+    return loop.TrainingPlan(
+        max_epochs=loop.choose_max_epochs(n_train) if max_epochs == "auto" else max_epochs,
+        batch_size=loop.choose_batch_size(n_train, device) if batch_size == "auto" else batch_size,
+        learning_rate=model.learning_rate / (SCORED_SLOWER if is_scored else 1),
+        early_stopping=options.early_stopping,
+        progress=options.progress,
+    )
+
+
+def _checkpoint(
+    model: VAE, schema: Schema, source: Source, plan: loop.TrainingPlan, hardware: Hardware, options: FitOptions
+) -> Checkpoint | None:
+    """Return the checkpoint of a training: its folder, and the settings that a resumed training must share."""
+    if options.checkpoint is None:
+        return None
+    features = json.dumps(schema.to_dict(), sort_keys=True)
+    identity = {
+        "version": importlib.metadata.version("celldial"),
+        "parameters": to_json(model.get_params(deep=False)),
+        "plan": {name: value for name, value in asdict(plan).items() if name != "progress"},
+        "checksum of features and covariates": zlib.crc32(features.encode()),
+        "checksum of cells": source.fingerprint,
+        "hardware": hardware.numeric_settings,
+    }
+    return Checkpoint(Path(options.checkpoint), identity, options.checkpoint_minutes)
+
+
+def _infer_source(module: Module, source: Resident | Stream, adata: Any) -> Inferred | None:
+    """Infer the latent states of all cells, including those not trained on; None if there is no AnnData to write to."""
+    if isinstance(source, Resident):
+        return posterior.infer(module, source.cells)
+    if is_file_path(adata):
+        return None
+    blocks = (Cells.from_anndata(block, source.schema) for block in ahead(source.atlas.blocks()))
+    return posterior.joined([posterior.infer(module, block) for block in blocks])
+
+
+def _library_size_quantiles(cells: Cells, train_c: torch.Tensor) -> dict[str, np.ndarray]:
+    """Return 101 evenly spaced quantiles of the library sizes of the training cells that have each modality."""
+    totals = {modality: library_size_c[train_c].numpy() for modality, library_size_c in cells.library_size.items()}
+    return {modality: np.quantile(total_c[total_c > 0], np.linspace(0, 1, 101)) for modality, total_c in totals.items()}
+
+
+def _extend_history(before: Mapping[str, list[float]], new: Mapping[str, list[float]]) -> dict[str, list[float]]:
+    """Append the history of a continued training; values that one of the two lacks are NaN."""
+    n_before = len(before["seconds"])
+    missing_before, missing_new = [math.nan] * n_before, [math.nan] * len(new["seconds"])
+    history = {name: [*before.get(name, missing_before), *new.get(name, missing_new)] for name in {**before, **new}}
+    history["kept"][:n_before] = [0.0] * n_before
+    return history
+
+
+def _write(model: VAE, adata: Any, inferred: Inferred, options: FitOptions) -> None:
+    """Write embedding, record, phases and clusters to the AnnData."""
+    about = {
+        "parameters": model.parameters_,
+        "schema": model.schema_.to_dict(),
+        "history": {name: np.array(values) for name, values in model.history_.items()},
+    }
+    embedding_cz = inferred.embedding_with_place if options.include_periodic else inferred.embedding
+    results.write_fit(adata, model.fingerprint_, embedding_cz, options.key_added, about)
+    if model.periodic_ is not None:
+        table = phase_table(inferred, model.periodic_, adata.obs_names)
+        results.write_phase(adata, model.fingerprint_, table, model.periodic_)
+    if model.clusters_ is not None:
+        table = pd.DataFrame(inferred.cluster, adata.obs_names, columns=model.clusters_["names"])
+        results.write_clusters(adata, model.fingerprint_, table)

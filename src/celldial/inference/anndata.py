@@ -1,0 +1,212 @@
+"""From an AnnData to arrays with a fitted model: reading cells, inferring their latent states, checking names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from sklearn.utils.validation import check_is_fitted
+
+from celldial.data.cells import Cells, in_blocks
+from celldial.data.checks import check_any_count, warn_of_empty
+from celldial.data.files import Atlas, is_stored
+from celldial.data.modalities import obsm_key
+from celldial.data.mudata import joined
+from celldial.data.on_disk import told_once
+from celldial.data.schema import BERNOULLI, Schema
+from celldial.inference import posterior
+from celldial.inference.posterior import Inferred
+from celldial.model.angle_posterior import placed
+from celldial.model.module import Module
+from celldial.utils.prefetch import ahead
+from celldial.utils.validation import check_library_size
+
+__all__ = [
+    "FittedModel",
+    "check_fitted",
+    "covariates_to_set",
+    "feature_table",
+    "features_by_modality",
+    "get_modality",
+    "infer_all",
+    "is_file_path",
+    "library_size_to_decode",
+    "nonempty_blocks",
+    "read_cells",
+    "to_anndata",
+]
+
+PER_TEN_THOUSAND = 1e4
+
+
+class FittedModel(Protocol):
+    """The attributes of a fitted `celldial.VAE` that analyses read."""
+
+    parameters_: dict[str, Any]
+    schema_: Schema
+    module_: Module
+    history_: dict[str, list[float]]
+    library_size_quantiles_: dict[str, np.ndarray]
+    periodic_: dict[str, Any] | None
+    clusters_: dict[str, Any] | None
+    fingerprint_: str
+    seed: int
+
+
+def check_fitted(model: FittedModel) -> None:
+    """Raise `NotFittedError` unless the model is fitted."""
+    check_is_fitted(model, msg="this %(name)s is not fitted yet: call fit(adata) first, or VAE.load(path)")
+
+
+def is_file_path(data: Any) -> bool:
+    """Return whether the cells are only in files, so that nothing can be written to them."""
+    return is_stored(data) and not isinstance(data, AnnData)
+
+
+def to_anndata(model: FittedModel, adata: Any) -> AnnData:
+    """Return the cells of an AnnData or MuData as one AnnData."""
+    layer, modality_key = (model.parameters_[name] for name in ("layer", "modality_key"))
+    return joined(adata, layer=layer, modality_key=modality_key, schema=model.schema_)
+
+
+def read_cells(model: FittedModel, adata: AnnData, modalities: Sequence[str] | None = None) -> tuple[AnnData, Cells]:
+    """Read cells as one AnnData and as tensors, with the counts of all modalities or only of those given."""
+    table = to_anndata(model, adata)
+    cells = Cells.from_anndata(table, model.schema_)
+    return table, cells if modalities is None else cells.only(*modalities)
+
+
+def read_parts(model: FittedModel, adata: Any, modalities: Sequence[str] | None) -> Iterator[tuple[AnnData, Cells]]:
+    """Read cells as `read_cells` does: those in memory at once, those in files block by block."""
+    if not is_stored(adata):
+        yield read_cells(model, adata, modalities)
+        return
+    schema = model.schema_
+    obs_keys = [*schema.categories, *schema.continuous, *schema.presence_keys.values()]
+    obsm_keys = [key for key in map(obsm_key, schema.sources.values()) if key is not None]
+    atlas = Atlas.open(adata, layer=schema.layer, obs_keys=obs_keys, obsm_keys=obsm_keys, strict=False)
+    for table in ahead(atlas.blocks()):
+        yield table, read_cells(model, table, modalities)[1]
+
+
+def infer_all(
+    model: FittedModel,
+    adata: Any,
+    modality: str | None = None,
+    sources: Sequence[str] | None = None,
+    consequence: str = "they get the prior as their posterior",
+) -> tuple[Inferred, pd.DataFrame]:
+    """Infer the latent states of all cells.
+
+    Parameters
+    ----------
+    model
+        A fitted model.
+    adata
+        Cells in memory or in files.
+    modality
+        The only modality to infer from; by default all that a cell has.
+    sources
+        Several modalities to infer from. One of them must have counts.
+    consequence
+        What the warning about cells without counts says happens to them.
+
+    Returns
+    -------
+    tuple[Inferred, pandas.DataFrame]
+        Latent states, and ``obs`` of the same cells.
+    """
+    check_fitted(model)
+    used = [get_modality(model, modality)] if modality is not None else sources
+    used_names = None if used is None else " or ".join(used)
+    parts, tables, n_nonempty = [], [], 0
+    with told_once() if is_stored(adata) else nullcontext():
+        for table, cells in read_parts(model, adata, used):
+            n_nonempty += int((~cells.empty_c).sum())
+            if sources is not None and not is_stored(adata):
+                check_any_count(cells, sources)
+            warn_of_empty(table.obs_names.__getitem__, cells, consequence, used_names)
+            parts.append(posterior.infer(model.module_, cells))
+            tables.append(table.obs)
+    if sources is not None and n_nonempty == 0:
+        check_any_count(cells, sources)
+    return posterior.joined(parts), tables[0] if len(tables) == 1 else pd.concat(tables)
+
+
+def nonempty_blocks(model: FittedModel, adata: Any) -> Iterator[Cells]:
+    """Read the cells that have counts, on the device, in blocks that can be decoded at once."""
+    device, n_nonempty = posterior.ready(model.module_), 0
+    for _, cells in read_parts(model, adata, None):
+        nonempty = cells.select((~cells.empty_c).nonzero()[:, 0]).to(device)
+        n_nonempty += len(nonempty)
+        if len(nonempty) > 0:
+            yield from in_blocks(placed(model.module_, nonempty))
+    if n_nonempty == 0:
+        check_any_count(cells)
+
+
+def get_modality(model: FittedModel, modality: str | None) -> str:
+    """Return the name of a modality of the model: the first by default.
+
+    Raises
+    ------
+    KeyError
+        The model has no such modality.
+    """
+    known = model.schema_.modalities
+    if modality is None:
+        return known[0]
+    if modality not in known:
+        raise KeyError(f"the model has no modality {modality!r}; available: {', '.join(map(repr, known))}")
+    return modality
+
+
+def library_size_to_decode(model: FittedModel, modality: str, library_size: float | None = None) -> float:
+    """Return the library size to decode with: by default 10,000; under a Bernoulli likelihood the training median."""
+    if library_size is not None:
+        return check_library_size(library_size)
+    if model.schema_.likelihood[modality] == BERNOULLI:
+        return float(np.median(model.library_size_quantiles_[modality]))
+    return PER_TEN_THOUSAND
+
+
+def covariates_to_set(model: FittedModel, transform_batch: Any) -> Mapping[str, Any] | None:
+    """Return `transform_batch`, a batch or a dict of covariate to value, as a dict.
+
+    Raises
+    ------
+    ValueError
+        It is a batch, and the model has no batch key.
+    """
+    if isinstance(transform_batch, Mapping | None):
+        return transform_batch
+    if model.schema_.batch_key is None:
+        raise ValueError(
+            f"transform_batch is {transform_batch!r}, but the model was fitted without batch_key: give a dict of "
+            "covariate to value"
+        )
+    return {model.schema_.batch_key: transform_batch}
+
+
+def feature_table(schema: Schema) -> pd.DataFrame:
+    """Return a table of all features in the order of the model, with their ``modality`` if there are several."""
+    by_modality = schema.feature_names
+    if len(by_modality) == 1:
+        (names,) = by_modality.values()
+        return pd.DataFrame(index=list(names))
+    modality_f = [modality for modality, names in by_modality.items() for _ in names]
+    index = pd.Index([name for names in by_modality.values() for name in names], dtype=object)
+    if index.has_duplicates:  # features of modalities in obsm
+        index = pd.Index([f"{modality}:{name}" for modality, name in zip(modality_f, index, strict=True)])
+    return pd.DataFrame({"modality": modality_f}, index=index)
+
+
+def features_by_modality(schema: Schema) -> Mapping[str, np.ndarray]:
+    """Return the names of each modality's features as `feature_table` has them."""
+    names_f = feature_table(schema).index.to_numpy()
+    ends = np.cumsum([len(names) for names in schema.feature_names.values()])[:-1]
+    return dict(zip(schema.modalities, np.split(names_f, ends), strict=True))

@@ -1,0 +1,290 @@
+"""Expected expression and accessibility of cells: denoising, and imputation of one modality from others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from celldial.inference import posterior
+from celldial.inference.anndata import (
+    FittedModel,
+    check_fitted,
+    covariates_to_set,
+    get_modality,
+    infer_all,
+    is_file_path,
+    library_size_to_decode,
+)
+from celldial.inference.posterior import Covariates
+from celldial.io import h5ad, results
+from celldial.model.module import Module
+from celldial.utils.messages import noun_of
+from celldial.utils.validation import check_target
+
+__all__ = ["denoise", "impute", "impute_to_file"]
+
+# Larger tables are made only on request.
+MAX_ENTRIES = 25_000_000
+
+
+def denoise(
+    model: FittedModel,
+    adata: AnnData,
+    features: Sequence[str] | str | None = None,
+    *,
+    modality: str | None = None,
+    key_added: str | None = None,
+    transform_batch: Any = None,
+    library_size: float | None = None,
+) -> pd.DataFrame:
+    """Return the expected expression of each cell: its posterior mean, decoded.
+
+    Under zero inflation this is the expression before dropout.
+
+    Parameters
+    ----------
+    model
+        A fitted `VAE`; omitted in the method call ``model.denoise(adata)``.
+    adata
+        Cells to denoise.
+    features
+        Names of the features to return; by default all features of the modality, which for many cells needs much
+        memory.
+    modality
+        Modality to decode; by default the first of the model, which is ``"rna"`` if it has RNA.
+    key_added
+        Key to write the result under: ``adata.layers[key_added]`` if the features are those of `adata` in the same
+        order, otherwise a table in ``adata.obsm[key_added]``. By default nothing is written.
+    transform_batch
+        Decode as if all cells came from this batch; or a dict of covariate to value.
+    library_size
+        As in `decode`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Expression, cells × features, in counts per `library_size`.
+
+    Raises
+    ------
+    NotFittedError
+        The model is not fitted yet.
+    KeyError
+        The model has no such feature, modality or covariate.
+    ValueError
+        A feature is listed twice; `transform_batch` is a batch and the model has no `batch_key`; the library size is
+        not above 0; or `key_added` is given and there is no AnnData to write to.
+    ValueError, TypeError, FloatingPointError, OSError
+        As `transform`.
+
+    Examples
+    --------
+    >>> import celldial
+    >>> adata = celldial.datasets.pbmc68k_reduced()
+    >>> model = celldial.VAE().fit(adata, max_epochs=1, progress=False)
+    >>> model.denoise(adata, features=["CD3D", "CD79A"]).shape
+    (700, 2)
+    """
+    check_fitted(model)
+    check_target(adata, key_added)
+    to_decode = _decode_request(model, adata, modality, None, features, transform_batch, library_size)
+    table = to_decode.table(model.module_)
+    if key_added is not None:
+        results.write_expression(adata, model.fingerprint_, key_added, table)
+    return table
+
+
+def impute(
+    model: FittedModel,
+    adata: AnnData,
+    modality: str,
+    *,
+    from_: str | Sequence[str] | None = None,
+    features: Sequence[str] | str | None = None,
+    transform_batch: Any = None,
+    library_size: float | None = None,
+    key_added: str | None = None,
+    dense: bool = False,
+) -> pd.DataFrame:
+    """Predict one modality from others, for example open peaks from the RNA of a cell.
+
+    Parameters
+    ----------
+    model
+        A fitted `VAE`; omitted in the method call ``model.impute(adata, modality)``.
+    adata
+        Cells, which may lack `modality`; or files of cells as in `fit`, to which nothing is written.
+    modality
+        Modality to predict.
+    from_
+        Modality or modalities to predict from. By default all that a cell has, which may include `modality` itself.
+    features
+        Names of the features to return; by default all features of the modality.
+    transform_batch
+        Predict as if all cells came from this batch; or a dict of covariate to value.
+    library_size
+        As in `decode`.
+    key_added
+        Key of ``adata.obsm`` for the result; ``"imputed_<modality>"`` by default.
+    dense
+        Whether to allow a table of more than 25 million entries (0.1 GB). `impute_to_file` does not need this memory.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Expected counts, or probabilities under a Bernoulli likelihood, cells × features, float32. Written: the same to
+        ``adata.obsm[key_added]``, as a table if `features` are given, otherwise as an array in the order of the model's
+        features.
+
+    Raises
+    ------
+    NotFittedError
+        The model is not fitted yet.
+    ValueError
+        The table would be large and `dense` is False; or no cell has counts of any modality in `from_`.
+    KeyError
+        The model has no such modality, feature or covariate.
+    ValueError, TypeError, FloatingPointError, OSError
+        As `denoise`.
+
+    Examples
+    --------
+    >>> import celldial
+    >>> adata = celldial.datasets.simulate_multiome(200, 100, 300)
+    >>> model = celldial.VAE().fit(adata, max_epochs=1, progress=False)
+    >>> model.impute(adata, "atac", from_="rna").shape
+    (200, 300)
+    """
+    check_fitted(model)
+    check_target(adata, key_added)
+    to_decode = _decode_request(model, adata, modality, from_, features, transform_batch, library_size)
+    n_entries = len(to_decode.z_cz) * len(to_decode.names)
+    if n_entries > MAX_ENTRIES and not dense:
+        raise ValueError(
+            f"the table of {len(to_decode.z_cz)} cells × {len(to_decode.names)} features takes "
+            f"{4 * n_entries / 1e9:.1f} GB: list the features=[...] you need, use impute_to_file, or pass dense=True"
+        )
+    table = to_decode.table(model.module_)
+    if is_file_path(adata):
+        return table
+    # A table of very many columns takes minutes to write to a file, an array does not.
+    values = table.to_numpy(copy=True) if features is None else table.copy()
+    key = f"imputed_{to_decode.modality}" if key_added is None else key_added
+    results.write_imputed(adata, model.fingerprint_, key, values)
+    return table
+
+
+def impute_to_file(
+    model: FittedModel,
+    adata: AnnData,
+    modality: str,
+    path: str | Path,
+    *,
+    from_: str | Sequence[str] | None = None,
+    features: Sequence[str] | str | None = None,
+    transform_batch: Any = None,
+    library_size: float | None = None,
+) -> None:
+    """Predict one modality from others as `impute` does, block by block into an h5ad file, with constant memory.
+
+    Parameters
+    ----------
+    model
+        A fitted `VAE`; omitted in the method call ``model.impute_to_file(adata, modality, path)``.
+    adata, modality
+        As in `impute`. Nothing is written to `adata`.
+    path
+        File to write: an AnnData of cells × features with the table in ``X``, float32, and the ``obs`` of the cells
+        (for files, the columns that the model uses). It appears only once it is complete.
+        ``anndata.read_h5ad(path, backed="r")`` reads parts of it.
+    from_, features, transform_batch, library_size
+        As in `impute`.
+
+    Raises
+    ------
+    NotFittedError
+        The model is not fitted yet.
+    ValueError, TypeError, KeyError, FloatingPointError
+        As `impute`, except for the size of the table.
+    OSError
+        A file could not be read or written.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> import anndata, celldial
+    >>> adata = celldial.datasets.simulate_multiome(200, 100, 300)
+    >>> model = celldial.VAE().fit(adata, max_epochs=1, progress=False)
+    >>> with TemporaryDirectory() as folder:
+    ...     model.impute_to_file(adata, "atac", f"{folder}/imputed.h5ad", from_="rna")
+    ...     anndata.read_h5ad(f"{folder}/imputed.h5ad").shape
+    (200, 300)
+    """
+    check_fitted(model)
+    to_decode = _decode_request(model, adata, modality, from_, features, transform_batch, library_size)
+    h5ad.write_blocks(Path(path), to_decode.blocks(model.module_), to_decode.obs, to_decode.names)
+
+
+@dataclass(frozen=True)
+class DecodeRequest:
+    """Cells and features of one modality whose expected values are asked for."""
+
+    modality: str
+    z_cz: np.ndarray
+    covariates: Covariates
+    library_size: float
+    columns: np.ndarray | None
+    names: pd.Index
+    obs: pd.DataFrame
+
+    def blocks(self, module: Module) -> Iterator[np.ndarray]:
+        """Decode, block by block of cells."""
+        return posterior.expected(module, self.modality, self.z_cz, self.covariates, self.library_size, self.columns)
+
+    def table(self, module: Module) -> pd.DataFrame:
+        """Decode to one table."""
+        values_cf = np.concatenate(list(self.blocks(module)))
+        return pd.DataFrame(values_cf, index=self.obs.index, columns=self.names)
+
+
+def _decode_request(
+    model: FittedModel,
+    adata: AnnData,
+    modality: str | None,
+    from_: str | Sequence[str] | None,
+    features: Sequence[str] | str | None,
+    transform_batch: Any,
+    library_size: float | None,
+) -> DecodeRequest:
+    """Infer the latent states of cells, and look up what is to be decoded from them."""
+    modality = get_modality(model, modality)
+    names = pd.Index(model.schema_.feature_names[modality])
+    wanted = names if features is None else pd.Index([features] if isinstance(features, str) else features)
+    unknown = wanted[~wanted.isin(names)]
+    kind = noun_of(modality)
+    if len(unknown):
+        raise KeyError(f"the model has no {kind} {unknown[0]!r} ({len(unknown)} of those asked for are unknown)")
+    if wanted.has_duplicates:
+        raise ValueError(f"{kind} {wanted[wanted.duplicated()][0]!r} is asked for more than once")
+    covariates = covariates_to_set(model, transform_batch)
+    sources = None
+    if from_ is not None:
+        sources = [get_modality(model, name) for name in ([from_] if isinstance(from_, str) else from_)]
+        if not sources:
+            raise ValueError("from_ is empty: name a modality, or leave it at None for all that a cell has")
+    inferred, obs = infer_all(model, adata, None, sources, "for them the prior mean is decoded")
+    return DecodeRequest(
+        modality,
+        inferred.state_cz,
+        Covariates(*model.schema_.covariates(obs, covariates)),
+        library_size_to_decode(model, modality, library_size),
+        None if features is None else names.get_indexer(wanted),
+        wanted,
+        obs,
+    )
