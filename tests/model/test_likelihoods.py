@@ -248,8 +248,8 @@ def test_poisson_has_no_parameters() -> None:
 
 
 def test_the_example_for_contributors_trains_and_decodes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (root / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    section = text.split("## Add a likelihood")[1].split("\n## ")[0]
+    text = (root / "docs" / "dev" / "extending.md").read_text(encoding="utf-8")
+    section = text.split("## A likelihood")[1].split("\n## ")[0]
     code = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
     monkeypatch.setitem(LIKELIHOODS, "geometric", None)  # so that it is gone afterwards
     exec(code, {"torch": torch, "Likelihood": Likelihood, "LIKELIHOODS": LIKELIHOODS})
