@@ -12,7 +12,7 @@ from anndata import AnnData
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import pyplot as plt
-from scipy import stats
+from scipy import integrate, stats
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -46,7 +46,7 @@ DENSITIES: dict[str, Callable[[np.ndarray, float, float], np.ndarray]] = {
 def divergence(name: str, mu: float, sigma: float) -> float:
     """KL divergence of a posterior from the standard prior, by quadrature."""
     log_q, log_p = (DENSITIES[name](ON_LINE.numpy(), *moments) for moments in ((mu, sigma), (0.0, 1.0)))
-    return float(np.trapezoid(np.exp(log_q) * (log_q - log_p), ON_LINE.numpy()))
+    return float(integrate.trapezoid(np.exp(log_q) * (log_q - log_p), ON_LINE.numpy()))
 
 
 @pytest.mark.parametrize("name", LATENTS)

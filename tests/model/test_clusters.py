@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData, read_h5ad
-from scipy import sparse, stats
+from scipy import integrate, sparse, stats
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -139,7 +139,7 @@ def test_divergence_from_clusters_is_the_sum_over_them(latent: str) -> None:
 def test_the_density_is_a_density(latent: str) -> None:
     clusters = make_clusters(latent, n_latent=1)
     z_j = torch.linspace(-60, 60, 200_001, dtype=torch.float64)
-    assert np.trapezoid(clusters.log_prob(z_j[:, None]).exp(), z_j) == pytest.approx(1, abs=1e-6)
+    assert integrate.trapezoid(clusters.log_prob(z_j[:, None]).exp(), z_j) == pytest.approx(1, abs=1e-6)
 
 
 def test_cells_are_drawn_as_common_as_they_are_and_where_they_are() -> None:
