@@ -30,13 +30,17 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 import celldial as cd
 from celldial.metrics import knn_f1, leiden_nmi
 from celldial.model import likelihoods, networks
-from celldial.training import loop
+from celldial.training import loop, optimizer
 
 
 def plan(**changes: Any) -> Any:
     """Train by a changed plan."""
-    real = loop.TrainingPlan
-    return mock.patch.object(loop, "TrainingPlan", lambda **options: replace(real(**options), **changes))
+    train = loop.train
+
+    def with_changes(module: Any, source: Any, plan: Any, *args: Any) -> Any:
+        return train(module, source, replace(plan, **changes), *args)
+
+    return mock.patch.object(loop, "train", with_changes)
 
 
 def without(owner: type, method: str) -> Any:
@@ -72,7 +76,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], Callable[[], Any] | None]] = {
     "half the learning rate": ({"learning_rate": 4e-3}, None),
     "weight decay 0.01": ({}, lambda: plan(weight_decay=0.01)),
     "no KL warm-up": ({}, lambda: plan(kl_warmup=False)),
-    "dispersions as slow as weights": ({}, lambda: mock.patch.object(loop, "DISPERSION_SPEED", 1)),
+    "dispersions as slow as weights": ({}, lambda: mock.patch.object(optimizer, "LOG_SCALE_LR_FACTOR", 1)),
     "dispersions start at 1": ({}, lambda: without(likelihoods.NegativeBinomial, "initialise")),
     "encoder starts unscaled": ({}, lambda: mock.patch.object(networks, "MIN_DEVIATION", 1.0)),
     "decoder biases start at 0": ({}, lambda: without(networks.Decoder, "initialise")),

@@ -44,7 +44,7 @@ from celldial.model.latents import MIN_SCALE
 from celldial.model.likelihoods import Observation
 from celldial.model.module import Module
 from celldial.tl.gradients import compare
-from celldial.training.loop import choose_batch_size, choose_max_epochs
+from celldial.training.plan import choose_batch_size, choose_max_epochs
 
 WORKERS = {"scvi-tools": HERE / "worker_latents.py"}
 SMALL = "pbmc68k_counts"

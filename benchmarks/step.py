@@ -3,10 +3,9 @@
 
     python benchmarks/step.py [--case rna FILE.h5ad] [--case atac FILE.h5ad] [--threads 1 2]
 
-Every part is timed alone, then the whole step as `celldial.training.loop.fit` takes it, less
-Lightning Fabric. A case is genes,
-of which the 2,000 most variable are taken, with a negative binomial likelihood, or all peaks, with a Bernoulli
-likelihood; of a file with both, those features that are meant. Without a case it takes the bundled blood cells.
+Every part is timed alone, then the whole step of `celldial.training.loop.Trainer` without Lightning Fabric. The case
+"rna" uses the 2,000 most variable genes with a negative binomial likelihood, the case "atac" all peaks with a Bernoulli
+likelihood. Without a case, the bundled blood cells are used.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ from celldial.data.schema import Schema
 from celldial.estimator.serialization import build_module
 from celldial.model.module import Module
 from celldial.ops.log_likelihoods import sparse_linear
-from celldial.training import loop
 from celldial.training.optimizer import make_optimizer
+from celldial.training.plan import TrainingPlan
 
 # What each case is: the type of its features in a file that has several, and its observation model.
 FEATURE_TYPES = {"rna": "Gene Expression", "atac": "Peaks"}
@@ -75,7 +74,7 @@ def endlessly(cells: Cells, batch_size: int) -> Iterator[Cells]:
 def parts_of_step(module: Module, everything: Cells, batches: list[Tensor]) -> dict[str, Callable[[], object]]:
     ((name, modality),) = module.by_modality()
     n_hidden = modality.encoder.bias_h.numel()
-    plan = loop.TrainingPlan(max_epochs=1, batch_size=len(batches[0]))
+    plan = TrainingPlan(max_epochs=1, batch_size=len(batches[0]))
     optimizer = make_optimizer(module, plan.learning_rate, plan.weight_decay, len(everything))
     for group in optimizer.param_groups:
         group["lr"] *= 1e-6  # all parts shall see the same model

@@ -24,6 +24,7 @@ from celldial.datasets import pbmc68k_reduced
 from celldial.model.likelihoods import LIKELIHOODS
 from celldial.ops.csr import SparseRows
 from celldial.training import loop
+from celldial.training.plan import choose_max_epochs
 from celldial.utils.settings import settings
 from helpers.assertions import assert_same_nested, assert_untouched
 from helpers.fit import fit
@@ -118,7 +119,7 @@ def test_fit_transform_is_fit_and_transform(adata: AnnData) -> None:
 
 def test_defaults_choose_epochs_and_batches(adata: AnnData) -> None:
     model = VAE(2, 8).fit(adata, progress=False)
-    assert 2 <= len(model.history_["elbo_train"]) <= loop.choose_max_epochs(54)
+    assert 2 <= len(model.history_["elbo_train"]) <= choose_max_epochs(54)
 
 
 def test_progress_is_shown_by_default_and_can_be_silenced(adata: AnnData, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,8 @@ from celldial import VAE
 from celldial.data.in_memory import Resident
 from celldial.model.module import Module
 from celldial.training import loop
-from celldial.training.hardware import Hardware
+from celldial.training.hardware import Hardware, RunContext
+from celldial.training.plan import TrainingPlan
 from helpers.modules import build_module
 from helpers.simulate import simulate, simulate_cells
 
@@ -30,8 +31,8 @@ def train_without_noise() -> tuple[Module, dict[str, list[float]]]:
         cells = simulate_cells(65)  # one more than can be shared
         module.initialise(cells)
         source = Resident(cells, torch.arange(48), torch.arange(48, 65))
-        plan = loop.TrainingPlan(max_epochs=3, batch_size=16)
-        return module, loop.fit(module, source, plan, 0, loop.RunContext(Hardware("cpu")))
+        plan = TrainingPlan(max_epochs=3, batch_size=16)
+        return module, loop.train(module, source, plan, 0, RunContext(Hardware("cpu"))).history
     finally:
         normal._standard_normal = standard_normal
 

@@ -18,6 +18,7 @@ from celldial.model.likelihoods import LIKELIHOODS
 from celldial.model.module import Module
 from celldial.ops.csr import SparseRows
 from celldial.training import loop, optimizer
+from celldial.training.plan import TrainingPlan, choose_batch_size, choose_max_epochs
 from celldial.utils.settings import settings
 from helpers.modules import build_module
 from helpers.simulate import simulate_cells, simulate_two_cells
@@ -36,7 +37,7 @@ def make_module(cells: Cells, likelihood: str = "negative_binomial") -> Module:
 def fit(module: Module, cells: Cells, *, validation_c: Tensor = VALIDATION_C, seed: int = 0, **plan: Any) -> Any:
     torch.manual_seed(seed)
     options = {"max_epochs": 4, "batch_size": 20, **plan}
-    return loop.fit(module, Resident(cells, TRAIN_C, validation_c), loop.TrainingPlan(**options), seed)
+    return loop.train(module, Resident(cells, TRAIN_C, validation_c), TrainingPlan(**options), seed).history
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +73,8 @@ def assert_weights(module: Module, expected: dict[str, Tensor]) -> None:
 def test_training_makes_the_elbo_better(likelihood: str) -> None:
     cells = simulate_cells(n_cells=250)
     module = make_module(cells, likelihood)
-    plan = loop.TrainingPlan(max_epochs=30, batch_size=20)
-    history = loop.fit(module, Resident(cells, torch.arange(50, 250), torch.arange(50)), plan, 0)
+    plan = TrainingPlan(max_epochs=30, batch_size=20)
+    history = loop.train(module, Resident(cells, torch.arange(50, 250), torch.arange(50)), plan, 0).history
     assert max(history["elbo_validation"]) > history["elbo_validation"][0] + 0.3
     assert not module.training
 
@@ -297,9 +298,8 @@ def test_masks_are_left_out_where_all_chosen_cells_have_all(monkeypatch: pytest.
 
     monkeypatch.setattr(Module, "forward", spy)
     chosen_c = torch.tensor([c for c in range(50) if c != 7])
-    loop.fit(
-        make_two(cells), Resident(cells, chosen_c, VALIDATION_C), loop.TrainingPlan(max_epochs=1, batch_size=20), 0
-    )
+    plan = TrainingPlan(max_epochs=1, batch_size=20)
+    loop.train(make_two(cells), Resident(cells, chosen_c, VALIDATION_C), plan, 0)
     assert seen == [{}] * 3
 
 
@@ -455,9 +455,8 @@ def test_any_batch_size_works_also_a_last_minibatch_of_one_cell(cells: Cells, ba
 
 def test_one_cell_to_train_on_is_enough(cells: Cells) -> None:
     module = make_module(cells)
-    history = loop.fit(
-        module, Resident(cells, torch.tensor([3]), NOBODY), loop.TrainingPlan(max_epochs=2, batch_size=8), 0
-    )
+    plan = TrainingPlan(max_epochs=2, batch_size=8)
+    history = loop.train(module, Resident(cells, torch.tensor([3]), NOBODY), plan, 0).history
     assert len(history["elbo_train"]) == 2
 
 
@@ -498,12 +497,12 @@ def test_evaluate_is_the_mean_over_cells_however_they_are_batched(cells: Cells) 
 
 @given(n_cells=st.integers(1, 10**7), further=st.integers(0, 10**7))
 def test_sizes_adapt_to_the_number_of_cells(n_cells: int, further: int) -> None:
-    epochs, batch = loop.choose_max_epochs(n_cells), loop.choose_batch_size(n_cells)
-    on_gpu = loop.choose_batch_size(n_cells, "cuda")
+    epochs, batch = choose_max_epochs(n_cells), choose_batch_size(n_cells)
+    on_gpu = choose_batch_size(n_cells, "cuda")
     assert on_gpu == batch or (128 < on_gpu <= 1024 and n_cells >= 1000 * on_gpu)
     assert type(epochs) is type(batch) is int
-    assert epochs >= loop.choose_max_epochs(n_cells + further) >= 1
-    assert 1 <= batch <= loop.choose_batch_size(n_cells + further)
+    assert epochs >= choose_max_epochs(n_cells + further) >= 1
+    assert 1 <= batch <= choose_batch_size(n_cells + further)
 
 
 def test_half_precision_products_train_as_well(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:

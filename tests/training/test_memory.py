@@ -14,6 +14,7 @@ from celldial.data.in_memory import Resident
 from celldial.model.likelihoods import LIKELIHOODS
 from celldial.ops.csr import SparseRows
 from celldial.training import loop, memory
+from celldial.training.plan import TrainingPlan
 from celldial.utils import device
 from helpers.modules import build_module
 from helpers.simulate import simulate_two_cells
@@ -72,9 +73,8 @@ def test_estimate_is_what_training_takes(
         train_c, validation_c = torch.arange(n_cells // 10, n_cells), torch.arange(n_cells // 10)
         module = build_module({"rna": n_features}, likelihood, n_hidden=n_hidden)
         module.initialise(cells.select(train_c))
-        loop.fit(
-            module, Resident(cells, train_c, validation_c), loop.TrainingPlan(max_epochs=2, batch_size=batch_size), 0
-        )
+        plan = TrainingPlan(max_epochs=2, batch_size=batch_size)
+        loop.train(module, Resident(cells, train_c, validation_c), plan, 0)
     assert 0.97 < memory.estimate_memory(cells, {"rna": likelihood}, n_hidden, batch_size) / peak.peak < 1.2
 
 

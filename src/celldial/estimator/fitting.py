@@ -35,8 +35,11 @@ from celldial.model.elbo import read_gradient
 from celldial.model.module import Module
 from celldial.periodic.markers import read_rhythm
 from celldial.tl.phase import phase_table
-from celldial.training import clusters, loop, memory, periodic
-from celldial.training.hardware import Hardware
+from celldial.training import loop, memory
+from celldial.training.hardware import Hardware, RunContext
+from celldial.training.periodic import PeriodicTarget, describe
+from celldial.training.plan import TrainingPlan, choose_batch_size, choose_max_epochs
+from celldial.training.stages import first_stages, further_stages
 from celldial.utils.prefetch import ahead
 from celldial.utils.random import seeded
 from celldial.utils.settings import Precision, chosen
@@ -104,7 +107,8 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
         options.loggers,
     )
     plan = _plan(model, source.n_train, options, hardware.torch_device.type)
-    run = loop.RunContext(hardware, _checkpoint(model, schema, source, plan, hardware, options))
+    run = RunContext(hardware, _checkpoint(model, schema, source, plan, hardware, options))
+    target = None if rhythm is None else PeriodicTarget(rhythm, found.markers, found.modality)
     with chosen(options.device, options.precision), seeded(model.seed):
         sample = source.sample(MAX_CELLS_TO_START)
         held = source.cells if isinstance(source, Resident) else sample
@@ -112,26 +116,13 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
         module = build_module(model, schema, found.clusters)
         module.initialise(sample, source.n_train)
         del sample, held
-        if module.clusters is not None:
-            history = clusters.fit(module, source, plan, model.seed, run)
-        elif rhythm is None:
-            history = loop.fit(module, source, plan, model.seed, run)
-        else:
-            assert isinstance(source, Resident)  # a periodic coordinate needs cells in memory
-            split = (source.train_c, source.validation_c)
-            cells, history = periodic.fit(
-                module, source.cells, *split, plan, model.seed, run, rhythm, found.markers, found.modality
-            )
-            source = replace(source, cells=cells)
+        stages = first_stages(module, plan, model.seed, target)
+        history, source = loop.fit(module, source, stages, model.seed, run)
         inferred = _infer_source(module, source, adata)
         sample = source.sample(MAX_CELLS_TO_MEASURE)
         measure_loadings(module, sample, torch.arange(len(sample)), source.n_train / len(sample))
     model.parameters_, model.schema_, model.module_, model.history_ = to_json(parameters), schema, module, history
-    model.periodic_ = (
-        None
-        if rhythm is None
-        else periodic.describe(module, schema, rhythm, found.markers, found.modality, model.gene_symbols)
-    )
+    model.periodic_ = None if target is None else describe(module, schema, target, model.gene_symbols)
     model.clusters_ = found.clusters
     model.library_size_quantiles_ = _library_size_quantiles(found.cells, source.train_c)
     model.fingerprint_ = fingerprint(module)
@@ -159,12 +150,10 @@ def partial_fit(model: VAE, adata: Any, options: FitOptions) -> None:
         for name, modality in module.by_modality():
             # Weight decay would erase a modality that no training cell has: nothing in the loss counteracts it.
             modality.requires_grad_(bool(cells.has(name)[train_c].any()))
-        if module.circle is None:
-            history = loop.fit(module, Resident(cells, train_c, validation_c), plan, seed)
-        else:
-            cells, history = periodic.continue_fit(module, cells, train_c, validation_c, plan, seed)
-        inferred = posterior.infer(module, cells)
-        measure_loadings(module, cells, train_c)
+        source = Resident(cells, train_c, validation_c)
+        history, source = loop.fit(module, source, further_stages(module, plan), seed)
+        inferred = posterior.infer(module, source.cells)
+        measure_loadings(module, source.cells, train_c)
         module.requires_grad_(True)
     model.module_ = module
     model.history_ = _extend_history(model.history_, history)
@@ -172,14 +161,14 @@ def partial_fit(model: VAE, adata: Any, options: FitOptions) -> None:
     _write(model, adata, inferred, options)
 
 
-def _plan(model: VAE, n_train: int, options: FitOptions, device: str = "cpu") -> loop.TrainingPlan:
+def _plan(model: VAE, n_train: int, options: FitOptions, device: str = "cpu") -> TrainingPlan:
     """Return the training plan; the learning rate is lower if gradients are noisy, so that the encoder stays stable."""
     has_clusters = model.n_clusters is not None or model.labels_key is not None
     is_scored = read_gradient(model.gradient, has_clusters).z != "reparameterized"
     max_epochs, batch_size = options.max_epochs, options.batch_size
-    return loop.TrainingPlan(
-        max_epochs=loop.choose_max_epochs(n_train) if max_epochs == "auto" else max_epochs,
-        batch_size=loop.choose_batch_size(n_train, device) if batch_size == "auto" else batch_size,
+    return TrainingPlan(
+        max_epochs=choose_max_epochs(n_train) if max_epochs == "auto" else max_epochs,
+        batch_size=choose_batch_size(n_train, device) if batch_size == "auto" else batch_size,
         learning_rate=model.learning_rate / (SCORED_SLOWER if is_scored else 1),
         early_stopping=options.early_stopping,
         progress=options.progress,
@@ -187,7 +176,7 @@ def _plan(model: VAE, n_train: int, options: FitOptions, device: str = "cpu") ->
 
 
 def _checkpoint(
-    model: VAE, schema: Schema, source: Source, plan: loop.TrainingPlan, hardware: Hardware, options: FitOptions
+    model: VAE, schema: Schema, source: Source, plan: TrainingPlan, hardware: Hardware, options: FitOptions
 ) -> Checkpoint | None:
     """Return the checkpoint of a training: its folder, and the settings that a resumed training must share."""
     if options.checkpoint is None:

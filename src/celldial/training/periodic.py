@@ -1,15 +1,17 @@
-"""Training a module that has a circle: where cells are on it, and what the decoder makes of that, in turns.
+"""Training of a module with a periodic coordinate: the decoder and the angles of the cells are updated in turns.
 
-Expectation maximization: `celldial.periodic.initial_angles` makes the first guess, `celldial.training.loop` trains with
-these angles, and `celldial.model.angle_posterior` infers the angles again.
+Expectation maximization: `celldial.periodic` returns initial angles, `celldial.training.loop` trains the module with
+these angles, and `celldial.model.angle_posterior` infers them again.
+
+Axis suffixes: ``c`` cells, ``f`` features.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,150 +27,145 @@ from celldial.model.module import Module
 from celldial.periodic import initial_angles, unsupervised
 from celldial.periodic.initial_angles import phase_starts
 from celldial.periodic.markers import Rhythm
-from celldial.training import loop
+from celldial.training.plan import Stage, StagePlan, TrainingPlan
 from celldial.utils.settings import settings
+from celldial.utils.warnings import warn
 
-__all__ = ["continue_fit", "describe", "fit"]
+__all__ = ["PeriodicTarget", "describe", "first_stages", "further_stages"]
 
-# The share of the epochs before cells are located for the first time, and by how much slower the rest learns.
-FIRST_STAGE_FRACTION, LR_DIVISOR = 2 / 3, 2.0
+# Fraction of the epochs before angles are inferred for the first time.
+FIRST_STAGE_FRACTION = 2 / 3
+# The peak learning rate of the later epochs is lower by this factor.
+LR_DIVISOR = 2.0
 NO_CIRCLE_WARNING = (
-    "periodic=True: no circle stands out among the cells. The best there is was taken, but it is likely to be "
-    "something else: do not rely on its angle. If the cells have a rhythm, name its markers, as in "
+    "periodic=True: the cells show no clear periodic process. The best candidate was used, but it is likely to be "
+    "something else: do not rely on its angle. If the cells have a periodic process, name its markers, as in "
     "periodic='cell_cycle'; otherwise leave periodic out"
 )
 
 
-def fit(
-    module: Module,
-    cells: Cells,
-    train_c: Tensor,
-    validation_c: Tensor,
-    plan: loop.TrainingPlan,
-    seed: int,
-    run: loop.RunContext,
-    rhythm: Rhythm,
-    markers: dict[str, np.ndarray],
-    modality: str,
-) -> tuple[Cells, dict[str, list[float]]]:
-    """Train from the start.
+@dataclass(frozen=True)
+class PeriodicTarget:
+    """The periodic process to infer, and its markers among the features.
 
     Parameters
     ----------
-    module, plan, seed, run
-        As in `celldial.training.loop.fit`; `module` is initialised.
-    cells, train_c, validation_c
-        As in `celldial.data.in_memory.Resident`.
-    rhythm
-        What to look for.
+    process
+        Names, markers and order of the phases.
     markers
-        Phase to the columns of its markers.
+        Phase to the columns of its markers; empty to infer the angle without markers.
     modality
-        What these are features of.
-
-    Returns
-    -------
-    tuple[Cells, dict[str, list[float]]]
-        The cells with their places on the circle, and the history.
+        The modality that has the markers.
     """
-    cells, heard_f = first_angles(cells, rhythm, markers, modality, seed)
-    angle_posterior.start(module, cells.select(train_c), {modality: heard_f})
+
+    process: Rhythm
+    markers: Mapping[str, np.ndarray]
+    modality: str
+
+
+def first_stages(plan: TrainingPlan, seed: int, target: PeriodicTarget) -> StagePlan:
+    """Return the stages that train a new module; parameters as in `celldial.training.stages`."""
     n_first = math.ceil(FIRST_STAGE_FRACTION * plan.max_epochs)
-    plans = [replace(plan, max_epochs=n_first)]
-    if plan.max_epochs > n_first:
-        rate = plan.learning_rate / LR_DIVISOR
-        plans.append(replace(plan, max_epochs=plan.max_epochs - n_first, learning_rate=rate, kl_warmup=False))
-    cells, history = _train(module, cells, train_c, validation_c, plans, seed, run)
-    if markers:
-        angle_posterior.turn(
-            module, initial_angles.anchor(marker_curves(module, markers, modality), density(module), rhythm)
-        )
-        cells = update_angles(module, cells, learn_prior=True)
-    angle_posterior.straighten(module, cells.select(train_c).to(settings.torch_device))
-    return cells, history
+    n_rest = plan.max_epochs - n_first
+    initialize = partial(initialize_angles, target=target, seed=seed)
+    stages = [Stage("turn-1", replace(plan, max_epochs=n_first), before=initialize, after=infer_angles)]
+    if n_rest > 0:
+        rest = replace(plan, max_epochs=n_rest, learning_rate=plan.learning_rate / LR_DIVISOR, kl_warmup=False)
+        stages.append(Stage("turn-2", rest, after=infer_angles))
+    return StagePlan(tuple(stages), finish=partial(orient_circle, target=target))
 
 
-def continue_fit(
-    module: Module, cells: Cells, train_c: Tensor, validation_c: Tensor, plan: loop.TrainingPlan, seed: int
-) -> tuple[Cells, dict[str, list[float]]]:
-    """Train further; the circle keeps its orientation. Takes and returns the same as `fit`."""
-    cells = update_angles(module, cells)
+def further_stages(plan: TrainingPlan) -> StagePlan:
+    """Return the stages that continue training; the circle keeps its orientation and the features it is inferred from.
+
+    A few new cells may not suffice to select features; those selected from all earlier cells are kept.
+    """
+    stage = Stage("turn-1", plan, before=start_from_model, after=partial(infer_angles, select_features=False))
+    return StagePlan((stage,), finish=decorrelate)
+
+
+def initialize_angles(module: Module, source: Resident, target: PeriodicTarget, seed: int) -> Resident:
+    """Estimate initial angles from the counts, and initialize the decoder's harmonics from them."""
+    cells, feature_f = first_angles(source.cells, target, seed)
+    angle_posterior.start(module, cells.select(source.train_c), {target.modality: feature_f})
+    return replace(source, cells=cells)
+
+
+def start_from_model(module: Module, source: Resident) -> Resident:
+    """Infer the angles with the fitted module, and undo the correction that `decorrelate` makes again at the end."""
+    source = replace(source, cells=update_angles(module, source.cells))
     for _, modality in module.by_modality():
         modality.decoder.tilt_kz.zero_()
-    # What a few new cells would not tell of features, all those before did: they stay as chosen.
-    cells, history = _train(module, cells, train_c, validation_c, [plan], seed, loop.RunContext(), choose=False)
-    angle_posterior.straighten(module, cells.select(train_c).to(settings.torch_device))
-    return cells, history
+    return source
 
 
-def _train(
-    module: Module,
-    cells: Cells,
-    train_c: Tensor,
-    validation_c: Tensor,
-    plans: Sequence[loop.TrainingPlan],
-    seed: int,
-    run: loop.RunContext,
-    choose: bool = True,
-) -> tuple[Cells, dict[str, list[float]]]:
-    """Train by each plan, and after it choose the features that tell the angle, if asked to, and locate the cells."""
-    history: dict[str, list[float]] = {}
-    for turn, plan in enumerate(plans):
-        source = Resident(cells, train_c, validation_c)
-        stage = run.for_stage(f"turn-{turn + 1}")
-        record = loop.fit(module, source, plan, seed + turn, stage)
-        history = loop.concat_history(history, record) if history else record
-        if choose:
-            angle_posterior.choose_features(module, cells.select(train_c).to(settings.torch_device))
-        cells = update_angles(module, cells, learn_prior=True)
-        if stage.interrupted:
-            break
-    return cells, history
+def infer_angles(module: Module, source: Resident, select_features: bool = True) -> Resident:
+    """Infer the angles and their distribution, after selecting the features that depend on the angle."""
+    if select_features:
+        angle_posterior.choose_features(module, _training_cells(source))
+    return replace(source, cells=update_angles(module, source.cells, learn_prior=True))
+
+
+def orient_circle(module: Module, source: Resident, target: PeriodicTarget) -> Resident:
+    """Rotate the circle to where markers should peak, if there are markers, and decorrelate the other coordinates."""
+    if target.markers:
+        curves = marker_curves(module, target.markers, target.modality)
+        angle_posterior.turn(module, initial_angles.anchor(curves, density(module), target.process))
+        source = replace(source, cells=update_angles(module, source.cells, learn_prior=True))
+    return decorrelate(module, source)
+
+
+def decorrelate(module: Module, source: Resident) -> Resident:
+    """Remove the dependence of the other coordinates on the angle."""
+    angle_posterior.straighten(module, _training_cells(source))
+    return source
 
 
 def update_angles(module: Module, cells: Cells, learn_prior: bool = False) -> Cells:
-    """Locate cells on the device, and bring them back."""
+    """Return the cells, on the CPU, with angles inferred by the module on the device."""
     device = settings.torch_device
     return angle_posterior.located(module.to(device), cells.to(device), learn_prior).to("cpu")
 
 
-def first_angles(
-    cells: Cells, rhythm: Rhythm, markers: dict[str, np.ndarray], modality: str, seed: int
-) -> tuple[Cells, Tensor]:
-    """Say by the markers, or without any, where cells are; those that lack the modality could be anywhere."""
-    has_c = cells.has(modality).numpy()
-    counts_cf = to_csr(cells.counts[modality])[has_c].astype(np.float64)
-    library_size_c = cells.library_size[modality].numpy()[has_c].astype(np.float64)
+def _training_cells(source: Resident) -> Cells:
+    """Return the cells to train on, on the device."""
+    return source.cells.select(source.train_c).to(settings.torch_device)
+
+
+def first_angles(cells: Cells, target: PeriodicTarget, seed: int) -> tuple[Cells, Tensor]:
+    """Return the cells with initial angles, and the columns of the features these were inferred from.
+
+    Angles come from the markers, or without markers from the roundest pattern among the cells. Cells that lack the
+    modality get angles of no concentration.
+    """
+    has_c = cells.has(target.modality).numpy()
+    counts_cf = to_csr(cells.counts[target.modality])[has_c].astype(np.float64)
+    library_size_c = cells.library_size[target.modality].numpy()[has_c].astype(np.float64)
     logged_cf = initial_angles.log_normalized(counts_cf, library_size_c)
-    if markers:
+    if target.markers:
+        markers = dict(target.markers)
         active_c = initial_angles.first_activity(counts_cf, library_size_c, markers)
-        place, heard_f = initial_angles.first_places(logged_cf, active_c, markers, rhythm)
+        estimate, feature_f = initial_angles.first_places(logged_cf, active_c, markers, target.process)
     else:
         batch_c = np.unique(cells.category_ck.numpy()[has_c], axis=0, return_inverse=True)[1].ravel()
-        place, heard_f, roundness = unsupervised.first_places(logged_cf, batch_c, seed)
+        estimate, feature_f, roundness = unsupervised.first_places(logged_cf, batch_c, seed)
         if roundness < unsupervised.MIN_ROUNDNESS:
-            warnings.warn(NO_CIRCLE_WARNING, stacklevel=4)
-    angle_c, length_c, all_active_c = (np.full(len(cells), value) for value in (0.0, 0.0, place.active_c.mean()))
-    angle_c[has_c], length_c[has_c], all_active_c[has_c] = place.angle_c, place.length_c, place.active_c
-    told = (torch.from_numpy(part).float() for part in (angle_c, length_c, all_active_c))
-    return replace(cells, belief_cq=angle_posterior.belief(*told)), torch.from_numpy(heard_f)
+            warn(NO_CIRCLE_WARNING)
+    angle_c, length_c, active_c = (np.full(len(cells), value) for value in (0.0, 0.0, estimate.active_c.mean()))
+    angle_c[has_c], length_c[has_c], active_c[has_c] = estimate.angle_c, estimate.length_c, estimate.active_c
+    packed = angle_posterior.belief(*(torch.from_numpy(part).float() for part in (angle_c, length_c, active_c)))
+    return replace(cells, belief_cq=packed), torch.from_numpy(feature_f)
 
 
-def describe(
-    module: Module,
-    schema: Schema,
-    rhythm: Rhythm,
-    markers: Mapping[str, np.ndarray],
-    modality: str,
-    gene_symbols: str | None,
-) -> dict[str, Any]:
-    """Describe the circle of a trained module: its name, phases, the angles where they start, and the markers found."""
-    described: dict[str, Any] = {"name": rhythm.name}
-    if rhythm.phases:
-        names = np.array(schema.feature_names[modality], dtype=object)
-        described["phases"] = np.array(rhythm.phases, dtype=object)
-        described["phase_start"] = phase_starts(marker_curves(module, markers, modality), density(module), rhythm)
-        described["markers"] = {phase: names[column_f] for phase, column_f in markers.items()}
+def describe(module: Module, schema: Schema, target: PeriodicTarget, gene_symbols: str | None) -> dict[str, Any]:
+    """Describe the circle of a trained module: its name, its phases and where they start, and the markers found."""
+    described: dict[str, Any] = {"name": target.process.name}
+    if target.process.phases:
+        names = np.array(schema.feature_names[target.modality], dtype=object)
+        curves = marker_curves(module, target.markers, target.modality)
+        described["phases"] = np.array(target.process.phases, dtype=object)
+        described["phase_start"] = phase_starts(curves, density(module), target.process)
+        described["markers"] = {phase: names[column_f] for phase, column_f in target.markers.items()}
     if gene_symbols is not None:
         described["gene_symbols"] = gene_symbols
     return described

@@ -1,0 +1,123 @@
+"""How to train, as data: epochs, batch size and rates of a stage, and the stages of a training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from celldial.model.module import Module
+
+__all__ = [
+    "History",
+    "Stage",
+    "StagePlan",
+    "StageResult",
+    "TrainingPlan",
+    "choose_batch_size",
+    "choose_max_epochs",
+    "keep_source",
+]
+
+# Quantity to its value after each epoch.
+History = dict[str, list[float]]
+# Takes a module and a source, and returns the source to use from then on. The source is the one that `fit` was given:
+# a stage may need more of it than every `celldial.data.in_memory.Source` has.
+Hook = Callable[["Module", Any], Any]
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How to train in one stage.
+
+    Parameters
+    ----------
+    max_epochs
+        Maximum number of passes over the training cells.
+    batch_size
+        Cells in a minibatch, summed over all devices.
+    learning_rate
+        Peak learning rate.
+    weight_decay
+        Decay of the weight matrices. The last layer of the decoder has a prior instead; biases and dispersions do not
+        decay.
+    early_stopping
+        Whether to stop if the validation ELBO has not improved for a quarter of the epochs, at least 10.
+    kl_warmup
+        Whether the weight of the KL term starts near 0 and rises to 1.
+    progress
+        Whether to show a progress bar on stderr.
+    """
+
+    max_epochs: int
+    batch_size: int
+    learning_rate: float = 8e-3
+    weight_decay: float = 0.3
+    early_stopping: bool = True
+    kl_warmup: bool = True
+    progress: bool = False
+
+
+def keep_source(module: Module, source: Any) -> Any:
+    """Return the source as it is: the hook that does nothing."""
+    return source
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a training.
+
+    Parameters
+    ----------
+    name
+        Name of the stage's checkpoint file.
+    plan
+        How to train.
+    before, after
+        Called with the module and the source before and after training; they return the source to use from then on.
+        `after` is also called if Ctrl-C ended the stage.
+    """
+
+    name: str
+    plan: TrainingPlan
+    before: Hook = keep_source
+    after: Hook = keep_source
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """The stages of a training.
+
+    Parameters
+    ----------
+    stages
+        In the order in which they run, at least one. If Ctrl-C ends one, the later ones are skipped.
+    finish
+        Called once after the last stage that ran.
+    """
+
+    stages: tuple[Stage, ...]
+    finish: Hook = keep_source
+
+
+class StageResult(NamedTuple):
+    """History of one stage, and whether Ctrl-C ended it."""
+
+    history: History
+    interrupted: bool
+
+
+def choose_max_epochs(n_cells: int) -> int:
+    """Return the default number of epochs: 20 for 6,000 cells, fewer for more cells, from 6 to 100."""
+    return round(min(max(20 * (6000 / n_cells) ** 0.3, 6), 100))
+
+
+def choose_batch_size(n_cells: int, device: str = "cpu") -> int:
+    """Return the default size of a minibatch: 128, or smaller if an epoch would have fewer than eight steps.
+
+    On a GPU, which small minibatches leave idle, it is up to 1,024 if an epoch still has a thousand steps.
+    """
+    largest = 128 if device == "cpu" else min(max(2 ** math.floor(math.log2(n_cells / 1000)), 128), 1024)
+    return min(max(2 ** round(math.log2(n_cells / 8)), 16), largest)
