@@ -170,8 +170,7 @@ class Trainer:
         n_train = source.n_train // fabric.world_size
         if n_train == 0:
             raise ValueError(
-                f"{fabric.world_size} processes cannot share {source.n_train} training cells: each needs at least one. "
-                "Use fewer devices"
+                f"there are fewer training cells ({source.n_train}) than processes ({fabric.world_size}): use fewer devices"
             )
         self.fabric, self.module, self.plan = fabric, module, plan
         self.n_steps = plan.max_epochs * math.ceil(n_train / max(1, plan.batch_size // fabric.world_size))
