@@ -170,7 +170,8 @@ class Trainer:
         n_train = source.n_train // fabric.world_size
         if n_train == 0:
             raise ValueError(
-                f"there are fewer training cells ({source.n_train}) than processes ({fabric.world_size}): use fewer devices"
+                f"there are fewer training cells ({source.n_train}) than processes ({fabric.world_size}): "
+                "use fewer devices"
             )
         self.fabric, self.module, self.plan = fabric, module, plan
         self.n_steps = plan.max_epochs * math.ceil(n_train / max(1, plan.batch_size // fabric.world_size))
