@@ -74,7 +74,7 @@ def read(size: Size, name: str) -> ad.AnnData:
         raise FileNotFoundError(f"{name}.h5ad is needed: say in which folder it is, --data DIR")
     adata = ad.read_h5ad(size.folder / f"{name}.h5ad")
     if name in N_GENES:
-        logged_cf = log_normalized(adata)
+        logged_cf = log_normalize(adata)
         variance_f = np.asarray(logged_cf.power(2).mean(0) - np.square(logged_cf.mean(0))).ravel()
         own_f = np.concatenate(list(markers_of(adata).values()))
         adata = adata[:, np.union1d(np.argsort(-variance_f)[: N_GENES[name]], own_f)].copy()
@@ -111,9 +111,9 @@ def counts_of(adata: ad.AnnData) -> csr_matrix:
     return csr_matrix(adata.X).astype(np.float64)
 
 
-def log_normalized(adata: ad.AnnData) -> csr_matrix:
+def log_normalize(adata: ad.AnnData) -> csr_matrix:
     counts_cf = counts_of(adata)
-    return initial_angles.log_normalized(counts_cf, np.asarray(counts_cf.sum(1)).ravel())
+    return initial_angles.log_normalize(counts_cf, np.asarray(counts_cf.sum(1)).ravel())
 
 
 def markers_of(adata: ad.AnnData) -> dict[str, np.ndarray]:
@@ -130,20 +130,20 @@ def standardized(values_cf: np.ndarray) -> np.ndarray:
 
 def marker_scores(adata: ad.AnnData) -> dict[str, np.ndarray]:
     """Mean of the z-scored markers of each phase."""
-    logged_cf = log_normalized(adata)
+    logged_cf = log_normalize(adata)
     return {name: standardized(logged_cf[:, own].toarray()).mean(1) for name, own in markers_of(adata).items()}
 
 
 def baselines(adata: ad.AnnData) -> dict[str, np.ndarray]:
     """Angles by simpler means, from the genes alone."""
-    logged_cf, markers, score = log_normalized(adata), markers_of(adata), marker_scores(adata)
+    logged_cf, markers, score = log_normalize(adata), markers_of(adata), marker_scores(adata)
     own_f = np.concatenate(list(markers.values()))
     first, second = PCA(2, random_state=0).fit_transform(standardized(logged_cf[:, own_f].toarray())).T
     with mock.patch.object(initial_angles, "CHOICES", (0,)):  # no genes beside the markers
-        place, _ = initial_angles.first_places(logged_cf, np.ones(adata.n_obs), markers, CELL_CYCLE)
+        place, _ = initial_angles.initial_angles(logged_cf, np.ones(adata.n_obs), markers, CELL_CYCLE)
     counts_cf = counts_of(adata)
-    active_c = initial_angles.first_activity(counts_cf, counts_cf.sum(1).A1, markers)
-    start, _ = initial_angles.first_places(logged_cf, active_c, markers, CELL_CYCLE)
+    active_c = initial_angles.initial_activity(counts_cf, counts_cf.sum(1).A1, markers)
+    start, _ = initial_angles.initial_angles(logged_cf, active_c, markers, CELL_CYCLE)
     return {
         "atan2 of scores": np.arctan2(standardized(score["G2M"]), standardized(score["S"])),
         "PCA of markers": np.arctan2(second, first),
@@ -153,7 +153,7 @@ def baselines(adata: ad.AnnData) -> dict[str, np.ndarray]:
 
 
 def components(adata: ad.AnnData) -> np.ndarray:
-    return np.asarray(PCA(10, random_state=0).fit_transform(log_normalized(adata).toarray()))
+    return np.asarray(PCA(10, random_state=0).fit_transform(log_normalize(adata).toarray()))
 
 
 def harmonics(angle_c: np.ndarray) -> np.ndarray:
@@ -421,7 +421,7 @@ def ridge(logged_cf: np.ndarray, markers: dict[str, np.ndarray], half: int) -> d
 def measure_neurosphere(size: Size) -> tuple[list[Row], Measured]:
     """Every second marker is taken out of the data; then the others."""
     adata = read(size, "neurosphere")
-    logged_cf, markers = log_normalized(adata).toarray(), markers_of(adata)
+    logged_cf, markers = log_normalize(adata).toarray(), markers_of(adata)
     runs: list[dict[str, Any]] = []
     for half in (0, 1):
         held = {phase: column_f[half::2] for phase, column_f in markers.items()}

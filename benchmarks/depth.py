@@ -29,7 +29,7 @@ from torch.nn.functional import softplus
 import celldial as cd
 from celldial.metrics import knn_f1, leiden_nmi
 from celldial.model import likelihoods, networks
-from celldial.ops.csr import SparseRows
+from celldial.ops.csr import CSRTensor
 
 LABELS = "celltype"
 
@@ -41,7 +41,7 @@ class Logit(torch.autograd.Function):
     """Bernoulli log-likelihood per cell of log-odds, Σ_open y − Σ softplus(y), with its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, log_odds_cf: Tensor, counts: SparseRows) -> Tensor:
+    def forward(ctx: Any, log_odds_cf: Tensor, counts: CSRTensor) -> Tensor:
         flat_n = counts.flat_n
         log_p_c = counts.sum_rows(log_odds_cf.flatten()[flat_n]) - softplus(log_odds_cf).sum(-1)
         grad_cf = log_odds_cf.sigmoid().neg_()
@@ -68,7 +68,7 @@ class LogOdds(likelihoods.Likelihood):
     def mean(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
         return self.log_odds(heads, library_size_c).sigmoid()
 
-    def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: SparseRows) -> Tensor:
+    def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: CSRTensor) -> Tensor:
         result: Tensor = Logit.apply(self.log_odds(heads, library_size_c), counts)
         return result
 
@@ -83,7 +83,7 @@ class LogOddsWithOffset(LogOdds):
         self.slope = torch.nn.Parameter(torch.ones(()))
         self.register_buffer("log_depth_mean", torch.zeros(()))
 
-    def initialise(self, counts: SparseRows, library_size_c: Tensor) -> None:
+    def initialise(self, counts: CSRTensor, library_size_c: Tensor) -> None:
         # Of the mean cell the offset is 0, lest it shift where the decoder's biases start.
         self.log_depth_mean.copy_(library_size_c.log().mean())
 
@@ -99,7 +99,7 @@ class FixedExposure(likelihoods.Bernoulli):
         return library_size_c.clamp_min(1e-6).log()
 
 
-def start_at_logit(decoder: networks.Decoder, counts: SparseRows) -> None:
+def start_at_logit(decoder: networks.Decoder, counts: CSRTensor) -> None:
     """Start the biases at the log-odds of each peak, as the decoder's own `initialise` does for log rates."""
     with torch.no_grad():
         (head,) = decoder.heads

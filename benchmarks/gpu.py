@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 import celldial
-from celldial.data.cells import to_sparse_rows
+from celldial.data.cells import to_csr_tensor
 from celldial.ops import log_likelihoods
 
 N_TYPES, N_HIDDEN, N_LATENT = 20, 128, 10
@@ -88,7 +88,7 @@ def likelihood_bandwidth(adata: ad.AnnData, n_cells: int, dtype: torch.dtype, de
 
     Counted is what must be read or written: logits and their gradient, and the stored entries in each direction.
     """
-    counts = to_sparse_rows(adata.X[:n_cells]).to(torch.device(device))
+    counts = to_csr_tensor(adata.X[:n_cells]).to(torch.device(device))
     shape = (counts.n_rows, counts.n_columns)
     logits_cf = torch.randn(shape, device=device).to(dtype).requires_grad_()
     log_theta_f = torch.zeros(shape[1], device=device, requires_grad=True)

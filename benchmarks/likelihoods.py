@@ -20,20 +20,20 @@ from timing import milliseconds
 from torch import Tensor
 from torch.distributions import NegativeBinomial, Poisson
 
-from celldial.data.cells import to_sparse_rows
+from celldial.data.cells import to_csr_tensor
 from celldial.ops import log_likelihoods
-from celldial.ops.csr import SparseRows
+from celldial.ops.csr import CSRTensor
 
 
-def draw(n_cells: int, n_features: int, density: float) -> SparseRows:
+def draw(n_cells: int, n_features: int, density: float) -> CSRTensor:
     """Small counts at random places."""
     random = np.random.default_rng(0)
     matrix = sparse.random(n_cells, n_features, density, "csr", rng=random)
     matrix.data = random.geometric(0.5, matrix.nnz)
-    return to_sparse_rows(matrix)
+    return to_csr_tensor(matrix)
 
 
-def candidates(counts: SparseRows) -> dict[str, dict[str, Callable[[], object]]]:
+def candidates(counts: CSRTensor) -> dict[str, dict[str, Callable[[], object]]]:
     """Likelihood to each way of computing it, each a whole forward and backward pass."""
     generator = torch.Generator().manual_seed(0)
     shape = counts.n_rows, counts.n_columns
@@ -62,7 +62,7 @@ def candidates(counts: SparseRows) -> dict[str, dict[str, Callable[[], object]]]
         )
         return distribution.log_prob(dense_cf)
 
-    def fresh() -> SparseRows:
+    def fresh() -> CSRTensor:
         """Counts as a new minibatch has them: the places of their entries are yet to be worked out."""
         return counts.with_values(counts.value_n)
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import sparse
 
-from celldial.data.cells import MAX_BLOCK_CELLS, MAX_BLOCK_ENTRIES, Cells, block_size, minibatches
-from celldial.data.checks import check_linked
+from celldial.data.cells import MAX_DECODE_CELLS, MAX_DECODE_VALUES, Cells, decode_block_size, minibatches
+from celldial.data.checks import check_modalities_connected
 from celldial.data.schema import Schema
-from celldial.data.splits import split
+from celldial.data.splits import random_split
 from helpers.raises import raises
 
 COUNTS = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=7), elements=st.integers(0, 9))
@@ -66,7 +66,7 @@ def test_from_anndata(x: np.ndarray) -> None:
     adata = make_adata(x)
     schema = make_schema(adata)
     cells = Cells.from_anndata(adata, schema)
-    category_ck, continuous_ck = schema.covariates(adata)
+    category_ck, continuous_ck = schema.encode_covariates(adata)
     np.testing.assert_array_equal(cells.counts["rna"].to_dense(), x)
     np.testing.assert_array_equal(cells.library_size["rna"], x.sum(1))
     np.testing.assert_array_equal(cells.empty_c, x.sum(1) == 0)
@@ -128,12 +128,12 @@ def test_between_is_dense_slicing(x: np.ndarray, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(x)))
     stop = data.draw(st.integers(start, len(x)))
     cells = make_cells(x)
-    assert_same(cells.between(start, stop), cells, slice(start, stop))
+    assert_same(cells.slice(start, stop), cells, slice(start, stop))
 
 
 def test_between_copies_no_entries() -> None:
     cells = numbered(5)
-    part = cells.between(2, 4)
+    part = cells.slice(2, 4)
     assert part.counts["rna"].value_n.data_ptr() == cells.counts["rna"].value_n[2:].data_ptr()
 
 
@@ -212,7 +212,7 @@ def test_wrong_minibatches() -> None:
 
 @given(n_cells=st.integers(1, 50), validation_size=st.floats(0, 1, exclude_max=True), seed=st.integers(0, 9))
 def test_split(n_cells: int, validation_size: float, seed: int) -> None:
-    train, validation = split(n_cells, validation_size, torch.Generator().manual_seed(seed))
+    train, validation = random_split(n_cells, validation_size, torch.Generator().manual_seed(seed))
     assert sorted([*train.tolist(), *validation.tolist()]) == list(range(n_cells))
     assert train.tolist() == sorted(train.tolist())
     assert len(train) >= 1
@@ -221,24 +221,24 @@ def test_split(n_cells: int, validation_size: float, seed: int) -> None:
     elif n_cells > 1:
         assert len(validation) >= 1
         assert abs(len(validation) - n_cells * validation_size) <= 1
-    again = split(n_cells, validation_size, torch.Generator().manual_seed(seed))
+    again = random_split(n_cells, validation_size, torch.Generator().manual_seed(seed))
     assert torch.equal(again[0], train)
 
 
 def test_split_is_random() -> None:
     generator = torch.Generator().manual_seed(0)
-    assert not torch.equal(split(50, 0.5, generator)[1], split(50, 0.5, generator)[1])
+    assert not torch.equal(random_split(50, 0.5, generator)[1], random_split(50, 0.5, generator)[1])
 
 
 @pytest.mark.parametrize("validation_size", [-0.1, 1, 1.5, float("nan")])
 def test_split_wants_a_share(validation_size: float) -> None:
     with raises(ValueError, naming=["validation_size", validation_size]):
-        split(10, validation_size, torch.Generator())
+        random_split(10, validation_size, torch.Generator())
 
 
 def test_split_wants_cells() -> None:
     with raises(ValueError, naming=[0]):
-        split(0, 0.1, torch.Generator())
+        random_split(0, 0.1, torch.Generator())
 
 
 # --- Several modalities -----------------------------------------------------------------------------------------------
@@ -265,9 +265,9 @@ def test_what_all_cells_have_is_not_noted() -> None:
     cells = make_mosaic(rna=[], protein=[1, 2])
     assert list(cells.present) == ["protein"]
     assert cells.present["protein"].tolist() == [True, False, False, True]
-    assert cells.having("rna") is None
-    assert cells.having("protein").tolist() == [0, 3]
-    assert cells.having("protein").dtype == torch.int64
+    assert cells.indices_with("rna") is None
+    assert cells.indices_with("protein").tolist() == [0, 3]
+    assert cells.indices_with("protein").dtype == torch.int64
     assert make_mosaic(rna=[2]).present["rna"].tolist() == [True, True, False, True]
 
 
@@ -276,72 +276,72 @@ def test_presence_goes_with_the_cells(lacking: list[int], data: st.DataObject) -
     cells = make_mosaic(rna=[], protein=lacking)
     index = torch.tensor(data.draw(st.lists(st.integers(0, 3))), dtype=torch.int64)
     assert_same(cells.select(index), cells, index)
-    assert_same(cells.between(1, 3), cells, slice(1, 3))
+    assert_same(cells.slice(1, 3), cells, slice(1, 3))
     assert_same(cells.to("cpu"), cells, slice(None))
     for minibatch in minibatches(cells, 2, generator=torch.Generator().manual_seed(0)):
         for modality, total_c in minibatch.library_size.items():
-            indices = minibatch.having(modality)
+            indices = minibatch.indices_with(modality)
             having = torch.arange(len(minibatch)) if indices is None else indices
             assert torch.equal(having, (total_c > 0).nonzero().squeeze(1))
 
 
 def test_presence_is_kept_where_a_part_lacks_nothing() -> None:
-    part = make_mosaic(rna=[], protein=[1]).between(2, 4)
+    part = make_mosaic(rna=[], protein=[1]).slice(2, 4)
     assert part.present["protein"].tolist() == [True, True]
-    assert part.having("protein").tolist() == [0, 1]
+    assert part.indices_with("protein").tolist() == [0, 1]
 
 
 def test_only() -> None:
     cells = make_mosaic(rna=[0], protein=[1], atac=[])
-    only = cells.only("protein")
+    only = cells.keep_modalities("protein")
     assert list(only.counts) == ["rna", "atac", "protein"]
     assert only.counts["protein"] is cells.counts["protein"]
     assert only.category_ck is cells.category_ck
     for other in ("rna", "atac"):
         assert only.counts[other].to_dense().tolist() == [[0, 0]] * 4
         assert only.library_size[other].tolist() == [0] * 4
-        assert only.having(other).tolist() == []
-    assert only.having("protein").tolist() == [0, 2, 3]
+        assert only.indices_with(other).tolist() == []
+    assert only.indices_with("protein").tolist() == [0, 2, 3]
     assert only.empty_c.tolist() == [False, True, False, False]
     index = torch.tensor([3, 1])
     assert_same(only.select(index), only, index)
-    assert_same(only.between(1, 3), only, slice(1, 3))
+    assert_same(only.slice(1, 3), only, slice(1, 3))
     # As if it were so from the start.
-    assert cells.having("atac") is None
-    assert cells.having("rna").tolist() == [1, 2, 3]
+    assert cells.indices_with("atac") is None
+    assert cells.indices_with("rna").tolist() == [1, 2, 3]
 
 
 def test_only_some_of_several() -> None:
     cells = make_mosaic(rna=[0], protein=[1], atac=[])
-    only = cells.only("atac", "rna")
+    only = cells.keep_modalities("atac", "rna")
     for kept in ("rna", "atac"):
         assert only.counts[kept] is cells.counts[kept]
         assert torch.equal(only.library_size[kept], cells.library_size[kept])
-        assert torch.equal(only.has(kept), cells.has(kept))
-    assert only.having("atac") is None
-    assert only.observed("protein").n_rows == 0
+        assert torch.equal(only.mask_with(kept), cells.mask_with(kept))
+    assert only.indices_with("atac") is None
+    assert only.observed_counts("protein").n_rows == 0
     assert only.empty_c.tolist() == [False] * 4
-    assert_same(cells.only("rna", "protein", "atac"), cells, slice(None))
-    assert_same(only.only("rna"), cells.only("rna"), slice(None))
-    assert cells.only("rna").empty_c.tolist() == [True, False, False, False]
+    assert_same(cells.keep_modalities("rna", "protein", "atac"), cells, slice(None))
+    assert_same(only.keep_modalities("rna"), cells.keep_modalities("rna"), slice(None))
+    assert cells.keep_modalities("rna").empty_c.tolist() == [True, False, False, False]
 
 
 @given(lacking=st.lists(st.integers(0, 3), unique=True))
 def test_has_having_and_observed_say_the_same(lacking: list[int]) -> None:
     cells = make_mosaic(rna=[], protein=lacking)
-    present_c = cells.has("protein")
+    present_c = cells.mask_with("protein")
     assert present_c.dtype == torch.bool
     assert present_c.tolist() == [cell not in lacking for cell in range(4)]
-    assert cells.has("rna").tolist() == [True] * 4
-    observed = cells.observed("protein")
+    assert cells.mask_with("rna").tolist() == [True] * 4
+    observed = cells.observed_counts("protein")
     assert torch.equal(observed.to_dense(), cells.counts["protein"].to_dense()[present_c])
     assert (observed is cells.counts["protein"]) == (not lacking)
 
 
 def test_masks_are_left_out_for_cells_that_have_all() -> None:
     cells = make_mosaic(rna=[0], protein=[1])
-    assert cells.masked_for(torch.tensor([2, 3])).present == {}
-    masked = cells.masked_for(torch.tensor([1, 2]))
+    assert cells.drop_full_masks(torch.tensor([2, 3])).present == {}
+    masked = cells.drop_full_masks(torch.tensor([1, 2]))
     assert list(masked.present) == ["protein"]
     assert masked.counts is cells.counts
     assert list(cells.present) == ["rna", "protein"]
@@ -349,38 +349,38 @@ def test_masks_are_left_out_for_cells_that_have_all() -> None:
 
 @given(n_features=st.integers(1, 10**9))
 def test_blocks_of_expected_values_are_small(n_features: int) -> None:
-    n_cells = block_size(n_features)
+    n_cells = decode_block_size(n_features)
     assert type(n_cells) is int
-    assert 1 <= n_cells <= MAX_BLOCK_CELLS
-    assert n_cells == 1 or n_cells * n_features <= MAX_BLOCK_ENTRIES
+    assert 1 <= n_cells <= MAX_DECODE_CELLS
+    assert n_cells == 1 or n_cells * n_features <= MAX_DECODE_VALUES
     # As many as are allowed.
-    assert n_cells == MAX_BLOCK_CELLS or (n_cells + 1) * n_features > MAX_BLOCK_ENTRIES
+    assert n_cells == MAX_DECODE_CELLS or (n_cells + 1) * n_features > MAX_DECODE_VALUES
 
 
 def test_linked() -> None:
-    check_linked(make_mosaic(rna=[]))
-    check_linked(make_mosaic(rna=[], atac=[]))
-    check_linked(make_mosaic(rna=[0], atac=[1, 2]))
-    check_linked(
+    check_modalities_connected(make_mosaic(rna=[]))
+    check_modalities_connected(make_mosaic(rna=[], atac=[]))
+    check_modalities_connected(make_mosaic(rna=[0], atac=[1, 2]))
+    check_modalities_connected(
         make_mosaic(rna=[2, 3], atac=[0, 1, 2], protein=[0])
     )  # atac and protein in cell 3, protein and rna in 1
 
 
 def test_not_linked() -> None:
     with raises(ValueError, naming=["rna", "atac"]):
-        check_linked(make_mosaic(rna=[0, 1], atac=[2, 3]))
+        check_modalities_connected(make_mosaic(rna=[0, 1], atac=[2, 3]))
     with raises(ValueError, naming=["rna", "protein", "atac"]):
-        check_linked(make_mosaic(rna=[0, 1], atac=[2, 3], protein=[0, 1]))
+        check_modalities_connected(make_mosaic(rna=[0, 1], atac=[2, 3], protein=[0, 1]))
     with raises(ValueError, naming=["protein"], omitting=["rna"]):
-        check_linked(make_mosaic(rna=[], protein=[0, 1, 2, 3]))
+        check_modalities_connected(make_mosaic(rna=[], protein=[0, 1, 2, 3]))
 
 
 def test_cells_to_train_on_must_be_linked() -> None:
     """Else, where the cells to validate on are chosen by hand, what has nothing to start from would start at NaN."""
     cells = make_mosaic(rna=[0], protein=[1, 2])
-    check_linked(cells)
-    check_linked(cells, torch.tensor([1, 3]))
+    check_modalities_connected(cells)
+    check_modalities_connected(cells, torch.tensor([1, 3]))
     with raises(ValueError, naming=["protein"], omitting=["rna"]):
-        check_linked(cells, torch.tensor([1, 2]))
+        check_modalities_connected(cells, torch.tensor([1, 2]))
     with raises(ValueError, naming=["rna", "protein"]):
-        check_linked(cells, torch.tensor([0, 1, 2]))
+        check_modalities_connected(cells, torch.tensor([0, 1, 2]))

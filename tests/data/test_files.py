@@ -15,8 +15,8 @@ from scipy import sparse
 
 from celldial.data import file_matrices
 from celldial.data.cells import Cells
-from celldial.data.file_matrices import File, runs_of
-from celldial.data.files import Atlas, is_stored
+from celldial.data.file_matrices import BackedFile, to_runs
+from celldial.data.files import OnDiskDataset, is_on_disk
 from celldial.data.schema import Schema
 from helpers.assertions import assert_same_cells
 from helpers.raises import logged, raises
@@ -40,17 +40,17 @@ def adata() -> AnnData:
 def test_paths_lists_of_paths_and_backed_data_are_stored(tmp_path, adata):
     path = write(adata, tmp_path / "a.h5ad")
     backed = ad.read_h5ad(path, backed="r")
-    assert is_stored(str(path))
-    assert is_stored(path)
-    assert is_stored([path, str(path)])
-    assert is_stored(backed)
-    assert not is_stored(adata)
-    assert not is_stored(np.zeros(3))
+    assert is_on_disk(str(path))
+    assert is_on_disk(path)
+    assert is_on_disk([path, str(path)])
+    assert is_on_disk(backed)
+    assert not is_on_disk(adata)
+    assert not is_on_disk(np.zeros(3))
 
 
 @pytest.mark.parametrize("rows", [[0], [3, 4, 6, 100], list(range(40)), [0, 20, 40, 60], [5, 22, 39]])
 def test_runs_cover_the_rows_and_tell_where_they_are(rows):
-    runs, position_c = runs_of(np.array(rows))
+    runs, position_c = to_runs(np.array(rows))
     covered = np.concatenate([np.arange(run.start, run.stop) for run in runs])
     np.testing.assert_array_equal(covered[position_c], rows)
     assert len(covered) == len(set(covered))
@@ -69,17 +69,17 @@ def test_cells_and_schema_are_those_in_memory(tmp_path, adata, suffix, layout):
     elif layout == "unsorted":
         adata.X = adata.X[:, ::-1]
         assert not adata.X.has_sorted_indices
-    atlas = Atlas.open(write(adata, tmp_path / f"a{suffix}"), layer=None, obs_keys=KEYS)
+    dataset = OnDiskDataset.open(write(adata, tmp_path / f"a{suffix}"), layer=None, obs_keys=KEYS)
     schema = Schema.from_anndata(adata, **COVARIATES)
-    assert atlas.schema(**COVARIATES) == schema
-    assert atlas.n_cells == 50
-    assert list(atlas.var.index) == list(adata.var_names)
-    assert isinstance(atlas.obs.index, pd.RangeIndex)
+    assert dataset.schema(**COVARIATES) == schema
+    assert dataset.n_cells == 50
+    assert list(dataset.var.index) == list(adata.var_names)
+    assert isinstance(dataset.obs.index, pd.RangeIndex)
     for row_c in (np.array([3, 4, 30, 49]), np.array([49, 0, 7]), np.arange(50)):
-        block = atlas.read(row_c)
+        block = dataset.read(row_c)
         assert list(block.obs_names) == list(adata.obs_names[row_c])
         assert_same_cells(Cells.from_anndata(block, schema), Cells.from_anndata(adata[row_c].copy(), schema))
-    whole = joined(list(atlas.blocks(7)))
+    whole = joined(list(dataset.blocks(7)))
     assert_same_cells(Cells.from_anndata(whole, schema), Cells.from_anndata(adata, schema))
 
 
@@ -98,20 +98,20 @@ def test_a_layer_and_obsm_are_read(tmp_path, adata):
     row_c = np.array([40, 2, 3])
     expected = Cells.from_anndata(adata[row_c].copy(), schema)
     for path in (write(adata, tmp_path / "a.h5ad"), write(adata, tmp_path / "a.zarr")):
-        atlas = Atlas.open(path, layer="counts", obsm_keys=["protein", "tags"])
-        assert atlas.schema(**options) == schema
-        assert_same_cells(Cells.from_anndata(atlas.read(row_c), schema), expected)
+        dataset = OnDiskDataset.open(path, layer="counts", obsm_keys=["protein", "tags"])
+        assert dataset.schema(**options) == schema
+        assert_same_cells(Cells.from_anndata(dataset.read(row_c), schema), expected)
 
 
 def test_modalities_and_columns_that_say_who_has_them_are_read(tmp_path):
     adata = simulate_two(lacking={"atac": [1, 2]})
     adata.obs["has_atac"] = [cell not in (1, 2) for cell in range(adata.n_obs)]
     schema = Schema.from_anndata(adata)
-    atlas = Atlas.open(write(adata, tmp_path / "a.h5ad"))
-    assert atlas.schema() == schema
+    dataset = OnDiskDataset.open(write(adata, tmp_path / "a.h5ad"))
+    assert dataset.schema() == schema
     assert schema.presence_keys == {"atac": "has_atac"}
     assert_same_cells(
-        Cells.from_anndata(joined(list(atlas.blocks(20))), atlas.schema()), Cells.from_anndata(adata, schema)
+        Cells.from_anndata(joined(list(dataset.blocks(20))), dataset.schema()), Cells.from_anndata(adata, schema)
     )
 
 
@@ -125,39 +125,41 @@ def test_shards_are_one_atlas(tmp_path, adata):
     in_memory.X = sparse.csr_matrix(in_memory.X)
     in_memory.obs["donor"] = pd.Categorical(in_memory.obs["donor"], categories=["x", "y", "z", "w"])
     schema = Schema.from_anndata(in_memory, **COVARIATES)
-    atlas = Atlas.open(paths, obs_keys=KEYS)
-    assert list(atlas.var.index) == list(first.var_names)
-    assert atlas.schema(**COVARIATES) == schema
+    dataset = OnDiskDataset.open(paths, obs_keys=KEYS)
+    assert list(dataset.var.index) == list(first.var_names)
+    assert dataset.schema(**COVARIATES) == schema
     row_c = np.array([45, 3, 19, 20, 21])
-    block = atlas.read(row_c)
+    block = dataset.read(row_c)
     assert list(block.obs_names) == list(in_memory.obs_names[row_c])
     assert_same_cells(Cells.from_anndata(block, schema), Cells.from_anndata(in_memory[row_c].copy(), schema))
-    assert [len(block) for block in atlas.blocks(15)] == [15, 5, 15, 15]
+    assert [len(block) for block in dataset.blocks(15)] == [15, 5, 15, 15]
 
 
 def test_features_that_not_all_files_have_are_left_out(tmp_path, adata, caplog):
     paths = [write(adata, tmp_path / "a.h5ad"), write(adata[:, 3:].copy(), tmp_path / "b.h5ad")]
     with caplog.at_level(logging.WARNING, "celldial"):
-        atlas = Atlas.open(paths)
-    assert list(atlas.var.index) == list(adata.var_names[3:])
+        dataset = OnDiskDataset.open(paths)
+    assert list(dataset.var.index) == list(adata.var_names[3:])
     assert logged(caplog, naming=[3, 17])
-    np.testing.assert_array_equal(atlas.read(np.array([1, 51]), names=False).X.toarray(), adata.X[[1, 1], 3:].toarray())
+    np.testing.assert_array_equal(
+        dataset.read(np.array([1, 51]), names=False).X.toarray(), adata.X[[1, 1], 3:].toarray()
+    )
 
 
 def test_files_with_other_features_are_refused(tmp_path, adata):
     other = adata.copy()
     other.var_names = [f"ENSG{gene}" for gene in range(adata.n_vars)]
     with raises(ValueError, naming=["b.h5ad", "'ENSG0'", 0]):
-        Atlas.open([write(adata, tmp_path / "a.h5ad"), write(other, tmp_path / "b.h5ad")])
+        OnDiskDataset.open([write(adata, tmp_path / "a.h5ad"), write(other, tmp_path / "b.h5ad")])
 
 
 def test_cells_of_shards_may_have_the_same_names(tmp_path, adata):
     path = write(adata, tmp_path / "a.h5ad")
-    atlas = Atlas.open([path, path])
-    assert atlas.n_cells == 100
-    schema = atlas.schema()
-    assert sum(len(Cells.from_anndata(block, schema)) for block in atlas.blocks()) == 100
-    assert len(Cells.from_anndata(atlas.read(np.array([0, 50]), names=False), schema)) == 2
+    dataset = OnDiskDataset.open([path, path])
+    assert dataset.n_cells == 100
+    schema = dataset.schema()
+    assert sum(len(Cells.from_anndata(block, schema)) for block in dataset.blocks()) == 100
+    assert len(Cells.from_anndata(dataset.read(np.array([0, 50]), names=False), schema)) == 2
 
 
 def test_numbers_text_and_truth_of_several_files_are_put_together(tmp_path, adata):
@@ -165,11 +167,11 @@ def test_numbers_text_and_truth_of_several_files_are_put_together(tmp_path, adat
     first.obs["age"] = np.arange(20)
     first.obs["has_rna"], second.obs["has_rna"] = True, False
     second.obs["has_more"] = True
-    atlas = Atlas.open([write(first, tmp_path / "a.h5ad"), write(second, tmp_path / "b.h5ad")], obs_keys=KEYS)
-    assert atlas.obs["age"].dtype == np.float64
-    assert atlas.obs["has_rna"].dtype == bool
-    assert "has_more" not in atlas.obs
-    assert isinstance(atlas.obs["batch"].dtype, pd.CategoricalDtype)
+    dataset = OnDiskDataset.open([write(first, tmp_path / "a.h5ad"), write(second, tmp_path / "b.h5ad")], obs_keys=KEYS)
+    assert dataset.obs["age"].dtype == np.float64
+    assert dataset.obs["has_rna"].dtype == bool
+    assert "has_more" not in dataset.obs
+    assert isinstance(dataset.obs["batch"].dtype, pd.CategoricalDtype)
 
 
 @pytest.mark.parametrize("mode", ["r", "r+"])
@@ -180,31 +182,31 @@ def test_of_a_backed_anndata_memory_counts_before_the_file(tmp_path, adata, mode
     backed.obs["new"] = np.arange(50.0)
     row_c = np.array([7, 30])
     for layer in (None, "counts"):
-        atlas = Atlas.open(backed, layer=layer, obs_keys=["new"], obsm_keys=["protein"])
-        block = atlas.read(row_c)
+        dataset = OnDiskDataset.open(backed, layer=layer, obs_keys=["new"], obsm_keys=["protein"])
+        block = dataset.read(row_c)
         assert list(block.obs["new"]) == [7, 30]
         assert list(block.obs_names) == ["c7", "c30"]
         counts = block.X if layer is None else block.layers[layer]
         np.testing.assert_array_equal(counts.toarray(), adata.X[row_c].toarray())
         np.testing.assert_array_equal(block.obsm["protein"].toarray(), 1)
     with raises(ValueError, naming=["to_memory"]):
-        Atlas.open(backed[:10])
+        OnDiskDataset.open(backed[:10])
 
 
 def test_an_atlas_can_be_sent_to_another_process(tmp_path, adata):
-    atlas = Atlas.open(write(adata, tmp_path / "a.h5ad"), obs_keys=KEYS)
-    atlas.head()
-    copy = pickle.loads(pickle.dumps(atlas))
-    assert len(pickle.dumps(copy)) == len(pickle.dumps(atlas))
+    dataset = OnDiskDataset.open(write(adata, tmp_path / "a.h5ad"), obs_keys=KEYS)
+    dataset.first_cell()
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert len(pickle.dumps(copy)) == len(pickle.dumps(dataset))
     np.testing.assert_array_equal(copy.read(slice(2, 5)).X.toarray(), adata.X[2:5].toarray())
 
 
 def test_blocks_have_few_enough_entries(tmp_path, monkeypatch, adata):
-    monkeypatch.setattr("celldial.data.files.MAX_BLOCK_ENTRIES", 100)
+    monkeypatch.setattr("celldial.data.files.MAX_READ_NNZ", 100)
     for name, matrix in {"sparse": adata.X, "dense": adata.X.toarray()}.items():
         adata.X = matrix
-        atlas = Atlas.open(write(adata, tmp_path / f"{name}.h5ad"))
-        assert all(block.X.nnz <= 130 for block in atlas.blocks())  # on average over the 50 cells at most 100
+        dataset = OnDiskDataset.open(write(adata, tmp_path / f"{name}.h5ad"))
+        assert all(block.X.nnz <= 130 for block in dataset.blocks())  # on average over the 50 cells at most 100
 
 
 # --- What is wrong ----------------------------------------------------------------------------------------------------
@@ -214,68 +216,68 @@ def test_what_is_not_in_a_file_is_named(tmp_path, adata):
     adata.layers["counts"] = adata.X
     path = write(adata, tmp_path / "a.h5ad")
     with raises(KeyError, naming=["a.h5ad", "layers/raw", "'X'", "'layers/counts'"]):
-        Atlas.open(path, layer="raw")
+        OnDiskDataset.open(path, layer="raw")
     with raises(KeyError, naming=["a.h5ad", "'site'", "obs", "'type'"]):
-        Atlas.open([path, path], obs_keys=["site"])
+        OnDiskDataset.open([path, path], obs_keys=["site"])
     with raises(KeyError, naming=["a.h5ad", "obsm/protein"]):
-        Atlas.open(path, obsm_keys=["protein"])
+        OnDiskDataset.open(path, obsm_keys=["protein"])
     backed = ad.read_h5ad(path, backed="r")
     with raises(KeyError, naming=["a.h5ad", "layers/raw"]):
-        Atlas.open(backed, layer="raw")
+        OnDiskDataset.open(backed, layer="raw")
     with h5py.File(tmp_path / "b.h5ad", "w") as file:
         file["matrix"] = np.zeros(3)
     with raises(ValueError, naming=["b.h5ad", "AnnData"]):
-        Atlas.open(tmp_path / "b.h5ad")
+        OnDiskDataset.open(tmp_path / "b.h5ad")
 
 
 def test_what_is_not_in_all_files_may_be_left_out(tmp_path, adata):
     other = adata.copy()
     other.obs = other.obs.drop(columns="age")
     paths = [write(adata, tmp_path / "a.h5ad"), write(other, tmp_path / "b.h5ad")]
-    atlas = Atlas.open(paths, obs_keys=["donor", "age"], obsm_keys=["protein"], strict=False)
-    assert list(atlas.obs) == ["donor"]
-    assert list(atlas.head().obsm) == []
+    dataset = OnDiskDataset.open(paths, obs_keys=["donor", "age"], obsm_keys=["protein"], strict=False)
+    assert list(dataset.obs) == ["donor"]
+    assert list(dataset.first_cell().obsm) == []
 
 
 def test_what_is_not_read_is_refused(tmp_path, adata):
     with pytest.raises(ValueError, match="list of paths is empty"):
-        Atlas.open([])
+        OnDiskDataset.open([])
     with raises(ValueError, naming=["a.h5mu", "mudata.read_h5mu"]):
-        Atlas.open(write(adata, tmp_path / "a.h5mu"))
+        OnDiskDataset.open(write(adata, tmp_path / "a.h5mu"))
     by_columns = adata.copy()
     by_columns.X = adata.X.tocsc()
     with raises(ValueError, naming=["X", "c.h5ad", "CSC", "tocsr"]):
-        Atlas.open(write(by_columns, tmp_path / "c.h5ad"))
+        OnDiskDataset.open(write(by_columns, tmp_path / "c.h5ad"))
     half = adata.copy()
     half.X = adata.X.toarray().astype(np.float16)
     with raises(TypeError, naming=["X", "d.h5ad", "float16"]):
-        Atlas.open(write(half, tmp_path / "d.h5ad"))
+        OnDiskDataset.open(write(half, tmp_path / "d.h5ad"))
     twice = adata.copy()
     twice.var_names = ["g0", "g0", *adata.var_names[2:]]
     with raises(ValueError, naming=["e.h5ad", "'g0'", "var_names_make_unique"]):
-        Atlas.open(write(twice, tmp_path / "e.h5ad"))
+        OnDiskDataset.open(write(twice, tmp_path / "e.h5ad"))
     old = write(adata, tmp_path / "f.h5ad")
     with h5py.File(old, "r+") as file:
         file["obs"].attrs["encoding-version"] = "0.1.0"
     with raises(ValueError, naming=["f.h5ad", "anndata"]):
-        Atlas.open(old)
+        OnDiskDataset.open(old)
     with raises(IndexError, naming=[49]):
-        Atlas.open(write(adata, tmp_path / "g.h5ad")).read(np.array([50]))
+        OnDiskDataset.open(write(adata, tmp_path / "g.h5ad")).read(np.array([50]))
 
 
 def test_files_that_are_not_there_or_damaged_are_told(tmp_path, adata):
     with raises(OSError, naming=["a.h5ad"]):
-        Atlas.open(tmp_path / "a.h5ad")
+        OnDiskDataset.open(tmp_path / "a.h5ad")
     (tmp_path / "text.h5ad").write_text("no HDF5")
     with raises(OSError, naming=["text.h5ad", "HDF5"]):
-        Atlas.open(tmp_path / "text.h5ad")
+        OnDiskDataset.open(tmp_path / "text.h5ad")
     cut = write(adata, tmp_path / "cut.h5ad")
     cut.write_bytes(cut.read_bytes()[:-1000])
     with raises(OSError, naming=["cut.h5ad", "truncated"]):
-        Atlas.open(cut)
+        OnDiskDataset.open(cut)
     (tmp_path / "empty.zarr").mkdir()
     with raises(OSError, naming=["empty.zarr"]):
-        Atlas.open(tmp_path / "empty.zarr")
+        OnDiskDataset.open(tmp_path / "empty.zarr")
 
 
 def test_a_store_without_all_its_chunks_is_not_taken_for_zeros(tmp_path, adata):
@@ -283,7 +285,7 @@ def test_a_store_without_all_its_chunks_is_not_taken_for_zeros(tmp_path, adata):
     for chunk in [*(store / "X/data").glob("[0-9]*"), *(store / "X/data").glob("c/*")]:
         chunk.unlink()
     with raises(OSError, naming=["a.zarr", "X/data", 1]):
-        Atlas.open(store)
+        OnDiskDataset.open(store)
 
 
 def test_damaged_values_are_told(tmp_path, adata):
@@ -296,32 +298,32 @@ def test_damaged_values_are_told(tmp_path, adata):
     content[where : where + 50] = bytes(50)
     damaged.write_bytes(content)
     with raises(OSError, naming=["a.h5ad"]):
-        Atlas.open(damaged).read(slice(0, 3))
+        OnDiskDataset.open(damaged).read(slice(0, 3))
     beyond = write(adata, tmp_path / "b.h5ad")
     with h5py.File(beyond, "r+") as file:
         file["X/indices"][0] = 1000
     with raises(OSError, naming=["b.h5ad", 1000, 20]):
-        Atlas.open(beyond).read(slice(0, 3))
+        OnDiskDataset.open(beyond).read(slice(0, 3))
 
 
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
 def test_a_file_that_vanishes_is_told(tmp_path, adata, suffix):
     path = write(adata, tmp_path / f"a{suffix}")
-    atlas = Atlas.open(path)
-    atlas.head()
+    dataset = OnDiskDataset.open(path)
+    dataset.first_cell()
     path.unlink() if suffix == ".h5ad" else shutil.rmtree(path)
     with raises(OSError, naming=[path]):
-        atlas.read(slice(0, 3))
+        dataset.read(slice(0, 3))
     backed = ad.read_h5ad(write(adata, tmp_path / "b.h5ad"), backed="r")
     (tmp_path / "b.h5ad").unlink()
     with raises(OSError, naming=["b.h5ad"]):
-        Atlas.open(backed)
+        OnDiskDataset.open(backed)
 
 
 def test_slow_reading_is_told_once(tmp_path, adata, monkeypatch, caplog):
-    file = File(write(adata, tmp_path / "slow.h5ad"))
+    file = BackedFile(write(adata, tmp_path / "slow.h5ad"))
     told = threading.Event()
-    monkeypatch.setattr(file_matrices, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(file_matrices, "SLOW_READ_SECONDS", 0.0)
     monkeypatch.setattr(caplog.handler, "emit", lambda record, emit=caplog.handler.emit: (emit(record), told.set()))
     with caplog.at_level(logging.WARNING, "celldial"):
         for _ in range(2):

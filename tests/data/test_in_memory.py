@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celldial.data.cells import Cells
-from celldial.data.in_memory import Resident
+from celldial.data.in_memory import InMemorySource
 from helpers.simulate import simulate_cells, simulate_two_cells
 
 META = torch.device("meta")
@@ -33,35 +33,39 @@ def generator(seed: int = 0) -> torch.Generator:
 @given(n_cells=st.integers(2, 40), batch_size=st.integers(1, 12), n_ranks=st.integers(1, 4), seed=st.integers(0, 9))
 def test_every_cell_once_and_as_many_for_each(n_cells: int, batch_size: int, n_ranks: int, seed: int) -> None:
     train_c = torch.arange(0, n_cells, 2)
-    source = Resident(numbered(n_cells), train_c, torch.arange(1, n_cells, 2))
-    shares = [numbers(source.training(batch_size, generator(seed), rank, n_ranks)) for rank in range(n_ranks)]
+    source = InMemorySource(numbered(n_cells), train_c, torch.arange(1, n_cells, 2))
+    shares = [
+        numbers(source.training_minibatches(batch_size, generator(seed), rank, n_ranks)) for rank in range(n_ranks)
+    ]
     lengths = [[len(minibatch) for minibatch in share] for share in shares]
     assert lengths == [lengths[0]] * n_ranks
     assert all(length <= max(1, batch_size // n_ranks) for length in lengths[0])
     seen = [number for share in shares for minibatch in share for number in minibatch]
     assert len(seen) == len(set(seen)) == len(train_c) // n_ranks * n_ranks
     assert set(seen) <= set(train_c.tolist())
-    judged = [n for rank in range(n_ranks) for part in numbers(source.validation(rank, n_ranks)) for n in part]
+    judged = [
+        n for rank in range(n_ranks) for part in numbers(source.validation_minibatches(rank, n_ranks)) for n in part
+    ]
     assert sorted(judged) == source.validation_c.tolist()
 
 
 @settings(deadline=None)
 @given(seed=st.integers(0, 99))
 def test_ranks_share_the_minibatches_of_one_process(seed: int) -> None:
-    source = Resident(numbered(24), torch.arange(24), torch.arange(0))
-    whole = numbers(source.training(8, generator(seed)))
-    halves = zip(*(numbers(source.training(8, generator(seed), rank, 2)) for rank in range(2)), strict=True)
+    source = InMemorySource(numbered(24), torch.arange(24), torch.arange(0))
+    whole = numbers(source.training_minibatches(8, generator(seed)))
+    halves = zip(*(numbers(source.training_minibatches(8, generator(seed), rank, 2)) for rank in range(2)), strict=True)
     assert [set(one + other) for one, other in halves] == [set(minibatch) for minibatch in whole]
 
 
 def test_another_epoch_has_another_order() -> None:
-    source, of_both = Resident(numbered(24), torch.arange(24), torch.arange(0)), generator()
-    assert numbers(source.training(8, of_both)) != numbers(source.training(8, of_both))
+    source, of_both = InMemorySource(numbered(24), torch.arange(24), torch.arange(0)), generator()
+    assert numbers(source.training_minibatches(8, of_both)) != numbers(source.training_minibatches(8, of_both))
 
 
 def test_a_sample_is_the_same_each_time_and_only_of_cells_to_train_on() -> None:
-    source = Resident(numbered(30), torch.arange(10, 30), torch.arange(10))
-    (few,), (again,), (all_,) = (numbers([source.sample(n)]) for n in (5, 5, 50))
+    source = InMemorySource(numbered(30), torch.arange(10, 30), torch.arange(10))
+    (few,), (again,), (all_,) = (numbers([source.training_sample(n)]) for n in (5, 5, 50))
     assert few == again
     assert len(few) == 5
     assert few == sorted(few)
@@ -71,13 +75,15 @@ def test_a_sample_is_the_same_each_time_and_only_of_cells_to_train_on() -> None:
 
 def test_a_fingerprint_tells_data_sets_and_splits_apart() -> None:
     cells = simulate_two_cells()
-    source = Resident(cells, torch.arange(50), torch.arange(50, 60))
+    source = InMemorySource(cells, torch.arange(50), torch.arange(50, 60))
     others = [
-        Resident(cells, torch.arange(49), torch.arange(50, 60)),
-        Resident(cells.select(torch.arange(60).flip(0)), torch.arange(50), torch.arange(50, 60)),
-        Resident(simulate_two_cells(seed=1), torch.arange(50), torch.arange(50, 60)),
+        InMemorySource(cells, torch.arange(49), torch.arange(50, 60)),
+        InMemorySource(cells.select(torch.arange(60).flip(0)), torch.arange(50), torch.arange(50, 60)),
+        InMemorySource(simulate_two_cells(seed=1), torch.arange(50), torch.arange(50, 60)),
     ]
-    assert source.fingerprint == Resident(simulate_two_cells(), torch.arange(50), torch.arange(50, 60)).fingerprint
+    assert (
+        source.fingerprint == InMemorySource(simulate_two_cells(), torch.arange(50), torch.arange(50, 60)).fingerprint
+    )
     assert source.fingerprint not in {other.fingerprint for other in others}
 
 
@@ -85,17 +91,19 @@ def test_a_fingerprint_tells_data_sets_and_splits_apart() -> None:
 def test_cells_that_do_not_fit_go_to_the_device_piece_by_piece(monkeypatch: pytest.MonkeyPatch, fits: bool) -> None:
     cells = simulate_cells()
     monkeypatch.setattr(
-        "celldial.data.in_memory.available", lambda device: 10 * cells.n_bytes if fits else cells.n_bytes
+        "celldial.data.in_memory.available_memory", lambda device: 10 * cells.n_bytes if fits else cells.n_bytes
     )
-    source = Resident(cells, torch.arange(60), torch.arange(0)).to(META)
+    source = InMemorySource(cells, torch.arange(60), torch.arange(0)).to(META)
     assert source.cells.category_ck.device.type == ("meta" if fits else "cpu")
     if not fits:
-        minibatches = list(source.training(16, generator()))
+        minibatches = list(source.training_minibatches(16, generator()))
         assert [len(minibatch) for minibatch in minibatches] == [16, 16, 16, 12]
         assert {minibatch.counts["rna"].value_n.device for minibatch in minibatches} == {META}
 
 
 def test_masks_of_modalities_that_all_chosen_cells_have_are_left_out() -> None:
     cells = simulate_two_cells(lacking={"atac": [0]})
-    assert set(Resident(cells, torch.arange(60), torch.arange(0)).to(torch.device("cpu")).cells.present) == {"atac"}
-    assert not Resident(cells, torch.arange(1, 60), torch.arange(0)).to(torch.device("cpu")).cells.present
+    assert set(InMemorySource(cells, torch.arange(60), torch.arange(0)).to(torch.device("cpu")).cells.present) == {
+        "atac"
+    }
+    assert not InMemorySource(cells, torch.arange(1, 60), torch.arange(0)).to(torch.device("cpu")).cells.present

@@ -14,10 +14,11 @@ from anndata import AnnData, read_h5ad
 
 from celldial import VAE
 from celldial.data.cells import Cells
-from celldial.data.labels import CLUSTER, CLUSTER_PROBABILITY, cluster_names, codes, column_names, known_labels
+from celldial.data.labels import encode_labels, find_labels, name_clusters, probability_columns
 from celldial.data.schema import Schema
-from celldial.data.splits import choose_cells
+from celldial.data.splits import train_validation_split
 from celldial.inference.anndata import to_anndata
+from celldial.io.results import CLUSTER, CLUSTER_PROBABILITY
 from celldial.model.module import LABEL_WEIGHT
 from helpers.assertions import assert_untouched
 from helpers.fit import fit_clusters as fit
@@ -47,9 +48,9 @@ COLUMNS: dict[str, tuple[pd.DataFrame, list[str], list[int]]] = {
 def test_labels_of_every_kind(kind: str) -> None:
     obs, names, expected = COLUMNS[kind]
     before = obs.copy()
-    assert known_labels(obs, "label", "unknown") == names
+    assert find_labels(obs, "label", "unknown") == names
     described = {"names": [*names, "extra"], "labels_key": "label", "unknown_label": "unknown"}
-    found = codes(obs, described)
+    found = encode_labels(obs, described)
     assert found.dtype == torch.int64
     assert found.tolist() == expected
     pd.testing.assert_frame_equal(obs, before)
@@ -60,22 +61,22 @@ def test_labels_of_every_kind(kind: str) -> None:
     [(table("a", "?", "b"), "?"), (table(1, -1, 2, dtype=int), -1), (table(1, -1, 2, dtype=float), -1)],
 )
 def test_what_stands_for_no_label(obs: pd.DataFrame, unknown: Any) -> None:
-    names = known_labels(obs, "label", unknown)
+    names = find_labels(obs, "label", unknown)
     assert len(names) == 2
-    assert codes(obs, {"names": names, "labels_key": "label", "unknown_label": unknown}).tolist() == [0, -1, 1]
+    assert encode_labels(obs, {"names": names, "labels_key": "label", "unknown_label": unknown}).tolist() == [0, -1, 1]
 
 
 def test_where_nothing_is_known() -> None:
     obs = table("a", "b")
-    assert codes(obs, None) is None
-    assert codes(obs, {"names": ["0", "1"]}) is None
-    assert codes(obs, {"names": ["a", "b"], "labels_key": "other", "unknown_label": "unknown"}) is None
+    assert encode_labels(obs, None) is None
+    assert encode_labels(obs, {"names": ["0", "1"]}) is None
+    assert encode_labels(obs, {"names": ["a", "b"], "labels_key": "other", "unknown_label": "unknown"}) is None
 
 
 def test_a_label_that_the_model_does_not_know() -> None:
     described = {"names": ["a", "b"], "labels_key": "label", "unknown_label": "unknown"}
     with raises(ValueError, naming=["'label'", "'c'", 2, "'a'", "'b'"]):
-        codes(table("d", "a", "c", "c"), described)
+        encode_labels(table("d", "a", "c", "c"), described)
 
 
 @pytest.mark.parametrize(
@@ -88,24 +89,24 @@ def test_a_label_that_the_model_does_not_know() -> None:
 )
 def test_one_label_is_too_few(obs: pd.DataFrame, found: list[str]) -> None:
     with raises(ValueError, naming=["'label'", "'unknown'", *found]):
-        known_labels(obs, "label", "unknown")
+        find_labels(obs, "label", "unknown")
 
 
 def test_names_of_clusters() -> None:
-    assert cluster_names([], 3) == ["0", "1", "2"]
-    assert cluster_names(["a", "b"], None) == ["a", "b"]
-    assert cluster_names(["a", "b"], 2) == ["a", "b"]
-    assert cluster_names(["a", "5"], 4) == ["a", "5", "0", "1"]
+    assert name_clusters([], 3) == ["0", "1", "2"]
+    assert name_clusters(["a", "b"], None) == ["a", "b"]
+    assert name_clusters(["a", "b"], 2) == ["a", "b"]
+    assert name_clusters(["a", "5"], 4) == ["a", "5", "0", "1"]
     with raises(ValueError, naming=["n_clusters", 1, 2]):
-        cluster_names(["a", "b"], 1)
+        name_clusters(["a", "b"], 1)
     with raises(ValueError, naming=["'1'"]):
-        cluster_names(["1", "b"], 4)
+        name_clusters(["1", "b"], 4)
 
 
 def test_names_of_columns_have_no_slash() -> None:
-    assert column_names(["CD4+/CD25 T", "B"]) == ["CD4+-CD25 T", "B"]
+    assert probability_columns(["CD4+/CD25 T", "B"]) == ["CD4+-CD25 T", "B"]
     with raises(ValueError, naming=["'a-b'"]):
-        cluster_names(["a-b", "a/b"], None)
+        name_clusters(["a-b", "a/b"], None)
 
 
 # --- What is learned from them ----------------------------------------------------------------------------------------
@@ -197,7 +198,7 @@ def test_surprise_at_labels_is_part_of_the_loss(fitted: tuple[VAE, AnnData]) -> 
     """Beside the ELBO, in which known labels stand in place of what is judged."""
     model, adata = fitted
     table = to_anndata(model, adata)
-    label_c = codes(table.obs, model.clusters_)
+    label_c = encode_labels(table.obs, model.clusters_)
     wrong_c = torch.where(label_c >= 0, (label_c + 1) % len(model.clusters_["names"]), label_c)  # it is surprised
     cells = replace(Cells.from_anndata(table, model.schema_), label_c=wrong_c)
     module = model.module_.eval()
@@ -232,8 +233,8 @@ def test_cells_with_a_label_are_trained_on_unless_most_have_one(share: float, st
     adata = with_labels(simulate_groups(), share)
     cells = Cells.from_anndata(adata, Schema.from_anndata(adata))
     described = {"names": ["type A", "type B", "type C"], "labels_key": "label", "unknown_label": "unknown"}
-    cells = cells.__class__(**{**vars(cells), "label_c": codes(adata.obs, described)})
-    train_c, validation_c = choose_cells(adata, cells, 0.25, None, seed=0)
+    cells = cells.__class__(**{**vars(cells), "label_c": encode_labels(adata.obs, described)})
+    train_c, validation_c = train_validation_split(adata, cells, 0.25, None, seed=0)
     assert sorted([*train_c.tolist(), *validation_c.tolist()]) == list(range(180))
     assert (train_c.diff() > 0).all()
     n_open = int((cells.label_c < 0).sum()) if stay else 180

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
-from celldial.data.counts import align, locate
+from celldial.data.counts import match_features, select_columns
 from celldial.data.modalities import FEATURE_TYPES
 from celldial.data.schema import Schema
 from helpers.raises import logged, raises, warns
@@ -67,7 +67,7 @@ def test_known_modalities() -> None:
     assert schema.sources == {"rna": "Gene Expression", "atac": "Peaks", "protein": "Antibody Capture"}
     assert schema.likelihood == {"rna": "negative_binomial", "atac": "bernoulli", "protein": "negative_binomial"}
     assert schema.presence_keys == {}
-    same_counts(schema.counts(make_adata()))
+    same_counts(schema.read_counts(make_adata()))
 
 
 @given(order=st.permutations(range(len(NAMES))))
@@ -80,7 +80,7 @@ def test_order_of_features_does_not_matter(order: list[int]) -> None:
         "atac": ("p0", "p1"),
         "protein": ("a0", "a1"),
     }
-    same_counts(Schema.from_anndata(make_adata()).counts(shuffled))
+    same_counts(Schema.from_anndata(make_adata()).read_counts(shuffled))
 
 
 @pytest.mark.parametrize("value", FEATURE_TYPES)
@@ -147,7 +147,7 @@ def test_modalities_named(caplog: pytest.LogCaptureFixture) -> None:
     assert logged(caplog, naming=[2, "'Peaks'"])
     assert schema.feature_names == {"rna": ("g0", "g1", "g2"), "tags": ("a0", "a1")}
     assert list(schema.sources) == ["rna", "tags"]
-    counts = schema.counts(adata)
+    counts = schema.read_counts(adata)
     np.testing.assert_array_equal(counts["tags"].toarray(), COUNTS[:, 5:])
 
 
@@ -207,36 +207,36 @@ def test_counts_in_obsm(matrix: Any) -> None:
     assert schema.sources["protein"] == "obsm/adt"
     names = ("a0", "a1") if isinstance(matrix, pd.DataFrame) else ("protein_0", "protein_1")
     assert schema.feature_names["protein"] == names
-    same_counts(schema.counts(adata))
+    same_counts(schema.read_counts(adata))
 
 
 def test_all_in_obsm() -> None:
     adata = AnnData(obs=pd.DataFrame(index=CELLS), obsm={"adt": PROTEINS})
     schema = Schema.from_anndata(adata, modalities={"protein": "obsm/adt"})
-    same_counts(schema.counts(adata))
+    same_counts(schema.read_counts(adata))
 
 
 def test_a_layer_does_not_concern_obsm() -> None:
     adata = make_obsm(PROTEINS)
     adata.layers["raw"], adata.X = adata.X, adata.X / 3
-    same_counts(Schema.from_anndata(adata, modalities=IN_OBSM, layer="raw").counts(adata))
+    same_counts(Schema.from_anndata(adata, modalities=IN_OBSM, layer="raw").read_counts(adata))
 
 
 def test_a_data_frame_is_aligned_by_name() -> None:
     frame = pd.DataFrame(PROTEINS, CELLS, ["a0", "a1"])
     schema = Schema.from_anndata(make_obsm(frame), modalities=IN_OBSM)
-    same_counts(schema.counts(make_obsm(frame[["a1", "a0"]].assign(isotype=-1.0))))
+    same_counts(schema.read_counts(make_obsm(frame[["a1", "a0"]].assign(isotype=-1.0))))
     with warns(naming=[1, 2, "protein"]):
-        counts = schema.counts(make_obsm(frame[["a1"]]))
+        counts = schema.read_counts(make_obsm(frame[["a1"]]))
     np.testing.assert_array_equal(counts["protein"].toarray(), PROTEINS * [0, 1])
     with raises(ValueError, naming=[0, 2, "protein", "obsm['adt']"]):
-        schema.counts(make_obsm(frame.set_axis(["b0", "b1"], axis=1)))
+        schema.read_counts(make_obsm(frame.set_axis(["b0", "b1"], axis=1)))
 
 
 def test_an_array_has_the_same_columns() -> None:
     schema = Schema.from_anndata(make_obsm(PROTEINS), modalities=IN_OBSM)
     with raises(ValueError, naming=["obsm['adt']", 3, 2]):
-        schema.counts(make_obsm(COUNTS[:, :3]))
+        schema.read_counts(make_obsm(COUNTS[:, :3]))
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_wrong_value_in_obsm(value: float) -> None:
     frame.loc["c2", "a1"] = value
     adata = make_obsm(frame)
     with raises(ValueError, naming=["obsm['adt']", f"{value:g}", "'c2'", "'a1'"]):
-        Schema.from_anndata(adata, modalities=IN_OBSM).counts(adata)
+        Schema.from_anndata(adata, modalities=IN_OBSM).read_counts(adata)
 
 
 # --- How each is modelled ---------------------------------------------------------------------------------------------
@@ -295,12 +295,12 @@ def test_bernoulli_counts_are_ones(caplog: pytest.LogCaptureFixture) -> None:
     adata = make_adata()
     schema = Schema.from_anndata(adata)
     with caplog.at_level(logging.DEBUG, logger="celldial"):
-        counts = schema.counts(adata)
+        counts = schema.read_counts(adata)
     np.testing.assert_array_equal(counts["atac"].toarray(), [[1, 1], [0, 0], [1, 0], [0, 1]])
     assert len(logged(caplog, naming=["atac", 2, "bernoulli"])) == 1
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="celldial"):
-        same_counts(schema.counts(make_adata(COUNTS.clip(0, 1))), COUNTS.clip(0, 1))
+        same_counts(schema.read_counts(make_adata(COUNTS.clip(0, 1))), COUNTS.clip(0, 1))
     assert not logged(caplog, naming=["atac", "bernoulli"])
 
 
@@ -311,14 +311,14 @@ def test_wrong_value_is_named(column: int, noun: str, value: float) -> None:
     x[2, column] = value
     adata = make_adata(x)
     with raises(ValueError, naming=[f"{value:g}", "'c2'", noun]):
-        Schema.from_anndata(adata).counts(adata)
+        Schema.from_anndata(adata).read_counts(adata)
 
 
 # --- Which cells have it ----------------------------------------------------------------------------------------------
 
 
 def present(schema: Schema, adata: AnnData) -> dict[str, list[bool]]:
-    return {modality: (np.diff(rows.indptr) > 0).tolist() for modality, rows in schema.counts(adata).items()}
+    return {modality: (np.diff(rows.indptr) > 0).tolist() for modality, rows in schema.read_counts(adata).items()}
 
 
 def test_without_a_column_no_count_is_lacking(caplog: pytest.LogCaptureFixture) -> None:
@@ -334,7 +334,7 @@ def test_empty_cells_of_the_one_modality_are_left_to_the_estimator(caplog: pytes
     adata = make_adata(COUNTS * [[1], [0], [1], [1]], types=["rna"] * 7)
     adata.obs["has_rna"] = True
     with caplog.at_level(logging.INFO, logger="celldial"):
-        Schema.from_anndata(adata).counts(adata)
+        Schema.from_anndata(adata).read_counts(adata)
     assert not caplog.text
 
 
@@ -390,7 +390,7 @@ def test_counts_where_there_should_be_none() -> None:
     adata = make_adata()
     adata.obs["has_protein"] = [True, False, True, False]
     with raises(ValueError, naming=["'c1'", 9, "protein", "obs['has_protein']"]):
-        Schema.from_anndata(adata).counts(adata)
+        Schema.from_anndata(adata).read_counts(adata)
 
 
 def test_no_count_where_there_should_be_some() -> None:
@@ -412,7 +412,7 @@ def test_a_later_anndata_may_lack_a_modality(lacking: str, caplog: pytest.LogCap
     schema = Schema.from_anndata(adata)
     rest = np.setdiff1d(np.arange(7), np.arange(7)[COLUMNS[lacking]])
     with caplog.at_level(logging.INFO, logger="celldial"):
-        counts = schema.counts(adata[:, rest].copy())
+        counts = schema.read_counts(adata[:, rest].copy())
     assert list(counts) == ["rna", "atac", "protein"]
     n_features = len(schema.feature_names[lacking])
     assert logged(caplog, naming=[lacking, n_features])
@@ -425,9 +425,10 @@ def test_a_later_anndata_may_lack_what_is_in_obsm_or_in_var() -> None:
     adata = make_obsm(PROTEINS)
     schema = Schema.from_anndata(adata, modalities=IN_OBSM)
     del adata.obsm["adt"]
-    same_counts(schema.counts(adata), COUNTS * [1, 1, 1, 1, 1, 0, 0])
+    same_counts(schema.read_counts(adata), COUNTS * [1, 1, 1, 1, 1, 0, 0])
     same_counts(
-        schema.counts(AnnData(obs=pd.DataFrame(index=CELLS), obsm={"adt": PROTEINS})), COUNTS * [0, 0, 0, 0, 0, 1, 1]
+        schema.read_counts(AnnData(obs=pd.DataFrame(index=CELLS), obsm={"adt": PROTEINS})),
+        COUNTS * [0, 0, 0, 0, 0, 1, 1],
     )
 
 
@@ -435,19 +436,19 @@ def test_a_later_anndata_must_have_some_modality() -> None:
     adata = make_adata()
     schema = Schema.from_anndata(adata)
     with raises(ValueError, naming=["rna", "'g0'", "'g1'", "'g2'", "atac", "'p0'", "'x0'"]):
-        schema.counts(AnnData(adata.X, adata.obs, pd.DataFrame(index=[f"x{f}" for f in range(7)])))
+        schema.read_counts(AnnData(adata.X, adata.obs, pd.DataFrame(index=[f"x{f}" for f in range(7)])))
     sole = Schema.from_anndata(make_obsm(PROTEINS), modalities={"protein": "obsm/adt"})
     with raises(KeyError, naming=["obsm", "'adt'"]):
-        sole.counts(adata)
+        sole.read_counts(adata)
 
 
 def test_a_later_anndata_must_have_half_of_each_modality_that_it_has() -> None:
     schema = Schema.from_anndata(make_adata())
     with warns(naming=[1, 2, "atac"]):
-        counts = schema.counts(make_adata()[:, ["a1", "p1", "g0", "g1", "g2", "a0"]].copy())
+        counts = schema.read_counts(make_adata()[:, ["a1", "p1", "g0", "g1", "g2", "a0"]].copy())
     same_counts(counts, COUNTS * [1, 1, 1, 0, 1, 1, 1])
     with raises(ValueError, naming=[1, 3, "rna"]):
-        schema.counts(make_adata()[:, ["p0", "p1", "g1"]].copy())
+        schema.read_counts(make_adata()[:, ["p0", "p1", "g1"]].copy())
 
 
 @given(data=st.data())
@@ -456,15 +457,15 @@ def test_align_is_dense_indexing(data: st.DataObject) -> None:
     positions = data.draw(st.permutations([*range(n_columns), -1, -1]))
     position_f = np.array(positions[: data.draw(st.integers(1, len(positions)))])
     x = np.arange(1, 2 * n_columns + 1).reshape(2, n_columns) % 3
-    aligned = align(sparse.csr_matrix(x), position_f)
+    aligned = select_columns(sparse.csr_matrix(x), position_f)
     np.testing.assert_array_equal(aligned.toarray(), np.where(position_f >= 0, x[:, position_f], 0))
     assert aligned.has_canonical_format
 
 
 def test_locate() -> None:
     found = pd.Index(["a", "b", "c"])
-    assert locate(found, ("a", "b", "c")).tolist() == [0, 1, 2]
-    assert locate(found, ("c", "x", "a")).tolist() == [2, -1, 0]
+    assert match_features(found, ("a", "b", "c")).tolist() == [0, 1, 2]
+    assert match_features(found, ("c", "x", "a")).tolist() == [2, -1, 0]
 
 
 # --- Nothing is written -----------------------------------------------------------------------------------------------
@@ -475,8 +476,8 @@ def test_nothing_is_written() -> None:
     adata.obs["has_protein"] = [True, True, True, False]
     before = adata.copy()
     schema = Schema.from_anndata(adata, modalities=IN_OBSM)
-    schema.counts(adata)
-    schema.counts(adata[:, ::-1])
+    schema.read_counts(adata)
+    schema.read_counts(adata[:, ::-1])
     for part in ("obs", "var"):
         pd.testing.assert_frame_equal(getattr(adata, part), getattr(before, part))
     for part in ("data", "indices", "indptr"):

@@ -11,7 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from celldial.data.cells import Cells
-from celldial.data.mudata import joined
+from celldial.data.mudata import mudata_to_anndata
 from celldial.data.schema import Schema
 from helpers.raises import raises
 
@@ -55,17 +55,17 @@ EXPECTED = np.array([[1, 0, 2, 0, 0], [0, 3, 0, 0, 8], [4, 0, 5, 0, 0], [0, 0, 0
 def test_anything_else_is_given_back() -> None:
     adata = make_rna()
     for data in (adata, GENES, None, {"rna": adata}):
-        assert joined(data) is data
+        assert mudata_to_anndata(data) is data
 
 
 def test_mudata_is_not_imported() -> None:
-    code = "import sys, celldial.data.mudata as m; m.joined(1); sys.exit('mudata' in sys.modules)"
+    code = "import sys, celldial.data.mudata as m; m.mudata_to_anndata(1); sys.exit('mudata' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_cells_of_all_modalities() -> None:
     data = make_mudata()
-    adata = joined(data)
+    adata = mudata_to_anndata(data)
     assert list(adata.obs_names) == list(data.obs_names)
     assert set(adata.obs_names) == set("abcd")
     assert list(adata.var_names) == ["g0", "g1", "CD4", "a0", "a1"]
@@ -79,7 +79,7 @@ def test_cells_of_all_modalities() -> None:
 
 
 def test_a_model_takes_it() -> None:
-    adata = joined(make_mudata())
+    adata = mudata_to_anndata(make_mudata())
     schema = Schema.from_anndata(adata, batch_key="batch")
     assert schema.feature_names == {"rna": ("g0", "g1", "CD4"), "protein": ("a0", "a1")}
     assert schema.presence_keys == {"rna": "has_rna", "protein": "has_protein"}
@@ -93,15 +93,15 @@ def test_a_model_takes_it() -> None:
 def test_columns_of_cells() -> None:
     data = make_mudata()
     data.obs["site"] = ["s0", "s1", "s2", "s3"]
-    obs = joined(data).obs.loc[list("abcd")]
+    obs = mudata_to_anndata(data).obs.loc[list("abcd")]
     assert list(obs["batch"]) == ["x", "y", "x", "z"]  # of both modalities
     assert list(obs["n_genes"].iloc[:3]) == [2, 1, 2]
     assert obs["n_genes"].isna().tolist() == [False, False, False, True]
     assert list(obs["panel"].iloc[[1, 3]]) == ["two", "one"]
-    assert list(joined(data).obs["site"]) == ["s0", "s1", "s2", "s3"]
+    assert list(mudata_to_anndata(data).obs["site"]) == ["s0", "s1", "s2", "s3"]
     # A column of the MuData itself goes before those of its modalities.
     data.obs["batch"] = "w"
-    assert list(joined(data).obs["batch"]) == ["w"] * 4
+    assert list(mudata_to_anndata(data).obs["batch"]) == ["w"] * 4
 
 
 @pytest.mark.parametrize("values", [[np.nan, np.nan], [True, False], pd.Categorical(["u", "v"]), [0.5, 1.5]])
@@ -109,7 +109,7 @@ def test_columns_of_every_kind(values: Any) -> None:
     data = make_mudata()
     data["rna"].obs["key"] = [1, 2, 3]
     data["prot"].obs["key"] = values
-    column = joined(data).obs["key"]
+    column = mudata_to_anndata(data).obs["key"]
     assert column[list("abc")].tolist() == [1, 2, 3]
     assert column["d"] == values[0] or np.isnan(values[0])
 
@@ -130,7 +130,7 @@ def test_what_features_are(name: str, own: Any, expected: str, key: str) -> None
     mod = make_protein()
     if own is not None:
         mod.var["feature_types"] = own
-    adata = joined(make_mudata(rna=make_rna(), **{name: mod}))
+    adata = mudata_to_anndata(make_mudata(rna=make_rna(), **{name: mod}))
     assert list(adata.var["feature_types"]) == ["rna"] * 3 + [expected] * 2
     assert sorted(column for column in adata.obs if column.startswith("has_")) == sorted(["has_rna", key])
     modalities = {"rna": "rna", key.removeprefix("has_"): expected}
@@ -140,16 +140,16 @@ def test_what_features_are(name: str, own: Any, expected: str, key: str) -> None
 def test_modalities_of_one_kind_are_told_apart() -> None:
     rna, spatial = make_rna(), make_protein()
     rna.var["feature_types"] = spatial.var["feature_types"] = "Gene Expression"
-    adata = joined(make_mudata(rna=rna, spatial=spatial))
+    adata = mudata_to_anndata(make_mudata(rna=rna, spatial=spatial))
     assert list(adata.var["feature_types"]) == ["rna"] * 3 + ["spatial"] * 2
     schema = Schema.from_anndata(adata, modalities={"rna": "rna", "spatial": "spatial"})
     assert schema.presence_keys == {"rna": "has_rna", "spatial": "has_spatial"}
-    both = joined(make_mudata(prot=make_protein(), ADT=make_rna()))
+    both = mudata_to_anndata(make_mudata(prot=make_protein(), ADT=make_rna()))
     assert {"has_prot", "has_ADT"} <= set(both.obs)
 
 
 def test_another_column_of_types() -> None:
-    adata = joined(make_mudata(), modality_key="kind")
+    adata = mudata_to_anndata(make_mudata(), modality_key="kind")
     assert list(adata.var.columns) == ["kind"]
     assert list(Schema.from_anndata(adata, modality_key="kind").feature_names) == ["rna", "protein"]
 
@@ -158,16 +158,16 @@ def test_clashing_names() -> None:
     rna, protein = make_rna(), make_protein()
     protein.var_names = ["CD4", "a1"]
     data = make_mudata(rna=rna, prot=protein)
-    adata = joined(data)
+    adata = mudata_to_anndata(data)
     assert list(adata.var_names) == ["rna:g0", "rna:g1", "rna:CD4", "prot:CD4", "prot:a1"]
     np.testing.assert_array_equal(dense(adata, "abcd"), EXPECTED)
     # Later data without the clash are named as the model knows them.
     schema = Schema.from_anndata(adata)
-    later = joined(make_mudata(rna=rna), schema=schema)
+    later = mudata_to_anndata(make_mudata(rna=rna), schema=schema)
     assert list(later.var_names) == ["rna:g0", "rna:g1", "rna:CD4"]
-    np.testing.assert_array_equal(schema.counts(later)["rna"].toarray(), GENES)
+    np.testing.assert_array_equal(schema.read_counts(later)["rna"].toarray(), GENES)
     # And later data with a clash, of a modality that the model does not know.
-    later = joined(data, schema=Schema.from_anndata(rna))
+    later = mudata_to_anndata(data, schema=Schema.from_anndata(rna))
     assert list(later.var_names) == ["g0", "g1", "CD4", "prot:CD4", "prot:a1"]
 
 
@@ -175,19 +175,19 @@ def test_a_layer() -> None:
     rna, protein = make_rna(), make_protein()
     for mod in (rna, protein):
         mod.layers["counts"], mod.X = mod.X, mod.X / 3
-    adata = joined(make_mudata(rna=rna, prot=protein), layer="counts")
+    adata = mudata_to_anndata(make_mudata(rna=rna, prot=protein), layer="counts")
     np.testing.assert_array_equal(dense(adata, "abcd"), EXPECTED)
     np.testing.assert_array_equal(dense(adata, "abcd", adata.layers["counts"]), EXPECTED)
     del protein.layers["counts"]
     with raises(KeyError, naming=["'prot'", "'counts'"]):
-        joined(make_mudata(rna=rna, prot=protein), layer="counts")
+        mudata_to_anndata(make_mudata(rna=rna, prot=protein), layer="counts")
 
 
 def test_a_part() -> None:
     data = make_mudata()
-    adata = joined(data[["d", "b"]])
+    adata = mudata_to_anndata(data[["d", "b"]])
     np.testing.assert_array_equal(dense(adata, "bd"), EXPECTED[[1, 3]])
-    alone = joined(data[["a", "c"]])
+    alone = mudata_to_anndata(data[["a", "c"]])
     assert list(alone.var_names) == ["g0", "g1", "CD4"]
     assert list(alone.obs["has_rna"]) == [True, True]
     assert "has_protein" not in alone.obs
@@ -196,7 +196,7 @@ def test_a_part() -> None:
 def test_nothing_is_written() -> None:
     data = make_mudata()
     before = data.copy()
-    joined(data)
+    mudata_to_anndata(data)
     pd.testing.assert_frame_equal(data.obs, before.obs)
     pd.testing.assert_frame_equal(data.var, before.var)
     for name in ("rna", "prot"):
@@ -207,15 +207,15 @@ def test_nothing_is_written() -> None:
 def test_what_cannot_be_joined(tmp_path: Any) -> None:
     rna = make_rna()
     with raises(ValueError, naming=["axis=1"]):
-        joined(mudata.MuData({"one": rna, "two": rna[:, ::-1].copy()}, axis=1))
+        mudata_to_anndata(mudata.MuData({"one": rna, "two": rna[:, ::-1].copy()}, axis=1))
     with raises(TypeError, naming=["'rna'", "float16"]):
-        joined(make_mudata(rna=AnnData(GENES.astype(np.float16), rna.obs, rna.var)))
+        mudata_to_anndata(make_mudata(rna=AnnData(GENES.astype(np.float16), rna.obs, rna.var)))
     with raises(ValueError, naming=["'rna'", "adata.X"]):
-        joined(make_mudata(rna=AnnData(obs=rna.obs, var=rna.var)))
+        mudata_to_anndata(make_mudata(rna=AnnData(obs=rna.obs, var=rna.var)))
     with raises(ValueError, naming=["MuData"]):
-        joined(make_mudata()[[]])
+        mudata_to_anndata(make_mudata()[[]])
     make_mudata().write(tmp_path / "cells.h5mu")
     data = mudata.read_h5mu(tmp_path / "cells.h5mu", backed="r")
     with raises(ValueError, naming=["MuData", "mudata.read_h5mu"]):
-        joined(data)
+        mudata_to_anndata(data)
     data.file.close()

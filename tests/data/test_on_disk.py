@@ -15,11 +15,11 @@ from scipy import sparse
 
 from celldial.data import on_disk
 from celldial.data.cells import Cells
-from celldial.data.files import Atlas
-from celldial.data.on_disk import Stream, shuffled_runs
+from celldial.data.files import OnDiskDataset
+from celldial.data.on_disk import OnDiskSource, shuffle_runs
 from celldial.data.schema import Schema
-from celldial.data.splits import choose_cells
-from celldial.utils.prefetch import ahead
+from celldial.data.splits import train_validation_split
+from celldial.utils.prefetch import prefetch
 from helpers.assertions import assert_same_cells
 from helpers.raises import raises, warns
 from helpers.simulate import COVARIATES, simulate, simulate_two, write
@@ -38,18 +38,18 @@ def numbers(cells: Cells) -> list[int]:
     return [int(total) - 1 for total in cells.library_size["rna"]]
 
 
-def opened(adata: AnnData, path: Path, **options) -> Stream:
-    atlas = Atlas.open(write(adata, path))
-    return Stream.survey(atlas, atlas.schema(), **options)
+def opened(adata: AnnData, path: Path, **options) -> OnDiskSource:
+    dataset = OnDiskDataset.open(write(adata, path))
+    return OnDiskSource.scan(dataset, dataset.schema(), **options)
 
 
-def epoch(source: Stream, batch_size: int = 8, seed: int = 0, rank: int = 0, n_ranks: int = 1) -> list[list[int]]:
+def epoch(source: OnDiskSource, batch_size: int = 8, seed: int = 0, rank: int = 0, n_ranks: int = 1) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
-    return [numbers(minibatch) for minibatch in source.training(batch_size, generator, rank, n_ranks)]
+    return [numbers(minibatch) for minibatch in source.training_minibatches(batch_size, generator, rank, n_ranks)]
 
 
 @pytest.fixture(scope="module")
-def hundred(tmp_path_factory) -> Stream:
+def hundred(tmp_path_factory) -> OnDiskSource:
     """A hundred cells, of which cell 17 is empty and the others tell their number; a tenth is validated on."""
     return opened(numbered(100, empty=[17]), tmp_path_factory.mktemp("hundred") / "a.h5ad")
 
@@ -57,8 +57,8 @@ def hundred(tmp_path_factory) -> Stream:
 @pytest.fixture
 def few_at_a_time(monkeypatch):
     """Read so little at a time that many blocks make an epoch."""
-    monkeypatch.setattr(on_disk, "MAX_CELLS", 24)
-    monkeypatch.setattr(on_disk, "MIN_RUNS", 6)
+    monkeypatch.setattr(on_disk, "MAX_BUFFER_CELLS", 24)
+    monkeypatch.setattr(on_disk, "MIN_RUNS_PER_BUFFER", 6)
 
 
 # --- Survey -----------------------------------------------------------------------------------------------------------
@@ -100,13 +100,13 @@ def test_as_many_cells_are_held_out_as_in_memory_and_labelled_ones_stay(tmp_path
     adata = numbered(40)
     label_c = torch.full((40,), -1)
     label_c[list(labelled)] = 0
-    source = opened(adata, tmp_path / "a.h5ad", validation_size=0.2, label_codes=lambda obs: label_c)
+    source = opened(adata, tmp_path / "a.h5ad", validation_size=0.2, encode_labels=lambda obs: label_c)
     cells = Cells.from_anndata(adata, source.schema)
     cells = Cells(**{**vars(cells), "label_c": label_c})
-    train_c, validation_c = choose_cells(adata, cells, 0.2, None, 0)
+    train_c, validation_c = train_validation_split(adata, cells, 0.2, None, 0)
     assert (source.n_train, source.n_validation) == (len(train_c), len(validation_c))
     assert 2 * len(labelled) > 40 or not set(labelled) & set(source.validation_c.tolist())
-    minibatch = next(source.training(16, torch.Generator().manual_seed(0)))
+    minibatch = next(source.training_minibatches(16, torch.Generator().manual_seed(0)))
     assert minibatch.label_c.tolist() == label_c[numbers(minibatch)].tolist()
 
 
@@ -118,22 +118,22 @@ def test_counts_are_checked_and_the_cell_is_named(tmp_path):
 
 
 def test_a_warning_comes_once_and_only_in_the_survey(tmp_path, monkeypatch):
-    monkeypatch.setattr("celldial.data.files.MAX_BLOCK_CELLS", 10)
+    monkeypatch.setattr("celldial.data.files.MAX_READ_CELLS", 10)
     adata = simulate_two(lacking={"atac": [1, 2, 15, 33, 34]})
     adata.obs["has_atac"] = True
-    atlas = Atlas.open(write(adata, tmp_path / "a.h5ad"))
+    dataset = OnDiskDataset.open(write(adata, tmp_path / "a.h5ad"))
     with warns(naming=[2, 10, "atac", "'c1'"]) as told:
-        source = Stream.survey(atlas, atlas.schema())
+        source = OnDiskSource.scan(dataset, dataset.schema())
     assert len(told) == 1
-    assert sum(map(len, source.training(16, torch.Generator()))) == 54
+    assert sum(map(len, source.training_minibatches(16, torch.Generator()))) == 54
 
 
 def test_counts_where_there_should_be_none_are_told(tmp_path):
     adata = simulate_two()
     adata.obs["has_atac"] = adata.obs_names != "c40"
-    atlas = Atlas.open(write(adata, tmp_path / "a.h5ad"))
+    dataset = OnDiskDataset.open(write(adata, tmp_path / "a.h5ad"))
     with raises(ValueError, naming=["'c40'", "atac"]):
-        Stream.survey(atlas, atlas.schema())
+        OnDiskSource.scan(dataset, dataset.schema())
 
 
 # --- An epoch ---------------------------------------------------------------------------------------------------------
@@ -148,9 +148,9 @@ def test_counts_where_there_should_be_none_are_told(tmp_path):
     seed=st.integers(0, 3),
 )
 def test_every_cell_comes_once_and_ranks_keep_step(hundred, monkeypatch, batch_size, at_a_time, run, n_ranks, seed):
-    monkeypatch.setattr(on_disk, "MAX_CELLS", at_a_time)
-    monkeypatch.setattr(on_disk, "RUN", run)
-    monkeypatch.setattr(on_disk, "MIN_RUNS", 1)
+    monkeypatch.setattr(on_disk, "MAX_BUFFER_CELLS", at_a_time)
+    monkeypatch.setattr(on_disk, "RUN_CELLS", run)
+    monkeypatch.setattr(on_disk, "MIN_RUNS_PER_BUFFER", 1)
     each = [epoch(hundred, batch_size, seed, rank, n_ranks) for rank in range(n_ranks)]
     seen = [cell for batches in each for minibatch in batches for cell in minibatch]
     assert len(seen) == len(set(seen)) == 89 - 89 % n_ranks
@@ -166,44 +166,45 @@ def test_every_cell_comes_once_and_ranks_keep_step(hundred, monkeypatch, batch_s
 def test_the_generator_alone_decides_the_order(hundred, few_at_a_time):
     generator = torch.Generator().manual_seed(3)
     state = generator.get_state()
-    first = [numbers(minibatch) for minibatch in hundred.training(8, generator)]
-    second = [numbers(minibatch) for minibatch in hundred.training(8, generator)]
+    first = [numbers(minibatch) for minibatch in hundred.training_minibatches(8, generator)]
+    second = [numbers(minibatch) for minibatch in hundred.training_minibatches(8, generator)]
     assert first != second
     generator.set_state(state)
-    broken_off = hundred.training(8, generator)
+    broken_off = hundred.training_minibatches(8, generator)
     assert numbers(next(broken_off)) == first[0]
     broken_off.close()
-    assert [numbers(minibatch) for minibatch in hundred.training(8, generator)] == second
+    assert [numbers(minibatch) for minibatch in hundred.training_minibatches(8, generator)] == second
 
 
 def test_neighbors_are_torn_apart(hundred, few_at_a_time):
     order = [cell for minibatch in epoch(hundred) for cell in minibatch]
     near = np.abs(np.diff(order)) <= 1
     assert near.mean() < 0.2
-    assert hundred.run == 4
+    assert hundred.run_cells == 4
 
 
 def test_validation_is_the_same_each_time_and_shared_out(hundred):
     for n_ranks in (1, 3):
         for _ in range(2):
             shares = [
-                [n for block in hundred.validation(rank, n_ranks) for n in numbers(block)] for rank in range(n_ranks)
+                [n for block in hundred.validation_minibatches(rank, n_ranks) for n in numbers(block)]
+                for rank in range(n_ranks)
             ]
             assert [n for share in shares for n in share] == hundred.validation_c.tolist()
 
 
 def test_a_sample_is_of_training_cells_and_always_the_same(hundred):
-    some = numbers(hundred.sample(20))
+    some = numbers(hundred.training_sample(20))
     assert len(set(some)) == 20
     assert set(some) <= set(hundred.train_c.tolist())
-    assert numbers(hundred.sample(20)) == some
-    assert numbers(hundred.sample(1000)) == hundred.train_c.tolist()
+    assert numbers(hundred.training_sample(20)) == some
+    assert numbers(hundred.training_sample(1000)) == hundred.train_c.tolist()
 
 
 def test_a_sample_of_cells_with_many_counts_is_of_fewer(hundred, monkeypatch):
-    monkeypatch.setattr(on_disk, "MAX_SAMPLE_ENTRIES", 5)
-    assert hundred.entries_per_cell <= 1
-    assert len(hundred.sample(20)) == 5
+    monkeypatch.setattr(on_disk, "MAX_SAMPLE_NNZ", 5)
+    assert hundred.nnz_per_cell <= 1
+    assert len(hundred.training_sample(20)) == 5
 
 
 def test_minibatches_are_those_of_memory(tmp_path):
@@ -212,17 +213,17 @@ def test_minibatches_are_those_of_memory(tmp_path):
     paths = [write(first, tmp_path / "a.h5ad"), write(second, tmp_path / "b.zarr")]
     schema = Schema.from_anndata(adata, **COVARIATES)
     expected = Cells.from_anndata(adata, schema)
-    atlas = Atlas.open(paths, obs_keys=["batch", "donor", "age"])
-    source = Stream.survey(atlas, atlas.schema(**COVARIATES), validation_size=0.2)
+    dataset = OnDiskDataset.open(paths, obs_keys=["batch", "donor", "age"])
+    source = OnDiskSource.scan(dataset, dataset.schema(**COVARIATES), validation_size=0.2)
     for modality, total_c in expected.library_size.items():
         assert torch.equal(source.library_size[modality], total_c)
-        assert torch.equal(source.summary.has(modality), expected.has(modality))
-    assert source.summary.having("rna") is not None
-    order = shuffled_runs(source.train_c, source.run, generator := torch.Generator().manual_seed(0))
+        assert torch.equal(source.summary.mask_with(modality), expected.mask_with(modality))
+    assert source.summary.indices_with("rna") is not None
+    order = shuffle_runs(source.train_c, source.run_cells, generator := torch.Generator().manual_seed(0))
     within = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
     order = order[torch.randperm(len(order), generator=within)]
     start = 0
-    for minibatch in source.training(16, torch.Generator().manual_seed(0)):
+    for minibatch in source.training_minibatches(16, torch.Generator().manual_seed(0)):
         chosen = expected.select(order[start : start + 16])
         assert_same_cells(minibatch, chosen)
         start += 16
@@ -238,12 +239,12 @@ def test_fingerprints_tell_data_apart(tmp_path, hundred):
 def test_what_is_read_at_a_time_is_bounded(tmp_path, monkeypatch):
     source = opened(simulate(200, 50), tmp_path / "a.h5ad")
     mean = simulate(200, 50).X.nnz / 200
-    monkeypatch.setattr(on_disk, "MAX_ENTRIES", int(40 * mean))
-    assert 20 <= source.cells_at_a_time <= 40
+    monkeypatch.setattr(on_disk, "MAX_BUFFER_NNZ", int(40 * mean))
+    assert 20 <= source.buffer_cells <= 40
     sizes = []
-    read = source.atlas.read
-    monkeypatch.setattr(source.atlas, "read", lambda row_c, names: sizes.append(len(row_c)) or read(row_c, names))
-    assert sum(map(len, source.training(4, torch.Generator()))) == source.n_train
+    read = source.dataset.read
+    monkeypatch.setattr(source.dataset, "read", lambda row_c, names: sizes.append(len(row_c)) or read(row_c, names))
+    assert sum(map(len, source.training_minibatches(4, torch.Generator()))) == source.n_train
     assert max(sizes) <= 40
 
 
@@ -252,7 +253,7 @@ def test_what_is_read_at_a_time_is_bounded(tmp_path, monkeypatch):
 
 def test_a_file_that_vanishes_in_an_epoch_is_told(tmp_path, few_at_a_time):
     source = opened(numbered(100), tmp_path / "a.h5ad")
-    minibatches = source.training(8, torch.Generator())
+    minibatches = source.training_minibatches(8, torch.Generator())
     next(minibatches)
     (tmp_path / "a.h5ad").unlink()
     with raises(OSError, naming=["a.h5ad"]):
@@ -262,7 +263,7 @@ def test_a_file_that_vanishes_in_an_epoch_is_told(tmp_path, few_at_a_time):
 
 @pytest.mark.parametrize("leave", ["close", "throw", "forget"])
 def test_no_thread_is_left_by_an_epoch_that_is_broken_off(hundred, few_at_a_time, leave):
-    minibatches = hundred.training(8, torch.Generator())
+    minibatches = hundred.training_minibatches(8, torch.Generator())
     next(minibatches)
     assert reading_threads()
     if leave == "close":
@@ -285,7 +286,7 @@ def test_one_item_is_made_ahead_and_no_more():
                 assert used.wait(10)
             yield item
 
-    generator = ahead(items())
+    generator = prefetch(items())
     assert made == []
     assert next(generator) == 0
     assert next(generator) == 1
@@ -298,7 +299,7 @@ def test_errors_come_where_the_item_was_to_be_used():
         yield 1
         raise OSError("gone")
 
-    generator = ahead(items())
+    generator = prefetch(items())
     assert next(generator) == 1
     with pytest.raises(OSError, match="gone"):
         next(generator)

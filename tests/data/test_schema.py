@@ -46,7 +46,7 @@ def make_adata(x: Any = COUNTS, dtype: Any = np.float32, **layers: Any) -> AnnDa
 
 
 def rna(adata: AnnData, schema: Schema | None = None) -> sparse.csr_matrix:
-    return (schema or Schema.from_anndata(adata)).counts(adata)["rna"]
+    return (schema or Schema.from_anndata(adata)).read_counts(adata)["rna"]
 
 
 # --- Counts -----------------------------------------------------------------------------------------------------------
@@ -111,8 +111,8 @@ def test_nothing_is_written() -> None:
     adata = make_adata(sparse.csr_matrix(COUNTS))
     columns, x = adata.obs.copy(), adata.X.copy()
     schema = Schema.from_anndata(adata, batch_key="batch", continuous_covariate_keys=["age"])
-    schema.counts(adata)
-    schema.covariates(adata, {"batch": "b0"})
+    schema.read_counts(adata)
+    schema.encode_covariates(adata, {"batch": "b0"})
     pd.testing.assert_frame_equal(adata.obs, columns)
     assert (x != adata.X).nnz == 0
     assert not adata.uns
@@ -150,7 +150,7 @@ def test_error_says_where_the_counts_are() -> None:
 
 def test_not_an_anndata() -> None:
     schema = Schema.from_anndata(make_adata())
-    for read in (Schema.from_anndata, schema.counts):
+    for read in (Schema.from_anndata, schema.read_counts):
         with raises(TypeError, naming=["AnnData", "numpy.ndarray"]):
             read(COUNTS)
 
@@ -177,7 +177,7 @@ def test_names_given_twice() -> None:
         adata = make_adata()
         names = list(getattr(adata, f"{axis}_names"))
         setattr(adata, f"{axis}_names", [*names[:-1], names[1]])
-        for read in (Schema.from_anndata, schema.counts):
+        for read in (Schema.from_anndata, schema.read_counts):
             with raises(ValueError, naming=[f"{names[1]!r}", f"{axis}_names_make_unique"]):
                 read(adata)
 
@@ -231,14 +231,14 @@ def test_missing_features_are_zeros() -> None:
         counts = rna(adata[:, ["g3", "g0", "g1"]], schema)
     np.testing.assert_array_equal(counts.toarray(), COUNTS * [1, 1, 0, 1])
     with warns(naming=[2, 4]):
-        schema.counts(adata[:, ["g3", "g0"]])
+        schema.read_counts(adata[:, ["g3", "g0"]])
 
 
 def test_too_few_features() -> None:
     adata = make_adata()
     schema = Schema.from_anndata(adata)
     with raises(ValueError, naming=[1, 4, "25.0%", "'g0'", "'g1'", "'g2'"]):
-        schema.counts(adata[:, ["g2"]])
+        schema.read_counts(adata[:, ["g2"]])
 
 
 def test_wrong_value_is_named_after_reordering() -> None:
@@ -246,7 +246,7 @@ def test_wrong_value_is_named_after_reordering() -> None:
     x = COUNTS.astype(float)
     x[2, 1] = 0.5
     with raises(ValueError, naming=["'c2'", "'g1'"]):
-        schema.counts(make_adata(x)[:, ["g1", "g3", "g0", "g2"]])
+        schema.read_counts(make_adata(x)[:, ["g1", "g3", "g0", "g2"]])
 
 
 # --- Covariates at fit ------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ def test_categories() -> None:
         "plate": ("8", "9", "10"),  # sorted as numbers
     }
     assert next(iter(schema.categories)) == "donor"
-    category_ck, continuous_ck = schema.covariates(make_adata())
+    category_ck, continuous_ck = schema.encode_covariates(make_adata())
     np.testing.assert_array_equal(category_ck, [[1, 0, 0, 2], [0, 1, 1, 1], [1, 0, 0, 0]])
     assert category_ck.dtype == np.int64
     assert continuous_ck.shape == (3, 0)
@@ -287,7 +287,7 @@ def test_categories_match_as_text(values: Any) -> None:
     schema = Schema.from_anndata(adata, categorical_covariate_keys=["key"])
     assert schema.categories == {"key": ("1", "2")}
     for other in ([2, 1, 2], ["2", "1", "2"], pd.Categorical(["2", "1", "2"])):
-        category_ck, _ = schema.covariates(pd.DataFrame({"key": other}))
+        category_ck, _ = schema.encode_covariates(pd.DataFrame({"key": other}))
         np.testing.assert_array_equal(category_ck[:, 0], [1, 0, 1])
 
 
@@ -295,11 +295,11 @@ def test_a_single_category() -> None:
     adata = make_adata()[[0, 2]]
     schema = Schema.from_anndata(adata, batch_key="batch")
     assert schema.categories == {"batch": ("b0",)}
-    np.testing.assert_array_equal(schema.covariates(adata)[0], [[0], [0]])
+    np.testing.assert_array_equal(schema.encode_covariates(adata)[0], [[0], [0]])
 
 
 def test_no_covariates() -> None:
-    category_ck, continuous_ck = Schema.from_anndata(make_adata()).covariates(make_adata())
+    category_ck, continuous_ck = Schema.from_anndata(make_adata()).encode_covariates(make_adata())
     assert category_ck.shape == continuous_ck.shape == (3, 0)
 
 
@@ -311,7 +311,7 @@ def test_continuous_covariates_are_standardized() -> None:
     assert schema.continuous["age"] == pytest.approx((1, np.std([0, 1, 2])))
     assert schema.continuous["constant"] == (4.0, 1.0)
     assert schema.continuous["third"][1] == 1.0
-    _, continuous_ck = schema.covariates(adata)
+    _, continuous_ck = schema.encode_covariates(adata)
     assert continuous_ck.dtype == np.float32
     np.testing.assert_allclose(continuous_ck.mean(0), 0, atol=1e-6)
     np.testing.assert_allclose(continuous_ck.std(0), [1, 1, 0, 1, 0], atol=1e-6)
@@ -363,7 +363,7 @@ def test_missing_category(key: str, values: Any) -> None:
     with raises(ValueError, naming=[f"{key!r}", "'c1'", 1, 3]):
         Schema.from_anndata(adata, batch_key=key)
     with raises(ValueError, naming=[f"{key!r}", "'c1'"]):
-        schema.covariates(adata)
+        schema.encode_covariates(adata)
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
@@ -374,7 +374,7 @@ def test_wrong_continuous_value(value: float) -> None:
     with raises(ValueError, naming=["'age'", "'c2'"]):
         Schema.from_anndata(adata, continuous_covariate_keys=["age"])
     with raises(ValueError, naming=["'age'", "'c2'"]):
-        schema.covariates(adata)
+        schema.encode_covariates(adata)
 
 
 @pytest.mark.parametrize("key", ["batch", "donor"])
@@ -396,18 +396,18 @@ def test_unseen_category() -> None:
     adata = make_adata()
     adata.obs["batch"] = ["b0", "new", "newer"]
     with raises(ValueError, naming=["'batch'", "'new'", "'newer'", "'c1'", "'b0'", "'b1'"]):
-        make_schema().covariates(adata)
+        make_schema().encode_covariates(adata)
     adata = make_adata()
     adata.obs["donor"] = "w"
     with raises(ValueError, naming=["'donor'", "'w'"], omitting=["transform_batch"]):
-        make_schema().covariates(adata)
+        make_schema().encode_covariates(adata)
 
 
 def test_overrides() -> None:
     adata = make_adata()
-    expected = make_schema().covariates(adata)
+    expected = make_schema().encode_covariates(adata)
     del adata.obs["batch"], adata.obs["age"]
-    category_ck, continuous_ck = make_schema().covariates(adata, {"batch": "b1", "age": 1})
+    category_ck, continuous_ck = make_schema().encode_covariates(adata, {"batch": "b1", "age": 1})
     np.testing.assert_array_equal(category_ck[:, 0], [1, 1, 1])
     np.testing.assert_array_equal(category_ck[:, 1], expected[0][:, 1])
     np.testing.assert_array_equal(continuous_ck, np.zeros((3, 1)))
@@ -415,28 +415,28 @@ def test_overrides() -> None:
 
 def test_wrong_overrides() -> None:
     with raises(ValueError, naming=["'b7'", "'b0'", "'b1'"]):
-        make_schema().covariates(make_adata(), {"batch": "b7"})
+        make_schema().encode_covariates(make_adata(), {"batch": "b7"})
     with raises(KeyError, naming=["'time'", "'batch'", "'donor'", "'age'"]):
-        make_schema().covariates(make_adata(), {"time": 1})
+        make_schema().encode_covariates(make_adata(), {"time": 1})
     with raises(KeyError, naming=["'time'"]):
-        Schema.from_anndata(make_adata()).covariates(make_adata(), {"time": 1})
+        Schema.from_anndata(make_adata()).encode_covariates(make_adata(), {"time": 1})
     with raises(TypeError, naming=["'batch'", "list"]):
-        make_schema().covariates(make_adata(), {"batch": ["b0", "b1", "b1"]})
+        make_schema().encode_covariates(make_adata(), {"batch": ["b0", "b1", "b1"]})
     with raises(TypeError, naming=["'age'"]):
-        make_schema().covariates(make_adata(), {"age": "old"})
+        make_schema().encode_covariates(make_adata(), {"age": "old"})
 
 
 @pytest.mark.parametrize("kind", [list, tuple, np.array, pd.Series, pd.Categorical])
 def test_covariates_in_a_dict(kind: Any) -> None:
-    expected = make_schema().covariates(make_adata())
+    expected = make_schema().encode_covariates(make_adata())
     obs = make_adata().obs
     given_values = {"batch": kind(list(obs["batch"])), "donor": kind(list(obs["donor"])), "age": [0.0, 1.0, 2.0]}
-    for found, wanted in zip(make_schema().covariates(given_values, n_cells=3), expected, strict=True):
+    for found, wanted in zip(make_schema().encode_covariates(given_values, n_cells=3), expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
 
 
 def test_covariates_in_a_dict_of_single_values() -> None:
-    category_ck, continuous_ck = make_schema().covariates(
+    category_ck, continuous_ck = make_schema().encode_covariates(
         {"batch": "b1", "donor": np.array("y"), "age": np.float64(1)}, n_cells=2
     )
     np.testing.assert_array_equal(category_ck, [[1, 0], [1, 0]])
@@ -445,7 +445,7 @@ def test_covariates_in_a_dict_of_single_values() -> None:
 
 def test_covariates_of_a_series_go_by_position() -> None:
     age = pd.Series([0.0, 2.0], index=[1, 0])
-    _, continuous_ck = make_schema().covariates({"batch": "b0", "donor": "x", "age": age}, n_cells=2)
+    _, continuous_ck = make_schema().encode_covariates({"batch": "b0", "donor": "x", "age": age}, n_cells=2)
     assert continuous_ck[0, 0] < continuous_ck[1, 0]
 
 
@@ -453,26 +453,26 @@ def test_wrong_covariates_in_a_dict() -> None:
     values = {"batch": "b0", "donor": "x", "age": 1.0}
     schema = make_schema()
     with raises(ValueError, naming=["n_cells"]):
-        schema.covariates(values)
+        schema.encode_covariates(values)
     with raises(ValueError, naming=["'age'", 3, 2]):
-        schema.covariates(values | {"age": [1.0, 2.0, 3.0]}, n_cells=2)
+        schema.encode_covariates(values | {"age": [1.0, 2.0, 3.0]}, n_cells=2)
     with raises(KeyError, naming=["'time'"]):
-        schema.covariates(values | {"time": 1}, n_cells=2)
+        schema.encode_covariates(values | {"time": 1}, n_cells=2)
     with raises(KeyError, naming=["'age'"]):
-        schema.covariates({"batch": "b0", "donor": "x"}, n_cells=2)
+        schema.encode_covariates({"batch": "b0", "donor": "x"}, n_cells=2)
     with raises(ValueError, naming=["'batch'", "'1'"]):
-        schema.covariates(values | {"batch": ["b0", np.nan]}, n_cells=2)
+        schema.encode_covariates(values | {"batch": ["b0", np.nan]}, n_cells=2)
 
 
 def test_covariates_in_a_data_frame() -> None:
     obs = make_adata().obs
-    expected = make_schema().covariates(make_adata())
-    for found, wanted in zip(make_schema().covariates(obs, n_cells=3), expected, strict=True):
+    expected = make_schema().encode_covariates(make_adata())
+    for found, wanted in zip(make_schema().encode_covariates(obs, n_cells=3), expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
     with raises(ValueError, naming=[3, 2]):
-        make_schema().covariates(obs, n_cells=2)
+        make_schema().encode_covariates(obs, n_cells=2)
     with raises(TypeError, naming=["AnnData", "DataFrame", "dict", "list"]):
-        make_schema().covariates([1, 2])
+        make_schema().encode_covariates([1, 2])
 
 
 # --- Storage ----------------------------------------------------------------------------------------------------------

@@ -558,7 +558,7 @@ def test_imputing_named_features_makes_no_table_of_all(
 
     monkeypatch.setattr(Bernoulli, "mean", mean)
     monkeypatch.setattr(celldial.inference.posterior, "expected", blocks)
-    monkeypatch.setattr(celldial.data.cells, "MAX_BLOCK_CELLS", 7)
+    monkeypatch.setattr(celldial.data.cells, "MAX_DECODE_CELLS", 7)
     found = model.impute(adata, "atac", from_="rna", features=["p3", "p1"])
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert set(decoded) == {(7, 30), (4, 30)}
@@ -650,7 +650,7 @@ def test_imputing_to_a_file_is_imputing(
     adata, path = multiome.copy(), tmp_path / "imputed.h5ad"
     expected = model.impute(adata.copy(), "atac", from_="rna", transform_batch="b1", features=features, dense=True)
     check = untouched(adata)
-    monkeypatch.setattr(celldial.data.cells, "MAX_BLOCK_CELLS", 7)
+    monkeypatch.setattr(celldial.data.cells, "MAX_DECODE_CELLS", 7)
     for target in (path, str(path)):
         model.impute_to_file(adata, "atac", target, from_="rna", transform_batch="b1", features=features)
     check()
@@ -680,7 +680,7 @@ def test_a_file_is_written_whole_or_not_at_all(
         yield next(iter(expected_of(*args)))
         raise MemoryError("in the middle")
 
-    monkeypatch.setattr(celldial.data.cells, "MAX_BLOCK_CELLS", 7)
+    monkeypatch.setattr(celldial.data.cells, "MAX_DECODE_CELLS", 7)
     monkeypatch.setattr(celldial.inference.posterior, "expected", blocks)
     with pytest.raises(MemoryError, match="in the middle"):
         model.impute_to_file(multiome, "atac", path, from_="rna")
@@ -1046,7 +1046,7 @@ def test_bad_input_to_a_fitted_model(trimodal: VAE) -> None:
 def test_too_little_memory_is_said_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     adata = make()
     check = untouched(adata)
-    monkeypatch.setattr(celldial.training.memory, "available", lambda device: 10_000)
+    monkeypatch.setattr(celldial.training.memory, "available_memory", lambda device: 10_000)
     sizes = r"60 cells × 20 features \(rna\) \+ 30 features \(atac\) \+ 6 features \(protein\)"
     with pytest.raises(MemoryError, match=f"training on {sizes} takes about .* GB, and 0.0 GB are free on cpu"):
         fit(adata)

@@ -22,7 +22,7 @@ from celldial import VAE
 from celldial.data.schema import Schema
 from celldial.datasets import pbmc68k_reduced
 from celldial.model.likelihoods import LIKELIHOODS
-from celldial.ops.csr import SparseRows
+from celldial.ops.csr import CSRTensor
 from celldial.training import loop
 from celldial.training.plan import choose_max_epochs
 from celldial.utils.settings import settings
@@ -288,7 +288,7 @@ def test_training_makes_no_dense_copy_of_the_counts(
         raise AssertionError("a dense copy of the counts")
 
     for owner, name in (
-        (SparseRows, "to_dense"),
+        (CSRTensor, "to_dense"),
         (Tensor, "to_dense"),
         (sparse.csr_matrix, "toarray"),
         (sparse.csr_matrix, "todense"),
@@ -306,7 +306,7 @@ def test_each_cell_is_embedded_by_itself(conditional: VAE, adata: AnnData, monke
     expected = conditional.transform(adata)
     np.testing.assert_allclose(conditional.transform(adata[[5, 3]]), expected[[5, 3]], atol=1e-5)
     np.testing.assert_allclose(conditional.transform(adata[7]), expected[[7]], atol=1e-5)
-    monkeypatch.setattr(celldial.inference.posterior, "MAX_BLOCK_CELLS", 7)
+    monkeypatch.setattr(celldial.inference.posterior, "MAX_DECODE_CELLS", 7)
     np.testing.assert_allclose(conditional.transform(adata), expected, atol=1e-5)
 
 
@@ -612,7 +612,7 @@ def test_sampling_is_seeded(model: VAE) -> None:
 
 
 def test_sampling_in_parts(model: VAE, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(celldial.data.cells, "MAX_BLOCK_CELLS", 7)
+    monkeypatch.setattr(celldial.data.cells, "MAX_DECODE_CELLS", 7)
     cells = model.sample(30)
     assert cells.shape == (30, 20)
     assert len(np.unique(cells.obsm["z"][:, 0])) == 30

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from celldial import VAE
-from celldial.data.in_memory import Resident
+from celldial.data.in_memory import InMemorySource
 from celldial.model.module import Module
 from celldial.training import loop
 from celldial.training.hardware import Hardware, RunContext
@@ -30,7 +30,7 @@ def train_without_noise() -> tuple[Module, dict[str, list[float]]]:
         module = build_module({"rna": 20}, "negative_binomial", dropout_rate=0.0)
         cells = simulate_cells(65)  # one more than can be shared
         module.initialise(cells)
-        source = Resident(cells, torch.arange(48), torch.arange(48, 65))
+        source = InMemorySource(cells, torch.arange(48), torch.arange(48, 65))
         plan = TrainingPlan(max_epochs=3, batch_size=16)
         return module, loop.train(module, source, plan, 0, RunContext(Hardware("cpu"))).history
     finally:

@@ -39,7 +39,7 @@ def test_posterior_is_by_what_a_cell_has(cells: Cells, fusion: str) -> None:
     module = make_module(cells, fusion)
     whole = posterior.infer(module, cells)
     for lacked, present in (("atac", "rna"), ("rna", "atac")):
-        alone = posterior.infer(module, cells.only(present))
+        alone = posterior.infer(module, cells.keep_modalities(present))
         index_c = [c for c in LACKING[lacked] if c != 4]
         np.testing.assert_allclose(whole.mean[index_c], alone.mean[index_c], atol=1e-6)
         np.testing.assert_allclose(whole.standard_deviation[index_c], alone.standard_deviation[index_c], atol=1e-6)
@@ -57,7 +57,7 @@ def test_posterior_draws_nothing_and_depends_on_no_block(
     before = torch.get_rng_state()
     whole = posterior.infer(module, cells)
     assert torch.equal(torch.get_rng_state(), before)
-    monkeypatch.setattr(posterior, "MAX_BLOCK_CELLS", 2)
+    monkeypatch.setattr(posterior, "MAX_DECODE_CELLS", 2)
     np.testing.assert_allclose(posterior.infer(module, cells).mean, whole.mean, atol=1e-6)
 
 
@@ -69,7 +69,7 @@ def test_expected_values_come_in_blocks(cells: Cells, modality: str, monkeypatch
     everywhere = Cells({}, {modality: torch.full((60,), 50.0)}, cells.category_ck, cells.continuous_ck)
     with torch.no_grad():
         expected_cf = module.decode_one(modality, torch.from_numpy(z_cz), everywhere).mean.numpy()
-    monkeypatch.setattr(posterior, "block_size", lambda n_features: 25)
+    monkeypatch.setattr(posterior, "decode_block_size", lambda n_features: 25)
     found = posterior.expected(module, modality, z_cz, covariates_of(cells), 50.0)
     assert isinstance(found, Iterator)
     blocks = list(found)
@@ -97,7 +97,7 @@ def test_expected_values_are_counts_or_probabilities(cells: Cells) -> None:
 
 def test_drawn_cells_have_every_modality(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
     module = make_module(cells)
-    monkeypatch.setattr(posterior, "block_size", lambda n_features: 25)
+    monkeypatch.setattr(posterior, "decode_block_size", lambda n_features: 25)
     quantiles = {"rna": np.array([100.0, 100.0]), "atac": np.array([5.0, 10.0, 20.0])}
     draws = []
     for seed in (0, 0, 1):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 from torch import Tensor
 
-from celldial.data.cells import Cells, to_sparse_rows
+from celldial.data.cells import Cells, to_csr_tensor
 from celldial.metrics.circular import angular_error
 from celldial.model import angle_posterior
 from celldial.model.module import Module
@@ -42,7 +42,7 @@ def state(z_cz: Tensor, angle_c: Tensor, activity: float | Tensor = 1.0) -> Tens
 
 def latent_mean(module: Module, cells: Cells) -> Tensor:
     """Mean of the Gaussian coordinates, which is the same wherever cells are: nothing is straightened yet."""
-    return module.posterior(replace(cells, belief_cq=torch.zeros(len(cells), 4)))["z"].mean
+    return module.posterior(replace(cells, angle_params_cq=torch.zeros(len(cells), 4)))["z"].mean
 
 
 def drawn(module: Module, state_cz: Tensor, library_size: float, seed: int = 0) -> Cells:
@@ -53,13 +53,13 @@ def drawn(module: Module, state_cz: Tensor, library_size: float, seed: int = 0) 
     )
     torch.manual_seed(seed)
     counts_cf = module.decode_one("rna", state_cz, nothing).sample()
-    rows = to_sparse_rows(sparse.csr_matrix(counts_cf.numpy()))
+    rows = to_csr_tensor(sparse.csr_matrix(counts_cf.numpy()))
     return replace(nothing, counts={"rna": rows}, library_size={"rna": counts_cf.sum(1)})
 
 
 def angles_of(cells: Cells) -> Tensor:
-    assert cells.belief_cq is not None
-    return torch.atan2(cells.belief_cq[:, 1], cells.belief_cq[:, 0])
+    assert cells.angle_params_cq is not None
+    return torch.atan2(cells.angle_params_cq[:, 1], cells.angle_params_cq[:, 0])
 
 
 # --- The posterior ----------------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def enumerated(module: Module, cells: Cells) -> Tensor:
         state_cz = state(z_cz, angle_j[place % N_GRID].expand(len(cells)), activity)
         log_p_c = torch.zeros(len(cells))
         for name, observation in module.decode(state_cz, cells).items():
-            log_p_c[cells.has(name)] += observation.log_prob(cells.observed(name))
+            log_p_c[cells.mask_with(name)] += observation.log_prob(cells.observed_counts(name))
         parts.append(log_p_c)
     active = module.circle.active_logit.sigmoid()
     log_prior_j = torch.cat([module.circle.log_density_j + active.log(), (1 - active).log()[None]])
@@ -93,7 +93,7 @@ def test_where_a_cell_is_by_plain_enumeration(likelihood: str) -> None:
     mean_cu = around_cj @ torch.stack([angle_j.cos(), angle_j.sin()], 1)
     length_c = mean_cu.norm(dim=1)
     found = angle_posterior.located(module, cells)
-    x_c, y_c, kappa_c, logit_c = found.belief_cq.double().unbind(1)
+    x_c, y_c, kappa_c, logit_c = found.angle_params_cq.double().unbind(1)
     torch.testing.assert_close(
         kappa_c / (kappa_c + 1), length_c.clamp_max(angle_posterior.MAX_LENGTH), atol=2e-3, rtol=0
     )
@@ -108,16 +108,16 @@ def test_where_a_cell_is_by_plain_enumeration(likelihood: str) -> None:
 def test_a_modality_that_a_cell_lacks_says_nothing() -> None:
     cells = simulate_two_cells(lacking={"rna": [0, 1, 2], "atac": [3, 4]})
     module = make_module({"rna": 20, "atac": 30})
-    together = angle_posterior.located(module, cells).belief_cq
+    together = angle_posterior.located(module, cells).angle_params_cq
     for rows, name in (([0, 1, 2], "atac"), ([3, 4], "rna")):
-        alone = angle_posterior.located(module, cells.select(torch.tensor(rows)).only(name)).belief_cq
+        alone = angle_posterior.located(module, cells.select(torch.tensor(rows)).keep_modalities(name)).angle_params_cq
         torch.testing.assert_close(alone, together[rows], rtol=1e-4, atol=1e-4)
 
 
 def test_an_empty_cell_is_where_the_prior_says() -> None:
     cells = simulate_two_cells(lacking={"rna": [0], "atac": [0]})
     module = make_module({"rna": 20, "atac": 30})
-    belief_q = angle_posterior.located(module, cells).belief_cq[0]
+    belief_q = angle_posterior.located(module, cells).angle_params_cq[0]
     density_j, angle_j = module.circle.log_density_j.exp(), grid(torch.zeros(1))
     mean_u = density_j @ torch.stack([angle_j.cos(), angle_j.sin()], 1)
     torch.testing.assert_close(belief_q[:2], mean_u / mean_u.norm())
@@ -145,17 +145,17 @@ def test_only_features_that_cycle_are_heard() -> None:
     )
     around_cj = (log_p_cj + module.circle.log_density_j).softmax(1)
     mean_cu = around_cj @ torch.stack([angle_j.cos(), angle_j.sin()], 1)
-    found = angle_posterior.located(module, cells).belief_cq
+    found = angle_posterior.located(module, cells).angle_params_cq
     torch.testing.assert_close(found[:, :2], mean_cu / mean_cu.norm(dim=1, keepdim=True), atol=1e-3, rtol=0)
     decoder.cycles_f.fill_(False)
-    active_c = angle_posterior.located(module, cells).belief_cq[:, 3]
+    active_c = angle_posterior.located(module, cells).angle_params_cq[:, 3]
     torch.testing.assert_close(active_c, module.circle.active_logit.expand(60))
 
 
 def test_what_is_placed_stays_placed() -> None:
     cells, module = simulate_cells(), make_module({"rna": 20})
     found = angle_posterior.placed(module, cells)
-    assert found.belief_cq is not None
+    assert found.angle_params_cq is not None
     assert angle_posterior.placed(module, found) is found
     plain = build_module({"rna": 20}, "poisson", dropout_rate=0.0)
     assert angle_posterior.placed(plain, cells) is cells
@@ -163,9 +163,9 @@ def test_what_is_placed_stays_placed() -> None:
 
 def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     cells, module = simulate_cells(), make_module({"rna": 20})
-    expected = angle_posterior.located(module, cells).belief_cq
-    monkeypatch.setattr(angle_posterior, "block_size", lambda n_features: 7)
-    torch.testing.assert_close(angle_posterior.located(module, cells).belief_cq, expected, rtol=1e-4, atol=1e-4)
+    expected = angle_posterior.located(module, cells).angle_params_cq
+    monkeypatch.setattr(angle_posterior, "decode_block_size", lambda n_features: 7)
+    torch.testing.assert_close(angle_posterior.located(module, cells).angle_params_cq, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_model_asks_where_cells_are() -> None:
@@ -199,11 +199,11 @@ def test_the_prior_is_learned_and_cells_are_found() -> None:
     module.circle.log_density_j.fill_(-math.log(N_GRID))
     module.circle.active_logit.fill_(2.0)
     found = angle_posterior.located(module, cells, learn_prior=True)
-    np.testing.assert_array_equal(found.belief_cq[:, 3].numpy() > 0, active_c)
+    np.testing.assert_array_equal(found.angle_params_cq[:, 3].numpy() > 0, active_c)
     difference = np.angle(np.exp(1j * (angles_of(found).numpy() - angle_c)))[active_c]
     assert np.abs(difference).mean() < 0.1
     # The angle is as sure as it says it is: the standard deviation of a power spherical distribution.
-    stated = np.sqrt(2 / found.belief_cq[active_c, 2].numpy())
+    stated = np.sqrt(2 / found.angle_params_cq[active_c, 2].numpy())
     assert (difference**2).mean() == pytest.approx((stated**2).mean(), rel=0.35)
     density_j = module.circle.log_density_j.exp().double()
     angle_j = grid(density_j)
@@ -273,10 +273,10 @@ def test_straightening_changes_nothing_that_is_decoded() -> None:
         posterior = module.posterior(cells)
         z_cz = posterior["z"].mean
         activity_c = posterior["active"].mean
-        at_cz = torch.cat([z_cz, cells.belief_cq[:, :2] * activity_c[:, None]], 1)
+        at_cz = torch.cat([z_cz, cells.angle_params_cq[:, :2] * activity_c[:, None]], 1)
         return z_cz, module.decode_one("rna", at_cz, cells).mean
 
-    harmonic_ck = harmonics(cells.belief_cq[:, :2] * cells.belief_cq[:, 3:].sigmoid())[:, :-1]
+    harmonic_ck = harmonics(cells.angle_params_cq[:, :2] * cells.angle_params_cq[:, 3:].sigmoid())[:, :-1]
 
     def explained(z_cz: Tensor) -> float:
         """Largest correlation of a coordinate with a harmonic."""
@@ -291,8 +291,8 @@ def test_straightening_changes_nothing_that_is_decoded() -> None:
     torch.testing.assert_close(after_cf, before_cf, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(z_cz.mean(0), z_before_cz.mean(0), atol=1.0, rtol=0)
     # Once more changes nothing, and cells are where they were.
-    located = angle_posterior.located(module, cells).belief_cq
-    torch.testing.assert_close(located, cells.belief_cq, rtol=1e-3, atol=1e-3)
+    located = angle_posterior.located(module, cells).angle_params_cq
+    torch.testing.assert_close(located, cells.angle_params_cq, rtol=1e-3, atol=1e-3)
     tilt_kz = module.modalities["rna"].decoder.tilt_kz.clone()
     angle_posterior.straighten(module, cells)
     torch.testing.assert_close(module.modalities["rna"].decoder.tilt_kz, tilt_kz)
@@ -316,7 +316,7 @@ def test_harmonics_start_from_where_cells_are_taken_to_be() -> None:
     module, cells, angle_c, active_c = strong(3000)
     truth_fj = angle_posterior.curves(module, "rna", torch.arange(N_STRONG))
     parts = (torch.from_numpy(angle_c).float(), torch.ones(3000), torch.from_numpy(active_c).float())
-    cells = replace(cells, belief_cq=angle_posterior.belief(*parts))
+    cells = replace(cells, angle_params_cq=angle_posterior.belief(*parts))
     heard_f = torch.arange(0, N_STRONG, 2)
     angle_posterior.start(module, cells, {"rna": heard_f})
     found_fj = angle_posterior.curves(module, "rna", torch.arange(N_STRONG))
@@ -333,7 +333,7 @@ def test_harmonics_start_from_where_cells_are_taken_to_be() -> None:
 def test_where_all_cells_are_taken_to_be_active_all_stay_so() -> None:
     module, cells, angle_c, _ = strong(50)
     cells = replace(
-        cells, belief_cq=angle_posterior.belief(torch.from_numpy(angle_c).float(), torch.ones(50), torch.ones(50))
+        cells, angle_params_cq=angle_posterior.belief(torch.from_numpy(angle_c).float(), torch.ones(50), torch.ones(50))
     )
     angle_posterior.start(module, cells, {"rna": torch.arange(N_STRONG)})
     assert module.circle.active_logit == angle_posterior.MAX_LOGIT
@@ -342,7 +342,9 @@ def test_where_all_cells_are_taken_to_be_active_all_stay_so() -> None:
 def test_features_of_a_modality_that_was_not_looked_at_start_without_effect() -> None:
     module, cells = make_module({"rna": 20, "atac": 30}), simulate_two_cells(lacking={"rna": [0, 1]})
     before = module.modalities["atac"].decoder.harmonics.weight.clone()
-    cells = replace(cells, belief_cq=angle_posterior.belief(torch.rand(60) * 6, torch.ones(60), torch.full((60,), 0.8)))
+    cells = replace(
+        cells, angle_params_cq=angle_posterior.belief(torch.rand(60) * 6, torch.ones(60), torch.full((60,), 0.8))
+    )
     angle_posterior.start(module, cells, {"rna": torch.arange(20)})
     assert torch.equal(module.modalities["atac"].decoder.harmonics.weight, before)
     assert module.modalities["rna"].decoder.harmonics.weight.isfinite().all()
@@ -378,7 +380,8 @@ def test_angles_survive_all_of_it() -> None:
     module, cells, angle_c, _ = strong(800, active_share=1.0)
     noisy_c = angle_c + np.random.default_rng(1).normal(0, 0.5, 800)
     cells = replace(
-        cells, belief_cq=angle_posterior.belief(torch.from_numpy(noisy_c).float(), torch.ones(800), torch.ones(800))
+        cells,
+        angle_params_cq=angle_posterior.belief(torch.from_numpy(noisy_c).float(), torch.ones(800), torch.ones(800)),
     )
     angle_posterior.start(module, cells, {"rna": torch.arange(N_STRONG)})
     angle_posterior.choose_features(module, cells)

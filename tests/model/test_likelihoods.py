@@ -13,16 +13,16 @@ from torch.nn.functional import logsigmoid
 
 from celldial import VAE
 from celldial.model.likelihoods import LIKELIHOODS, THETA_BOUNDS, Likelihood, Observation
-from celldial.ops.csr import SparseRows
+from celldial.ops.csr import CSRTensor
 from helpers.simulate import simulate
 
 N_FEATURES = 6
 
 
-def sparse_rows(x_cf: Tensor) -> SparseRows:
+def sparse_rows(x_cf: Tensor) -> CSRTensor:
     row_n, column_n = x_cf.nonzero(as_tuple=True)
     indptr_c = torch.cat([torch.zeros(1, dtype=torch.int64), (x_cf > 0).sum(1).cumsum(0)])
-    return SparseRows(indptr_c, column_n, x_cf[row_n, column_n], x_cf.shape[1])
+    return CSRTensor(indptr_c, column_n, x_cf[row_n, column_n], x_cf.shape[1])
 
 
 def make_observation(name: str, n_cells: int = 5, seed: int = 0) -> Observation:
@@ -199,7 +199,7 @@ def test_one_observation_is_one_event_per_cell(name: str) -> None:
         observation.expand(torch.Size([7]))
 
 
-def simulate_counts(theta_f: Tensor, n_cells: int = 20_000) -> tuple[SparseRows, Tensor]:
+def simulate_counts(theta_f: Tensor, n_cells: int = 20_000) -> tuple[CSRTensor, Tensor]:
     """Draw counts whose only variation, beyond the dispersion, is the library size."""
     generator = torch.Generator().manual_seed(0)
     library_c = torch.exp(torch.randn(n_cells, generator=generator) * 0.4 + 4)

@@ -135,7 +135,7 @@ def test_the_start_is_near_the_data(likelihood: str) -> None:
 @ALL_LIKELIHOODS
 def test_one_cell_gives_a_loss(likelihood: str) -> None:
     cells = simulate_cells(covariates=True)
-    loss = make_module(cells, likelihood).train()(cells.between(3, 4))
+    loss = make_module(cells, likelihood).train()(cells.slice(3, 4))
     assert loss.isfinite()
     loss.backward()
 
@@ -191,7 +191,7 @@ def fixed_noise(monkeypatch: pytest.MonkeyPatch) -> float:
 
 def patterns(cells: Cells) -> dict[str, Tensor]:
     """Give the cells that have both modalities, genes only, peaks only."""
-    has_rna, has_atac = cells.has("rna"), cells.has("atac")
+    has_rna, has_atac = cells.mask_with("rna"), cells.mask_with("atac")
     masks = {"both": has_rna & has_atac, "rna": has_rna & ~has_atac, "atac": has_atac & ~has_rna}
     return {name: mask_c.nonzero().squeeze(1) for name, mask_c in masks.items()}
 
@@ -215,7 +215,7 @@ def test_a_minibatch_in_which_no_cell_has_a_modality(fusion: str, only: str) -> 
     """The other modality's parameters get a gradient of 0, as a step on several devices at once needs."""
     cells = simulate_two_cells(covariates=True)
     module = make_two(cells, fusion).train()
-    loss = module(cells.only(only))
+    loss = module(cells.keep_modalities(only))
     assert loss.isfinite()
     loss.backward()
     for name, parameter in module.named_parameters():
@@ -229,7 +229,7 @@ def test_one_cell_that_lacks_a_modality_gives_a_loss(fusion: str) -> None:
     cells = simulate_two_cells(lacking=LACKING)
     module = make_two(cells, fusion).train()
     for c in (0, 3, 5):
-        loss = module(cells.between(c, c + 1))
+        loss = module(cells.slice(c, c + 1))
         assert loss.isfinite()
         loss.backward()
 
@@ -243,7 +243,7 @@ def test_a_cell_contributes_nothing_of_a_modality_that_it_lacks(fixed_noise: flo
         index_c = torch.tensor(LACKING[lacked])
         assert torch.equal(log_likelihood[lacked][index_c], torch.zeros(len(index_c)))
         assert log_likelihood[lacked].count_nonzero() == 60 - len(index_c)
-        alone, alone_kl_c = module.elbo(cells.select(index_c).only(present))
+        alone, alone_kl_c = module.elbo(cells.select(index_c).keep_modalities(present))
         torch.testing.assert_close(alone[present], log_likelihood[present][index_c])
         torch.testing.assert_close(alone_kl_c, kl_c[index_c])
         assert not alone[lacked].any()
@@ -261,9 +261,9 @@ def test_the_loss_of_a_mixed_minibatch_is_that_of_its_parts(fusion: str, fixed_n
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
     # As if each part had been measured so from the start: the masks of all-true and of all-false are the same as none.
     as_if = [
-        parts[0].masked_for(torch.arange(len(parts[0]))),
-        parts[1].only("rna").masked_for(torch.arange(len(parts[1]))),
-        parts[2].only("atac").masked_for(torch.arange(len(parts[2]))),
+        parts[0].drop_full_masks(torch.arange(len(parts[0]))),
+        parts[1].keep_modalities("rna").drop_full_masks(torch.arange(len(parts[1]))),
+        parts[2].keep_modalities("atac").drop_full_masks(torch.arange(len(parts[2]))),
     ]
     assert [list(part.present) for part in as_if] == [[], ["atac"], ["rna"]]
     torch.testing.assert_close(losses[0], sum(module(part) * len(part) for part in as_if))
@@ -294,7 +294,7 @@ def test_the_loss_is_the_elbo_written_by_hand(fixed_noise: float) -> None:
     for name, modality in (("rna", rna), ("atac", atac)):
         output_cp = modality.encoder(cells.counts[name], cells.library_size[name], *covariates)
         sigma_cz = softplus(output_cp[:, 3:] + math.log(math.e - 1)) + 1e-4
-        has_c1 = cells.has(name)[:, None]
+        has_c1 = cells.mask_with(name)[:, None]
         precision_cz = precision_cz + torch.where(has_c1, sigma_cz**-2, 0)
         weighted_cz = weighted_cz + torch.where(has_c1, output_cp[:, :3] * sigma_cz**-2, 0)
     mu_cz, sigma_cz = weighted_cz / precision_cz, precision_cz**-0.5
@@ -313,8 +313,8 @@ def test_the_loss_is_the_elbo_written_by_hand(fixed_noise: float) -> None:
     )
     by_hand_c = (
         0.25 * kl_c
-        - 0.9 * torch.where(cells.has("rna"), log_p_rna_c, 0)
-        - 0.3 * torch.where(cells.has("atac"), log_p_atac_c, 0)
+        - 0.9 * torch.where(cells.mask_with("rna"), log_p_rna_c, 0)
+        - 0.3 * torch.where(cells.mask_with("atac"), log_p_atac_c, 0)
     )
     loss = module(cells, 0.25)
     torch.testing.assert_close(loss, by_hand_c.mean())
@@ -335,7 +335,11 @@ def test_a_cell_is_judged_by_what_it_has_whatever_others_have(fusion: str) -> No
         posterior = module.posterior(cells)["z"]
         for lacked, present in (("atac", "rna"), ("rna", "atac")):
             index_c = torch.tensor(LACKING[lacked])
-            for alone in (cells.select(index_c), cells.select(index_c).only(present), cells.only(present)):
+            for alone in (
+                cells.select(index_c),
+                cells.select(index_c).keep_modalities(present),
+                cells.keep_modalities(present),
+            ):
                 found = module.posterior(alone)["z"]
                 rows = index_c if len(alone) == 60 else slice(None)
                 torch.testing.assert_close(found.mean[rows], posterior.mean[index_c])
@@ -387,7 +391,7 @@ def test_what_is_decoded_is_of_the_cells_that_have_it() -> None:
     z_cz = torch.randn(60, 3)
     decoded = module.decode(z_cz, cells)
     assert {name: observation.batch_shape for name, observation in decoded.items()} == {"rna": (58,), "atac": (56,)}
-    has_c = cells.has("atac")
+    has_c = cells.mask_with("atac")
     alone = module.decode_one("atac", z_cz[has_c], cells.select(has_c.nonzero().squeeze(1)))
     torch.testing.assert_close(decoded["atac"].mean, alone.mean)
 
@@ -395,7 +399,7 @@ def test_what_is_decoded_is_of_the_cells_that_have_it() -> None:
 @pytest.mark.parametrize("name", ["rna", "atac"])
 def test_each_modality_starts_from_the_cells_that_have_it(name: str) -> None:
     cells = simulate_two_cells(lacking={"atac": range(20), "rna": range(30, 45)})
-    index_c = cells.having(name)
+    index_c = cells.indices_with(name)
     assert index_c is not None
     started, expected = make_two(cells).modalities[name], make_two(cells.select(index_c)).modalities[name]
     for key, tensor in expected.state_dict().items():
@@ -489,7 +493,7 @@ def posterior_on_a_line(module: Module, cell: Cells) -> Normal:
 @pytest.mark.parametrize("c", range(5))
 def test_elbo_is_its_integral_and_below_the_evidence(c: int) -> None:
     module, cells = on_a_line()
-    cell = cells.between(c, c + 1)
+    cell = cells.slice(c, c + 1)
     posterior = posterior_on_a_line(module, cell)
     torch.manual_seed(c)
     parts, kl_s = module.elbo(copies(cell, N_DRAWS))
@@ -506,7 +510,7 @@ def test_elbo_is_its_integral_and_below_the_evidence(c: int) -> None:
 @pytest.mark.parametrize("c", range(5))
 def test_importance_weights_give_the_evidence(c: int) -> None:
     module, cells = on_a_line()
-    cell = cells.between(c, c + 1)
+    cell = cells.slice(c, c + 1)
     posterior = posterior_on_a_line(module, cell)
     torch.manual_seed(c)
     z_s = posterior.sample((N_DRAWS,))

@@ -49,7 +49,7 @@ def test_encoder_judges_each_cell_by_itself(n_layers: int) -> None:
     assert parameters_cp.shape == (60, 6)
     order_c = torch.randperm(60, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(encode(encoder, cells.select(order_c)), parameters_cp[order_c])
-    torch.testing.assert_close(encode(encoder, cells.between(7, 8)), parameters_cp[7:8])
+    torch.testing.assert_close(encode(encoder, cells.slice(7, 8)), parameters_cp[7:8])
 
 
 def test_encoder_hides_counts_in_training_alone() -> None:

@@ -24,14 +24,14 @@ from celldial.data.cells import Cells
 from celldial.inference import posterior
 from celldial.model.likelihoods import Likelihood
 from celldial.model.module import Module
-from celldial.ops.csr import SparseRows
+from celldial.ops.csr import CSRTensor
 from helpers.modules import build_module
 
 N_CELLS, N_FEATURES, N_LATENT = 400, 12, 3
 N_STEPS, RATE = 1500, 0.05
 
 
-def dense(counts: SparseRows) -> Tensor:
+def dense(counts: CSRTensor) -> Tensor:
     return counts.value_n.reshape(counts.n_rows, counts.n_columns)
 
 
@@ -42,7 +42,7 @@ class Normal(Likelihood):
         super().__init__(n_features)
         self.log_deviation = nn.Parameter(torch.zeros(()))
 
-    def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: SparseRows) -> Tensor:
+    def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: CSRTensor) -> Tensor:
         """Log density, shape ``(c,)``."""
         scatter = torch.distributions.Normal(heads[0], self.log_deviation.exp(), validate_args=False)
         return scatter.log_prob(dense(counts)).sum(1)
@@ -56,7 +56,7 @@ class LinearEncoder(nn.Module):
         self.mean = nn.Linear(n_features, n_latent)
         self.raw_z = nn.Parameter(torch.zeros(n_latent))
 
-    def forward(self, counts: SparseRows, library_size_c: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
+    def forward(self, counts: CSRTensor, library_size_c: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
         """Posterior parameters, shape ``(c, p)``."""
         return torch.cat([self.mean(dense(counts)), self.raw_z.expand(counts.n_rows, -1)], 1)
 
@@ -92,7 +92,7 @@ def fitted() -> Fitted:
     best = log_likelihood(covariance_ff, np.zeros(N_FEATURES), best_fz @ best_fz.T + noise * np.eye(N_FEATURES))
 
     column_n = torch.arange(N_FEATURES).repeat(N_CELLS)
-    rows = SparseRows(torch.arange(N_CELLS + 1) * N_FEATURES, column_n, torch.from_numpy(x_cf).flatten(), N_FEATURES)
+    rows = CSRTensor(torch.arange(N_CELLS + 1) * N_FEATURES, column_n, torch.from_numpy(x_cf).flatten(), N_FEATURES)
     nothing_ck = torch.zeros(N_CELLS, 0)
     cells = Cells({"rna": rows}, {"rna": torch.ones(N_CELLS)}, nothing_ck.long(), nothing_ck)
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celldial.ops import log_likelihoods
-from celldial.ops.csr import SparseRows
+from celldial.ops.csr import CSRTensor
 
 # Fused and plain; how many parameters a feature and outputs of the decoder it takes; whether the exposure is learned.
 LIKELIHOODS = {
@@ -30,12 +30,12 @@ EVERY_LIKELIHOOD = pytest.mark.parametrize("name", LIKELIHOODS)
 
 def sparse_rows(dense_cf):
     sparse = dense_cf.to_sparse_csr()
-    return SparseRows(sparse.crow_indices(), sparse.col_indices(), sparse.values(), dense_cf.shape[1])
+    return CSRTensor(sparse.crow_indices(), sparse.col_indices(), sparse.values(), dense_cf.shape[1])
 
 
-def without_entries(n_cells, n_features, dtype=torch.float64):
+def empty_rows_like(n_cells, n_features, dtype=torch.float64):
     nothing = torch.zeros(0, dtype=torch.int64)
-    return SparseRows(torch.zeros(n_cells + 1, dtype=torch.int64), nothing, nothing.to(dtype), n_features)
+    return CSRTensor(torch.zeros(n_cells + 1, dtype=torch.int64), nothing, nothing.to(dtype), n_features)
 
 
 def example(name, n_cells, n_features, seed=0, scale=1.0, dtype=torch.float64):
@@ -103,7 +103,7 @@ def test_gradient_twice_and_without_grad(name):
 def test_cells_without_stored_entries(name):
     fused, reference, *_ = LIKELIHOODS[name]
     inputs, (*library, _) = example(name, 4, 6)
-    given = (*library, without_entries(4, 6))
+    given = (*library, empty_rows_like(4, 6))
     value_c, expected_c = fused(*inputs, *given), reference(*inputs, *given)
     torch.testing.assert_close(value_c, expected_c)
     gradients = torch.autograd.grad(value_c.sum(), inputs)

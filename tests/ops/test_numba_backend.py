@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numba import njit
 
 from celldial.ops import log_likelihoods, numba_kernels
-from celldial.ops.csr import SparseRows
+from celldial.ops.csr import CSRTensor
 
 LIKELIHOODS = ("bernoulli", "poisson", "negative_binomial")
 EVERY_LIKELIHOOD = pytest.mark.parametrize("name", LIKELIHOODS)
@@ -43,7 +43,7 @@ def sparse_rows(x_cf):
     """Rows with single-precision values, of a matrix in double precision."""
     present_cf = x_cf != 0
     indptr_c = torch.cat([torch.zeros(1, dtype=torch.int64), present_cf.sum(1).cumsum(0)])
-    return SparseRows(indptr_c, present_cf.nonzero()[:, 1], x_cf[present_cf].float(), x_cf.shape[1])
+    return CSRTensor(indptr_c, present_cf.nonzero()[:, 1], x_cf[present_cf].float(), x_cf.shape[1])
 
 
 def example(name, n_cells, n_features, scale, mean, seed, whole=True):
@@ -185,7 +185,7 @@ def test_select_equals_dense_indexing(n_cells, n_features, seed):
     index_c = torch.randint(0, n_cells, (5,))
     rows = sparse_rows(x_cf)
     assert torch.equal(log_likelihoods.gather_rows(rows, index_c).to_dense(), x_cf[index_c].float())
-    narrow = SparseRows(rows.indptr_c, rows.column_n.int(), rows.value_n, n_features)
+    narrow = CSRTensor(rows.indptr_c, rows.column_n.int(), rows.value_n, n_features)
     assert torch.equal(log_likelihoods.gather_rows(narrow, index_c).to_dense(), x_cf[index_c].float())
 
 

@@ -21,7 +21,7 @@ from celldial.data.schema import Schema
 from celldial.estimator.serialization import build_module
 from celldial.model import networks
 from celldial.ops import log_likelihoods
-from celldial.ops.csr import SparseRows
+from celldial.ops.csr import CSRTensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -41,7 +41,7 @@ EVERY_FAMILY = pytest.mark.parametrize("name", FAMILIES)
 def sparse_rows(dense_cf, columns=torch.int64):
     row_n, column_n = dense_cf.nonzero(as_tuple=True)
     indptr_c = torch.cat([torch.zeros(1, dtype=torch.int64), (dense_cf != 0).sum(1).cumsum(0)])
-    return SparseRows(indptr_c, column_n.to(columns), dense_cf[row_n, column_n], dense_cf.shape[1])
+    return CSRTensor(indptr_c, column_n.to(columns), dense_cf[row_n, column_n], dense_cf.shape[1])
 
 
 def some_counts(n_cells, n_features, density=0.3, seed=0):

@@ -6,16 +6,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from celldial.periodic.markers import CELL_CYCLE, NEW_NAMES, Rhythm, find_markers, read_rhythm
+from celldial.periodic.markers import CELL_CYCLE, RENAMED_GENES, PeriodicProcess, find_markers, parse_periodic
 from helpers.raises import raises
 
 ALL = [*CELL_CYCLE.markers["S"], *CELL_CYCLE.markers["G2M"]]
 
 
-def find(symbols: list[str], uncounted: tuple[int, ...] = (), rhythm: Rhythm = CELL_CYCLE) -> dict[str, np.ndarray]:
+def find(
+    symbols: list[str], uncounted: tuple[int, ...] = (), process: PeriodicProcess = CELL_CYCLE
+) -> dict[str, np.ndarray]:
     counted_f = np.ones(len(symbols), dtype=bool)
     counted_f[list(uncounted)] = False
-    return find_markers(rhythm, symbols, counted_f)
+    return find_markers(process, symbols, counted_f)
 
 
 def test_lists_are_those_of_tirosh() -> None:
@@ -23,8 +25,8 @@ def test_lists_are_those_of_tirosh() -> None:
     assert len(set(ALL)) == 97
     assert {"PCNA", "MCM5", "TYMS"} <= set(CELL_CYCLE.markers["S"])
     assert {"TOP2A", "MKI67", "CDK1"} <= set(CELL_CYCLE.markers["G2M"])
-    assert set(NEW_NAMES) < set(ALL)
-    assert not set(NEW_NAMES.values()) & set(ALL)
+    assert set(RENAMED_GENES) < set(ALL)
+    assert not set(RENAMED_GENES.values()) & set(ALL)
 
 
 def test_phases_share_out_a_day_as_they_do_in_the_simulation() -> None:
@@ -44,7 +46,7 @@ def test_markers_are_found_in_any_case(change: Any) -> None:
 
 
 def test_markers_are_found_by_their_new_names() -> None:
-    found = find([NEW_NAMES.get(name, name) for name in ALL])
+    found = find([RENAMED_GENES.get(name, name) for name in ALL])
     assert [len(columns) for columns in found.values()] == [43, 54]
 
 
@@ -78,12 +80,12 @@ def test_markers_of_one_phase_do_not_do() -> None:
 
 
 def test_of_a_short_list_half_is_needed() -> None:
-    rhythm = read_rhythm({"name": "clock", "phases": {"day": ["a", "b", "c"], "night": ["d", "e"]}})
-    assert rhythm is not None
-    found = find(["d", "b", "a"], rhythm=rhythm)
+    process = parse_periodic({"name": "clock", "phases": {"day": ["a", "b", "c"], "night": ["d", "e"]}})
+    assert process is not None
+    found = find(["d", "b", "a"], process=process)
     assert {phase: columns.tolist() for phase, columns in found.items()} == {"day": [2, 1], "night": [0]}
     with raises(ValueError, naming=[1, 3, "day", "clock", 2, "night"]):
-        find(["d", "b", "x"], rhythm=rhythm)
+        find(["d", "b", "x"], process=process)
 
 
 # --- What the user asks for -------------------------------------------------------------------------------------------
@@ -91,19 +93,19 @@ def test_of_a_short_list_half_is_needed() -> None:
 
 @pytest.mark.parametrize("nothing", [None, False])
 def test_no_rhythm(nothing: Any) -> None:
-    assert read_rhythm(nothing) is None
+    assert parse_periodic(nothing) is None
 
 
 def test_the_cell_cycle_and_a_circle_without_markers() -> None:
-    assert read_rhythm("cell_cycle") is CELL_CYCLE
-    found = read_rhythm(True)
+    assert parse_periodic("cell_cycle") is CELL_CYCLE
+    found = parse_periodic(True)
     assert found is not None
     assert (found.name, found.markers, found.phases) == ("cycle", {}, ())
 
 
 def test_phases_of_the_users_share_the_circle_evenly() -> None:
     phases = {"dawn": ["a", "b"], "noon": ("c", "d"), "dusk": ["e", "f"], "night": ["g", "h"]}
-    found = read_rhythm({"name": "circadian", "phases": phases})
+    found = parse_periodic({"name": "circadian", "phases": phases})
     assert found is not None
     assert found.name == "circadian"
     assert found.markers["noon"] == ("c", "d")
@@ -140,4 +142,4 @@ GOOD = {"day": ["a", "b"], "night": ["c", "d"]}
 )
 def test_what_is_no_rhythm(periodic: Any, error: type[Exception], facts: list[Any]) -> None:
     with raises(error, naming=facts):
-        read_rhythm(periodic)
+        parse_periodic(periodic)

@@ -5,7 +5,7 @@ import pytest
 from scipy import sparse
 
 from celldial.metrics.circular import fisher_lee
-from celldial.periodic.unsupervised import MIN_ROUNDNESS, first_places
+from celldial.periodic.unsupervised import MIN_CIRCULARITY, discover_angles
 from helpers.raises import raises
 
 N_CELLS, N_GENES = 300, 120
@@ -27,13 +27,13 @@ def drawn(seed: int, cycles: bool) -> tuple[sparse.csr_matrix, np.ndarray, np.nd
 @pytest.fixture(scope="module")
 def found():
     logged_cf, batch_c, angle_c = drawn(0, cycles=True)
-    return first_places(logged_cf, batch_c), angle_c
+    return discover_angles(logged_cf, batch_c), angle_c
 
 
 def test_a_circle_is_found_beside_types_and_batches(found) -> None:
-    (place, _, roundness), angle_c = found
+    (place, _, circularity), angle_c = found
     assert abs(fisher_lee(place.angle_c, angle_c)) > 0.95
-    assert roundness > 5 * MIN_ROUNDNESS
+    assert circularity > 5 * MIN_CIRCULARITY
     assert ((place.length_c > 0) & (place.length_c <= 1)).all()
 
 
@@ -48,27 +48,27 @@ def test_it_is_found_by_the_genes_that_follow_it(found) -> None:
 def test_zero_is_where_cells_are_most_common() -> None:
     logged_cf, batch_c, angle_c = drawn(1, cycles=True)
     kept = np.cos(angle_c - 1) > np.random.default_rng(0).uniform(-1, 1, N_CELLS)
-    angle = first_places(logged_cf[kept], batch_c[kept])[0].angle_c
+    angle = discover_angles(logged_cf[kept], batch_c[kept])[0].angle_c
     assert np.angle(np.exp(1j * angle).mean()) == pytest.approx(0, abs=0.5)
 
 
 def test_the_same_seed_finds_the_same(found) -> None:
     logged_cf, batch_c, _ = drawn(0, cycles=True)
-    again = first_places(logged_cf, batch_c)
+    again = discover_angles(logged_cf, batch_c)
     assert np.array_equal(found[0][0].angle_c, again[0].angle_c)
 
 
 def test_cells_beyond_those_it_learned_from_are_placed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("celldial.periodic.unsupervised.MAX_CELLS", 200)
+    monkeypatch.setattr("celldial.periodic.unsupervised.MAX_SEARCH_CELLS", 200)
     logged_cf, batch_c, angle_c = drawn(0, cycles=True)
-    place = first_places(logged_cf, batch_c)[0]
+    place = discover_angles(logged_cf, batch_c)[0]
     assert abs(fisher_lee(place.angle_c, angle_c)) > 0.9
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_types_and_batches_alone_are_no_circle(seed: int) -> None:
     logged_cf, batch_c, _ = drawn(seed, cycles=False)
-    assert first_places(logged_cf, batch_c)[2] < MIN_ROUNDNESS
+    assert discover_angles(logged_cf, batch_c)[2] < MIN_CIRCULARITY
 
 
 def test_two_programmes_that_are_independent_are_no_circle() -> None:
@@ -76,10 +76,10 @@ def test_two_programmes_that_are_independent_are_no_circle() -> None:
     rng = np.random.default_rng(1)
     dense_cf = logged_cf.toarray()
     dense_cf[:, :40] += rng.normal(0, 1, (N_CELLS, 2))[:, np.arange(40) % 2] * rng.choice([-1, 1], 40)
-    assert first_places(sparse.csr_matrix(np.maximum(dense_cf, 0)), batch_c)[2] < MIN_ROUNDNESS
+    assert discover_angles(sparse.csr_matrix(np.maximum(dense_cf, 0)), batch_c)[2] < MIN_CIRCULARITY
 
 
 def test_too_few_features_are_an_error() -> None:
     logged_cf, batch_c, _ = drawn(0, cycles=True)
     with raises(ValueError, naming=[5]):
-        first_places(logged_cf[:, :5], batch_c)
+        discover_angles(logged_cf[:, :5], batch_c)

@@ -588,7 +588,7 @@ def test_each_modality_has_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(table.columns) == ["kl", "variance", "share", "share_rna", "share_atac", "used", "rank"]
     np.testing.assert_allclose(table[["share_rna", "share_atac"]].sum(), 1)
     np.testing.assert_allclose(table["share"], table[["share_rna", "share_atac"]].mean(axis=1))
-    monkeypatch.setattr("celldial.data.cells.MAX_BLOCK_ENTRIES", 100)  # a few cells at a time
+    monkeypatch.setattr("celldial.data.cells.MAX_DECODE_VALUES", 100)  # a few cells at a time
     pd.testing.assert_frame_equal(model.axes(adata), table, rtol=1e-4)
     axis = model.find_axis(adata, "open", features={"up": ["p0", "p1", "p2"]}, modality="atac")
     assert axis.description == "p0, p1, p2 up"

@@ -27,7 +27,7 @@ from celldial.model.latents import LATENTS, LatentName, Logistic
 from celldial.model.module import Encoded, Module
 from celldial.model.priors import Flow, Mixture, PosteriorFlow
 from celldial.tl.gradients import Moments, Way, draws, prepared, ways
-from celldial.utils.random import seeded
+from celldial.utils.random import isolate_rng
 from helpers.modules import build_module
 from helpers.simulate import simulate, simulate_cells
 
@@ -548,7 +548,7 @@ def bent(part: torch.nn.Module, scale: float = 0.4) -> torch.nn.Module:
     return part
 
 
-def in_blocks(distribution: TorchDistribution, value_sz: Tensor) -> Tensor:
+def decode_blocks(distribution: TorchDistribution, value_sz: Tensor) -> Tensor:
     with torch.no_grad():
         return distribution.expand([len(value_sz)]).log_prob(value_sz)
 
@@ -691,7 +691,7 @@ def test_the_table_is_of_single_draws_and_of_others_for_the_reference(model: VAE
     module = prepared(model.module_, Way(Gradient()), cells, encoded, 0.3)
     drawn = []
     for seed, n in ((0, 400), (1, 200)):
-        with seeded(seed):
+        with isolate_rng(seed):
             drawn.append(torch.cat([block["sigma"] for block in draws(module, cells, encoded, 0.3, n)]).double())
     reference_ncp, drawn_ncp = drawn
     expected = {
@@ -769,11 +769,11 @@ def cells_in_double(cells: Cells) -> Cells:
 def test_draws_come_in_blocks_and_are_as_many_as_asked_for(
     model: VAE, adata: AnnData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gradients, "block_size", lambda n_features: 40)
+    monkeypatch.setattr(gradients, "decode_block_size", lambda n_features: 40)
     _, cells, encoded = gradients.read(model, adata, None, 7, 0.3, 0)
     module = prepared(model.module_, Way(Gradient()), cells, encoded, 0.3)
     assert [drawn["mu"].shape for drawn in draws(module, cells, encoded, 0.3, 12)] == [(5, 7, 3), (5, 7, 3), (2, 7, 3)]
-    monkeypatch.setattr(gradients, "block_size", lambda n_features: 1)
+    monkeypatch.setattr(gradients, "decode_block_size", lambda n_features: 1)
     assert [len(drawn["mu"]) for drawn in draws(module, cells, encoded, 0.3, 2)] == [1, 1]
 
 

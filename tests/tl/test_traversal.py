@@ -318,7 +318,7 @@ def test_averages_are_those_of_the_decoder(
 ) -> None:
     """In blocks or at once: means, and the variance that the draws of each cell have about the cell's mean."""
     monkeypatch.setattr(population_means, "CACHED_ENTRIES", entries)
-    monkeypatch.setattr(population_means, "MAX_BLOCK_ENTRIES", entries)
+    monkeypatch.setattr(population_means, "MAX_DECODE_VALUES", entries)
     monkeypatch.setattr(population_means, "BLOCK_FEATURES", 7)
     module = bimodal.module_
     n_cells, n_samples, n_steps = 5, 3, 4

@@ -48,7 +48,7 @@ def without_noise(module: Module, cells: Cells) -> tuple[torch.Tensor, torch.Ten
     """Log-likelihood at the posterior means and KL divergence of each cell: an ELBO that does not hang on a draw."""
     encoded = module.encode(cells)
     decoded = module.decode(encoded.mu_cz, cells)
-    log_p_c = sum(observation.log_prob(cells.observed(name)) for name, observation in decoded.items())
+    log_p_c = sum(observation.log_prob(cells.observed_counts(name)) for name, observation in decoded.items())
     return log_p_c, module._kl(module.spread(encoded, cells)["z"], encoded.mu_cz, None)
 
 
@@ -117,7 +117,7 @@ def test_compiled_networks_train_as_plain_ones(adata: AnnData) -> None:
         steps = []
         with compiled_networks(module) if compile_ else torch.enable_grad():
             for start in (0, 64, 128, 192, 256):
-                loss = module(cells.between(start, min(start + 64, len(cells))))
+                loss = module(cells.slice(start, min(start + 64, len(cells))))
                 loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
@@ -130,7 +130,7 @@ def test_a_step_does_not_wait_for_the_gpu(adata: AnnData) -> None:
     """Python is then ahead of the GPU, which never idles while the next kernels are named."""
     module, cells = built(adata, "negative_binomial", "cuda")
     optimizer = make_optimizer(module, 1e-3, 0.3, len(cells))
-    minibatches = [cells.between(0, 64), cells.between(64, 128)]
+    minibatches = [cells.slice(0, 64), cells.slice(64, 128)]
     for synchronizes in ("default", "error"):  # at first kernels are compiled and memory is found
         torch.cuda.set_sync_debug_mode(synchronizes)
         try:

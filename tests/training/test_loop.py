@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from celldial.data.cells import Cells
-from celldial.data.in_memory import Resident
+from celldial.data.in_memory import InMemorySource
 from celldial.model.fusion import FUSIONS
 from celldial.model.likelihoods import LIKELIHOODS
 from celldial.model.module import Module
-from celldial.ops.csr import SparseRows
+from celldial.ops.csr import CSRTensor
 from celldial.training import loop, optimizer
 from celldial.training.plan import TrainingPlan, choose_batch_size, choose_max_epochs
 from celldial.utils.settings import settings
@@ -37,7 +37,7 @@ def make_module(cells: Cells, likelihood: str = "negative_binomial") -> Module:
 def fit(module: Module, cells: Cells, *, validation_c: Tensor = VALIDATION_C, seed: int = 0, **plan: Any) -> Any:
     torch.manual_seed(seed)
     options = {"max_epochs": 4, "batch_size": 20, **plan}
-    return loop.train(module, Resident(cells, TRAIN_C, validation_c), TrainingPlan(**options), seed).history
+    return loop.train(module, InMemorySource(cells, TRAIN_C, validation_c), TrainingPlan(**options), seed).history
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_training_makes_the_elbo_better(likelihood: str) -> None:
     cells = simulate_cells(n_cells=250)
     module = make_module(cells, likelihood)
     plan = TrainingPlan(max_epochs=30, batch_size=20)
-    history = loop.train(module, Resident(cells, torch.arange(50, 250), torch.arange(50)), plan, 0).history
+    history = loop.train(module, InMemorySource(cells, torch.arange(50, 250), torch.arange(50)), plan, 0).history
     assert max(history["elbo_validation"]) > history["elbo_validation"][0] + 0.3
     assert not module.training
 
@@ -299,7 +299,7 @@ def test_masks_are_left_out_where_all_chosen_cells_have_all(monkeypatch: pytest.
     monkeypatch.setattr(Module, "forward", spy)
     chosen_c = torch.tensor([c for c in range(50) if c != 7])
     plan = TrainingPlan(max_epochs=1, batch_size=20)
-    loop.train(make_two(cells), Resident(cells, chosen_c, VALIDATION_C), plan, 0)
+    loop.train(make_two(cells), InMemorySource(cells, chosen_c, VALIDATION_C), plan, 0)
     assert seen == [{}] * 3
 
 
@@ -310,7 +310,7 @@ def test_training_on_several_modalities_makes_no_dense_copy(fusion: str, monkeyp
     def refuse(*args: Any, **options: Any) -> Any:
         raise AssertionError("a dense copy of the counts")
 
-    for owner in (SparseRows, Tensor):
+    for owner in (CSRTensor, Tensor):
         monkeypatch.setattr(owner, "to_dense", refuse)
     fit(make_two(cells, fusion), cells, max_epochs=1)
 
@@ -456,7 +456,7 @@ def test_any_batch_size_works_also_a_last_minibatch_of_one_cell(cells: Cells, ba
 def test_one_cell_to_train_on_is_enough(cells: Cells) -> None:
     module = make_module(cells)
     plan = TrainingPlan(max_epochs=2, batch_size=8)
-    history = loop.train(module, Resident(cells, torch.tensor([3]), NOBODY), plan, 0).history
+    history = loop.train(module, InMemorySource(cells, torch.tensor([3]), NOBODY), plan, 0).history
     assert len(history["elbo_train"]) == 2
 
 
@@ -491,7 +491,7 @@ def test_evaluate_is_the_mean_over_cells_however_they_are_batched(cells: Cells) 
     terms = loop.evaluate(module.train(), [cells])
     assert terms["log_likelihood_validation"] == pytest.approx(float(log_likelihood["rna"].mean()), rel=1e-5)
     assert terms["kl_validation"] == pytest.approx(float(kl_c.mean()), rel=1e-5)
-    parts = [cells.between(start, min(start + 7, len(cells))) for start in range(0, len(cells), 7)]
+    parts = [cells.slice(start, min(start + 7, len(cells))) for start in range(0, len(cells), 7)]
     assert loop.evaluate(module, parts)["kl_validation"] == pytest.approx(terms["kl_validation"], rel=1e-5)
 
 

@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from celldial.data.cells import Cells
-from celldial.data.in_memory import Resident
+from celldial.data.in_memory import InMemorySource
 from celldial.model.likelihoods import LIKELIHOODS
-from celldial.ops.csr import SparseRows
+from celldial.ops.csr import CSRTensor
 from celldial.training import loop, memory
 from celldial.training.plan import TrainingPlan
 from celldial.utils import device
@@ -52,7 +52,7 @@ def make_cells(n_cells: int, n_features: int, per_cell: int) -> Cells:
     """Make cells with as many ones each, in columns drawn at random."""
     torch.manual_seed(0)
     column_n = torch.rand(n_cells, n_features).topk(per_cell).indices.sort(1).values.flatten()
-    rows = SparseRows(torch.arange(n_cells + 1) * per_cell, column_n, torch.ones(len(column_n)), n_features)
+    rows = CSRTensor(torch.arange(n_cells + 1) * per_cell, column_n, torch.ones(len(column_n)), n_features)
     nothing = torch.empty(n_cells, 0)
     return Cells({"rna": rows}, {"rna": torch.full((n_cells,), float(per_cell))}, nothing.long(), nothing)
 
@@ -74,7 +74,7 @@ def test_estimate_is_what_training_takes(
         module = build_module({"rna": n_features}, likelihood, n_hidden=n_hidden)
         module.initialise(cells.select(train_c))
         plan = TrainingPlan(max_epochs=2, batch_size=batch_size)
-        loop.train(module, Resident(cells, train_c, validation_c), plan, 0)
+        loop.train(module, InMemorySource(cells, train_c, validation_c), plan, 0)
     assert 0.97 < memory.estimate_memory(cells, {"rna": likelihood}, n_hidden, batch_size) / peak.peak < 1.2
 
 

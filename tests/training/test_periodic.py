@@ -532,7 +532,7 @@ def make_module(cells: Cells, decoder: DecoderName = "network") -> Module:
 def test_every_parameter_gets_a_gradient(decoder: DecoderName) -> None:
     cells = simulate_two_cells(covariates=True)
     module = make_module(cells, decoder).train()
-    cells = replace(cells, belief_cq=belief(torch.rand(60) * 6, torch.rand(60), torch.rand(60)))
+    cells = replace(cells, angle_params_cq=belief(torch.rand(60) * 6, torch.rand(60), torch.rand(60)))
     module(cells).backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
@@ -543,7 +543,7 @@ def test_every_parameter_gets_a_gradient(decoder: DecoderName) -> None:
 @pytest.mark.parametrize("kl_weight", [1.0, 0.25])
 def test_the_loss_is_the_elbo_and_what_keeps_angle_and_coordinates_apart(kl_weight: float) -> None:
     cells = simulate_two_cells(covariates=True)
-    cells = replace(cells, belief_cq=belief(torch.rand(60) * 6, torch.rand(60), torch.rand(60)))
+    cells = replace(cells, angle_params_cq=belief(torch.rand(60) * 6, torch.rand(60), torch.rand(60)))
     module = make_module(cells).eval()
     losses = []
     for _ in range(100):

@@ -59,7 +59,7 @@ def test_nothing_is_compiled_in_validation_and_nothing_remains(cells, monkeypatc
 def test_compiled_is_as_plain_for_minibatches_of_any_size(cells):
     module, everything = built(cells)
     module.train()
-    minibatches = [everything.between(0, n) for n in (16, 16, 24, 5, 16)]
+    minibatches = [everything.slice(0, n) for n in (16, 16, 24, 5, 16)]
     plain = [loss_and_gradients(module, minibatch) for minibatch in minibatches]
     with compiled_networks(module):
         by_compiled = [loss_and_gradients(module, minibatch) for minibatch in minibatches]

@@ -82,9 +82,9 @@ def read_cells(path: Path, backed: bool = False) -> AnnData:
     """Read cells to memory; all but ``X`` where `backed`."""
     import anndata
 
-    from celldial.data.file_matrices import File
+    from celldial.data.file_matrices import BackedFile
 
-    with File(path).reading():  # says of any failure what it is about
+    with BackedFile(path).reading():  # says of any failure what it is about
         return anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path, backed="r" if backed else None)
 
 

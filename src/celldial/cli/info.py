@@ -83,7 +83,7 @@ def periodic_of(described: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def in_words(about: Mapping[str, Any]) -> str:
     """Write what is in a model file for people."""
-    from celldial.utils.messages import noun_of
+    from celldial.utils.messages import feature_noun
 
     lines = [
         about["file"],
@@ -92,7 +92,7 @@ def in_words(about: Mapping[str, Any]) -> str:
     changed = ", ".join(f"{name}={value!r}" for name, value in about["parameters"].items())
     lines.append(f"parameters    {changed or 'all'}{', others' if changed else ''} as by default")
     for name, modality in about["modalities"].items():
-        features = f"{modality['n_features']:,} {noun_of(name)}s: {few(modality['feature_names'])}"
+        features = f"{modality['n_features']:,} {feature_noun(name)}s: {few(modality['feature_names'])}"
         lines.append(f"modality      {name} ({modality['likelihood']}), {features}")
     lines.append(f"counts        {'X' if about['layer'] is None else 'layer ' + repr(about['layer'])}")
     for name, categories in about["categorical_covariates"].items():

@@ -16,14 +16,14 @@ from scipy import sparse
 from torch import Tensor
 
 from celldial.data.schema import Schema
-from celldial.ops.csr import SparseRows
+from celldial.ops.csr import CSRTensor
 from celldial.ops.log_likelihoods import gather_rows
 
-MINIBATCHES_AT_A_TIME = 32
+MINIBATCHES_PER_GATHER = 32
 
-MAX_BLOCK_CELLS, MAX_BLOCK_ENTRIES = 1024, 2**22
+MAX_DECODE_CELLS, MAX_DECODE_VALUES = 1024, 2**22
 
-__all__ = ["Cells", "block_size", "in_blocks", "minibatches"]
+__all__ = ["Cells", "decode_block_size", "decode_blocks", "minibatches"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Cells:
     present
         Modality to which cells have it, that is, have a count there, bool, shape ``(c,)``. Modalities that all cells
         have are left out, so that nothing needs to be gathered for them.
-    belief_cq
+    angle_params_cq
         For a model with a circle, where on it each cell is taken to be (see
         `celldial.model.periodic.Circle.posterior`), float32, shape ``(c, 4)``.
     label_c
@@ -51,12 +51,12 @@ class Cells:
         where that is unknown.
     """
 
-    counts: dict[str, SparseRows]
+    counts: dict[str, CSRTensor]
     library_size: dict[str, Tensor]
     category_ck: Tensor
     continuous_ck: Tensor
     present: dict[str, Tensor] = field(default_factory=dict)
-    belief_cq: Tensor | None = None
+    angle_params_cq: Tensor | None = None
     label_c: Tensor | None = None
 
     @classmethod
@@ -68,16 +68,17 @@ class Cells:
         adata
             Cells that fit `schema`.
         schema
-            What the model was fit to; see :meth:`Schema.counts` and :meth:`Schema.covariates` for the errors raised.
+            What the model was fit to; see :meth:`Schema.read_counts` and :meth:`Schema.encode_covariates` for the
+            errors raised.
         overrides
             Covariate to one value for all cells, in place of the one in ``adata.obs``.
         """
-        counts = schema.counts(adata)
-        category_ck, continuous_ck = schema.covariates(adata, overrides)
+        counts = schema.read_counts(adata)
+        category_ck, continuous_ck = schema.encode_covariates(adata, overrides)
         library_size = {modality: row_totals(matrix) for modality, matrix in counts.items()}
         present = {modality: total_c > 0 for modality, total_c in library_size.items()}
         return cls(
-            counts={modality: to_sparse_rows(matrix) for modality, matrix in counts.items()},
+            counts={modality: to_csr_tensor(matrix) for modality, matrix in counts.items()},
             library_size=library_size,
             category_ck=torch.from_numpy(category_ck),
             continuous_ck=torch.from_numpy(continuous_ck),
@@ -104,37 +105,37 @@ class Cells:
         """Which cells have no count in any modality, bool, shape ``(c,)``."""
         return torch.stack(list(self.library_size.values())).sum(0) == 0
 
-    def having(self, modality: str) -> Tensor | None:
+    def indices_with(self, modality: str) -> Tensor | None:
         """Give the cells that have a modality, as indices in ascending order, int64; None where all have it."""
-        return self._having.get(modality)
+        return self._indices_with.get(modality)
 
     @cached_property
-    def _having(self) -> dict[str, Tensor]:
+    def _indices_with(self) -> dict[str, Tensor]:
         """Which cells have each modality that not all have: found once, as a GPU must be waited for."""
         return {modality: present_c.nonzero().squeeze(1) for modality, present_c in self.present.items()}
 
-    def has(self, modality: str) -> Tensor:
+    def mask_with(self, modality: str) -> Tensor:
         """Tell which cells have a modality, bool, shape ``(c,)``."""
         present_c = self.present.get(modality)
         return torch.ones_like(self.library_size[modality], dtype=torch.bool) if present_c is None else present_c
 
-    def observed(self, modality: str) -> SparseRows:
+    def observed_counts(self, modality: str) -> CSRTensor:
         """Give the counts of a modality in the cells that have it."""
-        index_c = self.having(modality)
+        index_c = self.indices_with(modality)
         return self.counts[modality] if index_c is None else gather_rows(self.counts[modality], index_c)
 
-    def only(self, *modalities: str) -> Cells:
+    def keep_modalities(self, *modalities: str) -> Cells:
         """Take the same cells as if nothing but `modalities` had been measured."""
         lacked_c = torch.zeros(len(self), dtype=torch.bool, device=self.category_ck.device)
         others = [name for name in self.counts if name not in modalities]
         return replace(
             self,
-            counts={**self.counts, **{name: without_entries(self.counts[name]) for name in others}},
+            counts={**self.counts, **{name: empty_rows_like(self.counts[name]) for name in others}},
             library_size={**self.library_size, **{name: torch.zeros_like(self.library_size[name]) for name in others}},
             present={**self.present, **dict.fromkeys(others, lacked_c)},
         )
 
-    def masked_for(self, index_c: Tensor) -> Cells:
+    def drop_full_masks(self, index_c: Tensor) -> Cells:
         """Leave out the masks of modalities that all of the cells `index_c` have, where only these will be used."""
         masks = {name: present_c for name, present_c in self.present.items() if not bool(present_c[index_c].all())}
         return replace(self, present=masks)
@@ -142,26 +143,26 @@ class Cells:
     def select(self, index_c: Tensor) -> Cells:
         """Gather the cells ``index_c`` (int64, on any device), in that order."""
         index_c = index_c.to(self.category_ck.device)
-        return self._each(lambda rows: gather_rows(rows, index_c), lambda tensor: tensor[index_c])
+        return self._map_tensors(lambda rows: gather_rows(rows, index_c), lambda tensor: tensor[index_c])
 
-    def between(self, start: int, stop: int) -> Cells:
+    def slice(self, start: int, stop: int) -> Cells:
         """Take the cells from `start` up to, not including, `stop`; entries are views, not copies."""
-        return self._each(lambda rows: slice_rows(rows, start, stop), lambda tensor: tensor[start:stop])
+        return self._map_tensors(lambda rows: slice_rows(rows, start, stop), lambda tensor: tensor[start:stop])
 
-    def cut(self, n_cells: int) -> Iterator[Cells]:
+    def split(self, n_cells: int) -> Iterator[Cells]:
         """Cut into parts of `n_cells` cells, of which the last may have fewer; entries are views, not copies."""
         edges = [*range(0, len(self), n_cells), len(self)]
-        parts = {modality: cut_rows(rows, edges) for modality, rows in self.counts.items()}
+        parts = {modality: split_rows(rows, edges) for modality, rows in self.counts.items()}
         for part, (start, stop) in enumerate(pairwise(edges)):
             of_part = replace(self, counts={modality: rows[part] for modality, rows in parts.items()})
-            yield of_part._each(lambda rows: rows, itemgetter(slice(start, stop)))
+            yield of_part._map_tensors(lambda rows: rows, itemgetter(slice(start, stop)))
 
     def to(self, device: torch.device | str) -> Cells:
         """Move to a device."""
         device = torch.device(device)
-        return self._each(lambda rows: rows.to(device), lambda tensor: tensor.to(device))
+        return self._map_tensors(lambda rows: rows.to(device), lambda tensor: tensor.to(device))
 
-    def _each(self, of_rows: Callable[[SparseRows], SparseRows], of_tensor: Callable[[Tensor], Tensor]) -> Cells:
+    def _map_tensors(self, of_rows: Callable[[CSRTensor], CSRTensor], of_tensor: Callable[[Tensor], Tensor]) -> Cells:
         """Do the same to every part."""
         return Cells(
             counts={modality: of_rows(rows) for modality, rows in self.counts.items()},
@@ -169,19 +170,19 @@ class Cells:
             category_ck=of_tensor(self.category_ck),
             continuous_ck=of_tensor(self.continuous_ck),
             present={modality: of_tensor(present_c) for modality, present_c in self.present.items()},
-            belief_cq=None if self.belief_cq is None else of_tensor(self.belief_cq),
+            angle_params_cq=None if self.angle_params_cq is None else of_tensor(self.angle_params_cq),
             label_c=None if self.label_c is None else of_tensor(self.label_c),
         )
 
 
-def block_size(n_features: int) -> int:
+def decode_block_size(n_features: int) -> int:
     """Choose how many cells to decode at once: a block of expected values stays below 16 MB, or is one cell."""
-    return max(1, min(MAX_BLOCK_CELLS, MAX_BLOCK_ENTRIES // n_features))
+    return max(1, min(MAX_DECODE_CELLS, MAX_DECODE_VALUES // n_features))
 
 
-def to_sparse_rows(matrix: sparse.csr_matrix) -> SparseRows:
+def to_csr_tensor(matrix: sparse.csr_matrix) -> CSRTensor:
     """Copy a canonical CSR matrix into tensors."""
-    return SparseRows(
+    return CSRTensor(
         indptr_c=torch.tensor(matrix.indptr, dtype=torch.int64),
         column_n=torch.tensor(matrix.indices, dtype=torch.int64),
         value_n=torch.tensor(matrix.data, dtype=torch.float32),
@@ -189,7 +190,7 @@ def to_sparse_rows(matrix: sparse.csr_matrix) -> SparseRows:
     )
 
 
-def to_csr(rows: SparseRows) -> sparse.csr_matrix:
+def to_csr_matrix(rows: CSRTensor) -> sparse.csr_matrix:
     """Give rows that are on the CPU as a CSR matrix, which shares their memory."""
     parts = (rows.value_n.numpy(), rows.column_n.numpy(), rows.indptr_c.numpy())
     return sparse.csr_matrix(parts, shape=(rows.n_rows, rows.n_columns))
@@ -200,19 +201,19 @@ def row_totals(matrix: sparse.csr_matrix) -> Tensor:
     return torch.tensor(np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel(), dtype=torch.float32)
 
 
-def slice_rows(rows: SparseRows, start: int, stop: int) -> SparseRows:
+def slice_rows(rows: CSRTensor, start: int, stop: int) -> CSRTensor:
     """Take the rows from `start` up to `stop`, with views of the entries."""
-    return cut_rows(rows, [start, stop])[0]
+    return split_rows(rows, [start, stop])[0]
 
 
-def cut_rows(rows: SparseRows, edges: Sequence[int]) -> list[SparseRows]:
+def split_rows(rows: CSRTensor, edges: Sequence[int]) -> list[CSRTensor]:
     """Cut rows at `edges`, with views of the entries.
 
     Where entries begin is looked up at once for all parts: at each look the CPU waits for a GPU.
     """
     entries = rows.indptr_c[torch.as_tensor(edges)].tolist()
     return [
-        SparseRows(
+        CSRTensor(
             rows.indptr_c[start : stop + 1] - first,
             rows.column_n[first:last],
             rows.value_n[first:last],
@@ -222,9 +223,9 @@ def cut_rows(rows: SparseRows, edges: Sequence[int]) -> list[SparseRows]:
     ]
 
 
-def without_entries(rows: SparseRows) -> SparseRows:
+def empty_rows_like(rows: CSRTensor) -> CSRTensor:
     """Make as many rows, all empty."""
-    return SparseRows(torch.zeros_like(rows.indptr_c), rows.column_n[:0], rows.value_n[:0], rows.n_columns)
+    return CSRTensor(torch.zeros_like(rows.indptr_c), rows.column_n[:0], rows.value_n[:0], rows.n_columns)
 
 
 def minibatches(
@@ -262,15 +263,15 @@ def minibatches(
     if bool((order_c.diff() == 1).all()):
         first, last = (int(order_c[0]), int(order_c[-1]) + 1) if len(order_c) > 0 else (0, 0)
         for start in range(first, last, batch_size):
-            yield cells.between(start, min(start + batch_size, last))
+            yield cells.slice(start, min(start + batch_size, last))
     else:
         # Gathered many minibatches at a time, which costs hardly more than one, and little memory.
         order_c = order_c.to(cells.category_ck.device)
-        for block_c in order_c.split(MINIBATCHES_AT_A_TIME * batch_size):
-            yield from cells.select(block_c).cut(batch_size)
+        for block_c in order_c.split(MINIBATCHES_PER_GATHER * batch_size):
+            yield from cells.select(block_c).split(batch_size)
 
 
-def in_blocks(cells: Cells, index_c: Tensor | None = None) -> Iterator[Cells]:
+def decode_blocks(cells: Cells, index_c: Tensor | None = None) -> Iterator[Cells]:
     """Go once through the cells, in order and in blocks of a size that can be decoded at once.
 
     Parameters
@@ -280,4 +281,4 @@ def in_blocks(cells: Cells, index_c: Tensor | None = None) -> Iterator[Cells]:
     index_c
         The cells to go through, int64; by default all.
     """
-    return minibatches(cells, block_size(max(rows.n_columns for rows in cells.counts.values())), index_c=index_c)
+    return minibatches(cells, decode_block_size(max(rows.n_columns for rows in cells.counts.values())), index_c=index_c)

@@ -13,16 +13,16 @@ from celldial.data.cells import Cells
 from celldial.data.schema import Schema
 
 __all__ = [
-    "check_any_count",
-    "check_clusters",
-    "check_enough",
-    "check_linked",
+    "check_has_counts",
+    "check_min_size",
+    "check_modalities_connected",
     "check_modality_weights",
-    "warn_of_empty",
+    "check_n_clusters",
+    "warn_empty_cells",
 ]
 
 
-def check_linked(cells: Cells, index_c: Tensor | None = None) -> None:
+def check_modalities_connected(cells: Cells, index_c: Tensor | None = None) -> None:
     """Raise unless cells that have several modalities link all of them, directly or through others.
 
     Without such cells nothing says which states of one modality belong to which of the other, and each could be laid
@@ -66,7 +66,7 @@ def check_linked(cells: Cells, index_c: Tensor | None = None) -> None:
         )
 
 
-def check_clusters(described: Mapping[str, Any] | None, cells: Cells) -> None:
+def check_n_clusters(described: Mapping[str, Any] | None, cells: Cells) -> None:
     """Raise where there are to be more clusters than cells."""
     n_filled = int((~cells.empty_c).sum())
     if described is not None and len(described["names"]) > n_filled:
@@ -75,9 +75,9 @@ def check_clusters(described: Mapping[str, Any] | None, cells: Cells) -> None:
         )
 
 
-def check_enough(schema: Schema, cells: Cells, n_latent: int) -> None:
+def check_min_size(schema: Schema, cells: Cells, n_latent: int) -> None:
     """Raise where there is too little to learn from."""
-    check_any_count(cells)
+    check_has_counts(cells)
     n_features = sum(map(len, schema.feature_names.values()))
     n_filled = int((~cells.empty_c).sum())
     if n_filled < 2 or n_features < 2:
@@ -104,14 +104,14 @@ def check_modality_weights(weights: Any, schema: Schema) -> None:
             raise ValueError(f"the weight of {modality} is {weight!r}: it must be a number above 0")
 
 
-def check_any_count(cells: Cells, modalities: Sequence[str] | None = None) -> None:
+def check_has_counts(cells: Cells, modalities: Sequence[str] | None = None) -> None:
     """Raise where no cell has a count, of some modalities where named."""
     if cells.empty_c.all():
         of = "" if modalities is None else f" of {' or '.join(modalities)}"
         raise ValueError(f"none of the {len(cells)} cells has a single count{of}: check the layer and the features")
 
 
-def warn_of_empty(
+def warn_empty_cells(
     name_of: Callable[[int], Any], cells: Cells, consequence: str, modality: str | None = None, stacklevel: int = 3
 ) -> None:
     """Warn where cells have no count, in the name of who called the method of `VAE` that calls this."""

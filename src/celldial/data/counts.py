@@ -12,26 +12,26 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from celldial.utils.messages import listing, noun_of
+from celldial.utils.messages import feature_noun, format_names
 
 __all__ = [
     "MIN_OVERLAP",
-    "align",
-    "canonical",
     "check_anndata",
     "check_counts",
-    "check_overlap",
-    "count_matrix",
+    "check_feature_overlap",
     "describe_layer",
     "describe_obsm",
-    "locate",
-    "obsm_matrix",
+    "get_count_matrix",
+    "get_obsm_matrix",
+    "match_features",
+    "select_columns",
+    "to_canonical_csr",
 ]
 
 MIN_OVERLAP = 0.5
 """Smallest share of a modality's features that an AnnData must have; the others are taken as zeros."""
 
-LARGEST = np.finfo(np.float32).max
+MAX_COUNT = np.finfo(np.float32).max
 """Counts above this would be infinite as float32."""
 
 
@@ -71,26 +71,28 @@ def layer_names(adata: AnnData) -> list[str]:
     return [name for name in adata.layers if name is not None]
 
 
-def count_matrix(adata: AnnData, layer: str | None) -> Any:
+def get_count_matrix(adata: AnnData, layer: str | None) -> Any:
     """Find the matrix of counts and check that it is of a kind that is read; its values are not looked at."""
     layers = layer_names(adata)
     if layer is not None and layer not in layers:
-        raise KeyError(f"adata has no layer {layer!r}; its layers: {listing(layers)}. Layer None stands for adata.X")
+        raise KeyError(
+            f"adata has no layer {layer!r}; its layers: {format_names(layers)}. Layer None stands for adata.X"
+        )
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
         remedy = f'name the layer that holds raw counts, VAE(layer="{layers[0]}")' if layers else "put raw counts there"
-        raise ValueError(f"adata.X is None; layers: {listing(layers)}. Please {remedy}")
-    check_readable(matrix, describe_layer(layer))
+        raise ValueError(f"adata.X is None; layers: {format_names(layers)}. Please {remedy}")
+    check_matrix_type(matrix, describe_layer(layer))
     return matrix
 
 
-def obsm_matrix(adata: AnnData, key: str) -> tuple[Any, tuple[str, ...] | None]:
-    """Find counts in obsm, checked as by :func:`count_matrix`, and their names where they are in a DataFrame."""
+def get_obsm_matrix(adata: AnnData, key: str) -> tuple[Any, tuple[str, ...] | None]:
+    """Find counts in obsm, checked as by :func:`get_count_matrix`, and their names where they are in a DataFrame."""
     if key not in adata.obsm:
-        raise KeyError(f"adata.obsm has no {key!r}; there are: {listing(adata.obsm)}")
+        raise KeyError(f"adata.obsm has no {key!r}; there are: {format_names(adata.obsm)}")
     found, where = adata.obsm[key], describe_obsm(key)
     if not isinstance(found, pd.DataFrame):
-        check_readable(found, where)
+        check_matrix_type(found, where)
         if found.ndim != 2:
             raise TypeError(f"{where} has the shape {found.shape}: counts are a matrix of cells by features")
         return found, None
@@ -108,9 +110,9 @@ def obsm_matrix(adata: AnnData, key: str) -> tuple[Any, tuple[str, ...] | None]:
     return found.to_numpy() if plain else found.to_numpy(dtype=np.float64, na_value=np.nan), tuple(names)
 
 
-def check_readable(matrix: Any, where: str) -> None:
+def check_matrix_type(matrix: Any, where: str) -> None:
     """Raise unless counts are of a kind that is read."""
-    if not is_readable(matrix):
+    if not is_supported_matrix(matrix):
         kind = f"{type(matrix).__module__}.{type(matrix).__name__} of {getattr(matrix, 'dtype', 'unknown dtype')}"
         raise TypeError(
             f"{where} is a {kind}: make it a numpy array or a scipy sparse matrix of int, bool, "
@@ -118,7 +120,7 @@ def check_readable(matrix: Any, where: str) -> None:
         )
 
 
-def is_readable(matrix: Any) -> bool:
+def is_supported_matrix(matrix: Any) -> bool:
     """Tell whether this is a numpy array or scipy sparse matrix of a dtype that scipy.sparse can hold."""
     if not (isinstance(matrix, np.ndarray) or sparse.issparse(matrix)):
         return False
@@ -128,7 +130,7 @@ def is_readable(matrix: Any) -> bool:
 # --- Rows and columns of them -----------------------------------------------------------------------------------------
 
 
-def canonical(matrix: Any) -> sparse.csr_matrix:
+def to_canonical_csr(matrix: Any) -> sparse.csr_matrix:
     """Give CSR with sorted columns, no duplicates and no stored zeros; shares the memory of `matrix` if it is that."""
     rows = matrix.tocsr() if sparse.issparse(matrix) else sparse.csr_matrix(np.asarray(matrix))
     # From its three arrays, so that nothing done to the result (sorting, flags) is done to the user's matrix.
@@ -140,20 +142,22 @@ def canonical(matrix: Any) -> sparse.csr_matrix:
     return rows
 
 
-def locate(found: pd.Index, wanted: tuple[str, ...]) -> np.ndarray:
+def match_features(found: pd.Index, wanted: tuple[str, ...]) -> np.ndarray:
     """Find where each wanted name is, int64, shape ``(len(wanted),)``; -1 where it is not."""
     if len(found) == len(wanted) and tuple(found) == wanted:  # ten times faster than looking up
         return np.arange(len(wanted))
     return found.get_indexer(pd.Index(wanted, dtype=object))
 
 
-def check_overlap(position_f: np.ndarray, found: pd.Index, wanted: tuple[str, ...], where: str, of: str = "") -> None:
+def check_feature_overlap(
+    position_f: np.ndarray, found: pd.Index, wanted: tuple[str, ...], where: str, of: str = ""
+) -> None:
     """Raise where too many of the wanted features are not found, and warn where some are not.
 
     Parameters
     ----------
     position_f
-        What :func:`locate` gave.
+        What :func:`match_features` gave.
     found, wanted
         The names.
     where
@@ -168,13 +172,14 @@ def check_overlap(position_f: np.ndarray, found: pd.Index, wanted: tuple[str, ..
     overlap = f"{n_present} of the model's {n_wanted} {features} ({n_present / n_wanted:.1%}) are in {where}"
     if n_present < MIN_OVERLAP * n_wanted:
         raise ValueError(
-            f"only {overlap}; at least {MIN_OVERLAP:.0%} are needed. The model's start {listing(wanted, 3)}, those of "
-            f"adata {listing(found, 3)}. Give adata the same kind of names (genes: symbols or Ensembl ids)"
+            f"only {overlap}; at least {MIN_OVERLAP:.0%} are needed. The model's start {format_names(wanted, 3)}, "
+            f"those of "
+            f"adata {format_names(found, 3)}. Give adata the same kind of names (genes: symbols or Ensembl ids)"
         )
     warnings.warn(f"{overlap}; the others are taken as zeros", UserWarning, stacklevel=3)
 
 
-def align(rows: sparse.csr_matrix, position_f: np.ndarray) -> sparse.csr_matrix:
+def select_columns(rows: sparse.csr_matrix, position_f: np.ndarray) -> sparse.csr_matrix:
     """Take the columns at the given positions, in that order; a position of -1 stands for a column of zeros.
 
     Takes time and memory with the entries of `rows`, not with its columns, and gives `rows` itself where nothing is
@@ -197,13 +202,13 @@ def align(rows: sparse.csr_matrix, position_f: np.ndarray) -> sparse.csr_matrix:
 # --- Whether they are counts ------------------------------------------------------------------------------------------
 
 
-def not_counts(values: np.ndarray) -> np.ndarray:
+def invalid_counts(values: np.ndarray) -> np.ndarray:
     """Mark the values that are negative, not finite (as float32) or not whole numbers."""
     if values.dtype.kind in "bu":
         return np.zeros(values.shape, dtype=bool)
     if values.dtype.kind == "i":
         return values < 0
-    good: np.ndarray = (values >= 0) & (values <= LARGEST) & (values == np.rint(values))
+    good: np.ndarray = (values >= 0) & (values <= MAX_COUNT) & (values == np.rint(values))
     return ~good
 
 
@@ -211,34 +216,35 @@ def check_counts(
     rows: sparse.csr_matrix, adata: AnnData, feature_names: Sequence[str], where: str, modality: str
 ) -> None:
     """Raise unless all entries are counts, naming the first that is not and where counts are to be had."""
-    wrong = np.flatnonzero(not_counts(rows.data))
+    wrong = np.flatnonzero(invalid_counts(rows.data))
     if len(wrong) == 0:
         return
     entry = wrong[0]
     value = rows.data[entry]
     cell = adata.obs_names[np.searchsorted(rows.indptr, entry, side="right") - 1]
-    kind = "negative" if value < 0 else "not a whole number" if value <= LARGEST else "not finite as float32"
+    kind = "negative" if value < 0 else "not a whole number" if value <= MAX_COUNT else "not finite as float32"
     raise ValueError(
-        f"{where} has the value {value:g} in cell {str(cell)!r}, {noun_of(modality)} "
-        f"{feature_names[rows.indices[entry]]!r}, which is {kind}: raw counts are needed. {find_counts(adata, where)}"
+        f"{where} has the value {value:g} in cell {str(cell)!r}, {feature_noun(modality)} "
+        f"{feature_names[rows.indices[entry]]!r}, which is {kind}: raw counts are needed. "
+        f"{suggest_count_source(adata, where)}"
     )
 
 
-def find_counts(adata: AnnData, where: str) -> str:
+def suggest_count_source(adata: AnnData, where: str) -> str:
     """Say where else in `adata` there are raw counts, instead of those in X or a layer."""
     layers = {describe_layer(name): name for name in [None, *layer_names(adata)]}
     if where in layers:  # and not in obsm
         for other, name in layers.items():
-            if other != where and holds_counts(adata.X if name is None else adata.layers[name]):
+            if other != where and contains_counts(adata.X if name is None else adata.layers[name]):
                 argument = "None" if name is None else f'"{name}"'
                 return f"{other} holds counts: use VAE(layer={argument})"
-        if adata.raw is not None and holds_counts(adata.raw.X):
+        if adata.raw is not None and contains_counts(adata.raw.X):
             return "adata.raw holds counts: use adata.raw.to_adata()"
     return "Use the data from before normalization, log transform and scaling"
 
 
-def holds_counts(matrix: Any) -> bool:
+def contains_counts(matrix: Any) -> bool:
     """Tell whether all entries are nonnegative whole numbers."""
-    if not is_readable(matrix):
+    if not is_supported_matrix(matrix):
         return False
-    return not not_counts(matrix.data if sparse.issparse(matrix) else np.asarray(matrix)).any()
+    return not invalid_counts(matrix.data if sparse.issparse(matrix) else np.asarray(matrix)).any()

@@ -20,21 +20,30 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-__all__ = ["CompressedRows", "DenseRows", "File", "HeldRows", "Rows", "TableRows", "names_of", "runs_of"]
+__all__ = [
+    "BackedFile",
+    "CSRRows",
+    "DataFrameRows",
+    "DenseRows",
+    "InMemoryRows",
+    "RowReader",
+    "read_row_names",
+    "to_runs",
+]
 
-SLOW_SECONDS = 30.0
+SLOW_READ_SECONDS = 30.0
 
-MAX_GAP = 16
+MAX_GAP_ROWS = 16
 """Rows between wanted ones that are read, too, because a read costs more than they do."""
 
 logger = logging.getLogger("celldial")
 
 
-class Unreadable(OSError):
+class FileReadError(OSError):
     """A file that cannot be read, with a message that says so."""
 
 
-class File:
+class BackedFile:
     """An h5ad file or a zarr store, opened when it is first read, and in each process anew.
 
     Parameters
@@ -51,39 +60,39 @@ class File:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).expanduser()
         self._root: Any = None
-        self._rows: dict[str, Rows] = {}
+        self._rows: dict[str, RowReader] = {}
         self._process = os.getpid()
-        self._told_slow = False
+        self._warned_slow = False
 
-    def __reduce__(self) -> tuple[type[File], tuple[Path]]:
-        return File, (self.path,)
+    def __reduce__(self) -> tuple[type[BackedFile], tuple[Path]]:
+        return BackedFile, (self.path,)
 
     @contextmanager
     def reading(self) -> Iterator[Any]:
         """Give the root group, and make any failure in this block an `OSError` that names the file."""
-        timer = threading.Timer(SLOW_SECONDS, self._tell_slow)
+        timer = threading.Timer(SLOW_READ_SECONDS, self._warn_slow)
         timer.daemon = True
         timer.start()
         try:
             if not self.path.exists():
-                raise Unreadable(f"{self.path} is not there (any more): check the path, and put the file back")
+                raise FileReadError(f"{self.path} is not there (any more): check the path, and put the file back")
             yield self._opened()
-        except (Unreadable, MemoryError):
+        except (FileReadError, MemoryError):
             raise
         except Exception as error:  # of any kind: decompressors have their own
             reason = str(error).strip().split("\n", 1)[0]
-            raise Unreadable(
+            raise FileReadError(
                 f"{self.path} could not be read ({reason}): it is damaged, or its writing was not finished; copy or "
                 "write it once more"
             ) from error
         finally:
             timer.cancel()
 
-    def rows(self, name: str) -> Rows:
+    def rows(self, name: str) -> RowReader:
         """Find a matrix or table by its path in the file, within a block of :meth:`reading`."""
         if name not in self._rows:
             element = self._opened()[name]
-            self._rows[name] = KINDS[kind_of(element)](element)
+            self._rows[name] = ROW_READERS[encoding_type(element)](element)
         return self._rows[name]
 
     def _opened(self) -> Any:
@@ -97,24 +106,26 @@ class File:
             elif h5py.is_hdf5(self.path):
                 self._root = h5py.File(self.path, "r")
             else:
-                raise Unreadable(f"{self.path} is no HDF5 file, as an h5ad file is: it is damaged, or something else")
+                raise FileReadError(
+                    f"{self.path} is no HDF5 file, as an h5ad file is: it is damaged, or something else"
+                )
         return self._root
 
-    def _tell_slow(self) -> None:
+    def _warn_slow(self) -> None:
         """Say once that reading takes long."""
-        if not self._told_slow:
-            self._told_slow = True
+        if not self._warned_slow:
+            self._warned_slow = True
             logger.warning(
                 "reading %s has taken more than %g seconds and goes on: a copy on a local disk may be faster",
                 self.path,
-                SLOW_SECONDS,
+                SLOW_READ_SECONDS,
             )
 
 
 # --- What can be read -------------------------------------------------------------------------------------------------
 
 
-class Rows(Protocol):
+class RowReader(Protocol):
     """A matrix or table, of which rows are read.
 
     Parameters
@@ -131,14 +142,14 @@ class Rows(Protocol):
 
     shape: tuple[int, ...]
     dtypes: list[np.dtype]
-    entries_per_row: float
-    rows_at_once: float
+    nnz_per_row: float
+    rows_per_chunk: float
 
     def read(self, runs: Sequence[slice]) -> sparse.csr_matrix | pd.DataFrame:
         """Read runs of rows, one below the other."""
 
 
-class CompressedRows:
+class CSRRows:
     """A CSR matrix. The pointers to its rows are held in memory, 4 or 8 bytes a row."""
 
     def __init__(self, group: Any) -> None:
@@ -150,10 +161,10 @@ class CompressedRows:
         if (len(self.indptr_c), self.indptr_c[-1], self.indices.shape[0]) != (n_rows + 1, n_entries, n_entries):
             raise ValueError(f"the parts of {group.name} do not fit each other")
         for part in (self.data, self.indices):
-            check_complete(part)
-        self.entries_per_row = densest(self.indptr_c)
-        self.rows_at_once = self.data.chunks[0] * n_rows / max(n_entries, 1) if self.data.chunks else 1.0
-        self.concurrent = concurrent_reader(group)
+            check_all_chunks(part)
+        self.nnz_per_row = max_mean_nnz(self.indptr_c)
+        self.rows_per_chunk = self.data.chunks[0] * n_rows / max(n_entries, 1) if self.data.chunks else 1.0
+        self.concurrent = annbatch_reader(group)
 
     def read(self, runs: Sequence[slice]) -> sparse.csr_matrix:
         """Read runs of rows, one below the other."""
@@ -183,23 +194,23 @@ class DenseRows:
         self.shape = tuple(map(int, dataset.shape))
         self.dtypes = [dataset.dtype]
         self.dataset = dataset
-        self.entries_per_row = float(self.shape[-1])
-        self.rows_at_once = float(dataset.chunks[0]) if dataset.chunks else 1.0
+        self.nnz_per_row = float(self.shape[-1])
+        self.rows_per_chunk = float(dataset.chunks[0]) if dataset.chunks else 1.0
 
     def read(self, runs: Sequence[slice]) -> sparse.csr_matrix:
         """Read runs of rows, one below the other."""
         return sparse.vstack([sparse.csr_matrix(self.dataset[run]) for run in runs], format="csr")
 
 
-class TableRows:
+class DataFrameRows:
     """A DataFrame of numbers, read column by column."""
 
     def __init__(self, group: Any) -> None:
         self.columns = {str(name): group[str(name)] for name in group.attrs["column-order"]}
         self.dtypes = [getattr(column, "dtype", np.dtype(object)) for column in self.columns.values()]
-        self.shape: tuple[int, ...] = (index_of(group).shape[0], len(self.columns))
-        self.entries_per_row = float(len(self.columns))
-        self.rows_at_once = 1.0
+        self.shape: tuple[int, ...] = (index_array(group).shape[0], len(self.columns))
+        self.nnz_per_row = float(len(self.columns))
+        self.rows_per_chunk = 1.0
 
     def read(self, runs: Sequence[slice]) -> pd.DataFrame:
         """Read runs of rows, one below the other."""
@@ -208,46 +219,52 @@ class TableRows:
         )
 
 
-class HeldRows:
+class InMemoryRows:
     """A matrix or table in memory, where a backed AnnData has all but its ``X``."""
 
-    def __init__(self, held: Any) -> None:
-        self.held = held.tocsr() if sparse.issparse(held) else held
-        self.shape = held.shape
-        self.dtypes = list(held.dtypes) if isinstance(held, pd.DataFrame) else [held.dtype]
-        self.entries_per_row = densest(self.held.indptr) if sparse.issparse(held) else float(held.shape[-1])
-        self.rows_at_once = 1.0
+    def __init__(self, in_memory: Any) -> None:
+        self.in_memory = in_memory.tocsr() if sparse.issparse(in_memory) else in_memory
+        self.shape = in_memory.shape
+        self.dtypes = list(in_memory.dtypes) if isinstance(in_memory, pd.DataFrame) else [in_memory.dtype]
+        self.nnz_per_row = (
+            max_mean_nnz(self.in_memory.indptr) if sparse.issparse(in_memory) else float(in_memory.shape[-1])
+        )
+        self.rows_per_chunk = 1.0
 
     def read(self, runs: Sequence[slice]) -> sparse.csr_matrix | pd.DataFrame:
         """Take runs of rows, one below the other."""
-        if isinstance(self.held, pd.DataFrame):
-            return pd.concat([self.held.iloc[run] for run in runs], ignore_index=True)
-        return sparse.vstack([sparse.csr_matrix(self.held[run]) for run in runs], format="csr")
+        if isinstance(self.in_memory, pd.DataFrame):
+            return pd.concat([self.in_memory.iloc[run] for run in runs], ignore_index=True)
+        return sparse.vstack([sparse.csr_matrix(self.in_memory[run]) for run in runs], format="csr")
 
 
-KINDS: dict[str, Callable[[Any], Rows]] = {"csr_matrix": CompressedRows, "array": DenseRows, "dataframe": TableRows}
+ROW_READERS: dict[str, Callable[[Any], RowReader]] = {
+    "csr_matrix": CSRRows,
+    "array": DenseRows,
+    "dataframe": DataFrameRows,
+}
 """What is read, by the name that anndata gives it."""
 
 
-def kind_of(element: Any) -> str:
+def encoding_type(element: Any) -> str:
     """Give the name that anndata has for what is stored."""
     return str(element.attrs.get("encoding-type", "unknown"))
 
 
-def densest(indptr_c: np.ndarray, n_rows: int = 256) -> float:
+def max_mean_nnz(indptr_c: np.ndarray, n_rows: int = 256) -> float:
     """Count the entries of a row, on average over the `n_rows` neighbors that have most."""
     n_rows = max(1, min(n_rows, len(indptr_c) - 1))
     return float(np.diff(indptr_c[::n_rows]).max(initial=0)) / n_rows
 
 
-def check_complete(array: Any) -> None:
+def check_all_chunks(array: Any) -> None:
     """Raise where a zarr store lacks files of an array: zarr would take them for zeros."""
     there, wanted = getattr(array, "nchunks_initialized", 0), getattr(array, "nchunks", 0)
     if there < wanted:
         raise ValueError(f"{wanted - there} of {wanted} chunks of {array.name} are missing")
 
 
-def concurrent_reader(group: Any) -> Callable[[Sequence[slice]], sparse.csr_matrix] | None:
+def annbatch_reader(group: Any) -> Callable[[Sequence[slice]], sparse.csr_matrix] | None:
     """Have annbatch read a CSR matrix in a zarr store, which decompresses many chunks at a time; None without it."""
     if not hasattr(group, "store") or find_spec("annbatch") is None:
         return None
@@ -281,31 +298,31 @@ def concurrent_reader(group: Any) -> Callable[[Sequence[slice]], sparse.csr_matr
     return read
 
 
-def index_of(group: Any) -> Any:
+def index_array(group: Any) -> Any:
     """Find the names of the rows of a stored DataFrame."""
     index = group[group.attrs["_index"]]
-    return index["values"] if kind_of(index).startswith("nullable") else index
+    return index["values"] if encoding_type(index).startswith("nullable") else index
 
 
-def names_of(group: Any, runs: Sequence[slice]) -> np.ndarray:
+def read_row_names(group: Any, runs: Sequence[slice]) -> np.ndarray:
     """Read names of rows of a stored DataFrame, as text."""
-    index = index_of(group)
+    index = index_array(group)
     if index.dtype.kind == "O" and hasattr(index, "asstr"):
         index = index.asstr()
     return np.concatenate([np.asarray(index[run], dtype=object) for run in runs])
 
 
-def runs_of(row_c: np.ndarray) -> tuple[list[slice], np.ndarray]:
+def to_runs(row_c: np.ndarray) -> tuple[list[slice], np.ndarray]:
     """Cover rows, int64 in ascending order, by few runs; and say where they are in these.
 
     Examples
     --------
     >>> import numpy as np
-    >>> from celldial.data.file_matrices import runs_of
-    >>> runs_of(np.array([3, 4, 6, 100]))
+    >>> from celldial.data.file_matrices import to_runs
+    >>> to_runs(np.array([3, 4, 6, 100]))
     ([slice(3, 7, None), slice(100, 101, None)], array([0, 1, 3, 4]))
     """
-    cut = np.flatnonzero(np.diff(row_c) > MAX_GAP) + 1
+    cut = np.flatnonzero(np.diff(row_c) > MAX_GAP_ROWS) + 1
     first, last = np.concatenate([[0], cut]), np.concatenate([cut, [len(row_c)]]) - 1
     start, stop = row_c[first], row_c[last] + 1
     before = np.concatenate([[0], np.cumsum(stop - start)[:-1]])

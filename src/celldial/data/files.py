@@ -19,19 +19,28 @@ from anndata.io import read_elem
 from pandas.api.types import union_categoricals
 from scipy import sparse
 
-from celldial.data.counts import MIN_OVERLAP, align, check_readable, locate
-from celldial.data.file_matrices import KINDS, File, HeldRows, Rows, index_of, kind_of, names_of, runs_of
+from celldial.data.counts import MIN_OVERLAP, check_matrix_type, match_features, select_columns
+from celldial.data.file_matrices import (
+    ROW_READERS,
+    BackedFile,
+    InMemoryRows,
+    RowReader,
+    encoding_type,
+    index_array,
+    read_row_names,
+    to_runs,
+)
 from celldial.data.schema import Schema
-from celldial.utils.messages import listing
+from celldial.utils.messages import format_names
 
-__all__ = ["Atlas", "is_stored"]
+__all__ = ["OnDiskDataset", "is_on_disk"]
 
-MAX_BLOCK_CELLS, MAX_BLOCK_ENTRIES = 2**14, 2**22
+MAX_READ_CELLS, MAX_READ_NNZ = 2**14, 2**22
 
 logger = logging.getLogger("celldial")
 
 
-def is_stored(data: Any) -> bool:
+def is_on_disk(data: Any) -> bool:
     """Tell whether cells are in files: whether `data` is a path, a list of paths, or a backed AnnData."""
     if isinstance(data, AnnData):
         return bool(data.isbacked)
@@ -40,7 +49,7 @@ def is_stored(data: Any) -> bool:
 
 
 @dataclass
-class Part:
+class DatasetFile:
     """One file of an atlas.
 
     Parameters
@@ -51,7 +60,7 @@ class Part:
         Its features.
     obs
         The wanted columns of its cells, numbered.
-    held
+    in_memory
         What is in memory in place of the file, by its path in the file.
     names
         Names of the cells, where they are in memory.
@@ -59,24 +68,24 @@ class Part:
         Where the atlas's features are among its own, int64; None where they are the same.
     """
 
-    file: File
+    file: BackedFile
     var: pd.DataFrame
     obs: pd.DataFrame
-    held: dict[str, Rows] = field(default_factory=dict)
+    in_memory: dict[str, RowReader] = field(default_factory=dict)
     names: pd.Index | None = None
     column_f: np.ndarray | None = None
 
-    def rows(self, source: str) -> Rows:
+    def rows(self, source: str) -> RowReader:
         """Find a matrix or table by its path in the file."""
-        if source in self.held:
-            return self.held[source]
+        if source in self.in_memory:
+            return self.in_memory[source]
         with self.file.reading():
             return self.file.rows(source)
 
     def read(self, source: str, runs: Sequence[slice]) -> sparse.csr_matrix | pd.DataFrame:
         """Read runs of rows of a matrix or table."""
-        if source in self.held:
-            return self.held[source].read(runs)
+        if source in self.in_memory:
+            return self.in_memory[source].read(runs)
         with self.file.reading():
             return self.file.rows(source).read(runs)
 
@@ -85,10 +94,10 @@ class Part:
         if self.names is not None:
             return np.concatenate([self.names[run] for run in runs])
         with self.file.reading() as root:
-            return names_of(root["obs"], runs)
+            return read_row_names(root["obs"], runs)
 
 
-class Atlas:
+class OnDiskDataset:
     """Cells in files, of which parts are read. Make it by :meth:`open`; it can be sent to other processes.
 
     Attributes
@@ -101,15 +110,15 @@ class Atlas:
         The wanted columns of all cells, which have numbers in place of names; categories of the files are united.
     """
 
-    def __init__(self, parts: Sequence[Part], layer: str | None, sources: Sequence[str]) -> None:
+    def __init__(self, parts: Sequence[DatasetFile], layer: str | None, sources: Sequence[str]) -> None:
         self.parts, self.layer, self.sources = list(parts), layer, list(sources)
-        self.start_p = np.cumsum([0, *(len(part.obs) for part in self.parts)])
-        self.n_cells = int(self.start_p[-1])
+        self.offset_p = np.cumsum([0, *(len(part.obs) for part in self.parts)])
+        self.n_cells = int(self.offset_p[-1])
         self.var = common_features(self.parts)
-        self.obs = united([part.obs for part in self.parts])
+        self.obs = concat_obs([part.obs for part in self.parts])
         names = tuple(self.var.index)
         for part in self.parts:
-            part.column_f = None if tuple(part.var.index) == names else locate(part.var.index, names)
+            part.column_f = None if tuple(part.var.index) == names else match_features(part.var.index, names)
             part.var, part.obs = part.var.iloc[:, :0], part.obs.iloc[:, :0]  # they are in the atlas's own
 
     @classmethod
@@ -121,7 +130,7 @@ class Atlas:
         obs_keys: Sequence[str] = (),
         obsm_keys: Sequence[str] = (),
         strict: bool = True,
-    ) -> Atlas:
+    ) -> OnDiskDataset:
         """Look into files, and read the tables of features and of cells.
 
         Parameters
@@ -154,32 +163,32 @@ class Atlas:
         paths = data if isinstance(data, list | tuple) else [data]
         if not paths:
             raise ValueError("the list of paths is empty: name at least one file")
-        files = [contents_of(path) for path in paths]
+        files = [inspect_file(path) for path in paths]
         in_all = [name for name in files[0].columns if all(name in file.columns for file in files)]
         if not strict:
             obs_keys = [key for key in obs_keys if key in in_all]
             obsm_keys = [key for key in obsm_keys if any(f"obsm/{key}" in file.kinds for file in files)]
         obs_keys = list(dict.fromkeys([*obs_keys, *(name for name in in_all if name.startswith("has_"))]))
-        sources = [main_source(layer), *(f"obsm/{key}" for key in obsm_keys)]
-        return cls([part_of(file, obs_keys, sources) for file in files], layer, sources)
+        sources = [counts_path(layer), *(f"obsm/{key}" for key in obsm_keys)]
+        return cls([load_dataset_file(file, obs_keys, sources) for file in files], layer, sources)
 
     @property
-    def entries_per_cell(self) -> float:
+    def nnz_per_cell(self) -> float:
         """How many entries of a cell are held while it is read."""
-        return max(sum(part.rows(source).entries_per_row for source in self.sources) for part in self.parts)
+        return max(sum(part.rows(source).nnz_per_row for source in self.sources) for part in self.parts)
 
     @property
-    def cells_at_once(self) -> float:
+    def chunk_cells(self) -> float:
         """How many neighboring cells are compressed together."""
-        return max(part.rows(source).rows_at_once for part in self.parts for source in self.sources)
+        return max(part.rows(source).rows_per_chunk for part in self.parts for source in self.sources)
 
-    def head(self) -> AnnData:
+    def first_cell(self) -> AnnData:
         """Read one cell."""
         return self.read(slice(0, 1))
 
     def schema(self, **options: Any) -> Schema:
         """Note the features and covariates of all cells, with the options of :meth:`Schema.from_anndata`."""
-        return Schema.from_anndata(self.head(), obs=self.obs, **{"layer": self.layer, **options})
+        return Schema.from_anndata(self.first_cell(), obs=self.obs, **{"layer": self.layer, **options})
 
     def blocks(self, n_cells: int | None = None) -> Iterator[AnnData]:
         """Read all cells in order, block by block.
@@ -190,8 +199,8 @@ class Atlas:
             Cells in a block, fewer at the end of a file; by default as many as have four million entries.
         """
         if n_cells is None:
-            n_cells = int(max(1, min(MAX_BLOCK_CELLS, MAX_BLOCK_ENTRIES // max(1.0, self.entries_per_cell))))
-        for first, last in zip(self.start_p[:-1], self.start_p[1:], strict=True):
+            n_cells = int(max(1, min(MAX_READ_CELLS, MAX_READ_NNZ // max(1.0, self.nnz_per_cell))))
+        for first, last in zip(self.offset_p[:-1], self.offset_p[1:], strict=True):
             for start in range(first, last, n_cells):
                 yield self.read(slice(start, min(start + n_cells, last)))
 
@@ -215,14 +224,16 @@ class Atlas:
             raise IndexError(f"cells are numbered from 0 to {self.n_cells - 1}, and at least one is to be read")
         # In the order of the files, and back.
         order_c = np.argsort(row_c, kind="stable")
-        cut_p = np.searchsorted(row_c[order_c], self.start_p)
+        cut_p = np.searchsorted(row_c[order_c], self.offset_p)
         found = [
-            self._read_part(part, row_c[order_c[first:last]] - start, names)
-            for part, start, first, last in zip(self.parts, self.start_p[:-1], cut_p[:-1], cut_p[1:], strict=True)
+            self._read_file(part, row_c[order_c[first:last]] - start, names)
+            for part, start, first, last in zip(self.parts, self.offset_p[:-1], cut_p[:-1], cut_p[1:], strict=True)
             if first < last
         ]
         back_c = np.argsort(order_c)
-        tables = {source: taken(stack([rows[source] for rows, _ in found]), back_c) for source in self.sources}
+        tables = {
+            source: take_rows(concat_rows([rows[source] for rows, _ in found]), back_c) for source in self.sources
+        }
         name_c = np.concatenate([part_names for _, part_names in found])[back_c] if names else row_c.astype(str)
         index = pd.Index(name_c, dtype=object)
         counts, *others = (
@@ -236,25 +247,25 @@ class Atlas:
             layers=None if self.layer is None else {self.layer: counts},
         )
 
-    def _read_part(self, part: Part, row_c: np.ndarray, names: bool) -> tuple[dict[str, Any], np.ndarray]:
+    def _read_file(self, part: DatasetFile, row_c: np.ndarray, names: bool) -> tuple[dict[str, Any], np.ndarray]:
         """Read cells, in ascending order, of one file: all that is wanted by its path in the file, and names."""
-        runs, position_c = runs_of(row_c)
-        found = {source: taken(part.read(source, runs), position_c) for source in self.sources}
+        runs, position_c = to_runs(row_c)
+        found = {source: take_rows(part.read(source, runs), position_c) for source in self.sources}
         if part.column_f is not None:
-            found[self.sources[0]] = align(found[self.sources[0]], part.column_f)
+            found[self.sources[0]] = select_columns(found[self.sources[0]], part.column_f)
         return found, part.read_names(runs)[position_c] if names else np.empty(0, dtype=object)
 
 
 # --- Looking into files -----------------------------------------------------------------------------------------------
 
 
-def main_source(layer: str | None) -> str:
+def counts_path(layer: str | None) -> str:
     """Give the path of the counts in a file."""
     return "X" if layer is None else f"layers/{layer}"
 
 
 @dataclass(frozen=True)
-class Contents:
+class FileContents:
     """What is in a file.
 
     Parameters
@@ -264,22 +275,22 @@ class Contents:
     columns
         Names of the columns of ``obs``.
     kinds
-        Path of each matrix or table of counts to the name of its kind in anndata, or ``"held"`` in memory.
+        Path of each matrix or table of counts to the name of its kind in anndata, or ``"memory"`` in memory.
     adata
         The backed AnnData, which is taken before the file.
     """
 
-    file: File
+    file: BackedFile
     columns: list[str]
     kinds: dict[str, str]
     adata: AnnData | None = None
 
 
-def contents_of(data: Any) -> Contents:
+def inspect_file(data: Any) -> FileContents:
     """Look into an h5ad file, a zarr store or a backed AnnData."""
     if isinstance(data, AnnData):
-        return contents_of_backed(data)
-    file = File(data)
+        return inspect_backed(data)
+    file = BackedFile(data)
     where = str(file.path)
     if file.path.suffix == ".h5mu":
         raise ValueError(f"{where} holds a MuData: read it, mudata.read_h5mu({where!r}), and give that")
@@ -288,7 +299,7 @@ def contents_of(data: Any) -> Contents:
         versions = [str(table.attrs.get("encoding-version")) for table in tables]
         columns = [str(name) for name in tables[0].attrs.get("column-order", ())] if tables else []
         paths = ["X", *(f"{group}/{name}" for group in ("layers", "obsm") if group in root for name in root[group])]
-        kinds = {path: kind_of(root[path]) for path in paths if path in root}
+        kinds = {path: encoding_type(root[path]) for path in paths if path in root}
     if len(tables) < 2:
         raise ValueError(f"{where} holds no AnnData: it has no table of cells (obs) or of features (var)")
     if versions != ["0.2.0", "0.2.0"]:
@@ -296,61 +307,63 @@ def contents_of(data: Any) -> Contents:
             f"{where} was written by another version of anndata: write it once more, "
             f"anndata.read_h5ad({where!r}).write_h5ad(...)"
         )
-    return Contents(file, columns, {path: kind for path, kind in kinds.items() if kind != "null"})
+    return FileContents(file, columns, {path: kind for path, kind in kinds.items() if kind != "null"})
 
 
-def contents_of_backed(adata: AnnData) -> Contents:
+def inspect_backed(adata: AnnData) -> FileContents:
     """Look into a backed AnnData."""
     if adata.is_view:
         raise ValueError(
             "adata is a part of an AnnData that is backed by a file: give the whole, or read the part into memory, "
             "adata = adata.to_memory()"
         )
-    file = File(adata.filename)
-    held = [f"{group}/{name}" for group in ("layers", "obsm") for name in getattr(adata, group) if name is not None]
+    file = BackedFile(adata.filename)
+    in_memory = [
+        f"{group}/{name}" for group in ("layers", "obsm") for name in getattr(adata, group) if name is not None
+    ]
     with file.reading() as root:
-        kinds = {"X": kind_of(root["X"])} if "X" in root else {}
-    return Contents(file, list(adata.obs), {**kinds, **dict.fromkeys(held, "held")}, adata)
+        kinds = {"X": encoding_type(root["X"])} if "X" in root else {}
+    return FileContents(file, list(adata.obs), {**kinds, **dict.fromkeys(in_memory, "memory")}, adata)
 
 
-def part_of(contents: Contents, obs_keys: Sequence[str], sources: Sequence[str]) -> Part:
+def load_dataset_file(contents: FileContents, obs_keys: Sequence[str], sources: Sequence[str]) -> DatasetFile:
     """Take what is wanted of a file, or say that it is not there or not of use."""
     file, adata = contents.file, contents.adata
     where = str(file.path)
     for key in obs_keys:
         if key not in contents.columns:
-            raise KeyError(f"{where} has no column {key!r} in obs; there are: {listing(contents.columns)}")
+            raise KeyError(f"{where} has no column {key!r} in obs; there are: {format_names(contents.columns)}")
     for source in sources:
         if source not in contents.kinds:
-            raise KeyError(f"{where} has no {source}; there are: {listing(contents.kinds)}")
+            raise KeyError(f"{where} has no {source}; there are: {format_names(contents.kinds)}")
         kind = contents.kinds[source]
         if kind == "csc_matrix":
             raise ValueError(
                 f"{source} of {where} is stored by columns (CSC), of which no cells can be read: write it by rows, "
                 "with adata.X = adata.X.tocsr()"
             )
-        if kind not in {*KINDS, "held"}:
+        if kind not in {*ROW_READERS, "memory"}:
             raise TypeError(f"{source} of {where} is of the kind {kind!r}: make it a matrix of counts")
     if adata is None:
         with file.reading() as root:
             var = read_elem(root["var"])
             var.index = var.index.astype(str)
-            n_cells = index_of(root["obs"]).shape[0]
+            n_cells = index_array(root["obs"]).shape[0]
             columns = {key: read_elem(root["obs"][key]) for key in obs_keys}
-        part = Part(file, var, pd.DataFrame(columns, index=pd.RangeIndex(n_cells)))
+        part = DatasetFile(file, var, pd.DataFrame(columns, index=pd.RangeIndex(n_cells)))
     else:
-        held = [source for source in sources if contents.kinds[source] == "held"]
-        split = {source: source.split("/", 1) for source in held}
-        in_memory: dict[str, Rows] = {
-            source: HeldRows(getattr(adata, group)[key]) for source, (group, key) in split.items()
-        }
+        in_memory: dict[str, RowReader] = {}
+        for source in sources:
+            if contents.kinds[source] == "memory":
+                group, key = source.split("/", 1)
+                in_memory[source] = InMemoryRows(getattr(adata, group)[key])
         obs = adata.obs[list(obs_keys)].reset_index(drop=True)
-        part = Part(file, adata.var, obs, in_memory, adata.obs_names)
-    check_part(part, sources)
+        part = DatasetFile(file, adata.var, obs, in_memory, adata.obs_names)
+    check_dataset_file(part, sources)
     return part
 
 
-def check_part(part: Part, sources: Sequence[str]) -> None:
+def check_dataset_file(part: DatasetFile, sources: Sequence[str]) -> None:
     """Raise unless tables and matrices of a file go together, and are of numbers."""
     where = str(part.file.path)
     if len(part.obs) == 0:
@@ -366,7 +379,7 @@ def check_part(part: Part, sources: Sequence[str]) -> None:
         if len(rows.shape) != 2:
             raise TypeError(f"{source} of {where} has the shape {rows.shape}: counts are a matrix of cells by features")
         for dtype in rows.dtypes:
-            check_readable(np.empty(0, dtype), f"{source} of {where}")
+            check_matrix_type(np.empty(0, dtype), f"{source} of {where}")
         expected = (len(part.obs), rows.shape[1] if source.startswith("obsm/") else len(part.var))
         if tuple(rows.shape) != expected:
             raise ValueError(
@@ -378,7 +391,7 @@ def check_part(part: Part, sources: Sequence[str]) -> None:
 # --- Several files as one ---------------------------------------------------------------------------------------------
 
 
-def common_features(parts: Sequence[Part]) -> pd.DataFrame:
+def common_features(parts: Sequence[DatasetFile]) -> pd.DataFrame:
     """Find the features that all files have, in the order of the first."""
     in_all = parts[0].var.index
     for part in parts[1:]:
@@ -388,7 +401,8 @@ def common_features(parts: Sequence[Part]) -> pd.DataFrame:
         least = min(parts, key=lambda part: int(part.var.index.isin(largest.var.index).sum()))
         raise ValueError(
             f"only {len(in_all)} features are in all files, of {len(largest.var)} in {largest.file.path}; at least "
-            f"{MIN_OVERLAP:.0%} are needed. The features of {least.file.path} start {listing(least.var.index, 3)}: "
+            f"{MIN_OVERLAP:.0%} are needed. The features of {least.file.path} start "
+            f"{format_names(least.var.index, 3)}: "
             "give files with the same kind of names (genes: symbols or Ensembl ids)"
         )
     n_lost = len(largest.var) - len(in_all)
@@ -397,15 +411,15 @@ def common_features(parts: Sequence[Part]) -> pd.DataFrame:
     return parts[0].var.loc[in_all]
 
 
-def united(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+def concat_obs(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Put the tables of the files one below the other."""
     return pd.DataFrame(
-        {key: united_column([table[key] for table in tables]) for key in tables[0]},
+        {key: concat_column([table[key] for table in tables]) for key in tables[0]},
         index=pd.RangeIndex(sum(map(len, tables))),
     )
 
 
-def united_column(columns: Sequence[pd.Series]) -> Any:
+def concat_column(columns: Sequence[pd.Series]) -> Any:
     """Put columns one below the other; text becomes categories, which take a byte or two a cell."""
     given = [isinstance(column.dtype, pd.CategoricalDtype) for column in columns]
     if not all(known or pd.api.types.is_string_dtype(column) for known, column in zip(given, columns, strict=True)):
@@ -418,7 +432,7 @@ def united_column(columns: Sequence[pd.Series]) -> Any:
     return union_categoricals(categorical, sort_categories=not all(given), ignore_order=True)
 
 
-def stack(parts: list[Any]) -> Any:
+def concat_rows(parts: list[Any]) -> Any:
     """Put matrices or tables of the same columns one below the other."""
     if len(parts) == 1:
         return parts[0]
@@ -427,7 +441,7 @@ def stack(parts: list[Any]) -> Any:
     return sparse.vstack(parts, format="csr")
 
 
-def taken(rows: Any, take_c: np.ndarray) -> Any:
+def take_rows(rows: Any, take_c: np.ndarray) -> Any:
     """Take rows of a matrix or table, without a copy where it is all of them in order."""
     if len(take_c) == rows.shape[0] and bool((take_c == np.arange(len(take_c))).all()):
         return rows

@@ -10,14 +10,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from celldial.data.cells import Cells, in_blocks, minibatches
-from celldial.utils.device import available
-from celldial.utils.prefetch import ahead
+from celldial.data.cells import Cells, decode_blocks, minibatches
+from celldial.utils.device import available_memory
+from celldial.utils.prefetch import prefetch
 
-__all__ = ["Resident", "Source"]
+__all__ = ["InMemorySource", "Source"]
 
 # The share of the free memory of a GPU that counts may take; activations and weights need the rest.
-SHARE_OF_DEVICE = 0.6
+MAX_MEMORY_SHARE = 0.6
 CPU = torch.device("cpu")
 
 
@@ -42,22 +42,24 @@ class Source(Protocol):
     def to(self, device: torch.device) -> Source:
         """Give the same cells, as minibatches on a device."""
 
-    def training(self, batch_size: int, generator: torch.Generator, rank: int = 0, n_ranks: int = 1) -> Iterator[Cells]:
+    def training_minibatches(
+        self, batch_size: int, generator: torch.Generator, rank: int = 0, n_ranks: int = 1
+    ) -> Iterator[Cells]:
         """Go once through the cells to train on, in an order that `generator` alone decides.
 
         Together the ranks have `batch_size` cells at a time; each has as many minibatches as the others, of the same
         sizes, so that some few cells are left out where the numbers do not divide.
         """
 
-    def validation(self, rank: int = 0, n_ranks: int = 1) -> Iterator[Cells]:
+    def validation_minibatches(self, rank: int = 0, n_ranks: int = 1) -> Iterator[Cells]:
         """Go once through the cells to validate on, always in the same blocks."""
 
-    def sample(self, n_cells: int) -> Cells:
+    def training_sample(self, n_cells: int) -> Cells:
         """Give some cells to train on, on the CPU: `n_cells` at most, all if they are fewer, and always the same."""
 
 
 @dataclass(frozen=True)
-class Resident:
+class InMemorySource:
     """Cells in memory: on the device where they fit, else beside it, from where they go there block by block.
 
     Parameters
@@ -94,28 +96,30 @@ class Resident:
             checksum = zlib.crc32(part.cpu().numpy().tobytes(), checksum)
         return f"{checksum:08x}"
 
-    def to(self, device: torch.device) -> Resident:
+    def to(self, device: torch.device) -> InMemorySource:
         """Give the same cells, as minibatches on a device."""
         # Empty cells are not among those chosen, and without them there may be nothing to gather in each step.
-        cells = self.cells.masked_for(torch.cat([self.train_c, self.validation_c]))
-        if device.type == "cpu" or cells.n_bytes < SHARE_OF_DEVICE * available(device):
+        cells = self.cells.drop_full_masks(torch.cat([self.train_c, self.validation_c]))
+        if device.type == "cpu" or cells.n_bytes < MAX_MEMORY_SHARE * available_memory(device):
             cells = cells.to(device)
             device = cells.category_ck.device  # with the index that "cuda" lacks
         return replace(self, cells=cells, device=device)
 
-    def training(self, batch_size: int, generator: torch.Generator, rank: int = 0, n_ranks: int = 1) -> Iterator[Cells]:
+    def training_minibatches(
+        self, batch_size: int, generator: torch.Generator, rank: int = 0, n_ranks: int = 1
+    ) -> Iterator[Cells]:
         """Go once through the cells to train on."""
         if n_ranks == 1:
-            return self._there(minibatches(self.cells, batch_size, generator=generator, index_c=self.train_c))
+            return self._on_device(minibatches(self.cells, batch_size, generator=generator, index_c=self.train_c))
         order_c = self.train_c[torch.randperm(self.n_train, generator=generator)]
         own_c = order_c[: self.n_train // n_ranks * n_ranks][rank::n_ranks]
-        return self._there(minibatches(self.cells, max(1, batch_size // n_ranks), index_c=own_c))
+        return self._on_device(minibatches(self.cells, max(1, batch_size // n_ranks), index_c=own_c))
 
-    def validation(self, rank: int = 0, n_ranks: int = 1) -> Iterator[Cells]:
+    def validation_minibatches(self, rank: int = 0, n_ranks: int = 1) -> Iterator[Cells]:
         """Go once through the cells to validate on."""
-        return self._there(in_blocks(self.cells, self.validation_c[rank::n_ranks]))
+        return self._on_device(decode_blocks(self.cells, self.validation_c[rank::n_ranks]))
 
-    def sample(self, n_cells: int) -> Cells:
+    def training_sample(self, n_cells: int) -> Cells:
         """Give some cells to train on, on the CPU."""
         chosen_c = self.train_c
         if len(chosen_c) > n_cells:
@@ -123,7 +127,7 @@ class Resident:
             chosen_c = chosen_c[order_c[:n_cells].sort().values]
         return self.cells.select(chosen_c).to("cpu")
 
-    def _there(self, parts: Iterator[Cells]) -> Iterator[Cells]:
+    def _on_device(self, parts: Iterator[Cells]) -> Iterator[Cells]:
         if self.cells.category_ck.device == self.device:
             return parts
-        return ahead(part.to(self.device) for part in parts)
+        return prefetch(part.to(self.device) for part in parts)

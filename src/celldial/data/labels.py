@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from celldial.io.results import probability_columns
-from celldial.utils.messages import find_column
+from celldial.utils.messages import get_column
 
-__all__ = ["cluster_names", "codes", "known_labels"]
+__all__ = ["encode_labels", "find_labels", "name_clusters"]
 
 
-def known_labels(obs: pd.DataFrame, key: str, unknown: str) -> list[str]:
+def find_labels(obs: pd.DataFrame, key: str, unknown: str) -> list[str]:
     """Find the labels that occur among cells, in alphabetical order.
 
     Parameters
@@ -38,7 +38,7 @@ def known_labels(obs: pd.DataFrame, key: str, unknown: str) -> list[str]:
     ValueError
         No cell, or every cell, has one and the same.
     """
-    label_c = _labels(obs, key, unknown)
+    label_c = _read_labels(obs, key, unknown)
     names = sorted(label_c.dropna().unique())
     if len(names) < 2:
         found = f"only the label {names[0]!r}" if names else "no label"
@@ -49,7 +49,7 @@ def known_labels(obs: pd.DataFrame, key: str, unknown: str) -> list[str]:
     return names
 
 
-def cluster_names(labels: Sequence[str], n_clusters: int | None) -> list[str]:
+def name_clusters(labels: Sequence[str], n_clusters: int | None) -> list[str]:
     """Name clusters by labels; those beyond them, or all where there are none, by numbers.
 
     Raises
@@ -78,7 +78,7 @@ def cluster_names(labels: Sequence[str], n_clusters: int | None) -> list[str]:
     return names
 
 
-def codes(obs: pd.DataFrame, described: Mapping[str, Any] | None) -> Tensor | None:
+def encode_labels(obs: pd.DataFrame, described: Mapping[str, Any] | None) -> Tensor | None:
     """Tell which cluster each cell is known to be in, int64, shape ``(c,)``; -1 where that is not known.
 
     Parameters
@@ -96,7 +96,7 @@ def codes(obs: pd.DataFrame, described: Mapping[str, Any] | None) -> Tensor | No
     key = None if described is None else described.get("labels_key")
     if described is None or key is None or key not in obs:
         return None
-    label_c = _labels(obs, key, described["unknown_label"])
+    label_c = _read_labels(obs, key, described["unknown_label"])
     new = sorted(set(label_c.dropna()) - set(described["names"]))
     if new:
         raise ValueError(
@@ -107,9 +107,9 @@ def codes(obs: pd.DataFrame, described: Mapping[str, Any] | None) -> Tensor | No
     return torch.from_numpy(code_c.astype(np.int64))
 
 
-def _labels(obs: pd.DataFrame, key: str, unknown: str) -> pd.Series[Any]:
+def _read_labels(obs: pd.DataFrame, key: str, unknown: str) -> pd.Series[Any]:
     """Give labels as text, missing where they are unknown."""
-    column_c = find_column(obs, key, "labels_key")
+    column_c = get_column(obs, key, "labels_key")
     label_c = column_c.astype(object)
     text_c = label_c.where(label_c.isna(), label_c.astype(str))
     return text_c.where((text_c != str(unknown)) & (label_c != unknown))

@@ -11,17 +11,17 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from celldial.data.counts import obsm_matrix
-from celldial.utils.messages import find_column, listing
+from celldial.data.counts import get_obsm_matrix
+from celldial.utils.messages import format_names, get_column
 
 __all__ = [
     "ALL_FEATURES",
     "FEATURE_TYPES",
     "check_presence",
-    "choose_likelihoods",
     "find_modalities",
-    "find_presence",
     "obsm_key",
+    "resolve_likelihoods",
+    "resolve_presence_keys",
 ]
 
 FEATURE_TYPES = {
@@ -38,16 +38,16 @@ FEATURE_TYPES = {
 }
 """Values of ``var["feature_types"]`` and the modality that each means."""
 
-USUAL_KEY = "feature_types"
+DEFAULT_KEY = "feature_types"
 """The column of ``var`` that says what a feature is; only this one may be absent."""
 
-MODALITIES = tuple(dict.fromkeys(FEATURE_TYPES.values()))
+KNOWN_MODALITIES = tuple(dict.fromkeys(FEATURE_TYPES.values()))
 """The modalities known by name, in the order in which a model has them; others come after."""
 
 ALL_FEATURES = ""
 """The source of a modality that has all of ``var``, because no column says what the features are."""
 
-OBSM = "obsm/"
+OBSM_PREFIX = "obsm/"
 """What the source of a modality in ``obsm`` starts with: it is then the path in an h5ad file."""
 
 logger = logging.getLogger("celldial")
@@ -55,14 +55,14 @@ logger = logging.getLogger("celldial")
 
 def obsm_key(source: str) -> str | None:
     """Give the key in ``obsm`` that a source names; None for a source in ``var``."""
-    return source.removeprefix(OBSM) if source.startswith(OBSM) else None
+    return source.removeprefix(OBSM_PREFIX) if source.startswith(OBSM_PREFIX) else None
 
 
 # --- Which features ---------------------------------------------------------------------------------------------------
 
 
 def find_modalities(
-    adata: AnnData, modalities: Mapping[str, str] | None, modality_key: str, sole: str
+    adata: AnnData, modalities: Mapping[str, str] | None, modality_key: str, default_modality: str
 ) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
     """Find the modalities and the names of their features.
 
@@ -74,7 +74,7 @@ def find_modalities(
         Modality to a value of ``var[modality_key]``, or to ``"obsm/key"``; None for all values that are known.
     modality_key
         Column of ``var`` that says what each feature is; it may be absent.
-    sole
+    default_modality
         The one modality, where nothing tells what the features are.
 
     Returns
@@ -82,24 +82,30 @@ def find_modalities(
     sources, feature_names
         Of each modality, in the order of the model.
     """
-    type_f = feature_types(adata, modality_key)
+    type_f = read_feature_types(adata, modality_key)
     if modalities is not None:
-        sources = given_sources(modalities, type_f, modality_key)
+        sources = check_sources(modalities, type_f, modality_key)
     elif type_f is None:
-        sources = {sole: ALL_FEATURES}
+        sources = {default_modality: ALL_FEATURES}
     else:
-        sources = known_sources(type_f, modality_key)
-    order = [*(name for name in MODALITIES if name in sources), *(name for name in sources if name not in MODALITIES)]
+        sources = default_sources(type_f, modality_key)
+    order = [
+        *(name for name in KNOWN_MODALITIES if name in sources),
+        *(name for name in sources if name not in KNOWN_MODALITIES),
+    ]
     sources = {modality: sources[modality] for modality in order}
-    return sources, {modality: names_of(adata, modality, source, type_f) for modality, source in sources.items()}
+    return sources, {
+        modality: get_feature_names(adata, modality, source, type_f) for modality, source in sources.items()
+    }
 
 
-def feature_types(adata: AnnData, modality_key: str) -> pd.Series | None:
+def read_feature_types(adata: AnnData, modality_key: str) -> pd.Series | None:
     """Read what each feature is, as text; None where no column says it."""
     if modality_key not in adata.var:
-        if modality_key != USUAL_KEY:  # misspelt, perhaps; all would be taken for genes
+        if modality_key != DEFAULT_KEY:  # misspelt, perhaps; all would be taken for genes
             raise KeyError(
-                f"modality_key is {modality_key!r}, which is not among the columns of adata.var: {listing(adata.var)}"
+                f"modality_key is {modality_key!r}, which is not among the columns of adata.var: "
+                f"{format_names(adata.var)}"
             )
         return None
     column = adata.var[modality_key]
@@ -112,7 +118,7 @@ def feature_types(adata: AnnData, modality_key: str) -> pd.Series | None:
     return column.astype(str)
 
 
-def known_sources(type_f: pd.Series, modality_key: str) -> dict[str, str]:
+def default_sources(type_f: pd.Series, modality_key: str) -> dict[str, str]:
     """Find the modalities whose feature types are known by name; others are refused."""
     where = f"adata.var[{modality_key!r}]"
     sources: dict[str, str] = {}
@@ -137,7 +143,7 @@ def known_sources(type_f: pd.Series, modality_key: str) -> dict[str, str]:
     return sources
 
 
-def given_sources(modalities: object, type_f: pd.Series | None, modality_key: str) -> dict[str, str]:
+def check_sources(modalities: object, type_f: pd.Series | None, modality_key: str) -> dict[str, str]:
     """Check the modalities that the user named, and say which features are left out."""
     if not isinstance(modalities, Mapping) or not all(
         isinstance(part, str) for pair in modalities.items() for part in pair
@@ -157,7 +163,8 @@ def given_sources(modalities: object, type_f: pd.Series | None, modality_key: st
     if type_f is None:
         if len(in_var) > 1:
             raise KeyError(
-                f"adata.var has no column {modality_key!r} that says which features are {listing(in_var)}: write it, "
+                f"adata.var has no column {modality_key!r} that says which features are {format_names(in_var)}: write "
+                f"it, "
                 "or name another column as modality_key"
             )
         return {**modalities, **dict.fromkeys(in_var, ALL_FEATURES)}
@@ -166,20 +173,20 @@ def given_sources(modalities: object, type_f: pd.Series | None, modality_key: st
         if source not in values:
             raise KeyError(
                 f"modalities takes {modality!r} from features that are {source!r}, but adata.var[{modality_key!r}] has "
-                f"none of them; it has: {listing(values)}"
+                f"none of them; it has: {format_names(values)}"
             )
     n_left_out = int((~type_f.isin(list(in_var.values()))).sum())
     if n_left_out:
         others = [value for value in values if value not in in_var.values()]
-        logger.info("leaving out %d features that are of no modality named: %s", n_left_out, listing(others))
+        logger.info("leaving out %d features that are of no modality named: %s", n_left_out, format_names(others))
     return dict(modalities)
 
 
-def names_of(adata: AnnData, modality: str, source: str, type_f: pd.Series | None) -> tuple[str, ...]:
+def get_feature_names(adata: AnnData, modality: str, source: str, type_f: pd.Series | None) -> tuple[str, ...]:
     """List the names of a modality's features."""
     key = obsm_key(source)
     if key is not None:
-        matrix, names = obsm_matrix(adata, key)
+        matrix, names = get_obsm_matrix(adata, key)
         return names if names is not None else tuple(f"{modality}_{column}" for column in range(matrix.shape[1]))
     names_f = adata.var_names if source == ALL_FEATURES or type_f is None else adata.var_names[type_f == source]
     return tuple(map(str, names_f))
@@ -188,7 +195,7 @@ def names_of(adata: AnnData, modality: str, source: str, type_f: pd.Series | Non
 # --- How each is modelled ---------------------------------------------------------------------------------------------
 
 
-def choose_likelihoods(modalities: Iterable[str], likelihood: str | Mapping[str, str] | None) -> dict[str, str]:
+def resolve_likelihoods(modalities: Iterable[str], likelihood: str | Mapping[str, str] | None) -> dict[str, str]:
     """Give each modality the name of its observation model.
 
     Parameters
@@ -205,22 +212,22 @@ def choose_likelihoods(modalities: Iterable[str], likelihood: str | Mapping[str,
     if not (likelihood is None or isinstance(likelihood, Mapping)):
         raise TypeError(f"likelihood is {likelihood!r}: it must be a name, or a dict from modality to name")
     given = {} if likelihood is None else likelihood
-    check_modalities("likelihood", given, names)
+    check_known_modalities("likelihood", given, names)
     default = {"atac": "bernoulli"}
     return {name: given.get(name, default.get(name, "negative_binomial")) for name in names}
 
 
-def check_modalities(argument: str, given: Iterable[str], known: list[str]) -> None:
+def check_known_modalities(argument: str, given: Iterable[str], known: list[str]) -> None:
     """Raise where an argument names a modality that there is not."""
     for modality in given:
         if modality not in known:
-            raise KeyError(f"{argument} names the modality {modality!r}; those of adata are: {listing(known)}")
+            raise KeyError(f"{argument} names the modality {modality!r}; those of adata are: {format_names(known)}")
 
 
 # --- Which cells have it ----------------------------------------------------------------------------------------------
 
 
-def find_presence(
+def resolve_presence_keys(
     obs: pd.DataFrame, modalities: Iterable[str], presence_keys: Mapping[str, str] | None
 ) -> dict[str, str]:
     """Find the columns of ``obs`` that say which cells have a modality: as given, else boolean ``has_<modality>``."""
@@ -228,7 +235,7 @@ def find_presence(
     if not (presence_keys is None or isinstance(presence_keys, Mapping)):
         raise TypeError(f"presence_keys is {presence_keys!r}: it must be a dict from modality to a column of adata.obs")
     given = {} if presence_keys is None else presence_keys
-    check_modalities("presence_keys", given, names)
+    check_known_modalities("presence_keys", given, names)
     usual = {name: f"has_{name}" for name in names if is_boolean(obs.get(f"has_{name}"))}
     keys = {name: given.get(name, usual.get(name)) for name in names}
     found = {name: key for name, key in keys.items() if key is not None}
@@ -246,7 +253,7 @@ def is_boolean(column: pd.Series | None) -> bool:
 
 def read_presence(obs: pd.DataFrame, key: str) -> np.ndarray:
     """Read which cells have a modality, bool, shape ``(cells,)``."""
-    column = find_column(obs, key, "presence column")
+    column = get_column(obs, key, "presence column")
     missing = np.flatnonzero(column.isna())
     if len(missing) > 0:
         raise ValueError(

@@ -12,16 +12,16 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from celldial.data.counts import canonical, check_anndata, count_matrix
+from celldial.data.counts import check_anndata, get_count_matrix, to_canonical_csr
 from celldial.data.modalities import FEATURE_TYPES
 
 if TYPE_CHECKING:
     from celldial.data.schema import Schema
 
-__all__ = ["joined"]
+__all__ = ["mudata_to_anndata"]
 
 
-def joined(
+def mudata_to_anndata(
     data: AnnData | Any,
     *,
     layer: str | None = None,
@@ -70,9 +70,9 @@ def joined(
     --------
     >>> import numpy as np
     >>> from anndata import AnnData
-    >>> from celldial.data.mudata import joined
+    >>> from celldial.data.mudata import mudata_to_anndata
     >>> adata = AnnData(np.ones((3, 2), dtype=np.float32))
-    >>> joined(adata) is adata
+    >>> mudata_to_anndata(adata) is adata
     True
     """
     # Who has a MuData has imported mudata: it is never imported for the sake of asking.
@@ -88,29 +88,32 @@ def joined(
     if not mods:
         raise ValueError("the MuData has no cell in any modality: at least one is needed")
     cells = data.obs_names
-    matrices = [spread(counts_of(mod, name, layer), mod.obs_names.get_indexer(cells)) for name, mod in mods.items()]
+    matrices = [
+        reindex_rows(read_modality_counts(mod, name, layer), mod.obs_names.get_indexer(cells))
+        for name, mod in mods.items()
+    ]
     stacked = sparse.hstack(matrices, format="csr")
-    types = feature_types(mods, modality_key)
+    types = assign_feature_types(mods, modality_key)
     var = pd.DataFrame(
         {modality_key: np.repeat(list(types.values()), [mod.n_vars for mod in mods.values()])},
-        index=pd.Index(feature_names(mods, types, schema), dtype=object),
+        index=pd.Index(unique_feature_names(mods, types, schema), dtype=object),
     )
-    obs = cell_table(data.obs, mods)
+    obs = merge_obs(data.obs, mods)
     for name, mod in mods.items():
-        obs[f"has_{modality_of(name, types)}"] = cells.isin(mod.obs_names)
+        obs[f"has_{default_modality_name(name, types)}"] = cells.isin(mod.obs_names)
     return AnnData(stacked, obs, var, layers=None if layer is None else {layer: stacked})
 
 
-def counts_of(mod: Any, name: str, layer: str | None) -> sparse.csr_matrix:
+def read_modality_counts(mod: Any, name: str, layer: str | None) -> sparse.csr_matrix:
     """Find the counts of one modality, and name it in errors."""
     try:
         check_anndata(mod)
-        return canonical(count_matrix(mod, layer))
+        return to_canonical_csr(get_count_matrix(mod, layer))
     except (KeyError, TypeError, ValueError) as error:
         raise type(error)(f"in modality {name!r} of the MuData (here adata): {error.args[0]}") from None
 
 
-def spread(rows: sparse.csr_matrix, source_c: np.ndarray) -> sparse.csr_matrix:
+def reindex_rows(rows: sparse.csr_matrix, source_c: np.ndarray) -> sparse.csr_matrix:
     """Take the rows `source_c`, in that order; -1 stands for a row of zeros."""
     if len(source_c) == rows.shape[0] and bool((source_c == np.arange(len(source_c))).all()):
         return rows
@@ -122,7 +125,7 @@ def spread(rows: sparse.csr_matrix, source_c: np.ndarray) -> sparse.csr_matrix:
     return sparse.csr_matrix((chosen.data, chosen.indices, indptr_c), shape=(len(source_c), rows.shape[1]))
 
 
-def feature_types(mods: Mapping[str, AnnData], modality_key: str) -> dict[str, str]:
+def assign_feature_types(mods: Mapping[str, AnnData], modality_key: str) -> dict[str, str]:
     """Say what the features of each modality are: by their own column, or else by the modality's name."""
     types = {}
     for name, mod in mods.items():
@@ -135,24 +138,24 @@ def feature_types(mods: Mapping[str, AnnData], modality_key: str) -> dict[str, s
     return {name: value if times[FEATURE_TYPES.get(value, value)] == 1 else name for name, value in types.items()}
 
 
-def modality_of(name: str, types: Mapping[str, str]) -> str:
+def default_modality_name(name: str, types: Mapping[str, str]) -> str:
     """Say what a schema calls a modality by default: what its features mean, or else its name in the MuData."""
     meant = FEATURE_TYPES.get(types[name], name)
     alone = all(FEATURE_TYPES.get(types[other], other) != meant for other in types if other != name)
     return meant if alone else name
 
 
-def feature_names(mods: Mapping[str, AnnData], types: Mapping[str, str], schema: Schema | None) -> list[str]:
+def unique_feature_names(mods: Mapping[str, AnnData], types: Mapping[str, str], schema: Schema | None) -> list[str]:
     """Name all features: preceded by the modality where names alone do not tell them apart, or as a model has them."""
     if schema is None:
-        preceded = dict.fromkeys(mods, clash(mods.values()))
+        preceded = dict.fromkeys(mods, has_name_clash(mods.values()))
     else:
         known = {name for names in schema.feature_names.values() for name in names}
         preceded = {name: any(f"{name}:{feature}" in known for feature in mod.var_names) for name, mod in mods.items()}
-        if clash(mod for name, mod in mods.items() if not preceded[name]):
+        if has_name_clash(mod for name, mod in mods.items() if not preceded[name]):
             # Modalities that the model does not know give way.
             for name in mods:
-                preceded[name] |= not {modality_of(name, types), types[name]} & {
+                preceded[name] |= not {default_modality_name(name, types), types[name]} & {
                     *schema.sources,
                     *schema.sources.values(),
                 }
@@ -163,12 +166,12 @@ def feature_names(mods: Mapping[str, AnnData], types: Mapping[str, str], schema:
     ]
 
 
-def clash(mods: Iterable[AnnData]) -> bool:
+def has_name_clash(mods: Iterable[AnnData]) -> bool:
     """Tell whether some feature's name is in two modalities."""
     return max(Counter(feature for mod in mods for feature in mod.var_names).values(), default=0) > 1
 
 
-def cell_table(obs: pd.DataFrame, mods: Mapping[str, AnnData]) -> pd.DataFrame:
+def merge_obs(obs: pd.DataFrame, mods: Mapping[str, AnnData]) -> pd.DataFrame:
     """Add the columns of the modalities that the table of all cells lacks."""
     table = obs.copy()
     for name in dict.fromkeys(column for mod in mods.values() for column in mod.obs):

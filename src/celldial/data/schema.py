@@ -17,27 +17,34 @@ from scipy import sparse
 
 from celldial.data.counts import (
     MIN_OVERLAP,
-    align,
-    canonical,
     check_anndata,
     check_counts,
-    check_overlap,
-    count_matrix,
+    check_feature_overlap,
     describe_layer,
     describe_obsm,
-    locate,
-    obsm_matrix,
+    get_count_matrix,
+    get_obsm_matrix,
+    match_features,
+    select_columns,
+    to_canonical_csr,
 )
-from celldial.data.covariates import as_column, as_numbers, covariate_table, encode, find_categories, location_scale
+from celldial.data.covariates import (
+    encode_categories,
+    find_categories,
+    mean_and_std,
+    to_column,
+    to_covariate_table,
+    to_float,
+)
 from celldial.data.modalities import (
     ALL_FEATURES,
     check_presence,
-    choose_likelihoods,
     find_modalities,
-    find_presence,
     obsm_key,
+    resolve_likelihoods,
+    resolve_presence_keys,
 )
-from celldial.utils.messages import find_column, listing
+from celldial.utils.messages import format_names, get_column
 
 __all__ = ["BERNOULLI", "MIN_OVERLAP", "Schema"]
 
@@ -113,7 +120,7 @@ class Schema:
     ) -> Schema:
         """Note the features and covariates of the cells to fit.
 
-        The counts must be there, but only :meth:`counts` looks at their values, so that they are read once.
+        The counts must be there, but only :meth:`read_counts` looks at their values, so that they are read once.
 
         Parameters
         ----------
@@ -156,11 +163,11 @@ class Schema:
         all_in_obsm = isinstance(modalities, Mapping) and all(obsm_key(str(source)) for source in modalities.values())
         check_anndata(adata, needs_features=not all_in_obsm)
         obs = adata.obs if obs is None else obs
-        sole = "atac" if likelihood == BERNOULLI else "rna"
-        sources, feature_names = find_modalities(adata, modalities, modality_key, sole)
-        check_features(feature_names)
+        default_modality = "atac" if likelihood == BERNOULLI else "rna"
+        sources, feature_names = find_modalities(adata, modalities, modality_key, default_modality)
+        check_n_features(feature_names)
         if any(obsm_key(source) is None for source in sources.values()):
-            count_matrix(adata, layer)
+            get_count_matrix(adata, layer)
         for keys in (categorical_covariate_keys, continuous_covariate_keys):
             if isinstance(keys, str):
                 raise TypeError(f"covariate keys must be a list of names, not one string: use [{keys!r}]")
@@ -174,12 +181,12 @@ class Schema:
         return cls(
             feature_names=feature_names,
             sources=sources,
-            likelihood=choose_likelihoods(sources, likelihood),
-            presence_keys=find_presence(obs, sources, presence_keys),
+            likelihood=resolve_likelihoods(sources, likelihood),
+            presence_keys=resolve_presence_keys(obs, sources, presence_keys),
             layer=layer,
             batch_key=batch_key,
-            categories={key: find_categories(find_column(obs, key), key) for key in categorical_keys},
-            continuous={key: location_scale(find_column(obs, key), key) for key in continuous_covariate_keys},
+            categories={key: find_categories(get_column(obs, key), key) for key in categorical_keys},
+            continuous={key: mean_and_std(get_column(obs, key), key) for key in continuous_covariate_keys},
         )
 
     @property
@@ -233,7 +240,7 @@ class Schema:
             },
         )
 
-    def counts(self, adata: AnnData) -> dict[str, sparse.csr_matrix]:
+    def read_counts(self, adata: AnnData) -> dict[str, sparse.csr_matrix]:
         """Give the counts of the model's features, checked.
 
         Features are put in the order of the schema; features that the model does not know are left out, and features
@@ -272,15 +279,15 @@ class Schema:
         keys = {modality: obsm_key(source) for modality, source in self.sources.items()}
         check_anndata(adata, needs_features=all(key is None for key in keys.values()))
         position_f = {
-            modality: locate(adata.var_names, self.feature_names[modality])
+            modality: match_features(adata.var_names, self.feature_names[modality])
             for modality, key in keys.items()
             if key is None
         }
-        lacking = self._lacking(adata, position_f) if several else set()
+        lacking = self._missing_modalities(adata, position_f) if several else set()
         n_known = sum(int((at >= 0).sum()) for at in position_f.values())
         if n_known < adata.n_vars:
             logger.info("ignoring %d features that the model does not know", adata.n_vars - n_known)
-        in_var = canonical(count_matrix(adata, self.layer)) if position_f.keys() - lacking else None
+        in_var = to_canonical_csr(get_count_matrix(adata, self.layer)) if position_f.keys() - lacking else None
         counts = {}
         for modality, names in self.feature_names.items():
             if modality in lacking:
@@ -291,18 +298,18 @@ class Schema:
             key = keys[modality]
             if key is None:
                 where = describe_layer(self.layer)
-                check_overlap(position_f[modality], adata.var_names, names, "adata.var_names", of)
-                rows = align(in_var, position_f[modality])
+                check_feature_overlap(position_f[modality], adata.var_names, names, "adata.var_names", of)
+                rows = select_columns(in_var, position_f[modality])
             else:
                 where = describe_obsm(key)
-                matrix, found = obsm_matrix(adata, key)
-                rows = align(canonical(matrix), locate_in_obsm(matrix, found, names, where, of))
+                matrix, found = get_obsm_matrix(adata, key)
+                rows = select_columns(to_canonical_csr(matrix), match_obsm_columns(matrix, found, names, where, of))
             check_counts(rows, adata, names, where, modality)
             check_presence(adata.obs, self.presence_keys.get(modality), modality, rows, several)
-            counts[modality] = observed(rows, modality, self.likelihood[modality])
+            counts[modality] = as_model_counts(rows, modality, self.likelihood[modality])
         return counts
 
-    def _lacking(self, adata: AnnData, position_f: Mapping[str, np.ndarray]) -> set[str]:
+    def _missing_modalities(self, adata: AnnData, position_f: Mapping[str, np.ndarray]) -> set[str]:
         """Say which modalities `adata` has no feature of; raise where it is all of them."""
         lacking = {modality for modality, at in position_f.items() if (at < 0).all()}
         for modality, source in self.sources.items():
@@ -310,15 +317,15 @@ class Schema:
             if key is not None and key not in adata.obsm:
                 lacking.add(modality)
         if len(lacking) == len(self.feature_names):
-            starts = "; ".join(f"{modality} {listing(names, 3)}" for modality, names in self.feature_names.items())
+            starts = "; ".join(f"{modality} {format_names(names, 3)}" for modality, names in self.feature_names.items())
             raise ValueError(
                 f"adata has no feature of any modality of the model, whose features start {starts} (sources: "
-                f"{listing(self.sources.values())}); those of adata start {listing(adata.var_names, 3)}. "
+                f"{format_names(self.sources.values())}); those of adata start {format_names(adata.var_names, 3)}. "
                 "Give adata the same kind of names (genes: symbols or Ensembl ids)"
             )
         return lacking
 
-    def covariates(
+    def encode_covariates(
         self,
         obs: AnnData | pd.DataFrame | Mapping[str, Any],
         overrides: Mapping[str, Any] | None = None,
@@ -358,44 +365,44 @@ class Schema:
         given = [*overrides, *(obs if isinstance(obs, Mapping) else ())]
         for key in given:
             if key not in known:
-                raise KeyError(f"the model has no covariate {key!r}; its covariates: {listing(known)}")
+                raise KeyError(f"the model has no covariate {key!r}; its covariates: {format_names(known)}")
         for key, value in overrides.items():
             if np.ndim(value) != 0:
                 raise TypeError(f"the override of {key!r} must be one value for all cells, not {type(value).__name__}")
-        table = covariate_table(obs, n_cells)
+        table = to_covariate_table(obs, n_cells)
         columns = {
-            key: as_column(overrides[key], table.index) if key in overrides else find_column(table, key)
-            for key in known
+            key: to_column(overrides[key], table.index) if key in overrides else get_column(table, key) for key in known
         }
         category_ck = np.empty((len(table), len(self.categories)), dtype=np.int64)
         for k, (key, categories) in enumerate(self.categories.items()):
             remedy = f"fit a model with these cells, or set adata.obs[{key!r}] to a category that they are like"
             if key in overrides:
                 remedy = "choose a known one"
-            category_ck[:, k] = encode(columns[key], key, categories, remedy)
+            category_ck[:, k] = encode_categories(columns[key], key, categories, remedy)
         continuous_ck = np.empty((len(table), len(self.continuous)), dtype=np.float32)
         for k, (key, (mean, deviation)) in enumerate(self.continuous.items()):
-            continuous_ck[:, k] = (as_numbers(columns[key], key) - mean) / deviation
+            continuous_ck[:, k] = (to_float(columns[key], key) - mean) / deviation
         return category_ck, continuous_ck
 
 
-def check_features(feature_names: Mapping[str, tuple[str, ...]]) -> None:
+def check_n_features(feature_names: Mapping[str, tuple[str, ...]]) -> None:
     """Raise where one of several modalities has too few features; a model of one is checked when it is fit."""
     for modality, names in feature_names.items():
         if len(names) < 2 and (len(feature_names) > 1 or not names):
             raise ValueError(
-                f"modality {modality!r} has {len(names)} features ({listing(names)}): a modality is learned from at "
+                f"modality {modality!r} has {len(names)} features ({format_names(names)}): a modality is learned from "
+                f"at "
                 "least two. Leave it out, by naming the others in modalities"
             )
 
 
-def locate_in_obsm(
+def match_obsm_columns(
     matrix: Any, found: tuple[str, ...] | None, names: tuple[str, ...], where: str, of: str
 ) -> np.ndarray:
     """Find the columns of a matrix in obsm, checked: by name where it has names, else as they come."""
     if found is not None:
-        position_f = locate(pd.Index(found, dtype=object), names)
-        check_overlap(position_f, pd.Index(found, dtype=object), names, f"the columns of {where}", of)
+        position_f = match_features(pd.Index(found, dtype=object), names)
+        check_feature_overlap(position_f, pd.Index(found, dtype=object), names, f"the columns of {where}", of)
         return position_f
     if matrix.shape[1] != len(names):
         raise ValueError(
@@ -405,7 +412,7 @@ def locate_in_obsm(
     return np.arange(len(names))
 
 
-def observed(rows: sparse.csr_matrix, modality: str, likelihood: str) -> sparse.csr_matrix:
+def as_model_counts(rows: sparse.csr_matrix, modality: str, likelihood: str) -> sparse.csr_matrix:
     """Give checked counts as the model is to see them, float32; the rows given are left as they are."""
     value_n = rows.data
     if likelihood == BERNOULLI:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from celldial.data.cells import Cells
 
-__all__ = ["choose_cells", "split"]
+__all__ = ["random_split", "train_validation_split"]
 
 
-def split(n_cells: int, validation_size: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def random_split(n_cells: int, validation_size: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Split cells at random into those to train on and those to validate on.
 
     Parameters
@@ -48,7 +48,7 @@ def split(n_cells: int, validation_size: float, generator: torch.Generator) -> t
     return order_c[n_validation:].sort().values, order_c[:n_validation].sort().values
 
 
-def choose_cells(
+def train_validation_split(
     adata: AnnData,
     cells: Cells,
     validation_size: float,
@@ -69,8 +69,8 @@ def choose_cells(
         Of the random choice.
     """
     if validation_cells is None:
-        open_c, labelled_c = open_cells(cells)
-        train, validation = split(len(open_c), validation_size, torch.Generator().manual_seed(seed))
+        open_c, labelled_c = holdout_candidates(cells)
+        train, validation = random_split(len(open_c), validation_size, torch.Generator().manual_seed(seed))
         return torch.cat([open_c[train], labelled_c]).sort().values, open_c[validation]
     held_out_c = np.asarray(validation_cells)
     if held_out_c.dtype != bool:
@@ -80,10 +80,10 @@ def choose_cells(
                 f"validation_cells names {unknown[0]!r}, which is not in adata.obs_names; give names or a mask"
             )
         held_out_c = adata.obs_names.isin(held_out_c)
-    return hold_out(cells, held_out_c)
+    return split_by_mask(cells, held_out_c)
 
 
-def open_cells(cells: Cells) -> tuple[Tensor, Tensor]:
+def holdout_candidates(cells: Cells) -> tuple[Tensor, Tensor]:
     """Tell which cells may be held out, and which have a label and so are to be learned from; empty ones are neither.
 
     What is known of few cells is to be learned from; where most have a label, any may be held out.
@@ -95,7 +95,7 @@ def open_cells(cells: Cells) -> tuple[Tensor, Tensor]:
     return (filled_c & ~labelled_c).nonzero().squeeze(1), labelled_c.nonzero().squeeze(1)
 
 
-def hold_out(cells: Cells, held_out_c: np.ndarray) -> tuple[Tensor, Tensor]:
+def split_by_mask(cells: Cells, held_out_c: np.ndarray) -> tuple[Tensor, Tensor]:
     """Split the cells that have counts by a mask, into indices of those to train and to validate on."""
     if len(held_out_c) != len(cells):
         raise ValueError(f"validation_cells is a mask of {len(held_out_c)} values for {len(cells)} cells")

@@ -18,10 +18,10 @@ import torch
 
 from celldial.data import checks, labels
 from celldial.data.cells import Cells
-from celldial.data.in_memory import Resident, Source
-from celldial.data.on_disk import Stream
+from celldial.data.in_memory import InMemorySource, Source
+from celldial.data.on_disk import OnDiskSource
 from celldial.data.schema import Schema
-from celldial.data.splits import choose_cells
+from celldial.data.splits import train_validation_split
 from celldial.estimator import validation
 from celldial.estimator.prepare import NO_PART, look
 from celldial.estimator.serialization import build_module, fingerprint, to_json
@@ -33,17 +33,17 @@ from celldial.io import results
 from celldial.io.checkpoint import Checkpoint
 from celldial.model.elbo import read_gradient
 from celldial.model.module import Module
-from celldial.periodic.markers import read_rhythm
+from celldial.periodic.markers import parse_periodic
 from celldial.tl.phase import phase_table
 from celldial.training import loop, memory
 from celldial.training.hardware import Hardware, RunContext
 from celldial.training.periodic import PeriodicTarget, describe
 from celldial.training.plan import TrainingPlan, choose_batch_size, choose_max_epochs
 from celldial.training.stages import first_stages, further_stages
-from celldial.utils.prefetch import ahead
-from celldial.utils.random import seeded
-from celldial.utils.settings import Precision, chosen
-from celldial.utils.validation import check_whole
+from celldial.utils.prefetch import prefetch
+from celldial.utils.random import isolate_rng
+from celldial.utils.settings import Precision, override_settings
+from celldial.utils.validation import check_integer
 
 if TYPE_CHECKING:
     from celldial.estimator.vae import VAE
@@ -94,8 +94,8 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
     validation.check_hardware(
         options.device, options.precision, options.devices, options.num_nodes, options.checkpoint_minutes
     )
-    rhythm = read_rhythm(model.periodic)
-    found = look(adata, parameters, rhythm, options.validation_size, options.validation_cells)
+    process = parse_periodic(model.periodic)
+    found = look(adata, parameters, process, options.validation_size, options.validation_cells)
     schema, source = found.schema, found.source
     hardware = Hardware(
         options.device,
@@ -108,10 +108,10 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
     )
     plan = _plan(model, source.n_train, options, hardware.torch_device.type)
     run = RunContext(hardware, _checkpoint(model, schema, source, plan, hardware, options))
-    target = None if rhythm is None else PeriodicTarget(rhythm, found.markers, found.modality)
-    with chosen(options.device, options.precision), seeded(model.seed):
-        sample = source.sample(MAX_CELLS_TO_START)
-        held = source.cells if isinstance(source, Resident) else sample
+    target = None if process is None else PeriodicTarget(process, found.markers, found.modality)
+    with override_settings(options.device, options.precision), isolate_rng(model.seed):
+        sample = source.training_sample(MAX_CELLS_TO_START)
+        held = source.cells if isinstance(source, InMemorySource) else sample
         memory.check_memory(held, schema.likelihood, model.n_hidden, plan.batch_size, hardware.torch_device)
         module = build_module(model, schema, found.clusters)
         module.initialise(sample, source.n_train)
@@ -119,7 +119,7 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
         stages = first_stages(module, plan, model.seed, target)
         history, source = loop.fit(module, source, stages, model.seed, run)
         inferred = _infer_source(module, source, adata)
-        sample = source.sample(MAX_CELLS_TO_MEASURE)
+        sample = source.training_sample(MAX_CELLS_TO_MEASURE)
         measure_loadings(module, sample, torch.arange(len(sample)), source.n_train / len(sample))
     model.parameters_, model.schema_, model.module_, model.history_ = to_json(parameters), schema, module, history
     model.periodic_ = None if target is None else describe(module, schema, target, model.gene_symbols)
@@ -133,24 +133,26 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
 def partial_fit(model: VAE, adata: Any, options: FitOptions) -> None:
     """Continue to fit a fitted model, and write the results to the AnnData."""
     validation.check_parameters(model.get_params(deep=False))
-    check_whole("max_epochs", options.max_epochs)
+    check_integer("max_epochs", options.max_epochs)
     validation.check_options(options.max_epochs, options.batch_size, options.key_added)
     table, cells = read_cells(model, adata)
-    cells = replace(cells, label_c=labels.codes(table.obs, model.clusters_))
-    checks.check_any_count(cells)
-    checks.warn_of_empty(table.obs_names.__getitem__, cells, NO_PART)
-    train_c, validation_c = choose_cells(table, cells, options.validation_size, options.validation_cells, model.seed)
+    cells = replace(cells, label_c=labels.encode_labels(table.obs, model.clusters_))
+    checks.check_has_counts(cells)
+    checks.warn_empty_cells(table.obs_names.__getitem__, cells, NO_PART)
+    train_c, validation_c = train_validation_split(
+        table, cells, options.validation_size, options.validation_cells, model.seed
+    )
     plan = _plan(model, len(train_c), options)
     plan = replace(plan, learning_rate=plan.learning_rate / CONTINUED_SLOWER, kl_warmup=False)
     n_epochs_before = len(model.history_["seconds"])
     seed = model.seed + n_epochs_before
-    with seeded(seed):
+    with isolate_rng(seed):
         # A copy, so that a failure leaves the fitted model as it was.
         module = copy.deepcopy(model.module_)
         for name, modality in module.by_modality():
             # Weight decay would erase a modality that no training cell has: nothing in the loss counteracts it.
-            modality.requires_grad_(bool(cells.has(name)[train_c].any()))
-        source = Resident(cells, train_c, validation_c)
+            modality.requires_grad_(bool(cells.mask_with(name)[train_c].any()))
+        source = InMemorySource(cells, train_c, validation_c)
         history, source = loop.fit(module, source, further_stages(module, plan), seed)
         inferred = posterior.infer(module, source.cells)
         measure_loadings(module, source.cells, train_c)
@@ -193,13 +195,13 @@ def _checkpoint(
     return Checkpoint(Path(options.checkpoint), identity, options.checkpoint_minutes)
 
 
-def _infer_source(module: Module, source: Resident | Stream, adata: Any) -> Inferred | None:
+def _infer_source(module: Module, source: InMemorySource | OnDiskSource, adata: Any) -> Inferred | None:
     """Infer the latent states of all cells, including those not trained on; None if there is no AnnData to write to."""
-    if isinstance(source, Resident):
+    if isinstance(source, InMemorySource):
         return posterior.infer(module, source.cells)
     if is_file_path(adata):
         return None
-    blocks = (Cells.from_anndata(block, source.schema) for block in ahead(source.atlas.blocks()))
+    blocks = (Cells.from_anndata(block, source.schema) for block in prefetch(source.dataset.blocks()))
     return posterior.joined([posterior.infer(module, block) for block in blocks])
 
 

@@ -18,8 +18,8 @@ from celldial.model.config import ModuleConfig
 from celldial.model.elbo import read_gradient
 from celldial.model.laplace import Loadings
 from celldial.model.module import Module
-from celldial.periodic.markers import read_rhythm
-from celldial.utils.random import seeded
+from celldial.periodic.markers import parse_periodic
+from celldial.utils.random import isolate_rng
 
 if TYPE_CHECKING:
     from celldial.estimator.vae import VAE
@@ -46,7 +46,7 @@ def load(cls: type[VAE], path: Path) -> VAE:
     """Read a model from a file that this version or an earlier one wrote."""
     about, tensors = model_file.read(path)
     # Weights are initialized before they are replaced; the seed keeps the caller's random state as it was.
-    with model_file.damaged_if_this_fails(path), seeded(0):
+    with model_file.damaged_if_this_fails(path), isolate_rng(0):
         model = cls(**about["parameters"])
         validation.check_parameters(model.get_params(deep=False))
         model.parameters_ = to_json(model.get_params(deep=False))  # includes parameters that the file does not have
@@ -85,7 +85,7 @@ def build_module(model: VAE, schema: Schema, clusters: Mapping[str, Any] | None)
         dropout_rate=model.dropout_rate,
         fusion=model.fusion,
         modality_weights=model.modality_weights,
-        periodic=read_rhythm(model.periodic) is not None,
+        periodic=parse_periodic(model.periodic) is not None,
         decoder=model.decoder,
         bayesian_loadings=model.bayesian_loadings,
         latent=model.latent,

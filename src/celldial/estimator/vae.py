@@ -24,9 +24,9 @@ from celldial.model.module import Module
 from celldial.model.networks import DecoderName
 from celldial.model.priors import PosteriorName, PriorName
 from celldial.training import loop
-from celldial.utils.random import seeded
+from celldial.utils.random import isolate_rng
 from celldial.utils.settings import Precision
-from celldial.utils.validation import check_target, check_whole
+from celldial.utils.validation import check_integer, check_writable
 
 __all__ = ["VAE"]
 
@@ -545,7 +545,7 @@ class VAE(BaseEstimator):
         >>> model.transform(adata[600:]).shape
         (100, 10)
         """
-        check_target(adata, key_added)
+        check_writable(adata, key_added)
         inferred, _ = infer_all(self, adata, modality)
         embedding_cz = inferred.embedding_with_place if include_periodic else inferred.embedding
         if key_added is not None:
@@ -631,8 +631,8 @@ class VAE(BaseEstimator):
         True
         """
         check_fitted(self)
-        check_whole("n_samples", n_samples)
-        with seeded(self.seed):
+        check_integer("n_samples", n_samples)
+        with isolate_rng(self.seed):
             blocks = nonempty_blocks(self, adata)
             if n_samples > 1:
                 return posterior.bound(self.module_, blocks, n_samples)

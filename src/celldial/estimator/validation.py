@@ -14,8 +14,8 @@ from celldial.model.latents import LATENTS
 from celldial.model.likelihoods import LIKELIHOODS
 from celldial.model.networks import DECODERS
 from celldial.model.priors import POSTERIORS, PRIORS
-from celldial.periodic.markers import read_rhythm
-from celldial.utils.validation import check_whole
+from celldial.periodic.markers import parse_periodic
+from celldial.utils.validation import check_integer
 
 __all__ = ["check_hardware", "check_latent", "check_options", "check_parameters"]
 
@@ -23,7 +23,7 @@ __all__ = ["check_hardware", "check_latent", "check_options", "check_parameters"
 def check_parameters(parameters: dict[str, Any]) -> None:
     """Raise where a parameter of `VAE` makes no sense."""
     for name, least in {"n_latent": 1, "n_hidden": 2, "n_layers": 1, "seed": 0}.items():
-        check_whole(name, parameters[name], least)
+        check_integer(name, parameters[name], least)
     likelihood, dropout_rate, learning_rate = (parameters[k] for k in ("likelihood", "dropout_rate", "learning_rate"))
     for name in likelihood.values() if isinstance(likelihood, Mapping) else [likelihood]:
         if name not in LIKELIHOODS and likelihood is not None:
@@ -39,8 +39,8 @@ def check_parameters(parameters: dict[str, Any]) -> None:
     for name, known in choices.items():
         if parameters[name] not in known:
             raise ValueError(f"{name} is {parameters[name]!r}: choose one of {', '.join(map(repr, known))}")
-    rhythm = read_rhythm(parameters["periodic"])
-    check_latent(parameters, rhythm is not None)
+    process = parse_periodic(parameters["periodic"])
+    check_latent(parameters, process is not None)
     if not (isinstance(dropout_rate, float | int | np.number) and 0 <= dropout_rate < 1):
         raise ValueError(f"dropout_rate is {dropout_rate!r}: it must be at least 0 and below 1")
     if not (isinstance(learning_rate, float | int | np.number) and learning_rate > 0):
@@ -54,9 +54,9 @@ def check_latent(parameters: Mapping[str, Any], periodic: bool) -> None:
         raise ValueError(
             f"n_latent is {n_latent}: latent={parameters['latent']!r} needs at least {family.min_latent} coordinates"
         )
-    check_whole("n_components", parameters["n_components"], 2)
+    check_integer("n_components", parameters["n_components"], 2)
     if parameters["n_clusters"] is not None:
-        check_whole("n_clusters", parameters["n_clusters"], 2)
+        check_integer("n_clusters", parameters["n_clusters"], 2)
     clustered = parameters["n_clusters"] is not None or parameters["labels_key"] is not None
     gradient = read_gradient(parameters["gradient"], clustered)
     if parameters["bayesian_loadings"] and parameters["decoder"] != "linear":
@@ -89,7 +89,7 @@ def check_options(max_epochs: Any, batch_size: Any, key_added: Any) -> None:
     """Raise where an option of `VAE.fit` makes no sense."""
     for name, value in {"max_epochs": max_epochs, "batch_size": batch_size}.items():
         if value != "auto":
-            check_whole(name, value)
+            check_integer(name, value)
     if not isinstance(key_added, str):
         raise TypeError(f"key_added is {key_added!r}: it must be a name, such as 'X_celldial'")
 
@@ -111,7 +111,7 @@ def check_hardware(
         raise ValueError(f"precision is {precision!r}: choose '32-true' or 'bf16-mixed'")
     for name, value in {"devices": devices, "num_nodes": num_nodes}.items():
         if value is not None:
-            check_whole(name, value)
+            check_integer(name, value)
     if device is not None and ":" in device and (devices or 1) > 1:
         raise ValueError(f"device is {device!r}, which is one, and devices is {devices}: leave out one of them")
     if checkpoint_minutes is not None and not checkpoint_minutes > 0:

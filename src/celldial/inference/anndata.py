@@ -11,18 +11,18 @@ import pandas as pd
 from anndata import AnnData
 from sklearn.utils.validation import check_is_fitted
 
-from celldial.data.cells import Cells, in_blocks
-from celldial.data.checks import check_any_count, warn_of_empty
-from celldial.data.files import Atlas, is_stored
+from celldial.data.cells import Cells, decode_blocks
+from celldial.data.checks import check_has_counts, warn_empty_cells
+from celldial.data.files import OnDiskDataset, is_on_disk
 from celldial.data.modalities import obsm_key
-from celldial.data.mudata import joined
-from celldial.data.on_disk import told_once
+from celldial.data.mudata import mudata_to_anndata
+from celldial.data.on_disk import warn_once
 from celldial.data.schema import BERNOULLI, Schema
 from celldial.inference import posterior
 from celldial.inference.posterior import Inferred
 from celldial.model.angle_posterior import placed
 from celldial.model.module import Module
-from celldial.utils.prefetch import ahead
+from celldial.utils.prefetch import prefetch
 from celldial.utils.validation import check_library_size
 
 __all__ = [
@@ -64,32 +64,32 @@ def check_fitted(model: FittedModel) -> None:
 
 def is_file_path(data: Any) -> bool:
     """Return whether the cells are only in files, so that nothing can be written to them."""
-    return is_stored(data) and not isinstance(data, AnnData)
+    return is_on_disk(data) and not isinstance(data, AnnData)
 
 
 def to_anndata(model: FittedModel, adata: Any) -> AnnData:
     """Return the cells of an AnnData or MuData as one AnnData."""
     layer, modality_key = (model.parameters_[name] for name in ("layer", "modality_key"))
-    return joined(adata, layer=layer, modality_key=modality_key, schema=model.schema_)
+    return mudata_to_anndata(adata, layer=layer, modality_key=modality_key, schema=model.schema_)
 
 
 def read_cells(model: FittedModel, adata: AnnData, modalities: Sequence[str] | None = None) -> tuple[AnnData, Cells]:
     """Read cells as one AnnData and as tensors, with the counts of all modalities or only of those given."""
     table = to_anndata(model, adata)
     cells = Cells.from_anndata(table, model.schema_)
-    return table, cells if modalities is None else cells.only(*modalities)
+    return table, cells if modalities is None else cells.keep_modalities(*modalities)
 
 
 def read_parts(model: FittedModel, adata: Any, modalities: Sequence[str] | None) -> Iterator[tuple[AnnData, Cells]]:
     """Read cells as `read_cells` does: those in memory at once, those in files block by block."""
-    if not is_stored(adata):
+    if not is_on_disk(adata):
         yield read_cells(model, adata, modalities)
         return
     schema = model.schema_
     obs_keys = [*schema.categories, *schema.continuous, *schema.presence_keys.values()]
     obsm_keys = [key for key in map(obsm_key, schema.sources.values()) if key is not None]
-    atlas = Atlas.open(adata, layer=schema.layer, obs_keys=obs_keys, obsm_keys=obsm_keys, strict=False)
-    for table in ahead(atlas.blocks()):
+    dataset = OnDiskDataset.open(adata, layer=schema.layer, obs_keys=obs_keys, obsm_keys=obsm_keys, strict=False)
+    for table in prefetch(dataset.blocks()):
         yield table, read_cells(model, table, modalities)[1]
 
 
@@ -124,16 +124,16 @@ def infer_all(
     used = [get_modality(model, modality)] if modality is not None else sources
     used_names = None if used is None else " or ".join(used)
     parts, tables, n_nonempty = [], [], 0
-    with told_once() if is_stored(adata) else nullcontext():
+    with warn_once() if is_on_disk(adata) else nullcontext():
         for table, cells in read_parts(model, adata, used):
             n_nonempty += int((~cells.empty_c).sum())
-            if sources is not None and not is_stored(adata):
-                check_any_count(cells, sources)
-            warn_of_empty(table.obs_names.__getitem__, cells, consequence, used_names)
+            if sources is not None and not is_on_disk(adata):
+                check_has_counts(cells, sources)
+            warn_empty_cells(table.obs_names.__getitem__, cells, consequence, used_names)
             parts.append(posterior.infer(model.module_, cells))
             tables.append(table.obs)
     if sources is not None and n_nonempty == 0:
-        check_any_count(cells, sources)
+        check_has_counts(cells, sources)
     return posterior.joined(parts), tables[0] if len(tables) == 1 else pd.concat(tables)
 
 
@@ -144,9 +144,9 @@ def nonempty_blocks(model: FittedModel, adata: Any) -> Iterator[Cells]:
         nonempty = cells.select((~cells.empty_c).nonzero()[:, 0]).to(device)
         n_nonempty += len(nonempty)
         if len(nonempty) > 0:
-            yield from in_blocks(placed(model.module_, nonempty))
+            yield from decode_blocks(placed(model.module_, nonempty))
     if n_nonempty == 0:
-        check_any_count(cells)
+        check_has_counts(cells)
 
 
 def get_modality(model: FittedModel, modality: str | None) -> str:

@@ -8,7 +8,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from celldial.data.cells import Cells, block_size, minibatches
+from celldial.data.cells import Cells, decode_block_size, minibatches
 from celldial.inference.population_means import MAX_CELLS, _draw
 from celldial.inference.posterior import ready
 from celldial.model.laplace import RANK, Loadings, directions, posterior_covariance, products
@@ -34,7 +34,7 @@ def measure_loadings(module: Module, cells: Cells, index_c: Tensor, n_each: floa
     """
     device = ready(module)
     for name, modality in module.by_modality():
-        having = index_c[cells.has(name)[index_c]]
+        having = index_c[cells.mask_with(name)[index_c]]
         if len(having) == 0:
             continue
         chosen = having[torch.randperm(len(having))[:MAX_CELLS].sort().values]
@@ -47,7 +47,7 @@ def _loadings(
 ) -> Loadings:
     """Sum up the information about the loadings in some cells, each of which stands for `n_each`."""
     with pyro.validation_enabled(False):
-        blocks = [block.to(device) for block in minibatches(cells, block_size(module.n_features[name]))]
+        blocks = [block.to(device) for block in minibatches(cells, decode_block_size(module.n_features[name]))]
         states = [_draw(module, block, 1)[:, 0] for block in blocks]
     decoder, likelihood = modality.decoder, modality.likelihood
     inputs = [decoder.inputs(z_cz, of.category_ck, of.continuous_ck) for z_cz, of in zip(states, blocks, strict=True)]

@@ -21,7 +21,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from celldial.data.cells import MAX_BLOCK_ENTRIES, Cells
+from celldial.data.cells import MAX_DECODE_VALUES, Cells
 from celldial.inference.posterior import Covariates, ready
 from celldial.model import angle_posterior
 from celldial.model.laplace import BLOCK_FEATURES
@@ -143,11 +143,11 @@ class _Along:
         mean_sf = self.input_sjh.new_empty((n_steps, self.n_features))
         variance_sf = torch.empty_like(mean_sf)
         log_total_sj = self.input_sjh.new_empty((n_steps, n_draws))
-        first = next(self._blocks(n_draws, MAX_BLOCK_ENTRIES))
+        first = next(self._blocks(n_draws, MAX_DECODE_VALUES))
         logits_buffer_jf = mean_sf.new_empty((first.stop, self.n_features))
         for step, input_jh in enumerate(self.input_sjh):
             sums_3f = mean_sf.new_zeros((3, self.n_features))
-            for block in self._blocks(n_draws, MAX_BLOCK_ENTRIES):
+            for block in self._blocks(n_draws, MAX_DECODE_VALUES):
                 logits_jf = logits_buffer_jf[: block.stop - block.start]
                 torch.addmm(self.bias_f, input_jh[block], self.weight_fh.T, out=logits_jf)
                 # One large matrix product, then few draws at a time, which stay in the processor's cache.
@@ -174,7 +174,7 @@ class _Along:
         for start in range(0, self.n_features, BLOCK_FEATURES):
             of = slice(start, start + BLOCK_FEATURES)
             sums_3f = variance_f.new_zeros((3, len(variance_f[of])))
-            for block in self._blocks(self.n_draws, MAX_BLOCK_ENTRIES):
+            for block in self._blocks(self.n_draws, MAX_DECODE_VALUES):
                 change_jf = self._relative(highest_f, of, block, mean_sf, log_total_sj)
                 change_jf -= self._relative(lowest_f, of, block, mean_sf, log_total_sj)
                 self._add(change_jf, sums_3f)

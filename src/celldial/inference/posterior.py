@@ -19,11 +19,11 @@ from scipy import sparse
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from celldial.data.cells import MAX_BLOCK_CELLS, Cells, block_size, minibatches
+from celldial.data.cells import MAX_DECODE_CELLS, Cells, decode_block_size, minibatches
 from celldial.model import angle_posterior
 from celldial.model.likelihoods import Observation
 from celldial.model.module import Module
-from celldial.utils.random import seeded
+from celldial.utils.random import isolate_rng
 from celldial.utils.settings import settings
 
 __all__ = ["Covariates", "Posterior", "bound", "draw_cells", "expected", "infer", "joined", "ready"]
@@ -101,7 +101,7 @@ class Inferred(NamedTuple):
 
 
 class Covariates(NamedTuple):
-    """Encoded covariates of some cells: what `Schema.covariates` returns."""
+    """Encoded covariates of some cells: what `Schema.encode_covariates` returns."""
 
     category_ck: np.ndarray
     continuous_ck: np.ndarray
@@ -128,8 +128,8 @@ def infer(module: Module, cells: Cells) -> Inferred:
     device = ready(module)
     parts = []
     # Values that are not finite have a better error below. What has no closed form is drawn, the same way every time.
-    with pyro.validation_enabled(False), seeded(0):
-        for block in minibatches(cells, MAX_BLOCK_CELLS):
+    with pyro.validation_enabled(False), isolate_rng(0):
+        for block in minibatches(cells, MAX_DECODE_CELLS):
             placed = angle_posterior.placed(module, block.to(device))
             encoded = module.encode(placed)
             posterior = module.spread(encoded, placed)
@@ -296,9 +296,9 @@ def _decode(
     library_size = {modality: torch.from_numpy(library_size_c).float()}
     category_ck, continuous_ck = map(torch.from_numpy, covariates)
     cells = Cells({}, library_size, category_ck, continuous_ck)
-    n_cells = block_size(module.n_features[modality])
+    n_cells = decode_block_size(module.n_features[modality])
     for start in range(0, len(z_cz), n_cells):
         stop = start + n_cells
         yield module.decode_one(
-            modality, torch.from_numpy(z_cz[start:stop]).to(device), cells.between(start, stop).to(device)
+            modality, torch.from_numpy(z_cz[start:stop]).to(device), cells.slice(start, stop).to(device)
         )

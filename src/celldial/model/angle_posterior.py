@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from celldial.data.cells import Cells, block_size
+from celldial.data.cells import Cells, decode_block_size
 from celldial.model.module import Module
 from celldial.model.periodic import N_GRID, N_HARMONICS, grid, harmonics
-from celldial.ops.csr import SparseRows
+from celldial.ops.csr import CSRTensor
 
 __all__ = ["belief", "choose_features", "curves", "located", "marker_curves", "placed", "start", "straighten", "turn"]
 
@@ -75,12 +75,12 @@ def located(module: Module, cells: Cells, learn_prior: bool = False) -> Cells:
     angle_cj = (log_lik_cj + log_prior_j)[:, :-1].softmax(1)
     mean_cu = angle_cj @ state_ju[:-1]
     angle_c = torch.atan2(mean_cu[:, 1], mean_cu[:, 0])
-    return replace(cells, belief_cq=belief(angle_c, mean_cu.norm(dim=1), active_c))
+    return replace(cells, angle_params_cq=belief(angle_c, mean_cu.norm(dim=1), active_c))
 
 
 def placed(module: Module, cells: Cells) -> Cells:
     """Say where cells are if the module has a circle, and it was not said yet; otherwise give them back as they are."""
-    return cells if module.circle is None or cells.belief_cq is not None else located(module, cells)
+    return cells if module.circle is None or cells.angle_params_cq is not None else located(module, cells)
 
 
 def _places(like: Tensor) -> Tensor:
@@ -90,9 +90,9 @@ def _places(like: Tensor) -> Tensor:
 
 
 def _blocks(module: Module, cells: Cells) -> Iterator[Cells]:
-    n_cells = block_size(max(*module.n_features.values(), MAX_FEATURES))
+    n_cells = decode_block_size(max(*module.n_features.values(), MAX_FEATURES))
     for start_ in range(0, len(cells), n_cells):
-        yield cells.between(start_, min(start_ + n_cells, len(cells)))
+        yield cells.slice(start_, min(start_ + n_cells, len(cells)))
 
 
 def _log_prior(module: Module) -> Tensor:
@@ -122,12 +122,12 @@ def _learn_prior(module: Module, log_lik_cj: Tensor) -> None:
 def _latent_mean(module: Module, cells: Cells) -> Tensor:
     """Mean of the Gaussian coordinates, which the circle has no say in."""
     unknown_cq = cells.continuous_ck.new_zeros(len(cells), 4)
-    return module.posterior(replace(cells, belief_cq=unknown_cq))["z"].mean
+    return module.posterior(replace(cells, angle_params_cq=unknown_cq))["z"].mean
 
 
 def _of_those_having(name: str, cells: Cells, mean_cz: Tensor) -> list[Tensor]:
     """Give latent means, covariates and library sizes of the cells that have a modality."""
-    index_c = cells.having(name)
+    index_c = cells.indices_with(name)
     inputs = [mean_cz, cells.category_ck, cells.continuous_ck, cells.library_size[name]]
     return inputs if index_c is None else [tensor[index_c] for tensor in inputs]
 
@@ -149,7 +149,7 @@ def _log_likelihoods(module: Module, cells: Cells, state_ju: Tensor) -> Tensor:
         # Shares sum to 1 at every place: this is what the others of the features that rise there must give.
         log_total_cj = (share_cf @ effect_fj.exp()).log()
         log_rate_cf = share_cf[:, column_f].log() + likelihood.log_exposure(library_size_c)[:, None]
-        value_cf = _columns(cells.observed(name), column_f)
+        value_cf = _columns(cells.observed_counts(name), column_f)
         log_lik_cj = torch.stack(
             [
                 likelihood.entry_log_prob(
@@ -159,11 +159,11 @@ def _log_likelihoods(module: Module, cells: Cells, state_ju: Tensor) -> Tensor:
             ],
             1,
         )
-        total_cj[cells.has(name)] += log_lik_cj
+        total_cj[cells.mask_with(name)] += log_lik_cj
     return total_cj
 
 
-def _columns(counts: SparseRows, column_f: Tensor) -> Tensor:
+def _columns(counts: CSRTensor, column_f: Tensor) -> Tensor:
     """Take some columns of sparse rows, dense, shape ``(c, f)``."""
     place_f = torch.full((counts.n_columns,), -1, device=column_f.device)
     place_f[column_f] = torch.arange(len(column_f), device=column_f.device)
@@ -186,7 +186,7 @@ def choose_features(module: Module, cells: Cells) -> None:
         The cells trained on, located.
     """
     module.eval()
-    assert cells.belief_cq is not None
+    assert cells.angle_params_cq is not None
     everywhere_ku = harmonics(_places(cells.continuous_ck)[:-1]).mean(0)
     told = {name: cells.continuous_ck.new_zeros(n) for name, n in module.n_features.items()}
     for block in _blocks(module, cells):
@@ -194,15 +194,15 @@ def choose_features(module: Module, cells: Cells) -> None:
         for name, modality in module.by_modality():
             decoder = modality.decoder
             assert decoder.harmonics is not None
-            assert block.belief_cq is not None
+            assert block.angle_params_cq is not None
             z_cz, *covariates, library_size_c = _of_those_having(name, block, mean_cz)
-            belief_cq = block.belief_cq[block.has(name)]
+            angle_params_cq = block.angle_params_cq[block.mask_with(name)]
             if len(z_cz) == 0:
                 continue
-            state_cz = torch.cat([z_cz, belief_cq[:, :2]], 1)
+            state_cz = torch.cat([z_cz, angle_params_cq[:, :2]], 1)
             information_cf = modality.likelihood.information(decoder(state_cz, *covariates), library_size_c)
-            away_cf = decoder.harmonics(harmonics(belief_cq[:, :2]) - everywhere_ku)
-            told[name] += 0.5 * (belief_cq[:, 3].sigmoid()[:, None] * information_cf * away_cf.square()).sum(0)
+            away_cf = decoder.harmonics(harmonics(angle_params_cq[:, :2]) - everywhere_ku)
+            told[name] += 0.5 * (angle_params_cq[:, 3].sigmoid()[:, None] * information_cf * away_cf.square()).sum(0)
     least = MIN_INFORMATION
     if not any(bool((told_f > least).any()) for told_f in told.values()):
         warnings.warn(
@@ -234,12 +234,12 @@ def start(module: Module, cells: Cells, column: Mapping[str, Tensor]) -> None:
         Modality to the columns of features that these angles were found by. Others start without any effect, lest
         what differs between cell types for other reasons is taken for a part of the cycle.
     """
-    assert cells.belief_cq is not None
+    assert cells.angle_params_cq is not None
     assert module.circle is not None
-    rests = bool((cells.belief_cq[:, 3] < MAX_LOGIT).any())
-    share = float(cells.belief_cq[:, 3].double().sigmoid().mean())
+    rests = bool((cells.angle_params_cq[:, 3] < MAX_LOGIT).any())
+    share = float(cells.angle_params_cq[:, 3].double().sigmoid().mean())
     module.circle.active_logit.fill_(min(math.log(share / (1 - share)), MAX_LOGIT) if rests else MAX_LOGIT)
-    x_c, y_c, _, logit_c = cells.belief_cq.unbind(1)
+    x_c, y_c, _, logit_c = cells.angle_params_cq.unbind(1)
     angle_j = grid(x_c)[::2]
     nearness_cj = torch.exp(6 * (x_c[:, None] * angle_j.cos() + y_c[:, None] * angle_j.sin() - 1))
     active_c1 = logit_c.sigmoid()[:, None]
@@ -248,11 +248,11 @@ def start(module: Module, cells: Cells, column: Mapping[str, Tensor]) -> None:
     for name, modality in module.by_modality():
         if name not in column:
             continue
-        counts, library_size_c, has_c = cells.counts[name], cells.library_size[name], cells.has(name)
+        counts, library_size_c, has_c = cells.counts[name], cells.library_size[name], cells.mask_with(name)
         weight_here_cj = weight_cj * has_c[:, None]
         total_fj = x_c.new_zeros(counts.n_columns, weight_cj.shape[1])
         for j in range(weight_cj.shape[1]):
-            total_fj[:, j] = counts.sum_columns(counts.value_n * counts.spread(weight_here_cj[:, j]))
+            total_fj[:, j] = counts.sum_columns(counts.value_n * counts.expand_rows(weight_here_cj[:, j]))
         rate_f = total_fj.sum(1) / library_size_c.sum()
         expected_fj = rate_f[:, None] * (library_size_c @ weight_here_cj)
         log_fold_fj = ((total_fj + PRIOR_COUNTS) / (expected_fj + PRIOR_COUNTS)).log()
@@ -296,10 +296,10 @@ def straighten(module: Module, cells: Cells) -> None:
         The cells trained on, located.
     """
     module.eval()
-    assert cells.belief_cq is not None
+    assert cells.angle_params_cq is not None
     decoders = [modality.decoder for _, modality in module.by_modality()]
     mean_cz = torch.cat([_latent_mean(module, block) for block in _blocks(module, cells)])
-    place_cu = cells.belief_cq[:, :2] * cells.belief_cq[:, 3:].sigmoid()
+    place_cu = cells.angle_params_cq[:, :2] * cells.angle_params_cq[:, 3:].sigmoid()
     harmonic_ck = harmonics(place_cu)[:, :-1]
     harmonic_ck = (harmonic_ck - harmonic_ck.mean(0)).double()
     gram_kk = harmonic_ck.T @ harmonic_ck

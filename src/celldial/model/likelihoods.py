@@ -18,7 +18,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from celldial.ops import log_likelihoods
-from celldial.ops.csr import SparseRows
+from celldial.ops.csr import CSRTensor
 
 # Inverse dispersions are started within these bounds: beyond 100 a gene is Poisson for every practical purpose.
 THETA_BOUNDS = (0.05, 100.0)
@@ -61,7 +61,7 @@ class Likelihood(nn.Module):
     def __init__(self, n_features: int) -> None:
         super().__init__()
 
-    def initialise(self, counts: SparseRows, library_size_c: Tensor) -> None:
+    def initialise(self, counts: CSRTensor, library_size_c: Tensor) -> None:
         """Start the parameters from the counts; nothing to do where there are none."""
 
     @staticmethod
@@ -85,7 +85,7 @@ class Likelihood(nn.Module):
         """Compute the expected Fisher information in each count about the log of its rate, shape ``(c, f)``."""
         raise NotImplementedError
 
-    def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: SparseRows) -> Tensor:
+    def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: CSRTensor) -> Tensor:
         """Log-likelihood in nats, shape ``(c,)``."""
         raise NotImplementedError
 
@@ -105,7 +105,7 @@ class Likelihood(nn.Module):
 class Poisson(Likelihood):
     """Counts with mean ``library_size * softmax(logits)`` and no overdispersion."""
 
-    def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: SparseRows) -> Tensor:
+    def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: CSRTensor) -> Tensor:
         """Log-likelihood in nats, shape ``(c,)``."""
         return log_likelihoods.poisson(heads[0], library_size_c, counts)
 
@@ -132,7 +132,7 @@ class NegativeBinomial(Likelihood):
         super().__init__(n_features)
         self.log_inverse_dispersion_f = nn.Parameter(torch.zeros(n_features))
 
-    def initialise(self, counts: SparseRows, library_size_c: Tensor) -> None:
+    def initialise(self, counts: CSRTensor, library_size_c: Tensor) -> None:
         """Start the inverse dispersions from the moments of the counts, given the library sizes alone.
 
         The variance between cell types counts as dispersion here, so the start errs on the side of too much of it.
@@ -149,7 +149,7 @@ class NegativeBinomial(Likelihood):
         with torch.no_grad():
             self.log_inverse_dispersion_f.copy_(theta_f.log())
 
-    def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: SparseRows) -> Tensor:
+    def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: CSRTensor) -> Tensor:
         """Log-likelihood in nats, shape ``(c,)``."""
         return log_likelihoods.negative_binomial(heads[0], self.log_inverse_dispersion_f, library_size_c, counts)
 
@@ -177,7 +177,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
     n_heads = 2
     n_matrices = 9
 
-    def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: SparseRows) -> Tensor:
+    def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: CSRTensor) -> Tensor:
         """Log-likelihood in nats, shape ``(c,)``."""
         return log_likelihoods.zero_inflated_negative_binomial(
             heads[0], heads[1], self.log_inverse_dispersion_f, library_size_c, counts
@@ -257,7 +257,7 @@ class Bernoulli(Likelihood):
         rate_cf = self.log_exposure(library_size_c).exp()[:, None] * torch.softmax(heads[0], -1)
         return rate_cf.square() / torch.expm1(rate_cf).clamp_min(1e-30)
 
-    def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: SparseRows) -> Tensor:
+    def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: CSRTensor) -> Tensor:
         """Log-likelihood in nats, shape ``(c,)``; every stored entry is a success."""
         return log_likelihoods.bernoulli(heads[0], self.log_exposure(library_size_c), counts)
 
@@ -298,7 +298,7 @@ class Observation(TorchDistribution):
         """Expected value of every entry, shape ``(c, f)``."""
         return self.likelihood.mean(self.heads, self.library_size_c)
 
-    def log_prob(self, value: SparseRows) -> Tensor:
+    def log_prob(self, value: CSRTensor) -> Tensor:
         """Log-likelihood in nats, shape ``(c,)``."""
         return self.likelihood.log_prob(self.heads, self.library_size_c, value)
 
@@ -334,7 +334,7 @@ class AmongAll(TorchDistribution):
             raise ValueError(f"observations of {tuple(self.batch_shape)} cells cannot be expanded to {batch_shape}")
         return self
 
-    def log_prob(self, value: SparseRows) -> Tensor:
+    def log_prob(self, value: CSRTensor) -> Tensor:
         """Log-likelihood in nats, shape ``(c,)``, of counts of the cells that have the modality."""
         log_p_c = self.observation.log_prob(value)
         if self.index_c is None:

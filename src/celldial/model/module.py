@@ -175,7 +175,7 @@ class Module(nn.Module):
     def initialise(self, cells: Cells, n_trained: int | None = None) -> None:
         """Start biases, input scales and dispersions from the cells to train on, or a sample of these `n_trained`."""
         for name, modality in self.by_modality():
-            counts, library_size_c = cells.observed(name), cells.library_size[name][cells.has(name)]
+            counts, library_size_c = cells.observed_counts(name), cells.library_size[name][cells.mask_with(name)]
             modality.encoder.initialise(counts, library_size_c)
             modality.decoder.initialise(counts)
             modality.likelihood.initialise(counts, library_size_c)
@@ -208,8 +208,8 @@ class Module(nn.Module):
             pyro.factor("independence", -INDEPENDENCE * n_cells * self._dependence(z_cz))
         for name, observation in self.decode(z_cz, cells, loadings).items():
             with plate, poutine.scale(scale=self.modality_weights[name]):
-                among_all = AmongAll(observation, cells.having(name), n_cells)
-                pyro.sample(f"counts_{name}", among_all, obs=cells.observed(name))
+                among_all = AmongAll(observation, cells.indices_with(name), n_cells)
+                pyro.sample(f"counts_{name}", among_all, obs=cells.observed_counts(name))
 
     def guide(self, cells: Cells, encoded: Encoded, kl_weight: float = 1.0, heat: float = 1.0) -> None:
         """Judge by its counts what the latent state of each cell was."""
@@ -287,7 +287,7 @@ class Module(nn.Module):
         correction_ck = outputs[0][:, n_parameters:]
         if len(experts) > 1:
             mu_mcz, sigma_mcz = (torch.stack(part) for part in zip(*experts, strict=True))
-            present_mc = torch.stack([cells.has(name) for name in self.modalities])
+            present_mc = torch.stack([cells.mask_with(name) for name in self.modalities])
             if draw:
                 present_mc = self.fusion.draw(present_mc, self.training)
             mu_cz, sigma_cz = self.fusion.combine(mu_mcz, sigma_mcz, present_mc)
@@ -310,14 +310,14 @@ class Module(nn.Module):
         if self.circle is None:
             posterior = self.latent.posterior(mu_cz, sigma_cz)
             return {"z": posterior if self.flow is None else self.flow.distribution(posterior)}
-        if cells.belief_cq is None:
+        if cells.angle_params_cq is None:
             raise ValueError(
                 "where the cells are on the circle is not known yet: celldial.model.angle_posterior.located tells it"
             )
         decoder = next(modality.decoder for _, modality in self.by_modality())
-        place_cu = cells.belief_cq[:, :2] * cells.belief_cq[:, 3:].sigmoid()
+        place_cu = cells.angle_params_cq[:, :2] * cells.angle_params_cq[:, 3:].sigmoid()
         mu_cz = mu_cz - harmonics(place_cu)[:, :-1] @ decoder.tilt_kz
-        direction, active = self.circle.posterior(cells.belief_cq, self.training)
+        direction, active = self.circle.posterior(cells.angle_params_cq, self.training)
         return {"z": self.latent.posterior(mu_cz, sigma_cz), "direction": direction, "active": active}
 
     def _dependence(self, state_cz: Tensor) -> Tensor:
@@ -351,7 +351,7 @@ class Module(nn.Module):
         modality = self.modalities[name]
         assert isinstance(modality, Modality)
         inputs = [z_cz, cells.category_ck, cells.continuous_ck, cells.library_size[name]]
-        index_c = cells.having(name)
+        index_c = cells.indices_with(name)
         if index_c is not None:
             inputs = [tensor[index_c] for tensor in inputs]
         *to_decode, library_size_c = inputs
@@ -396,7 +396,7 @@ class Module(nn.Module):
                 kl_c = kl_c + kl_divergence(posterior["direction"], direction)
                 kl_c = kl_c + kl_divergence(posterior["active"], active)
             log_likelihood = {
-                name: AmongAll(observation, cells.having(name), len(cells)).log_prob(cells.observed(name))
+                name: AmongAll(observation, cells.indices_with(name), len(cells)).log_prob(cells.observed_counts(name))
                 for name, observation in self.decode(z_cz, cells).items()
             }
         return log_likelihood, kl_c
@@ -435,7 +435,9 @@ class Module(nn.Module):
             )
             z_cz = state["z"] if self.circle is None else join(*state.values())
             for name, observation in self.decode(z_cz, cells).items():
-                log_p_c = AmongAll(observation, cells.having(name), len(cells)).log_prob(cells.observed(name))
+                log_p_c = AmongAll(observation, cells.indices_with(name), len(cells)).log_prob(
+                    cells.observed_counts(name)
+                )
                 log_weight_c = log_weight_c + log_p_c
         return log_weight_c
 

@@ -18,7 +18,7 @@ from torch.nn.functional import dropout, silu
 
 from celldial.model.latents import Latent
 from celldial.model.periodic import HARMONIC_SCALE, harmonics
-from celldial.ops.csr import SparseRows
+from celldial.ops.csr import CSRTensor
 from celldial.ops.log_likelihoods import sparse_linear
 
 __all__ = ["DECODERS", "Decoder", "DecoderName", "Encoder", "LayerSizes"]
@@ -128,7 +128,7 @@ class Encoder(nn.Module):
         )
         self.output = nn.Linear(n_hidden, n_outputs)
 
-    def initialise(self, counts: SparseRows, library_size_c: Tensor) -> None:
+    def initialise(self, counts: CSRTensor, library_size_c: Tensor) -> None:
         """Start as if every feature had been standardized, so that a rare marker weighs as much as a ribosomal gene."""
         with torch.no_grad():
             self.median_library_size.copy_(library_size_c.median())
@@ -138,11 +138,11 @@ class Encoder(nn.Module):
             self.weight_fh.div_(variance_f.clamp_min(MIN_DEVIATION**2).sqrt()[:, None])
             self.bias_h.copy_(-mean_f @ self.weight_fh)
 
-    def normalised(self, counts: SparseRows, library_size_c: Tensor) -> Tensor:
+    def normalised(self, counts: CSRTensor, library_size_c: Tensor) -> Tensor:
         """Log of one plus counts per median library size, of the stored entries."""
-        return (counts.value_n * counts.spread(self.median_library_size / library_size_c)).log1p()
+        return (counts.value_n * counts.expand_rows(self.median_library_size / library_size_c)).log1p()
 
-    def forward(self, counts: SparseRows, library_size_c: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
+    def forward(self, counts: CSRTensor, library_size_c: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
         """Posterior parameters, shape ``(c, p)``."""
         log_n = dropout(self.normalised(counts, library_size_c), self.dropout_rate, self.training)
         hidden_ch = sparse_linear(counts.with_values(log_n), self.weight_fh) + self.bias_h
@@ -264,7 +264,7 @@ class Decoder(nn.Module):
         assert isinstance(head, nn.Linear)
         return head
 
-    def initialise(self, counts: SparseRows) -> None:
+    def initialise(self, counts: CSRTensor) -> None:
         """Start the first head at the log of each feature's mean rate, and hardly dependent on the latent state."""
         with torch.no_grad():
             for head in self.heads:

@@ -39,9 +39,9 @@ class Circle(nn.Module):
         mean_cu[:, 0] = 1
         return PowerSpherical(mean_cu, like.new_zeros(n_cells)), Gate(self.active_logit.expand(n_cells))
 
-    def posterior(self, belief_cq: Tensor, relaxed: bool) -> tuple[PowerSpherical, Gate]:
+    def posterior(self, angle_params_cq: Tensor, relaxed: bool) -> tuple[PowerSpherical, Gate]:
         """Distributions of direction and activity, of given cosine, sine, concentration and log odds of activity."""
-        return PowerSpherical(belief_cq[:, :2], belief_cq[:, 2]), Gate(belief_cq[:, 3], relaxed)
+        return PowerSpherical(angle_params_cq[:, :2], angle_params_cq[:, 2]), Gate(angle_params_cq[:, 3], relaxed)
 
 
 def grid(like: Tensor) -> Tensor:

@@ -11,11 +11,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-__all__ = ["SparseRows"]
+__all__ = ["CSRTensor"]
 
 
 @dataclass(frozen=True)
-class SparseRows:
+class CSRTensor:
     """Rows of counts in compressed sparse row form, on one device.
 
     Parameters
@@ -43,7 +43,7 @@ class SparseRows:
     # As much of a tensor as Pyro asks of what was observed, where it enumerates something else.
 
     @property
-    def data(self) -> SparseRows:
+    def data(self) -> CSRTensor:
         """The rows themselves."""
         return self
 
@@ -59,14 +59,14 @@ class SparseRows:
     @cached_property
     def row_n(self) -> Tensor:
         """The row of every stored entry."""
-        return self.spread(torch.arange(self.n_rows, device=self.indptr_c.device))
+        return self.expand_rows(torch.arange(self.n_rows, device=self.indptr_c.device))
 
     @cached_property
     def flat_n(self) -> Tensor:
         """The position of every stored entry in the flattened dense matrix."""
         return self.row_n * self.n_columns + self.column_n
 
-    def select(self, index_c: Tensor) -> SparseRows:
+    def select(self, index_c: Tensor) -> CSRTensor:
         """Gather the rows ``index_c``, in that order; `celldial.ops.log_likelihoods.gather_rows` is faster."""
         start_c = self.indptr_c[index_c]
         length_c = self.indptr_c[index_c + 1] - start_c
@@ -74,19 +74,19 @@ class SparseRows:
         n_entries = int(indptr_c[-1])
         shift_n = torch.repeat_interleave(start_c - indptr_c[:-1], length_c, output_size=n_entries)
         position_n = torch.arange(n_entries, device=index_c.device) + shift_n
-        return SparseRows(indptr_c, self.column_n[position_n], self.value_n[position_n], self.n_columns)
+        return CSRTensor(indptr_c, self.column_n[position_n], self.value_n[position_n], self.n_columns)
 
-    def with_values(self, value_n: Tensor) -> SparseRows:
+    def with_values(self, value_n: Tensor) -> CSRTensor:
         """Return the same pattern with other stored entries."""
-        rows = SparseRows(self.indptr_c, self.column_n, value_n, self.n_columns)
+        rows = CSRTensor(self.indptr_c, self.column_n, value_n, self.n_columns)
         rows.__dict__.update({name: self.__dict__[name] for name in ("row_n", "flat_n") if name in self.__dict__})
         return rows
 
-    def to(self, device: torch.device) -> SparseRows:
+    def to(self, device: torch.device) -> CSRTensor:
         """Move to a device."""
-        return SparseRows(self.indptr_c.to(device), self.column_n.to(device), self.value_n.to(device), self.n_columns)
+        return CSRTensor(self.indptr_c.to(device), self.column_n.to(device), self.value_n.to(device), self.n_columns)
 
-    def spread(self, value_c: Tensor) -> Tensor:
+    def expand_rows(self, value_c: Tensor) -> Tensor:
         """Give each stored entry the number of its row."""
         return torch.repeat_interleave(value_c, self.indptr_c.diff(), output_size=len(self.value_n))
 

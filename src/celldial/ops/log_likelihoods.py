@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag, softplus
 
-from celldial.ops.csr import SparseRows
+from celldial.ops.csr import CSRTensor
 
 __all__ = [
     "bernoulli",
@@ -60,7 +60,7 @@ def backend_for(*tensors: Tensor) -> Any:
     return None
 
 
-def gather_rows(rows: SparseRows, index_c: Tensor) -> SparseRows:
+def gather_rows(rows: CSRTensor, index_c: Tensor) -> CSRTensor:
     """Gather the rows ``index_c``, in that order."""
     if not are_float32_on_cpu(rows.value_n):
         return rows.select(index_c)
@@ -69,12 +69,12 @@ def gather_rows(rows: SparseRows, index_c: Tensor) -> SparseRows:
     return numba_backend.gather_rows(rows, index_c)
 
 
-def sparse_linear_reference(rows: SparseRows, weight_fh: Tensor) -> Tensor:
+def sparse_linear_reference(rows: CSRTensor, weight_fh: Tensor) -> Tensor:
     """Matrix product of sparse rows with a weight matrix, written plainly."""
     return rows.to_dense() @ weight_fh
 
 
-def sparse_linear(rows: SparseRows, weight_fh: Tensor) -> Tensor:
+def sparse_linear(rows: CSRTensor, weight_fh: Tensor) -> Tensor:
     """Matrix product of sparse rows with a weight matrix, shape ``(c, h)``; differentiable in the weight alone."""
     backend = backend_for(rows.value_n, weight_fh)
     if backend is not None:
@@ -87,14 +87,14 @@ class _SparseLinear(torch.autograd.Function):
     """Forward by ``embedding_bag``; backward by the transposed rows, which is faster than its own."""
 
     @staticmethod
-    def forward(ctx: Any, weight_fh: Tensor, rows: SparseRows) -> Tensor:
+    def forward(ctx: Any, weight_fh: Tensor, rows: CSRTensor) -> Tensor:
         ctx.rows = rows
         return embedding_bag(rows.column_n, weight_fh, rows.indptr_c[:-1], mode="sum", per_sample_weights=rows.value_n)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_ch: Tensor) -> tuple[Tensor, None]:
-        rows: SparseRows = ctx.rows
+        rows: CSRTensor = ctx.rows
         transposed = torch.sparse_coo_tensor(
             torch.stack([rows.column_n.long(), rows.row_n]),
             rows.value_n,
@@ -104,14 +104,14 @@ class _SparseLinear(torch.autograd.Function):
         return transposed @ grad_ch, None
 
 
-def bernoulli_reference(logits_cf: Tensor, log_exposure_c: Tensor, counts: SparseRows) -> Tensor:
+def bernoulli_reference(logits_cf: Tensor, log_exposure_c: Tensor, counts: CSRTensor) -> Tensor:
     """Bernoulli log-likelihood per cell, written plainly; every stored entry is a success."""
     lambda_cf = log_exposure_c.exp()[:, None] * torch.softmax(logits_cf, -1)
     open_cf = counts.to_dense() > 0
     return torch.where(open_cf, torch.log(-torch.expm1(-lambda_cf)), -lambda_cf).sum(-1)
 
 
-def bernoulli(logits_cf: Tensor, log_exposure_c: Tensor, counts: SparseRows) -> Tensor:
+def bernoulli(logits_cf: Tensor, log_exposure_c: Tensor, counts: CSRTensor) -> Tensor:
     r"""Bernoulli log-likelihood per cell, success probability ``1 - exp(-exposure * softmax(logits))``.
 
     That is the chance that a Poisson count of mean :math:`\lambda = \text{exposure} \cdot \text{softmax}` is not zero
@@ -142,7 +142,7 @@ def bernoulli(logits_cf: Tensor, log_exposure_c: Tensor, counts: SparseRows) -> 
 
 class _Bernoulli(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits_cf: Tensor, log_exposure_c: Tensor, counts: SparseRows) -> Tensor:
+    def forward(ctx: Any, logits_cf: Tensor, log_exposure_c: Tensor, counts: CSRTensor) -> Tensor:
         row_n, flat_n = counts.row_n, counts.flat_n
         peak_c1 = logits_cf.amax(-1, keepdim=True)
         share_cf = (logits_cf - peak_c1).mul_(LOG2_E).exp2_()
@@ -167,14 +167,14 @@ class _Bernoulli(torch.autograd.Function):
         return grad_logits_cf * grad_c[:, None], grad_log_exposure_c * grad_c, None
 
 
-def poisson_reference(logits_cf: Tensor, library_c: Tensor, counts: SparseRows) -> Tensor:
+def poisson_reference(logits_cf: Tensor, library_c: Tensor, counts: CSRTensor) -> Tensor:
     """Poisson log-likelihood per cell, written plainly."""
     x_cf = counts.to_dense()
     mu_cf = library_c[:, None] * torch.softmax(logits_cf, -1)
     return (torch.xlogy(x_cf, mu_cf) - mu_cf - torch.lgamma(x_cf + 1)).sum(-1)
 
 
-def poisson(logits_cf: Tensor, library_c: Tensor, counts: SparseRows) -> Tensor:
+def poisson(logits_cf: Tensor, library_c: Tensor, counts: CSRTensor) -> Tensor:
     r"""Poisson log-likelihood per cell, mean ``library * softmax(logits)``.
 
     The rates of a cell sum to its library size whatever the logits, so that beyond the log-partition only nonzero
@@ -203,7 +203,7 @@ def poisson(logits_cf: Tensor, library_c: Tensor, counts: SparseRows) -> Tensor:
 
 class _Poisson(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits_cf: Tensor, library_c: Tensor, counts: SparseRows) -> Tensor:
+    def forward(ctx: Any, logits_cf: Tensor, library_c: Tensor, counts: CSRTensor) -> Tensor:
         row_n, x_n, flat_n = counts.row_n, counts.value_n, counts.flat_n
         log_probability_cf = torch.log_softmax(logits_cf, -1)
         log_mu_n = log_probability_cf.view(-1)[flat_n] + library_c.log()[row_n]
@@ -220,9 +220,7 @@ class _Poisson(torch.autograd.Function):
         return grad_logits_cf * grad_c[:, None], None, None
 
 
-def negative_binomial_reference(
-    logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: SparseRows
-) -> Tensor:
+def negative_binomial_reference(logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: CSRTensor) -> Tensor:
     """Negative binomial log-likelihood per cell, written plainly."""
     return _negative_binomial_entries(logits_cf, log_theta_f, library_c, counts.to_dense()).sum(-1)
 
@@ -240,7 +238,7 @@ def _negative_binomial_entries(logits_cf: Tensor, log_theta_f: Tensor, library_c
     )
 
 
-def negative_binomial(logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: SparseRows) -> Tensor:
+def negative_binomial(logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: CSRTensor) -> Tensor:
     r"""Negative binomial log-likelihood per cell, mean ``library * softmax(logits)``.
 
     With :math:`r = \mu / \theta`,
@@ -275,7 +273,7 @@ def negative_binomial(logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor,
 
 class _NegativeBinomial(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: SparseRows) -> Tensor:
+    def forward(ctx: Any, logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: CSRTensor) -> Tensor:
         terms = _NegativeBinomialTerms(logits_cf, log_theta_f, library_c, counts)
         log_p_c = counts.sum_rows(terms.log_p_n) - terms.log1p_cf @ terms.theta_f
         if any(ctx.needs_input_grad):
@@ -298,7 +296,7 @@ class _NegativeBinomial(torch.autograd.Function):
 class _NegativeBinomialTerms:
     """What both negative binomials need: every entry's ratio mu / theta, and each stored count's own terms."""
 
-    def __init__(self, logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: SparseRows) -> None:
+    def __init__(self, logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: CSRTensor) -> None:
         self.flat_n, self.x_n = counts.flat_n, counts.value_n
         self.theta_f, self.library_c1 = log_theta_f.exp(), library_c[:, None]
         row_n, column_n = counts.row_n, counts.column_n.long()
@@ -339,7 +337,7 @@ class _NegativeBinomialTerms:
 
 
 def zero_inflated_negative_binomial_reference(
-    logits_cf: Tensor, dropout_logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: SparseRows
+    logits_cf: Tensor, dropout_logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: CSRTensor
 ) -> Tensor:
     """Zero-inflated negative binomial log-likelihood per cell, written plainly."""
     x_cf = counts.to_dense()
@@ -350,7 +348,7 @@ def zero_inflated_negative_binomial_reference(
 
 
 def zero_inflated_negative_binomial(
-    logits_cf: Tensor, dropout_logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: SparseRows
+    logits_cf: Tensor, dropout_logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: CSRTensor
 ) -> Tensor:
     r"""Negative binomial log-likelihood per cell where counts are lost with probability ``sigmoid(dropout_logits)``.
 
@@ -388,7 +386,7 @@ class _ZeroInflatedNegativeBinomial(torch.autograd.Function):
         dropout_logits_cf: Tensor,
         log_theta_f: Tensor,
         library_c: Tensor,
-        counts: SparseRows,
+        counts: CSRTensor,
     ) -> Tensor:
         terms = _NegativeBinomialTerms(logits_cf, log_theta_f, library_c, counts)
         flat_n, theta_f, theta_n = terms.flat_n, terms.theta_f, terms.theta_n

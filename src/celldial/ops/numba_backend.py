@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from celldial.ops import numba_kernels
-from celldial.ops.csr import SparseRows
+from celldial.ops.csr import CSRTensor
 
 __all__ = ["bernoulli", "gather_rows", "negative_binomial", "poisson", "sparse_linear"]
 
@@ -32,7 +32,7 @@ __all__ = ["bernoulli", "gather_rows", "negative_binomial", "poisson", "sparse_l
 MIN_COLUMNS = 16
 
 
-def gather_rows(rows: SparseRows, index_c: Tensor) -> SparseRows:
+def gather_rows(rows: CSRTensor, index_c: Tensor) -> CSRTensor:
     """Gather rows; see `celldial.ops.log_likelihoods.gather_rows`."""
     length_c = (rows.indptr_c[1:] - rows.indptr_c[:-1])[index_c]
     indptr_c = torch.cat([length_c.new_zeros(1), length_c.cumsum(0)])
@@ -40,10 +40,10 @@ def gather_rows(rows: SparseRows, index_c: Tensor) -> SparseRows:
     column_n, value_n = rows.column_n.new_empty(n_entries), rows.value_n.new_empty(n_entries)
     given = to_numpy(rows.indptr_c, rows.column_n, rows.value_n, index_c, indptr_c, column_n, value_n)
     run_threaded(numba_kernels.gather, split_range(len(index_c)), *given)
-    return SparseRows(indptr_c, column_n, value_n, rows.n_columns)
+    return CSRTensor(indptr_c, column_n, value_n, rows.n_columns)
 
 
-def sparse_linear(rows: SparseRows, weight_fh: Tensor) -> Tensor:
+def sparse_linear(rows: CSRTensor, weight_fh: Tensor) -> Tensor:
     """Matrix product of sparse rows with a weight matrix; see `celldial.ops.log_likelihoods.sparse_linear`."""
     result: Tensor = _SparseLinear.apply(weight_fh, rows)
     return result
@@ -51,7 +51,7 @@ def sparse_linear(rows: SparseRows, weight_fh: Tensor) -> Tensor:
 
 class _SparseLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight_fh: Tensor, rows: SparseRows) -> Tensor:
+    def forward(ctx: Any, weight_fh: Tensor, rows: CSRTensor) -> Tensor:
         ctx.rows = rows
         value_ch = weight_fh.new_empty(rows.n_rows, weight_fh.shape[1])
         run_threaded(
@@ -62,14 +62,14 @@ class _SparseLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_ch: Tensor) -> tuple[Tensor, None]:
-        rows: SparseRows = ctx.rows
+        rows: CSRTensor = ctx.rows
         grad_fh = grad_ch.new_zeros(rows.n_columns, grad_ch.shape[1])
         columns = split_range(grad_ch.shape[1], MIN_COLUMNS)
         run_threaded(numba_kernels.sparse_product_gradient, columns, *csr_arrays(rows), *to_numpy(grad_ch, grad_fh))
         return grad_fh, None
 
 
-def bernoulli(logits_cf: Tensor, log_exposure_c: Tensor, counts: SparseRows) -> Tensor:
+def bernoulli(logits_cf: Tensor, log_exposure_c: Tensor, counts: CSRTensor) -> Tensor:
     """Bernoulli log-likelihood per cell; see `celldial.ops.log_likelihoods.bernoulli`."""
     result: Tensor = _Bernoulli.apply(logits_cf, log_exposure_c, counts)
     return result
@@ -77,7 +77,7 @@ def bernoulli(logits_cf: Tensor, log_exposure_c: Tensor, counts: SparseRows) -> 
 
 class _Bernoulli(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits_cf: Tensor, log_exposure_c: Tensor, counts: SparseRows) -> Tensor:
+    def forward(ctx: Any, logits_cf: Tensor, log_exposure_c: Tensor, counts: CSRTensor) -> Tensor:
         logits_cf = logits_cf.contiguous()
         log_p_c, peak_c, scale_c, grad_log_exposure_c = logits_cf.new_empty(4, len(logits_cf))
         ctx.gradient = counts.with_values(torch.empty_like(counts.value_n))
@@ -94,7 +94,7 @@ class _Bernoulli(torch.autograd.Function):
         return _gradient(logits_cf, ctx.gradient, peak_c, scale_c, grad_c), grad_log_exposure_c * grad_c, None
 
 
-def poisson(logits_cf: Tensor, library_c: Tensor, counts: SparseRows) -> Tensor:
+def poisson(logits_cf: Tensor, library_c: Tensor, counts: CSRTensor) -> Tensor:
     """Poisson log-likelihood per cell; see `celldial.ops.log_likelihoods.poisson`."""
     result: Tensor = _Poisson.apply(logits_cf, library_c, counts)
     return result
@@ -102,7 +102,7 @@ def poisson(logits_cf: Tensor, library_c: Tensor, counts: SparseRows) -> Tensor:
 
 class _Poisson(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits_cf: Tensor, library_c: Tensor, counts: SparseRows) -> Tensor:
+    def forward(ctx: Any, logits_cf: Tensor, library_c: Tensor, counts: CSRTensor) -> Tensor:
         logits_cf = logits_cf.contiguous()
         log_p_c, peak_c, scale_c = logits_cf.new_empty(3, len(logits_cf))
         given = (*to_numpy(logits_cf, library_c), *csr_arrays(counts))
@@ -118,7 +118,7 @@ class _Poisson(torch.autograd.Function):
         return _gradient(logits_cf, ctx.counts, peak_c, scale_c, grad_c), None, None
 
 
-def _gradient(logits_cf: Tensor, gradient: SparseRows, peak_c: Tensor, scale_c: Tensor, grad_c: Tensor) -> Tensor:
+def _gradient(logits_cf: Tensor, gradient: CSRTensor, peak_c: Tensor, scale_c: Tensor, grad_c: Tensor) -> Tensor:
     """Gradient by logits where beyond stored entries only the log-partition matters; see the kernel."""
     result_cf = torch.empty_like(logits_cf)
     given = (*to_numpy(logits_cf), *csr_arrays(gradient), *to_numpy(peak_c, scale_c, grad_c, result_cf))
@@ -126,7 +126,7 @@ def _gradient(logits_cf: Tensor, gradient: SparseRows, peak_c: Tensor, scale_c: 
     return result_cf
 
 
-def negative_binomial(logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: SparseRows) -> Tensor:
+def negative_binomial(logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: CSRTensor) -> Tensor:
     """Negative binomial log-likelihood per cell; see `celldial.ops.log_likelihoods.negative_binomial`."""
     result: Tensor = _NegativeBinomial.apply(logits_cf, log_theta_f, library_c, counts)
     return result
@@ -134,7 +134,7 @@ def negative_binomial(logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor,
 
 class _NegativeBinomial(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: SparseRows) -> Tensor:
+    def forward(ctx: Any, logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: CSRTensor) -> Tensor:
         logits_cf = logits_cf.contiguous()
         log_p_c, peak_c, scale_c = logits_cf.new_empty(3, len(logits_cf))
         given = (*to_numpy(logits_cf, log_theta_f, library_c), *csr_arrays(counts))
@@ -158,7 +158,7 @@ class _NegativeBinomial(torch.autograd.Function):
         return grad_logits_cf, grad_log_theta_tf.sum(0), None, None
 
 
-def csr_arrays(rows: SparseRows) -> list[np.ndarray]:
+def csr_arrays(rows: CSRTensor) -> list[np.ndarray]:
     """Give starts, columns and values of rows as arrays."""
     return to_numpy(rows.indptr_c, rows.column_n, rows.value_n)
 

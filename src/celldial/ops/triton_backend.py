@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from celldial.ops.csr import SparseRows
+from celldial.ops.csr import CSRTensor
 
 __all__ = ["bernoulli", "negative_binomial", "poisson", "sparse_linear"]
 
@@ -37,25 +37,25 @@ BLOCK_FEATURES, BLOCK_CELLS = 512, 8
 LOG_ROOT_2_PI = tl.constexpr(0.9189385332046727)
 
 
-def poisson(logits_cf: Tensor, library_c: Tensor, counts: SparseRows) -> Tensor:
+def poisson(logits_cf: Tensor, library_c: Tensor, counts: CSRTensor) -> Tensor:
     """Poisson log-likelihood per cell; see `celldial.ops.log_likelihoods.poisson`."""
     result: Tensor = _LogLikelihood.apply(logits_cf, library_c.log(), None, counts, POISSON)
     return result
 
 
-def bernoulli(logits_cf: Tensor, log_exposure_c: Tensor, counts: SparseRows) -> Tensor:
+def bernoulli(logits_cf: Tensor, log_exposure_c: Tensor, counts: CSRTensor) -> Tensor:
     """Bernoulli log-likelihood per cell; see `celldial.ops.log_likelihoods.bernoulli`."""
     result: Tensor = _LogLikelihood.apply(logits_cf, log_exposure_c, None, counts, BERNOULLI)
     return result
 
 
-def negative_binomial(logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: SparseRows) -> Tensor:
+def negative_binomial(logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: CSRTensor) -> Tensor:
     """Negative binomial log-likelihood per cell; see `celldial.ops.log_likelihoods.negative_binomial`."""
     result: Tensor = _LogLikelihood.apply(logits_cf, library_c.log(), log_theta_f, counts, NEGATIVE_BINOMIAL)
     return result
 
 
-def sparse_linear(rows: SparseRows, weight_fh: Tensor) -> Tensor:
+def sparse_linear(rows: CSRTensor, weight_fh: Tensor) -> Tensor:
     """Matrix product of sparse rows with a weight matrix; see `celldial.ops.log_likelihoods.sparse_linear`."""
     result: Tensor = _SparseLinear.apply(weight_fh, rows)
     return result
@@ -70,7 +70,7 @@ class _LogLikelihood(torch.autograd.Function):
         logits_cf: Tensor,
         log_total_c: Tensor,
         log_theta_f: Tensor | None,
-        counts: SparseRows,
+        counts: CSRTensor,
         family: int,
     ) -> Tensor:
         logits_cf, log_total_c = logits_cf.contiguous(), log_total_c.contiguous()
@@ -119,7 +119,7 @@ class _LogLikelihood(torch.autograd.Function):
 
 
 def _pointers(
-    logits_cf: Tensor, log_total_c: Tensor, log_theta_f: Tensor | None, counts: SparseRows
+    logits_cf: Tensor, log_total_c: Tensor, log_theta_f: Tensor | None, counts: CSRTensor
 ) -> tuple[Tensor, ...]:
     """Give what all kernels read; a family without dispersions has something in their place, which is not read."""
     theta_f = log_total_c if log_theta_f is None else log_theta_f
@@ -130,7 +130,7 @@ class _SparseLinear(torch.autograd.Function):
     """Weights are gathered forward; backward, gradients are added up in place."""
 
     @staticmethod
-    def forward(ctx: Any, weight_fh: Tensor, rows: SparseRows) -> Tensor:
+    def forward(ctx: Any, weight_fh: Tensor, rows: CSRTensor) -> Tensor:
         weight_fh = weight_fh.contiguous()
         ctx.rows, ctx.shape = rows, weight_fh.shape
         n_hidden = weight_fh.shape[1]
@@ -158,7 +158,7 @@ def _tile(n_hidden: int) -> dict[str, int]:
     return {"HIDDEN": n_units, "ENTRIES": PRODUCTS // HIDDEN}
 
 
-def _grid(rows: SparseRows, n_hidden: int) -> tuple[int, int]:
+def _grid(rows: CSRTensor, n_hidden: int) -> tuple[int, int]:
     """Give each cell, and each tile of hidden units, a program."""
     return rows.n_rows, triton.cdiv(n_hidden, _tile(n_hidden)["HIDDEN"])
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from celldial.utils.messages import listing
+from celldial.utils.messages import format_names
 
-__all__ = ["CELL_CYCLE", "Rhythm", "find_markers", "read_rhythm"]
+__all__ = ["CELL_CYCLE", "PeriodicProcess", "find_markers", "parse_periodic"]
 
 S_GENES = """
     MCM5 PCNA TYMS FEN1 MCM2 MCM4 RRM1 UNG GINS2 MCM6 CDCA7 DTL PRIM1 UHRF1 MLF1IP HELLS RFC2 RPA2 NASP RAD51AP1 GMNN
@@ -28,13 +28,13 @@ G2M_GENES = """
     ECT2 KIF23 HMMR AURKA PSRC1 ANLN LBR CKAP5 CENPE CTCF NEK2 G2E3 GAS2L3 CBX5 CENPA
 """
 # Genes that were renamed since.
-NEW_NAMES = {"MLF1IP": "CENPU", "FAM64A": "PIMREG", "HN1": "JPT1"}
+RENAMED_GENES = {"MLF1IP": "CENPU", "FAM64A": "PIMREG", "HN1": "JPT1"}
 # Fewer do not tell an angle; of a shorter list, half.
 MIN_MARKERS = 5
 
 
 @dataclass(frozen=True)
-class Rhythm:
+class PeriodicProcess:
     """A periodic process: its name, and for each phase that has markers these, and where they peak.
 
     Parameters
@@ -60,7 +60,7 @@ class Rhythm:
 
 # Angles share out 24 hours from division to division as in human cells in culture: G1 for 12, S for 8, G2 and M for 4.
 # Genes of the S list peak from the start to the middle of S, those of G2M about two hours before division.
-CELL_CYCLE = Rhythm(
+CELL_CYCLE = PeriodicProcess(
     "cell_cycle",
     {"S": tuple(S_GENES.split()), "G2M": tuple(G2M_GENES.split())},
     {"S": 2 * pi * 14.3 / 24, "G2M": 2 * pi * 21.7 / 24},
@@ -69,7 +69,7 @@ CELL_CYCLE = Rhythm(
 )
 
 
-def read_rhythm(periodic: Any) -> Rhythm | None:
+def parse_periodic(periodic: Any) -> PeriodicProcess | None:
     """Make a rhythm of the parameter `periodic` of `celldial.VAE`.
 
     Phases of the user's share the circle evenly, in the order given, the first one from 0, and their markers are taken
@@ -83,7 +83,7 @@ def read_rhythm(periodic: Any) -> Rhythm | None:
     if periodic is None or periodic is False:
         return None
     if periodic is True:
-        return Rhythm("cycle", {}, {})
+        return PeriodicProcess("cycle", {}, {})
     if periodic == CELL_CYCLE.name:
         return CELL_CYCLE
     what = (
@@ -104,7 +104,7 @@ def read_rhythm(periodic: Any) -> Rhythm | None:
         if isinstance(markers, str) or not isinstance(markers, Sequence) or len(set(markers)) < 2:
             raise ValueError(f"phase {phase!r} of {name} has the markers {markers!r}: name two at least, as a list")
     width = 2 * pi / len(phases)
-    return Rhythm(
+    return PeriodicProcess(
         name,
         {phase: tuple(map(str, markers)) for phase, markers in phases.items()},
         {phase: (place + 0.5) * width for place, phase in enumerate(phases)},
@@ -113,12 +113,12 @@ def read_rhythm(periodic: Any) -> Rhythm | None:
     )
 
 
-def find_markers(rhythm: Rhythm, symbols: Sequence[str], counted_f: np.ndarray) -> dict[str, np.ndarray]:
+def find_markers(process: PeriodicProcess, symbols: Sequence[str], counted_f: np.ndarray) -> dict[str, np.ndarray]:
     """Find the markers of each phase among the features, without regard to case.
 
     Parameters
     ----------
-    rhythm
+    process
         With markers.
     symbols
         What each feature is called.
@@ -140,20 +140,20 @@ def find_markers(rhythm: Rhythm, symbols: Sequence[str], counted_f: np.ndarray) 
         if counted:
             column.setdefault(str(symbol).upper(), place)
     found = {}
-    for phase, markers in rhythm.markers.items():
-        names = [name if name.upper() in column else NEW_NAMES.get(name, name) for name in markers]
+    for phase, markers in process.markers.items():
+        names = [name if name.upper() in column else RENAMED_GENES.get(name, name) for name in markers]
         found[phase] = np.array(
             list(dict.fromkeys(column[name.upper()] for name in names if name.upper() in column)), dtype=np.int64
         )
-    least = {phase: min(MIN_MARKERS, -(-len(markers) // 2)) for phase, markers in rhythm.markers.items()}
+    least = {phase: min(MIN_MARKERS, -(-len(markers) // 2)) for phase, markers in process.markers.items()}
     if any(len(found[phase]) < n for phase, n in least.items()):
         counts = " and ".join(
-            f"{len(found[phase])} of the {len(markers)} {phase} markers" for phase, markers in rhythm.markers.items()
+            f"{len(found[phase])} of the {len(markers)} {phase} markers" for phase, markers in process.markers.items()
         )
         raise ValueError(
-            f"only {counts} of {rhythm.name} are among the features and have counts (needed: "
+            f"only {counts} of {process.name} are among the features and have counts (needed: "
             f"{' and '.join(f'{n} of {phase}' for phase, n in least.items())}; features are called "
-            f"{listing(symbols, 3)}). If these are no gene symbols, name the column of adata.var that has them: "
+            f"{format_names(symbols, 3)}). If these are no gene symbols, name the column of adata.var that has them: "
             "VAE(gene_symbols=...). If the markers were filtered out, keep them in; if cells hardly cycle, leave "
             "periodic out"
         )

@@ -30,38 +30,40 @@ from sklearn.metrics import silhouette_score
 
 from celldial.periodic.initial_angles import (
     ANGLE_J,
-    MAX_GENES,
-    MIN_DEVIATION,
-    Fitted,
-    Place,
-    maximize,
-    summarized,
-    unexplained,
+    MAX_VARIABLE_GENES,
+    MIN_STD,
+    AngleEstimate,
+    AngleModel,
+    circular_summary,
+    fit_em,
+    residual_variance,
 )
 
-__all__ = ["MIN_ROUNDNESS", "first_places"]
+__all__ = ["MIN_CIRCULARITY", "discover_angles"]
 
 Array = NDArray[np.floating]
 Codes = NDArray[np.integer]
 
-MAX_CELLS = 1_500
+MAX_SEARCH_CELLS = 1_500
 # A gene is listened to if this share of the cells have it: what a few cells are alone with makes axes of its own.
-MIN_SEEN = 0.02
+MIN_DETECTION_RATE = 0.02
 # Cells are put into so many clusters at most, by so many principal components, and into more than one only where the
 # mean silhouette is so large: a rhythm must not be what is clustered.
 MAX_CLUSTERS, N_COMPONENTS, MIN_SILHOUETTE = 8, 10, 0.2
 # Axes that pairs are made of; genes that a circle is found by; pairs gone on with; rounds of choosing genes.
-N_AXES, N_GENES, N_KEPT, N_ROUNDS = 8, 30, 8, 4
+N_AXES, N_GENES, N_REFINED, N_SELECTION_ROUNDS = 8, 30, 8, 4
 MIN_GENES = 10
 # In data without a rhythm, simulated and real, the roundest that was found had 0.0097; where there was one and it was
 # found, the least round had 0.014.
-MIN_ROUNDNESS = 0.012
+MIN_CIRCULARITY = 0.012
 # A circle this round is seen before cells are clustered, and its pieces must not be taken for clusters. What cell types
 # made of themselves, without clusters, was not rounder than 0.05.
-CLEAR_ROUNDNESS = 0.1
+CLEAR_CIRCULARITY = 0.1
 
 
-def first_places(logged_cf: sparse.csr_matrix, batch_c: Codes, seed: int = 0) -> tuple[Place, NDArray[np.int64], float]:
+def discover_angles(
+    logged_cf: sparse.csr_matrix, batch_c: Codes, seed: int = 0
+) -> tuple[AngleEstimate, NDArray[np.int64], float]:
     """Look for a circle, and say where cells are on the best one.
 
     Which way round angles grow is arbitrary; 0 is where cells are most common. All cells are taken to be active.
@@ -79,14 +81,14 @@ def first_places(logged_cf: sparse.csr_matrix, batch_c: Codes, seed: int = 0) ->
     -------
     tuple[Place, NDArray[np.int64], float]
         The places; the columns of the genes they were found by; and the roundness, from 0 to 1: less than
-        `MIN_ROUNDNESS` is found in data without any circle, too.
+        `MIN_CIRCULARITY` is found in data without any circle, too.
 
     Raises
     ------
     ValueError
         There are hardly any genes to look at.
     """
-    learn_c = np.unique(np.linspace(0, logged_cf.shape[0] - 1, MAX_CELLS).astype(int))
+    learn_c = np.unique(np.linspace(0, logged_cf.shape[0] - 1, MAX_SEARCH_CELLS).astype(int))
     candidate_f = _candidates(logged_cf[learn_c])
     if len(candidate_f) < MIN_GENES:
         raise ValueError(
@@ -95,31 +97,31 @@ def first_places(logged_cf: sparse.csr_matrix, batch_c: Codes, seed: int = 0) ->
         )
     learned = logged_cf[learn_c][:, candidate_f], batch_c[learn_c]
     for max_clusters in (1, MAX_CLUSTERS):
-        groups = _Groups.find(*learned, max_clusters, seed)
-        best = _roundest(groups.left(*learned), seed)
-        if best.roundness >= CLEAR_ROUNDNESS:
+        groups = ClusterResiduals.fit(*learned, max_clusters, seed)
+        best = _most_circular(groups.residuals(*learned), seed)
+        if best.circularity >= CLEAR_CIRCULARITY:
             break
-    blocks = (slice(start, start + MAX_CELLS) for start in range(0, logged_cf.shape[0], MAX_CELLS))
-    places = [best.fitted.judge(groups.left(logged_cf[block][:, candidate_f], batch_c[block])) for block in blocks]
+    blocks = (slice(start, start + MAX_SEARCH_CELLS) for start in range(0, logged_cf.shape[0], MAX_SEARCH_CELLS))
+    places = [best.fitted.infer(groups.residuals(logged_cf[block][:, candidate_f], batch_c[block])) for block in blocks]
     zero = ANGLE_J[np.argmax(best.fitted.log_prior_j)]
     angle_c = (np.concatenate([place.angle_c for place in places]) - zero) % (2 * np.pi)
     length_c = np.concatenate([place.length_c for place in places])
     heard_f = candidate_f[best.fitted.column_f]
-    return Place(angle_c, length_c, np.ones_like(angle_c)), heard_f, best.roundness
+    return AngleEstimate(angle_c, length_c, np.ones_like(angle_c)), heard_f, best.circularity
 
 
 def _candidates(logged_cf: sparse.csr_matrix) -> NDArray[np.int64]:
     """Genes that vary most, of those that enough cells have."""
     mean_f = np.asarray(logged_cf.mean(0)).ravel()
     variance_f = np.asarray(logged_cf.power(2).mean(0)).ravel() - mean_f**2
-    variance_f[np.asarray((logged_cf > 0).mean(0)).ravel() < MIN_SEEN] = 0
-    most_f = np.sort(np.argsort(-variance_f, kind="stable")[:MAX_GENES])
-    columns: NDArray[np.int64] = most_f[variance_f[most_f] > MIN_DEVIATION**2]
+    variance_f[np.asarray((logged_cf > 0).mean(0)).ravel() < MIN_DETECTION_RATE] = 0
+    most_f = np.sort(np.argsort(-variance_f, kind="stable")[:MAX_VARIABLE_GENES])
+    columns: NDArray[np.int64] = most_f[variance_f[most_f] > MIN_STD**2]
     return columns
 
 
 @dataclass(frozen=True)
-class _Groups:
+class ClusterResiduals:
     """Clusters of cells in each batch, and the mean of each, which is taken out."""
 
     scale_f: Array
@@ -130,10 +132,10 @@ class _Groups:
     deviation_f: Array
 
     @classmethod
-    def find(cls, logged_cf: sparse.csr_matrix, batch_c: Codes, max_clusters: int, seed: int) -> _Groups:
+    def fit(cls, logged_cf: sparse.csr_matrix, batch_c: Codes, max_clusters: int, seed: int) -> ClusterResiduals:
         """Cluster cells, if they form clusters at all, by what batches do not differ by."""
         dense_cf = logged_cf.toarray().astype(np.float32)
-        scale_f = np.maximum(dense_cf.std(0), MIN_DEVIATION)
+        scale_f = np.maximum(dense_cf.std(0), MIN_STD)
         n_batches = int(batch_c.max()) + 1
         center_bf = _means(dense_cf / scale_f, batch_c, n_batches)
         standard_cf = dense_cf / scale_f - center_bf[batch_c]
@@ -147,10 +149,10 @@ class _Groups:
                 best, clusters = score, tried
         group_c = batch_c if clusters is None else clusters.labels_ * n_batches + batch_c
         mean_gf = _means(standard_cf, group_c, (1 if clusters is None else clusters.n_clusters) * n_batches)
-        deviation_f = np.maximum((standard_cf - mean_gf[group_c]).std(0), MIN_DEVIATION)
+        deviation_f = np.maximum((standard_cf - mean_gf[group_c]).std(0), MIN_STD)
         return cls(scale_f, center_bf, clusters, pca, mean_gf, deviation_f)
 
-    def left(self, logged_cf: sparse.csr_matrix, batch_c: Codes) -> Array:
+    def residuals(self, logged_cf: sparse.csr_matrix, batch_c: Codes) -> Array:
         """Take out of each gene what the groups differ by, and standardize it."""
         standard_cf = logged_cf.toarray().astype(np.float32) / self.scale_f - self.center_bf[batch_c]
         group_c = batch_c
@@ -168,7 +170,7 @@ def _means(value_cf: Array, group_c: Codes, n_groups: int) -> Array:
     return mean_gf
 
 
-def _axes(value_cf: Array, seed: int) -> Array:
+def _varimax_axes(value_cf: Array, seed: int) -> Array:
     """Principal components, turned so that each moves few genes: scores of the cells, of variance 1."""
     pca = PCA(min(N_AXES, *value_cf.shape), whiten=True, random_state=seed).fit(value_cf)
     loading_fk = pca.components_.T * np.sqrt(pca.explained_variance_)
@@ -184,14 +186,14 @@ def _axes(value_cf: Array, seed: int) -> Array:
     return axis_ck
 
 
-def _roundest(left_cf: Array, seed: int) -> _Circle:
+def _most_circular(left_cf: Array, seed: int) -> CircleCandidate:
     """Try every two axes as cosine and sine, go on with the roundest, and give the one that stayed so."""
-    axis_ck = _axes(left_cf, seed)
-    tried = [_try(left_cf, np.angle(axis_ck @ pair)) for pair in _pairs(axis_ck.shape[1])]
-    tried = sorted(tried, key=lambda circle: -circle.roundness)[:N_KEPT]
-    for _ in range(N_ROUNDS):
-        tried = [_try(left_cf, circle.angle_c, circle.roundness) for circle in tried]
-    return max(tried, key=lambda circle: circle.roundness)
+    axis_ck = _varimax_axes(left_cf, seed)
+    tried = [refine(left_cf, np.angle(axis_ck @ pair)) for pair in _pairs(axis_ck.shape[1])]
+    tried = sorted(tried, key=lambda circle: -circle.circularity)[:N_REFINED]
+    for _ in range(N_SELECTION_ROUNDS):
+        tried = [refine(left_cf, circle.angle_c, circle.circularity) for circle in tried]
+    return max(tried, key=lambda circle: circle.circularity)
 
 
 def _pairs(n_axes: int) -> list[NDArray[np.complexfloating]]:
@@ -200,30 +202,30 @@ def _pairs(n_axes: int) -> list[NDArray[np.complexfloating]]:
 
 
 @dataclass(frozen=True)
-class _Circle:
+class CircleCandidate:
     """A circle that was tried: where cells are, by which genes, and how much it is one."""
 
     angle_c: Array
-    fitted: Fitted
-    roundness: float
+    fitted: AngleModel
+    circularity: float
 
 
-def _try(left_cf: Array, angle_c: Array, most: float = 1.0) -> _Circle:
+def refine(left_cf: Array, angle_c: Array, most: float = 1.0) -> CircleCandidate:
     """Choose the genes that follow an angle most, and find it anew by these.
 
     What is no circle may look like one in passing, so that one is held to be no rounder than it was, `most`, before.
     """
-    column_f = np.argsort(unexplained(left_cf, angle_c), kind="stable")[:N_GENES]
+    column_f = np.argsort(residual_variance(left_cf, angle_c), kind="stable")[:N_GENES]
     chosen_cf = left_cf[:, column_f]
-    posterior_cj, mean_jf, variance_f, log_prior_j = maximize(chosen_cf, angle_c, 1.0)
-    place = summarized(posterior_cj)
+    posterior_cj, mean_jf, variance_f, log_prior_j = fit_em(chosen_cf, angle_c, 1.0)
+    place = circular_summary(posterior_cj)
     explained = []
     for half in (0, 1):
-        told_c = summarized(maximize(chosen_cf[:, half::2], place.angle_c, 1.0)[0]).angle_c
-        explained.append(1 - unexplained(chosen_cf[:, 1 - half :: 2], told_c).mean())
-    fitted = Fitted(place, column_f, mean_jf, variance_f, log_prior_j, 1.0)
-    roundness = float(np.mean(explained)) * _evenness(mean_jf, log_prior_j)
-    return _Circle(place.angle_c, fitted, min(roundness, most))
+        told_c = circular_summary(fit_em(chosen_cf[:, half::2], place.angle_c, 1.0)[0]).angle_c
+        explained.append(1 - residual_variance(chosen_cf[:, 1 - half :: 2], told_c).mean())
+    fitted = AngleModel(place, column_f, mean_jf, variance_f, log_prior_j, 1.0)
+    circularity = float(np.mean(explained)) * _evenness(mean_jf, log_prior_j)
+    return CircleCandidate(place.angle_c, fitted, min(circularity, most))
 
 
 def _evenness(mean_jf: Array, log_density_j: Array) -> float:

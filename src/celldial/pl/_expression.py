@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from celldial.utils.messages import listing
+from celldial.utils.messages import format_names
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -22,14 +22,15 @@ class Counts:
         layer = layer if layer is not None else about.get("parameters", {}).get("layer")
         if layer is not None and layer not in adata.layers:
             layers = [key for key in adata.layers if key is not None]
-            raise KeyError(f"adata has no layer {layer!r}; its layers: {listing(layers)}")
+            raise KeyError(f"adata has no layer {layer!r}; its layers: {format_names(layers)}")
         self.matrix_cf = adata.X if layer is None else adata.layers[layer]
         self.source = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
         if self.matrix_cf is None:
             raise ValueError("adata.X is None: name the layer that holds counts, layer=...")
         if gene_symbols is not None and gene_symbols not in adata.var:
             raise KeyError(
-                f"gene_symbols is {gene_symbols!r}, which is not among the columns of adata.var: {listing(adata.var)}"
+                f"gene_symbols is {gene_symbols!r}, which is not among the columns of adata.var: "
+                f"{format_names(adata.var)}"
             )
         self.where = "var_names" if gene_symbols is None else f"var[{gene_symbols!r}]"
         names_f = adata.var_names if gene_symbols is None else adata.var[gene_symbols]

@@ -9,7 +9,7 @@ import numpy as np
 
 from celldial.pl._figure import TURN
 from celldial.pl._traversal import Traversal, did_you_mean
-from celldial.utils.messages import listing
+from celldial.utils.messages import format_names
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -39,7 +39,8 @@ def find_map(adata: AnnData, basis: str, traversal: Traversal) -> CellMap:
     if key not in adata.obsm:
         or_else = f", or take basis={CIRCLE!r}" if traversal.periodic else ""
         raise KeyError(
-            f"no map {basis!r} in adata.obsm{did_you_mean(basis, list(adata.obsm))}; there are {listing(adata.obsm)}: "
+            f"no map {basis!r} in adata.obsm{did_you_mean(basis, list(adata.obsm))}; there are "
+            f"{format_names(adata.obsm)}: "
             f"call sc.pp.neighbors(adata, use_rep='X_celldial') and sc.tl.umap(adata) first{or_else}"
         )
     matrix = np.asarray(adata.obsm[key], dtype=float)
@@ -95,7 +96,7 @@ def _between(adata: AnnData, traversal: Traversal) -> Iterator[np.ndarray]:
     key = adata.uns.get("celldial", {}).get("key_added", "X_celldial")
     if key not in adata.obsm:
         raise KeyError(
-            f"no latent states {key!r} in adata.obsm; there are {listing(adata.obsm)}: call model.fit(adata) first"
+            f"no latent states {key!r} in adata.obsm; there are {format_names(adata.obsm)}: call model.fit(adata) first"
         )
     state_cz = np.asarray(adata.obsm[key], dtype=float)
     path_sz = traversal["path"]

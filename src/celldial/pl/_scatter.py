@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from celldial.pl._figure import shorten
-from celldial.utils.messages import find_column
+from celldial.utils.messages import get_column
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -37,7 +37,7 @@ def draw_cells(
 
     Cells without a value are drawn first, in gray. Categories have the colors that scanpy stored, if it did.
     """
-    column_c = find_column(adata.obs, color, "color")
+    column_c = get_column(adata.obs, color, "color")
     options = {"linewidths": 0, "rasterized": True, **options}
     missing_c = column_c.isna().to_numpy()
     if missing_c.any():

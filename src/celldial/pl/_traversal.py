@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from celldial.pl._figure import Phases, color_of
-from celldial.utils.messages import listing, noun_of
+from celldial.utils.messages import feature_noun, format_names
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,7 +32,7 @@ def read_traversal(adata: AnnData, name: str | None) -> Traversal:
     if name not in there:
         raise KeyError(
             f"no traversal {name!r} in adata.uns['latent_traverse']{did_you_mean(name, there)}; "
-            f"there are {listing(there)}: call model.latent_traverse(adata, axis=...) first"
+            f"there are {format_names(there)}: call model.latent_traverse(adata, axis=...) first"
         )
     return Traversal(name, there[name])
 
@@ -53,7 +53,7 @@ def find_features(feature_names: np.ndarray, wanted: Sequence[str] | str, argume
     for name in wanted:
         if name not in column:
             raise KeyError(
-                f"{where} no feature {str(name)!r}{did_you_mean(name, column)}; there are: {listing(column, 5)}"
+                f"{where} no feature {str(name)!r}{did_you_mean(name, column)}; there are: {format_names(column, 5)}"
             )
     return [column[name] for name in wanted]
 
@@ -68,7 +68,7 @@ class Part:
 
     def __init__(self, modality: str, column_f: np.ndarray, unit: str, color: str) -> None:
         self.modality, self.column_f, self.unit, self.color = modality, column_f, unit, color
-        self.noun = noun_of(modality)
+        self.noun = feature_noun(modality)
         self.style = "italic" if modality == "rna" else "normal"
 
 
@@ -120,7 +120,7 @@ class Traversal:
             parts.append(Part(modality, by_rank_f, unit, color_of(modality, modalities)))
         return parts
 
-    def part_of(self, column: int) -> Part:
+    def load_dataset_file(self, column: int) -> Part:
         """Find the modality that a feature belongs to."""
         return next(part for part in self.parts if part.modality == self.modality_f[column])
 

@@ -11,7 +11,7 @@ from celldial.pl._expression import Counts
 from celldial.pl._figure import BLACK, BLUE, CYCLIC, TURN, Phases, angle_axis, canvas, finish, fit, percent, tidy
 from celldial.pl._scatter import draw_cells
 from celldial.pl._traversal import Traversal, did_you_mean, find_features
-from celldial.utils.messages import listing
+from celldial.utils.messages import format_names
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -107,7 +107,7 @@ def cell_cycle(
     if color is not None and color not in adata.obs:
         raise KeyError(
             f"color {color!r} is not among the columns of adata.obs{did_you_mean(color, list(adata.obs))}; "
-            f"there are: {listing(adata.obs.columns)}"
+            f"there are: {format_names(adata.obs.columns)}"
         )
     if genes is not None:
         chosen = find_features(counts.names_f, genes, "genes", f"adata.{counts.where} has")
@@ -158,7 +158,7 @@ def _read(adata: AnnData, name: str | None) -> _Circle:
         there = [str(column).removesuffix("_angle") for column in adata.obs if str(column).endswith("_angle")]
         raise KeyError(
             f"no column '{name}_angle' in adata.obs: fit a model with VAE(periodic={name!r}) first "
-            f"(columns of angles there are of: {listing(there)})"
+            f"(columns of angles there are of: {format_names(there)})"
         )
     if about.get("name") != name:
         about = {}

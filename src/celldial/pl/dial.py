@@ -20,7 +20,7 @@ from celldial.pl._figure import BLACK, ORANGE, TURN, minus, percent, shorten
 from celldial.pl._projection import CellMap, Near, count_neighbors, find_map, find_near, project
 from celldial.pl._scatter import MISSING, MOST_IN_LEGEND, colors_of, is_number
 from celldial.pl._traversal import Part, Traversal, find_features, plural, read_traversal
-from celldial.utils.messages import find_column
+from celldial.utils.messages import get_column
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -404,7 +404,7 @@ def _colored(adata: AnnData, color: str | None) -> tuple[list[str], np.ndarray, 
     missing = to_hex(MISSING)
     if color is None:
         return [missing], np.zeros(adata.n_obs, dtype=int), None
-    column_c = find_column(adata.obs, color, "color")
+    column_c = get_column(adata.obs, color, "color")
     if is_number(column_c):
         value_c = column_c.to_numpy(dtype=float, na_value=np.nan)
         known_c = np.isfinite(value_c)

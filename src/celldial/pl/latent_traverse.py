@@ -130,7 +130,7 @@ def _draw_curves(figure: SubFigure, traversal: Traversal, chosen: Sequence[int],
     drawn: dict[str, Axes] = {}
     handles: dict[str, Any] = {}
     for panel, column in zip(panels, chosen, strict=False):
-        part = traversal.part_of(column)
+        part = traversal.load_dataset_file(column)
         band = panel.fill_between(
             traversal.position_s, lower_sf[:, column], upper_sf[:, column], color=part.color, alpha=0.25, lw=0
         )

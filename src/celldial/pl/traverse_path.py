@@ -10,7 +10,7 @@ from celldial.pl._figure import CYCLIC, TURN, canvas, finish, fit, minus
 from celldial.pl._projection import count_neighbors, find_map, find_near, project
 from celldial.pl._scatter import draw_cells, legend_width
 from celldial.pl._traversal import Traversal, did_you_mean, read_traversal
-from celldial.utils.messages import listing
+from celldial.utils.messages import format_names
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -94,7 +94,7 @@ def traverse_path(
     if color is not None and color not in adata.obs:
         raise KeyError(
             f"color {color!r} is not among the columns of adata.obs{did_you_mean(color, list(adata.obs))}; "
-            f"there are: {listing(adata.obs.columns)}"
+            f"there are: {format_names(adata.obs.columns)}"
         )
     path_s2 = project(traversal, find_near(adata, traversal, cell_map.place_c2, n_neighbors), cell_map)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from celldial.utils.messages import listing
+from celldial.utils.messages import format_names
 
 __all__ = ["Target", "expression_target", "find_groups", "obs_target", "resolve_feature_lists"]
 
@@ -74,7 +74,7 @@ def obs_target(column: pd.Series, key: str, groups: Sequence[Any] | None = None)
         names = check_groups(groups)
     elif len(names) < 2 or (len(names) > 2 and not ordered):
         raise ValueError(
-            f"obs column {key!r} has {len(names)} categories ({listing(names)}), but an axis needs two: "
+            f"obs column {key!r} has {len(names)} categories ({format_names(names)}), but an axis needs two: "
             + ("name two of them, groups=(A, B)" if len(names) > 2 else "choose another column")
         )
     text_c = column.astype(object).map(str, na_action="ignore").to_numpy(dtype=object)
@@ -84,7 +84,8 @@ def obs_target(column: pd.Series, key: str, groups: Sequence[Any] | None = None)
         n_cells = int((value_c == place[name]).sum())
         if n_cells == 0:
             raise KeyError(
-                f"no cell with counts is {name!r} in obs column {key!r}; available: {listing(sorted(_values(column)))}"
+                f"no cell with counts is {name!r} in obs column {key!r}; available: "
+                f"{format_names(sorted(_values(column)))}"
             )
         if n_cells < 2:
             raise ValueError(f"only one cell with counts is {name!r} in obs column {key!r}: an axis needs at least two")
@@ -114,14 +115,15 @@ def find_groups(obs: pd.DataFrame, groups: Any) -> str:
         return min(having, key=len)
     if having:
         raise ValueError(
-            f"{len(having)} columns of adata.obs have both {names[0]!r} and {names[1]!r}: {listing(having)}. Choose "
+            f"{len(having)} columns of adata.obs have both {names[0]!r} and {names[1]!r}: {format_names(having)}. "
+            f"Choose "
             f"one, such as obs={having[0]!r}"
         )
     similar = [key for key, values in found.items() if values.intersection(names)]
     hint = (
-        f"columns with one of them: {listing(similar)}"
+        f"columns with one of them: {format_names(similar)}"
         if similar
-        else f"columns of text or categories: {listing(columns)}"
+        else f"columns of text or categories: {format_names(columns)}"
     )
     raise KeyError(f"no column of adata.obs has both {names[0]!r} and {names[1]!r}; {hint}")
 
@@ -178,11 +180,11 @@ def resolve_feature_lists(features: Any, feature_names: Sequence[str], nouns: st
             else:
                 remedy = "use the same kind of names (symbols or Ensembl ids)"
             raise ValueError(
-                f"only {summary}; missing: {listing(missing)}. "
-                f"The model has {listing(feature_names[:3])}, ...: {remedy}"
+                f"only {summary}; missing: {format_names(missing)}. "
+                f"The model has {format_names(feature_names[:3])}, ...: {remedy}"
             )
         if len(missing) > len(wanted) / 2:
-            warnings.warn(f"only {summary}; missing: {listing(missing)}", UserWarning, stacklevel=3)
+            warnings.warn(f"only {summary}; missing: {format_names(missing)}", UserWarning, stacklevel=3)
         positions[side] = np.unique([f for f in found.values() if f is not None])
     if not positions:
         raise ValueError("features has no names: give {'up': [...], 'down': [...]}, either or both")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from celldial.utils.messages import find_column, listing
+from celldial.utils.messages import format_names, get_column
 
 __all__ = ["cells_at", "two_ends"]
 
@@ -45,7 +45,7 @@ def cells_at(obs: pd.DataFrame, at: Any) -> tuple[np.ndarray, str]:
         return np.array([position_of(obs, at)]), f"cell {at}"
     chosen_c = np.ones(len(obs), dtype=bool)
     for column, value in at.items():
-        chosen_c &= members(find_column(obs, column, "column"), value)
+        chosen_c &= members(get_column(obs, column, "column"), value)
     called = ", ".join(f"{column}: {value}" for column, value in at.items())
     if not chosen_c.any():
         raise ValueError(f"no cell has {called} at once: ask for fewer of these")
@@ -86,15 +86,15 @@ def two_ends(obs: pd.DataFrame, ends: tuple[Any, Any], groupby: str | None) -> t
         having = [str(name) for name in obs.columns if all((obs[name].astype(object) == end).any() for end in ends)]
         if len(having) > 1:
             raise ValueError(
-                f"{ends[0]!r} and {ends[1]!r} are both in several columns ({listing(having)}): give groupby"
+                f"{ends[0]!r} and {ends[1]!r} are both in several columns ({format_names(having)}): give groupby"
             )
         if not having:
             raise KeyError(
                 f"{ends[0]!r} and {ends[1]!r} are neither names of two cells nor two values of one column of adata.obs "
-                f"(columns: {listing(obs.columns)})"
+                f"(columns: {format_names(obs.columns)})"
             )
         groupby = having[0]
-    column = find_column(obs, groupby, "groupby")
+    column = get_column(obs, groupby, "groupby")
     first, last = (np.flatnonzero(members(column, end)) for end in ends)
     return first, last
 
@@ -103,7 +103,7 @@ def position_of(obs: pd.DataFrame, name: Any) -> int:
     """Find a cell by its name."""
     found = np.flatnonzero(obs.index == name)
     if len(found) == 0:
-        raise KeyError(f"there is no cell {name!r}; those of adata start {listing(obs.index, 3)}")
+        raise KeyError(f"there is no cell {name!r}; those of adata start {format_names(obs.index, 3)}")
     return int(found[0])
 
 
@@ -112,5 +112,5 @@ def members(column: pd.Series, value: Any) -> np.ndarray:
     chosen_c: np.ndarray = (column.astype(object) == value).to_numpy(dtype=bool)
     if not chosen_c.any():
         known = sorted(map(str, column.dropna().unique()))
-        raise KeyError(f"no cell has {column.name} {value!r}; there are: {listing(known)}")
+        raise KeyError(f"no cell has {column.name} {value!r}; there are: {format_names(known)}")
     return chosen_c

@@ -24,8 +24,8 @@ from celldial.inference.anndata import (
 from celldial.inference.posterior import Covariates
 from celldial.io import h5ad, results
 from celldial.model.module import Module
-from celldial.utils.messages import noun_of
-from celldial.utils.validation import check_target
+from celldial.utils.messages import feature_noun
+from celldial.utils.validation import check_writable
 
 __all__ = ["denoise", "impute", "impute_to_file"]
 
@@ -92,7 +92,7 @@ def denoise(
     (700, 2)
     """
     check_fitted(model)
-    check_target(adata, key_added)
+    check_writable(adata, key_added)
     to_decode = _decode_request(model, adata, modality, None, features, transform_batch, library_size)
     table = to_decode.table(model.module_)
     if key_added is not None:
@@ -162,7 +162,7 @@ def impute(
     (200, 300)
     """
     check_fitted(model)
-    check_target(adata, key_added)
+    check_writable(adata, key_added)
     to_decode = _decode_request(model, adata, modality, from_, features, transform_batch, library_size)
     n_entries = len(to_decode.z_cz) * len(to_decode.names)
     if n_entries > MAX_ENTRIES and not dense:
@@ -267,7 +267,7 @@ def _decode_request(
     names = pd.Index(model.schema_.feature_names[modality])
     wanted = names if features is None else pd.Index([features] if isinstance(features, str) else features)
     unknown = wanted[~wanted.isin(names)]
-    kind = noun_of(modality)
+    kind = feature_noun(modality)
     if len(unknown):
         raise KeyError(f"the model has no {kind} {unknown[0]!r} ({len(unknown)} of those asked for are unknown)")
     if wanted.has_duplicates:
@@ -282,7 +282,7 @@ def _decode_request(
     return DecodeRequest(
         modality,
         inferred.state_cz,
-        Covariates(*model.schema_.covariates(obs, covariates)),
+        Covariates(*model.schema_.encode_covariates(obs, covariates)),
         library_size_to_decode(model, modality, library_size),
         None if features is None else names.get_indexer(wanted),
         wanted,

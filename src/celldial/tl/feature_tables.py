@@ -17,7 +17,7 @@ import torch
 from scipy.special import ndtr
 from torch import Tensor
 
-from celldial.data.cells import block_size
+from celldial.data.cells import decode_block_size
 from celldial.inference.anndata import (
     FittedModel,
     check_fitted,
@@ -27,7 +27,7 @@ from celldial.inference.posterior import Covariates, ready
 from celldial.model.module import Modality, Module
 from celldial.tl.rank_axes import names_of
 from celldial.tl.traversal import HALF_WIDTH, ranks
-from celldial.utils.validation import check_whole
+from celldial.utils.validation import check_integer
 
 __all__ = ["check_covariates", "in_turn", "loading_table", "topic_table"]
 
@@ -97,12 +97,12 @@ def topics(
             "VAE(latent='logistic_normal') for topics; latent_traverse shows what a coordinate changes"
         )
     if n_features is not None:
-        check_whole("n_features", n_features)
+        check_integer("n_features", n_features)
     given = check_covariates(covariates)
     others = in_turn({key: names for key, names in model.schema_.categories.items() if key not in given})
     means = {key: mean for key, (mean, _) in model.schema_.continuous.items() if key not in given}
     n_cells = max([1, *map(len, others.values())])
-    encoded = Covariates(*model.schema_.covariates(others | means, given, n_cells=n_cells))
+    encoded = Covariates(*model.schema_.encode_covariates(others | means, given, n_cells=n_cells))
     return topic_table(model.module_, encoded, features_by_modality(model.schema_), n_features)
 
 
@@ -164,7 +164,7 @@ def loadings(model: FittedModel, n_features: int | None = None) -> pd.DataFrame:
             "VAE(decoder='linear') for them; latent_traverse shows what a coordinate changes"
         )
     if n_features is not None:
-        check_whole("n_features", n_features)
+        check_integer("n_features", n_features)
     return loading_table(model.module_, features_by_modality(model.schema_), n_features)
 
 
@@ -229,7 +229,7 @@ def topic_table(
 def _mean_share(modality: Modality, state_z: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
     """Average the share of each feature in one state over covariates, shape ``(f,)``, float64."""
     total_f = state_z.new_zeros(modality.decoder.rates.out_features, dtype=torch.float64)
-    n_block = block_size(len(total_f))
+    n_block = decode_block_size(len(total_f))
     for start in range(0, len(category_ck), n_block):
         block = slice(start, start + n_block)
         state_cz = state_z.expand(len(category_ck[block]), -1)

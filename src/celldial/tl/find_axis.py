@@ -15,7 +15,7 @@ import pandas as pd
 from anndata import AnnData
 
 from celldial.data import checks
-from celldial.data.cells import Cells, to_csr
+from celldial.data.cells import Cells, to_csr_matrix
 from celldial.inference import posterior
 from celldial.inference.anndata import (
     FittedModel,
@@ -25,8 +25,8 @@ from celldial.inference.anndata import (
 )
 from celldial.io import results
 from celldial.tl import axis_targets
-from celldial.utils.messages import find_column, noun_of
-from celldial.utils.validation import check_whole
+from celldial.utils.messages import feature_noun, get_column
+from celldial.utils.validation import check_integer
 
 __all__ = ["Axis", "check_name", "find_direction"]
 
@@ -124,11 +124,11 @@ def find_axis(
     >>> axis = model.find_axis(adata, "cytotoxicity", features={"up": ["NKG7", "GNLY", "PRF1"], "down": ["CD79A"]})
     """
     check_fitted(model)
-    check_whole("n_permutations", n_permutations)
+    check_integer("n_permutations", n_permutations)
     reserved = [] if model.periodic_ is None else [model.periodic_["name"]]
     check_name(name, adata.obs.columns, results.read_axes(adata), model.module_.latent.n_latent, reserved)
     table, cells = read_cells(model, adata)
-    checks.check_any_count(cells)
+    checks.check_has_counts(cells)
     nonempty_c = (~cells.empty_c).nonzero()[:, 0]
     obs_table = table.obs.iloc[nonempty_c.numpy()]
     if (features is None) == (obs is None and groups is None):
@@ -137,7 +137,7 @@ def find_axis(
         target = _obs_target(obs_table, obs, groups, modality)
     else:
         target = _expression_target(model, cells.select(nonempty_c), features, modality)
-    checks.warn_of_empty(
+    checks.warn_empty_cells(
         table.obs_names.__getitem__,
         cells,
         "they do not define the axis, and get the score of the prior mean",
@@ -464,7 +464,7 @@ def _obs_target(obs_table: pd.DataFrame, obs: str | None, groups: Any, modality:
     if modality is not None:
         raise ValueError(f"modality is {modality!r}, but no features are given: modality is the modality of features")
     key = axis_targets.find_groups(obs_table, groups) if obs is None else obs
-    return axis_targets.obs_target(find_column(obs_table, key, "obs column"), key, groups)
+    return axis_targets.obs_target(get_column(obs_table, key, "obs column"), key, groups)
 
 
 def _expression_target(
@@ -473,6 +473,6 @@ def _expression_target(
     """Return the target of an axis from the expression of features, one number per cell."""
     modality = get_modality(model, "rna" if modality is None and "rna" in model.schema_.modalities else modality)
     names = model.schema_.feature_names[modality]
-    positions = axis_targets.resolve_feature_lists(features, names, f"{noun_of(modality)}s")
-    counts = to_csr(cells.counts[modality])
+    positions = axis_targets.resolve_feature_lists(features, names, f"{feature_noun(modality)}s")
+    counts = to_csr_matrix(cells.counts[modality])
     return axis_targets.expression_target(counts, cells.library_size[modality].numpy(), positions, names)

@@ -11,7 +11,7 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
-from celldial.data.covariates import covariate_table
+from celldial.data.covariates import to_covariate_table
 from celldial.inference import posterior
 from celldial.inference.anndata import (
     FittedModel,
@@ -22,8 +22,8 @@ from celldial.inference.anndata import (
 )
 from celldial.inference.posterior import Covariates
 from celldial.model import latents
-from celldial.utils.random import seeded
-from celldial.utils.validation import check_whole
+from celldial.utils.random import isolate_rng
+from celldial.utils.validation import check_integer
 
 
 def decode(
@@ -81,7 +81,7 @@ def decode(
     z_cz = latents.check_latent_states(z, model.module_.n_states)
     latents.check_range(z_cz[:, : model.module_.latent.n_latent], model.parameters_["latent"])
     z_cz = model.module_.hidden(torch.from_numpy(z_cz)).numpy()
-    encoded = Covariates(*model.schema_.covariates({} if covariates is None else covariates, n_cells=len(z_cz)))
+    encoded = Covariates(*model.schema_.encode_covariates({} if covariates is None else covariates, n_cells=len(z_cz)))
     name = get_modality(model, modality)
     return np.concatenate(
         list(posterior.expected(model.module_, name, z_cz, encoded, library_size_to_decode(model, name, library_size)))
@@ -136,12 +136,12 @@ def sample(
     (100, 765)
     """
     check_fitted(model)
-    check_whole("n", n)
+    check_integer("n", n)
     covariates = {} if covariates is None else covariates
-    encoded = Covariates(*model.schema_.covariates(covariates, n_cells=n))
-    with seeded(model.seed if seed is None else seed):
+    encoded = Covariates(*model.schema_.encode_covariates(covariates, n_cells=n))
+    with isolate_rng(model.seed if seed is None else seed):
         z_cz, counts = posterior.draw_cells(model.module_, encoded, model.library_size_quantiles_)
-    obs = covariate_table(covariates, n)[[*model.schema_.categories, *model.schema_.continuous]]
+    obs = to_covariate_table(covariates, n)[[*model.schema_.categories, *model.schema_.continuous]]
     obs = obs.set_axis(pd.RangeIndex(n).map("sample_{}".format))
     joint = sparse.hstack([counts[modality] for modality in model.schema_.modalities], format="csr")
     var = feature_table(model.schema_)

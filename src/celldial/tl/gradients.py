@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from celldial.data import checks
-from celldial.data.cells import Cells, block_size
+from celldial.data.cells import Cells, decode_block_size
 from celldial.inference import posterior
 from celldial.inference.anndata import FittedModel, check_fitted, read_cells
 from celldial.model.clusters import COLD
 from celldial.model.elbo import Baseline, BaselineName, Gradient
 from celldial.model.module import Encoded, Module
-from celldial.utils.random import seeded
-from celldial.utils.validation import check_whole
+from celldial.utils.random import isolate_rng
+from celldial.utils.validation import check_integer
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -153,10 +153,10 @@ def compare_gradients(
     True
     """
     for name, value in {"n_samples": n_samples, "n_reference": n_reference}.items():
-        check_whole(name, value, least=2)
+        check_integer(name, value, least=2)
     chosen, cells, encoded = read(model, adata, estimators, n_cells, temperature, seed)
     reference = {name: Moments() for name in posterior_of(encoded)}
-    with seeded(seed):
+    with isolate_rng(seed):
         best = next(iter(ways(model.module_).values()))
         module = prepared(model.module_, best, cells, encoded, temperature)
         for drawn in draws(module, cells, encoded, temperature, n_reference):
@@ -166,7 +166,7 @@ def compare_gradients(
     for estimator, way in chosen.items():
         found = {name: Moments() for name in reference}
         # Other draws than those of the reference, and the same whatever else is compared.
-        with seeded(seed + 1):
+        with isolate_rng(seed + 1):
             module = prepared(model.module_, way, cells, encoded, temperature)
             start = time.perf_counter()
             for drawn in draws(module, cells, encoded, temperature, n_samples):
@@ -236,8 +236,8 @@ def sweep_gradients(
     {1: 5, 4: 1, 16: 1, 64: 1}
     """
     for k in n_averaged:
-        check_whole("n_averaged", k)
-    check_whole("n_samples", n_samples, least=2 * max(n_averaged, default=1))
+        check_integer("n_averaged", k)
+    check_integer("n_samples", n_samples, least=2 * max(n_averaged, default=1))
     if not all(width > 0 for width in widths):
         raise ValueError(f"widths are {list(widths)}: each must be above 0")
     chosen, cells, encoded = read(model, adata, estimators, n_cells, temperature, seed)
@@ -247,7 +247,7 @@ def sweep_gradients(
             sizes = sorted({1, *n_averaged}) if width == 1 else [1]
             found = {(name, k): Moments(k) for name in posterior_of(encoded) for k in sizes}
             wider = encoded._replace(sigma_cz=width * encoded.sigma_cz)
-            with seeded(seed):
+            with isolate_rng(seed):
                 module = prepared(model.module_, way, cells, wider, temperature)
                 for drawn in draws(module, cells, wider, temperature, n_samples):
                     for (name, _), moments in found.items():
@@ -269,7 +269,7 @@ def read(
     """Give the estimators that are meant, some cells, and what the encoders say of these."""
     check_fitted(model)
     module = model.module_
-    check_whole("n_cells", n_cells)
+    check_integer("n_cells", n_cells)
     if module.circle is not None:
         raise ValueError("the model has a periodic coordinate, whose gradients are not compared: fit one without")
     if not temperature > 0:
@@ -283,9 +283,9 @@ def read(
                 f"there is no estimator {name!r} for this model: choose some of {', '.join(map(repr, known))}"
             )
     _, cells = read_cells(model, adata)
-    checks.check_any_count(cells)
+    checks.check_has_counts(cells)
     filled_c = (~cells.empty_c).nonzero()[:, 0]
-    with seeded(seed):
+    with isolate_rng(seed):
         cells = cells.select(filled_c[torch.randperm(len(filled_c))[:n_cells]]).to(posterior.ready(module))
     with torch.no_grad():
         return {name: known[name] for name in names}, cells, module.encode(cells)
@@ -323,13 +323,13 @@ def draws(
 ) -> Iterator[dict[str, Tensor]]:
     """Draw gradients of each cell, ``(n, c, p)`` by kind of parameter, in blocks of as many draws as memory allows."""
     n_cells = len(cells)
-    n_block = min(n_samples, max(1, block_size(max(module.n_features.values())) // n_cells))
+    n_block = min(n_samples, max(1, decode_block_size(max(module.n_features.values())) // n_cells))
     # Copies of a cell are cells like others: one pass draws for each.
     copies = copied(cells, n_block)
     for start in range(0, n_samples, n_block):
         n = min(n_block, n_samples - start)
         leaves = {name: value_cp.repeat(n, 1).requires_grad_() for name, value_cp in posterior_of(encoded).items()}
-        block = copies if n == n_block else copies.between(0, n * n_cells)
+        block = copies if n == n_block else copies.slice(0, n * n_cells)
         loss = estimate(module, block, leaves, temperature)
         gradients = torch.autograd.grad(loss, list(leaves.values()))
         yield {name: part.unflatten(0, (n, n_cells)) for name, part in zip(leaves, gradients, strict=True)}

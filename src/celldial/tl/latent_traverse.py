@@ -28,8 +28,8 @@ from celldial.io import results
 from celldial.tl import traversal
 from celldial.tl.moved_cells import MovedCells, Sampling, move_along, move_between
 from celldial.tl.traversal_axis import TraversalAxis, check_traversal, resolve_axis
-from celldial.utils.random import seeded
-from celldial.utils.validation import check_whole
+from celldial.utils.random import isolate_rng
+from celldial.utils.validation import check_integer
 
 __all__ = ["latent_traverse"]
 
@@ -164,11 +164,11 @@ def latent_traverse(
     check_fitted(model)
     for name, count, least in (("n_steps", n_steps, 2), ("n_cells", n_cells, 1), ("n_samples", n_samples, 2)):
         if count is not None or name != "n_samples":
-            check_whole(name, count, least)
+            check_integer(name, count, least)
     check_traversal(span, key_added)
     covariates = covariates_to_set(model, transform_batch)
     seed = model.seed if seed is None else seed
-    check_whole("seed", seed, 0)
+    check_integer("seed", seed, 0)
     depth = {
         name: library_size_to_decode(model, name, None if likelihood == BERNOULLI else library_size)
         for name, likelihood in model.schema_.likelihood.items()
@@ -180,7 +180,7 @@ def latent_traverse(
         raise ValueError(f"groupby is {groupby!r}, but axis is not a path between groups: leave groupby out")
     table = to_anndata(model, adata)
     sampling = Sampling(n_steps, n_cells, n_samples, span, np.random.default_rng(seed))
-    with seeded(seed):
+    with isolate_rng(seed):
         if resolved.kind == "path":
             moved = move_between(model, table, resolved, groupby, sampling)
         else:
@@ -223,7 +223,7 @@ def decode_traversal(
     """
     schema = model.schema_
     encoded = posterior.Covariates(
-        *(np.repeat(part, moved.n_samples, axis=0) for part in schema.covariates(moved.cells, covariates))
+        *(np.repeat(part, moved.n_samples, axis=0) for part in schema.encode_covariates(moved.cells, covariates))
     )
     parts = [
         population_means.average(model.module_, name, moved.state_sjz, encoded, depth, moved.n_samples, moved.n_group)

@@ -12,7 +12,7 @@ from anndata import AnnData
 from celldial.inference.anndata import FittedModel, check_fitted, infer_all, is_file_path
 from celldial.inference.posterior import Inferred
 from celldial.io import results
-from celldial.periodic.initial_angles import phase_codes
+from celldial.periodic.initial_angles import assign_phases
 
 __all__ = ["phase", "phase_table"]
 
@@ -87,6 +87,6 @@ def phase_table(inferred: Inferred, periodic: Mapping[str, Any], names: pd.Index
     }
     if "phases" in periodic:
         assigned_c = columns["active"] & (concentration_c >= MIN_CONCENTRATION)
-        codes_c = np.where(assigned_c, phase_codes(angle_c, periodic["phase_start"]), -1)
+        codes_c = np.where(assigned_c, assign_phases(angle_c, periodic["phase_start"]), -1)
         columns["phase"] = pd.Categorical.from_codes(codes_c.tolist(), pd.Index(periodic["phases"]))
     return pd.DataFrame({f"{periodic['name']}_{part}": values for part, values in columns.items()}, index=names)

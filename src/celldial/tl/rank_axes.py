@@ -9,7 +9,7 @@ import pandas as pd
 from anndata import AnnData
 
 from celldial.data import checks
-from celldial.data.cells import Cells, block_size
+from celldial.data.cells import Cells, decode_block_size
 from celldial.inference import posterior
 from celldial.inference.anndata import (
     FittedModel,
@@ -20,7 +20,7 @@ from celldial.inference.anndata import (
 from celldial.inference.posterior import Covariates
 from celldial.io import results
 from celldial.model.module import Module
-from celldial.utils.validation import check_whole
+from celldial.utils.validation import check_integer
 
 __all__ = ["coordinate_table", "kl_divergence", "names_of", "rank", "total_effects"]
 
@@ -73,9 +73,9 @@ def axes(model: FittedModel, adata: AnnData, *, n_cells: int = 500) -> pd.DataFr
     ['kl', 'variance', 'share', 'share_rna', 'used', 'rank']
     """
     check_fitted(model)
-    check_whole("n_cells", n_cells, 2)
+    check_integer("n_cells", n_cells, 2)
     _, cells = read_cells(model, adata)
-    checks.check_any_count(cells)
+    checks.check_has_counts(cells)
     periodic = None if model.periodic_ is None else model.periodic_["name"]
     depth = {modality: library_size_to_decode(model, modality, None) for modality in model.schema_.modalities}
     table = rank(model.module_, cells, depth, periodic, n_cells, model.seed)
@@ -133,7 +133,7 @@ def rank(
             covariates = Covariates(category_ck[part], continuous_ck[part])
             return np.concatenate(list(posterior.expected(module, modality, z_cz, covariates, library_size[modality])))
 
-        n_block = block_size(module.n_features[modality])
+        n_block = decode_block_size(module.n_features[modality])
         random = np.random.default_rng(seed)  # the same replacements in all modalities
         variance[modality] = total_effects(inferred.state_cz[chosen], columns, expected, n_block, random)
     return coordinate_table(names, kl_k, variance)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from celldial.inference.anndata import FittedModel
-from celldial.utils.messages import listing
+from celldial.utils.messages import format_names
 
 __all__ = ["TraversalAxis", "check_traversal", "resolve_axis"]
 
@@ -101,7 +101,7 @@ def resolve_axis(axis: Any, model: FittedModel, named: Mapping[str, Any]) -> Tra
             known = [*named, *([] if periodic is None else [periodic["name"]])]
             raise KeyError(
                 f"there is no axis {axis!r}: give the number of a latent coordinate, a pair of cells or groups, or a "
-                f"named axis (available: {listing(known)}; find_axis adds others)"
+                f"named axis (available: {format_names(known)}; find_axis adds others)"
             )
         axis = int(found[1])
     if isinstance(axis, bool) or not isinstance(axis, int | np.integer):

@@ -20,7 +20,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import pairwise_distances_argmin_min
 from sklearn.mixture import GaussianMixture
 
-from celldial.data.cells import MAX_BLOCK_CELLS, Cells, minibatches
+from celldial.data.cells import MAX_DECODE_CELLS, Cells, minibatches
 from celldial.data.in_memory import Source
 from celldial.model.module import Module
 from celldial.training.plan import Stage, StagePlan, TrainingPlan
@@ -61,7 +61,7 @@ def start_clusters(module: Module, source: Source, seed: int) -> Source:
     assert module.clusters is not None
     module.clusters.requires_grad_(True)
     # scikit-learn takes seeds below 2**32, and adds to them.
-    initialize_clusters(module, source.sample(MAX_INITIALIZATION_CELLS), seed % 2**31)
+    initialize_clusters(module, source.training_sample(MAX_INITIALIZATION_CELLS), seed % 2**31)
     return source
 
 
@@ -74,7 +74,7 @@ def initialize_clusters(module: Module, cells: Cells, seed: int) -> None:
     # Draws, not means: a coordinate with wide posteriors must not appear narrow.
     n_draws = max(1, MIN_DRAWS // len(cells))
     with pyro.validation_enabled(False):
-        blocks = [module.posterior(block.to(device))["z"] for block in minibatches(cells, MAX_BLOCK_CELLS)]
+        blocks = [module.posterior(block.to(device))["z"] for block in minibatches(cells, MAX_DECODE_CELLS)]
         z_jz = torch.cat([block.sample() for _ in range(n_draws) for block in blocks]).double().cpu().numpy()
     n_clusters = module.clusters.n_clusters
     if cells.label_c is None or not bool((cells.label_c >= 0).any()):

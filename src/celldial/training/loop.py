@@ -232,7 +232,7 @@ class Trainer:
         state = self.state
         self.epoch_order = self.generator.get_state()
         self.module.train()
-        minibatches = self.source.training(self.plan.batch_size, self.generator, *self.shard)
+        minibatches = self.source.training_minibatches(self.plan.batch_size, self.generator, *self.shard)
         for minibatch in islice(minibatches, state.n_minibatches, None):
             self._step(minibatch)
             if self.checkpoint is not None:
@@ -268,7 +268,9 @@ class Trainer:
         total_loss, n_cells = all_reduce_sum(self.fabric, sums).tolist()
         record = {"elbo_train": -total_loss / n_cells}
         if self.source.n_validation > 0:
-            record |= evaluate(self.module, self.source.validation(*self.shard), partial(all_reduce_sum, self.fabric))
+            record |= evaluate(
+                self.module, self.source.validation_minibatches(*self.shard), partial(all_reduce_sum, self.fabric)
+            )
         return record
 
     def _record(self, record: dict[str, float]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from celldial.model.likelihoods import LIKELIHOODS
-from celldial.utils.device import available
+from celldial.utils.device import available_memory
 
 if TYPE_CHECKING:
     from celldial.data.cells import Cells
@@ -58,7 +58,7 @@ def check_memory(
     MemoryError
         With the figures, and what makes it less.
     """
-    needed, free = estimate_memory(cells, likelihood, n_hidden, batch_size), available(device)
+    needed, free = estimate_memory(cells, likelihood, n_hidden, batch_size), available_memory(device)
     if needed > free:
         features = " + ".join(f"{rows.n_columns} features ({name})" for name, rows in cells.counts.items())
         raise MemoryError(

@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from celldial.data.cells import Cells, to_csr
-from celldial.data.in_memory import Resident
+from celldial.data.cells import Cells, to_csr_matrix
+from celldial.data.in_memory import InMemorySource
 from celldial.data.schema import Schema
 from celldial.model import angle_posterior
 from celldial.model.angle_posterior import density, marker_curves
 from celldial.model.module import Module
 from celldial.periodic import initial_angles, unsupervised
-from celldial.periodic.initial_angles import phase_starts
-from celldial.periodic.markers import Rhythm
+from celldial.periodic.initial_angles import find_phase_starts
+from celldial.periodic.markers import PeriodicProcess
 from celldial.training.plan import Stage, StagePlan, TrainingPlan
 from celldial.utils.settings import settings
 from celldial.utils.warnings import warn
@@ -58,7 +58,7 @@ class PeriodicTarget:
         The modality that has the markers.
     """
 
-    process: Rhythm
+    process: PeriodicProcess
     markers: Mapping[str, np.ndarray]
     modality: str
 
@@ -84,14 +84,14 @@ def further_stages(plan: TrainingPlan) -> StagePlan:
     return StagePlan((stage,), finish=decorrelate)
 
 
-def initialize_angles(module: Module, source: Resident, target: PeriodicTarget, seed: int) -> Resident:
+def initialize_angles(module: Module, source: InMemorySource, target: PeriodicTarget, seed: int) -> InMemorySource:
     """Estimate initial angles from the counts, and initialize the decoder's harmonics from them."""
     cells, feature_f = first_angles(source.cells, target, seed)
     angle_posterior.start(module, cells.select(source.train_c), {target.modality: feature_f})
     return replace(source, cells=cells)
 
 
-def start_from_model(module: Module, source: Resident) -> Resident:
+def start_from_model(module: Module, source: InMemorySource) -> InMemorySource:
     """Infer the angles with the fitted module, and undo the correction that `decorrelate` makes again at the end."""
     source = replace(source, cells=update_angles(module, source.cells))
     for _, modality in module.by_modality():
@@ -99,23 +99,23 @@ def start_from_model(module: Module, source: Resident) -> Resident:
     return source
 
 
-def infer_angles(module: Module, source: Resident, select_features: bool = True) -> Resident:
+def infer_angles(module: Module, source: InMemorySource, select_features: bool = True) -> InMemorySource:
     """Infer the angles and their distribution, after selecting the features that depend on the angle."""
     if select_features:
         angle_posterior.choose_features(module, _training_cells(source))
     return replace(source, cells=update_angles(module, source.cells, learn_prior=True))
 
 
-def orient_circle(module: Module, source: Resident, target: PeriodicTarget) -> Resident:
+def orient_circle(module: Module, source: InMemorySource, target: PeriodicTarget) -> InMemorySource:
     """Rotate the circle to where markers should peak, if there are markers, and decorrelate the other coordinates."""
     if target.markers:
         curves = marker_curves(module, target.markers, target.modality)
-        angle_posterior.turn(module, initial_angles.anchor(curves, density(module), target.process))
+        angle_posterior.turn(module, initial_angles.rotation_to_markers(curves, density(module), target.process))
         source = replace(source, cells=update_angles(module, source.cells, learn_prior=True))
     return decorrelate(module, source)
 
 
-def decorrelate(module: Module, source: Resident) -> Resident:
+def decorrelate(module: Module, source: InMemorySource) -> InMemorySource:
     """Remove the dependence of the other coordinates on the angle."""
     angle_posterior.straighten(module, _training_cells(source))
     return source
@@ -127,7 +127,7 @@ def update_angles(module: Module, cells: Cells, learn_prior: bool = False) -> Ce
     return angle_posterior.located(module.to(device), cells.to(device), learn_prior).to("cpu")
 
 
-def _training_cells(source: Resident) -> Cells:
+def _training_cells(source: InMemorySource) -> Cells:
     """Return the cells to train on, on the device."""
     return source.cells.select(source.train_c).to(settings.torch_device)
 
@@ -138,23 +138,23 @@ def first_angles(cells: Cells, target: PeriodicTarget, seed: int) -> tuple[Cells
     Angles come from the markers, or without markers from the roundest pattern among the cells. Cells that lack the
     modality get angles of no concentration.
     """
-    has_c = cells.has(target.modality).numpy()
-    counts_cf = to_csr(cells.counts[target.modality])[has_c].astype(np.float64)
+    has_c = cells.mask_with(target.modality).numpy()
+    counts_cf = to_csr_matrix(cells.counts[target.modality])[has_c].astype(np.float64)
     library_size_c = cells.library_size[target.modality].numpy()[has_c].astype(np.float64)
-    logged_cf = initial_angles.log_normalized(counts_cf, library_size_c)
+    logged_cf = initial_angles.log_normalize(counts_cf, library_size_c)
     if target.markers:
         markers = dict(target.markers)
-        active_c = initial_angles.first_activity(counts_cf, library_size_c, markers)
-        estimate, feature_f = initial_angles.first_places(logged_cf, active_c, markers, target.process)
+        active_c = initial_angles.initial_activity(counts_cf, library_size_c, markers)
+        estimate, feature_f = initial_angles.initial_angles(logged_cf, active_c, markers, target.process)
     else:
         batch_c = np.unique(cells.category_ck.numpy()[has_c], axis=0, return_inverse=True)[1].ravel()
-        estimate, feature_f, roundness = unsupervised.first_places(logged_cf, batch_c, seed)
-        if roundness < unsupervised.MIN_ROUNDNESS:
+        estimate, feature_f, circularity = unsupervised.discover_angles(logged_cf, batch_c, seed)
+        if circularity < unsupervised.MIN_CIRCULARITY:
             warn(NO_CIRCLE_WARNING)
     angle_c, length_c, active_c = (np.full(len(cells), value) for value in (0.0, 0.0, estimate.active_c.mean()))
     angle_c[has_c], length_c[has_c], active_c[has_c] = estimate.angle_c, estimate.length_c, estimate.active_c
     packed = angle_posterior.belief(*(torch.from_numpy(part).float() for part in (angle_c, length_c, active_c)))
-    return replace(cells, belief_cq=packed), torch.from_numpy(feature_f)
+    return replace(cells, angle_params_cq=packed), torch.from_numpy(feature_f)
 
 
 def describe(module: Module, schema: Schema, target: PeriodicTarget, gene_symbols: str | None) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def describe(module: Module, schema: Schema, target: PeriodicTarget, gene_symbol
         names = np.array(schema.feature_names[target.modality], dtype=object)
         curves = marker_curves(module, target.markers, target.modality)
         described["phases"] = np.array(target.process.phases, dtype=object)
-        described["phase_start"] = phase_starts(curves, density(module), target.process)
+        described["phase_start"] = find_phase_starts(curves, density(module), target.process)
         described["markers"] = {phase: names[column_f] for phase, column_f in target.markers.items()}
     if gene_symbols is not None:
         described["gene_symbols"] = gene_symbols

@@ -10,10 +10,10 @@ import torch
 if TYPE_CHECKING:
     pass
 
-__all__ = ["available"]
+__all__ = ["available_memory"]
 
 
-def available(device: torch.device) -> int:
+def available_memory(device: torch.device) -> int:
     """Memory that is free on a device, in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])

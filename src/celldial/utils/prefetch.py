@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-__all__ = ["ahead"]
+__all__ = ["prefetch"]
 
 T = TypeVar("T")
 END = object()
 
 
-def ahead(items: Iterable[T]) -> Iterator[T]:
+def prefetch(items: Iterable[T]) -> Iterator[T]:
     """Have one item made in a thread while the one before it is used.
 
     Errors of making an item are raised where it was to be used. The thread ends with this generator: where it is closed
@@ -25,8 +25,8 @@ def ahead(items: Iterable[T]) -> Iterator[T]:
 
     Examples
     --------
-    >>> from celldial.utils.prefetch import ahead
-    >>> list(ahead(n * n for n in range(4)))
+    >>> from celldial.utils.prefetch import prefetch
+    >>> list(prefetch(n * n for n in range(4)))
     [0, 1, 4, 9]
     """
     iterator = iter(items)

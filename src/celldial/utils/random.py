@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["seeded"]
+__all__ = ["isolate_rng"]
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def isolate_rng(seed: int) -> Iterator[None]:
     """Draw torch's random numbers from `seed` in this block, and leave the outer stream as it was."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)

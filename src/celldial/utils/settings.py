@@ -12,7 +12,7 @@ import torch
 
 Precision = Literal["auto", "32-true", "bf16-mixed"]
 
-__all__ = ["Precision", "Settings", "chosen", "settings"]
+__all__ = ["Precision", "Settings", "override_settings", "settings"]
 
 
 @dataclass
@@ -60,7 +60,7 @@ settings = Settings()
 
 
 @contextmanager
-def chosen(device: str | None, precision: Precision | None) -> Iterator[None]:
+def override_settings(device: str | None, precision: Precision | None) -> Iterator[None]:
     """Take other settings in this block, where they are given."""
     before = settings.device, settings.precision
     if device is not None:

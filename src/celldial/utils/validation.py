@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["check_library_size", "check_target", "check_whole"]
+__all__ = ["check_integer", "check_library_size", "check_writable"]
 
 
-def check_whole(name: str, value: Any, least: int = 1) -> None:
+def check_integer(name: str, value: Any, least: int = 1) -> None:
     """Raise unless `value` is a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ValueError(f"{name} is {value!r}: it must be a whole number of at least {least}")
@@ -22,7 +22,7 @@ def check_library_size(library_size: Any) -> float:
     return float(library_size)
 
 
-def check_target(adata: Any, key_added: str | None) -> None:
+def check_writable(adata: Any, key_added: str | None) -> None:
     """Raise where something is to be written to cells that are only in files."""
     if key_added is not None and not hasattr(adata, "obsm"):
         raise ValueError(
