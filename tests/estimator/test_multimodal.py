@@ -545,7 +545,7 @@ def test_imputing_named_features_makes_no_table_of_all(
 ) -> None:
     adata, decoded, given = multiome.copy(), [], []
     expected = model.impute(adata, "atac", from_="rna", features=["p3", "p1"])
-    mean_of, expected_of = Bernoulli.mean, celldial.inference.posterior.expected
+    mean_of, expected_of = Bernoulli.mean, celldial.inference.posterior.decode_mean
 
     def mean(*args: Any) -> Any:
         decoded.append(tuple((result := mean_of(*args)).shape))
@@ -557,7 +557,7 @@ def test_imputing_named_features_makes_no_table_of_all(
             yield block
 
     monkeypatch.setattr(Bernoulli, "mean", mean)
-    monkeypatch.setattr(celldial.inference.posterior, "expected", blocks)
+    monkeypatch.setattr(celldial.inference.posterior, "decode_mean", blocks)
     monkeypatch.setattr(celldial.data.cells, "MAX_DECODE_CELLS", 7)
     found = model.impute(adata, "atac", from_="rna", features=["p3", "p1"])
     np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -674,14 +674,14 @@ def test_a_file_is_written_whole_or_not_at_all(
     path = tmp_path / "imputed.h5ad"
     if there_before:
         path.write_bytes(b"old")
-    expected_of = celldial.inference.posterior.expected
+    expected_of = celldial.inference.posterior.decode_mean
 
     def blocks(*args: Any) -> Iterator[np.ndarray]:
         yield next(iter(expected_of(*args)))
         raise MemoryError("in the middle")
 
     monkeypatch.setattr(celldial.data.cells, "MAX_DECODE_CELLS", 7)
-    monkeypatch.setattr(celldial.inference.posterior, "expected", blocks)
+    monkeypatch.setattr(celldial.inference.posterior, "decode_mean", blocks)
     with pytest.raises(MemoryError, match="in the middle"):
         model.impute_to_file(multiome, "atac", path, from_="rna")
     assert list(tmp_path.iterdir()) == ([path] if there_before else [])

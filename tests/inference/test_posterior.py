@@ -70,26 +70,26 @@ def test_expected_values_come_in_blocks(cells: Cells, modality: str, monkeypatch
     with torch.no_grad():
         expected_cf = module.decode_one(modality, torch.from_numpy(z_cz), everywhere).mean.numpy()
     monkeypatch.setattr(posterior, "decode_block_size", lambda n_features: 25)
-    found = posterior.expected(module, modality, z_cz, covariates_of(cells), 50.0)
+    found = posterior.decode_mean(module, modality, z_cz, covariates_of(cells), 50.0)
     assert isinstance(found, Iterator)
     blocks = list(found)
     assert [block_cf.shape for block_cf in blocks] == [(n, module.n_features[modality]) for n in (25, 25, 10)]
     assert {block_cf.dtype for block_cf in blocks} == {np.dtype(np.float32)}
     np.testing.assert_allclose(np.concatenate(blocks), expected_cf, rtol=1e-5)
-    some = posterior.expected(module, modality, z_cz, covariates_of(cells), 50.0, np.array([3, 0]))
+    some = posterior.decode_mean(module, modality, z_cz, covariates_of(cells), 50.0, np.array([3, 0]))
     np.testing.assert_allclose(np.concatenate(list(some)), expected_cf[:, [3, 0]], rtol=1e-5)
 
 
 def test_no_gradient_is_left_on_while_blocks_are_waited_for(cells: Cells) -> None:
     z_cz = np.zeros((60, 3), np.float32)
-    next(posterior.expected(make_module(cells), "rna", z_cz, covariates_of(cells), 50.0))
+    next(posterior.decode_mean(make_module(cells), "rna", z_cz, covariates_of(cells), 50.0))
     assert torch.is_grad_enabled()
 
 
 def test_expected_values_are_counts_or_probabilities(cells: Cells) -> None:
     module, z_cz = make_module(cells), np.zeros((60, 3), np.float32)
-    (rna_cf,) = posterior.expected(module, "rna", z_cz, covariates_of(cells), 50.0)
-    (atac_cf,) = posterior.expected(module, "atac", z_cz, covariates_of(cells), 50.0)
+    (rna_cf,) = posterior.decode_mean(module, "rna", z_cz, covariates_of(cells), 50.0)
+    (atac_cf,) = posterior.decode_mean(module, "atac", z_cz, covariates_of(cells), 50.0)
     np.testing.assert_allclose(rna_cf.sum(1), 50, rtol=1e-5)
     assert ((atac_cf > 0) & (atac_cf < 1)).all()
     np.testing.assert_allclose(-np.log1p(-atac_cf.astype(float)).sum(1), 50, rtol=1e-3)  # the start: all fragments
@@ -102,7 +102,7 @@ def test_drawn_cells_have_every_modality(cells: Cells, monkeypatch: pytest.Monke
     draws = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        draws.append(posterior.draw_cells(module, covariates_of(cells), quantiles))
+        draws.append(posterior.sample_cells(module, covariates_of(cells), quantiles))
     z_cz, counts = draws[0]
     assert z_cz.shape == (60, 3)
     assert {name: x_cf.shape for name, x_cf in counts.items()} == {"rna": (60, 20), "atac": (60, 30)}

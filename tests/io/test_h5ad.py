@@ -11,7 +11,7 @@ from anndata import AnnData
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celldial.io.h5ad import write_blocks
+from celldial.io.h5ad import write_in_blocks
 
 NAMES = pd.Index(["g1", "g2", "g3"])
 OBS = pd.DataFrame(
@@ -30,7 +30,7 @@ def blocks(*sizes: int) -> Iterator[np.ndarray]:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "table.h5ad"
-    write_blocks(path, blocks(2, 2, 1), OBS, NAMES)
+    write_in_blocks(path, blocks(2, 2, 1), OBS, NAMES)
     found = anndata.read_h5ad(path)
     assert found.X.dtype == np.float32
     np.testing.assert_array_equal(found.X, X)
@@ -43,13 +43,13 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 @given(st.permutations([0, 1, 1, 3]))
 def test_blocks_may_be_of_any_size(tmp_path_factory: pytest.TempPathFactory, sizes: list[int]) -> None:
     path = tmp_path_factory.mktemp("blocks") / "table.h5ad"
-    write_blocks(path, blocks(*sizes), OBS, NAMES)
+    write_in_blocks(path, blocks(*sizes), OBS, NAMES)
     np.testing.assert_array_equal(anndata.read_h5ad(path).X, X)
 
 
 def test_the_file_is_read_backed(tmp_path: Path) -> None:
     path = tmp_path / "table.h5ad"
-    write_blocks(path, blocks(5), OBS, NAMES)
+    write_in_blocks(path, blocks(5), OBS, NAMES)
     backed = anndata.read_h5ad(path, backed="r")
     try:
         assert backed.shape == (5, 3)
@@ -68,12 +68,12 @@ def test_blocks_are_written_as_they_come(tmp_path: Path) -> None:
             block_cf[:] = row_f
             yield block_cf
 
-    write_blocks(tmp_path / "table.h5ad", reused(), OBS, NAMES)
+    write_in_blocks(tmp_path / "table.h5ad", reused(), OBS, NAMES)
     np.testing.assert_array_equal(anndata.read_h5ad(tmp_path / "table.h5ad").X, X)
 
 
 def test_no_cell_is_a_table_too(tmp_path: Path) -> None:
-    write_blocks(tmp_path / "table.h5ad", iter(()), OBS[:0], NAMES)
+    write_in_blocks(tmp_path / "table.h5ad", iter(()), OBS[:0], NAMES)
     assert anndata.read_h5ad(tmp_path / "table.h5ad").shape == (0, 3)
 
 
@@ -105,7 +105,7 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, there: bool, wrong, err
     if there:
         path.write_bytes(b"what was there")
     with pytest.raises(error, match=words):
-        write_blocks(path, wrong(), OBS, NAMES)
+        write_in_blocks(path, wrong(), OBS, NAMES)
     assert [file.name for file in tmp_path.iterdir()] == ["table.h5ad"] * there
     if there:
         assert path.read_bytes() == b"what was there"
@@ -114,17 +114,17 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, there: bool, wrong, err
 def test_what_is_there_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "table.h5ad"
     AnnData(np.zeros((1, 1), np.float32)).write_h5ad(path)
-    write_blocks(path, blocks(5), OBS, NAMES)
+    write_in_blocks(path, blocks(5), OBS, NAMES)
     np.testing.assert_array_equal(anndata.read_h5ad(path).X, X)
 
 
 def test_others_may_read_the_file_as_they_may_any_other(tmp_path: Path) -> None:
     (tmp_path / "any").touch()
-    write_blocks(tmp_path / "table.h5ad", blocks(5), OBS, NAMES)
+    write_in_blocks(tmp_path / "table.h5ad", blocks(5), OBS, NAMES)
     assert (tmp_path / "table.h5ad").stat().st_mode == (tmp_path / "any").stat().st_mode
 
 
 def test_obs_is_left_as_it_was(tmp_path: Path) -> None:
     obs = OBS.copy()
-    write_blocks(tmp_path / "table.h5ad", blocks(5), obs, NAMES)
+    write_in_blocks(tmp_path / "table.h5ad", blocks(5), obs, NAMES)
     pd.testing.assert_frame_equal(obs, OBS)

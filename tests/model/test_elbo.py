@@ -13,7 +13,7 @@ from anndata import AnnData
 from torch.distributions import Independent, Normal
 
 from celldial import VAE
-from celldial.estimator.fitting import SCORED_SLOWER
+from celldial.estimator.fitting import SCORE_FUNCTION_LR_DIVISOR
 from celldial.model.distributions import Detached
 from celldial.model.elbo import KEPT, Baseline, Gradient, read_gradient
 from celldial.model.latents import LATENTS
@@ -81,8 +81,11 @@ def test_what_cannot_be_said_of_gradients(said: Any, clustered: bool, words: str
         ({}, 1),
         ({"n_clusters": 2, "gradient": "score_function"}, 1),
         ({"labels_key": "type", "gradient": "gumbel_softmax"}, 1),
-        ({"gradient": "score_function"}, SCORED_SLOWER),
-        ({"n_clusters": 2, "gradient": {"z": "score_function", "cluster": "score_function"}}, SCORED_SLOWER),
+        ({"gradient": "score_function"}, SCORE_FUNCTION_LR_DIVISOR),
+        (
+            {"n_clusters": 2, "gradient": {"z": "score_function", "cluster": "score_function"}},
+            SCORE_FUNCTION_LR_DIVISOR,
+        ),
     ],
 )
 def test_coordinates_are_learned_more_slowly_by_the_score_function(parameters: dict[str, Any], slower: int) -> None:

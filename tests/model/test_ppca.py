@@ -150,7 +150,7 @@ def test_the_marginal_likelihood_is_the_maximum(fitted: Fitted) -> None:
 def test_bounds_are_in_order(fitted: Fitted) -> None:
     """ELBO, importance-weighted bound, marginal likelihood; here they meet, as the posteriors can be exact."""
     torch.manual_seed(2)
-    weighted = np.mean([posterior.bound(fitted.module, [fitted.cells], 20) for _ in range(5)])
+    weighted = np.mean([posterior.importance_weighted_bound(fitted.module, [fitted.cells], 20) for _ in range(5)])
     assert elbo(fitted) == pytest.approx(marginal(fitted), abs=0.01)
     # Up to the noise of the draws.
     assert elbo(fitted) < weighted + 0.003
@@ -161,7 +161,7 @@ def test_bounds_are_in_order(fitted: Fitted) -> None:
     with torch.no_grad():
         raw_z.add_(1.0)
         wrong = elbo(fitted)
-        few, many = (posterior.bound(fitted.module, [fitted.cells], n) for n in (5, 500))
+        few, many = (posterior.importance_weighted_bound(fitted.module, [fitted.cells], n) for n in (5, 500))
         raw_z.copy_(kept_z)
     assert wrong + 0.2 < few < many - 0.05
     assert many == pytest.approx(marginal(fitted), abs=0.03)

@@ -78,7 +78,7 @@ def test_estimators_that_coincide_are_both_seen():
 
 def test_all_estimators_have_a_look():
     clustered, plain = (type("Module", (), {"clusters": clusters, "flow": None})() for clusters in ("some", None))
-    assert set(gradients.ways(clustered)) | set(gradients.ways(plain)) == set(LOOKS)
+    assert set(gradients.available_estimators(clustered)) | set(gradients.available_estimators(plain)) == set(LOOKS)
 
 
 def test_another_table_is_refused():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import sparse, stats
 
 from celldial import VAE
-from celldial.tl.feature_tables import MAX_COMBINATIONS, in_turn
+from celldial.tl.feature_tables import MAX_COMBINATIONS, balanced_combinations
 from helpers.simulate import COVARIATES, simulate, simulate_two
 
 DECODER_KINDS = ["network", "additive", "linear"]
@@ -99,7 +99,7 @@ def test_what_cannot_be_asked_of_topics(
 
 @given(st.lists(st.integers(1, 8), min_size=1, max_size=3))
 def test_each_category_has_as_many_turns_as_the_others(sizes: list[int]) -> None:
-    turns = in_turn({str(k): [str(n) for n in range(size)] for k, size in enumerate(sizes)})
+    turns = balanced_combinations({str(k): [str(n) for n in range(size)] for k, size in enumerate(sizes)})
     assert len({len(names) for names in turns.values()}) == 1
     for size, names in zip(sizes, turns.values(), strict=True):
         _, counts = np.unique(names, return_counts=True)
@@ -108,9 +108,9 @@ def test_each_category_has_as_many_turns_as_the_others(sizes: list[int]) -> None
 
 
 def test_turns_end_where_there_are_very_many_categories() -> None:
-    turns = in_turn({"batch": list(map(str, range(97))), "donor": list(map(str, range(101)))})
+    turns = balanced_combinations({"batch": list(map(str, range(97))), "donor": list(map(str, range(101)))})
     assert len(turns["batch"]) == MAX_COMBINATIONS
-    assert in_turn({}) == {}
+    assert balanced_combinations({}) == {}
 
 
 # --- Loadings ---------------------------------------------------------------------------------------------------------

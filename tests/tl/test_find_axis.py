@@ -16,7 +16,7 @@ from torch.distributions import Normal, kl_divergence
 
 from celldial import VAE
 from celldial.tl import axis_targets, rank_axes
-from celldial.tl.find_axis import Axis, find_direction
+from celldial.tl.find_axis import Axis, fit_axis
 from celldial.tl.rank_axes import coordinate_table, total_effects
 from helpers.raises import raises
 from helpers.simulate import COVARIATES, simulate, simulate_two
@@ -107,7 +107,7 @@ def test_the_table_ranks_by_the_share_that_modalities_have_on_average() -> None:
 
 
 def find(z_cz: np.ndarray, target_c: np.ndarray, batch_c: np.ndarray | None = None, n: int = 99, seed: int = 0) -> Axis:
-    return find_direction("name", "A → B", z_cz, target_c, batch_c, n, np.random.default_rng(seed))
+    return fit_axis("name", "A → B", z_cz, target_c, batch_c, n, np.random.default_rng(seed))
 
 
 def states(n_cells: int = 200, n_latent: int = 3, seed: int = 0) -> np.ndarray:

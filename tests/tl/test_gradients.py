@@ -26,7 +26,7 @@ from celldial.model.elbo import Baseline, EnumeratedELBO, Estimator, Gradient, M
 from celldial.model.latents import LATENTS, LatentName, Logistic
 from celldial.model.module import Encoded, Module
 from celldial.model.priors import Flow, Mixture, PosteriorFlow
-from celldial.tl.gradients import Moments, Way, draws, prepared, ways
+from celldial.tl.gradients import EstimatorConfig, Moments, available_estimators, configure_module, draws
 from celldial.utils.random import isolate_rng
 from helpers.modules import build_module
 from helpers.simulate import simulate, simulate_cells
@@ -470,11 +470,11 @@ def test_estimators_without_bias_agree_on_a_module(options: dict[str, Any], monk
         # Clusters that are hardly ever drawn would need more draws than there are.
         encoded = encoded._replace(logits_ck=torch.randn_like(encoded.logits_ck))
     means = {}
-    for seed, (name, way) in enumerate(ways(module).items()):
+    for seed, (name, way) in enumerate(available_estimators(module).items()):
         if way.gradient.cluster == "gumbel_softmax":
             continue
         torch.manual_seed(seed)
-        of_way = prepared(module, way, cells, encoded, 0.3)
+        of_way = configure_module(module, way, cells, encoded, 0.3)
         means[name] = moments_of(of_way, cells, encoded, 8_000)
     first = means.pop(next(iter(means)))
     assert len(means) == 3
@@ -523,7 +523,7 @@ def test_relaxed_choices_of_a_module_have_a_bias_that_falls_with_the_temperature
     with torch.no_grad():
         encoded = module.encode(cells)
     exact_cp = moments_of(module, cells, encoded, 20_000)["cluster"].mean_cp
-    relaxed = prepared(module, Way(Gradient(cluster="gumbel_softmax")), cells, encoded, 0.3)
+    relaxed = configure_module(module, EstimatorConfig(Gradient(cluster="gumbel_softmax")), cells, encoded, 0.3)
     bias = []
     for temperature in (2.0, 0.7, 0.2):
         found = moments_of(relaxed, cells, encoded, 20_000, temperature)["cluster"]
@@ -675,7 +675,7 @@ def test_the_table_has_a_row_for_each_parameter_and_estimator(model: VAE, adata:
     assert list(table.columns) == ["mean", "bias", "standard_error", "variance", "microseconds"]
     assert list(table.index.names) == ["parameter", "estimator"]
     assert list(table.index.unique("parameter")) == ["mu", "sigma"]
-    assert list(table.loc["mu"].index) == list(ways(model.module_))
+    assert list(table.loc["mu"].index) == list(available_estimators(model.module_))
     assert np.isfinite(table).all(axis=None)
     assert (table > 0).all(axis=None)
     of_mu = table.loc["mu", "variance"]
@@ -687,8 +687,8 @@ def test_the_table_has_a_row_for_each_parameter_and_estimator(model: VAE, adata:
 @SINGLE
 def test_the_table_is_of_single_draws_and_of_others_for_the_reference(model: VAE, adata: AnnData) -> None:
     row = tl.compare_gradients(model, adata, "reparameterized", **FEW).loc[("sigma", "reparameterized")]
-    _, cells, encoded = gradients.read(model, adata, None, 10, 0.3, 0)
-    module = prepared(model.module_, Way(Gradient()), cells, encoded, 0.3)
+    _, cells, encoded = gradients.prepare_inputs(model, adata, None, 10, 0.3, 0)
+    module = configure_module(model.module_, EstimatorConfig(Gradient()), cells, encoded, 0.3)
     drawn = []
     for seed, n in ((0, 400), (1, 200)):
         with isolate_rng(seed):
@@ -737,8 +737,8 @@ def test_the_same_seed_gives_the_same_table_whatever_else_is_compared(model: VAE
 @SINGLE
 def test_gradients_are_those_of_the_elbo(model: VAE, adata: AnnData) -> None:
     """By finite differences of the mean ELBO, with the same noise."""
-    _, cells, encoded = gradients.read(model, adata, None, 5, 0.3, 0)
-    module = prepared(model.module_, Way(Gradient()), cells, encoded, 0.3).double()
+    _, cells, encoded = gradients.prepare_inputs(model, adata, None, 5, 0.3, 0)
+    module = configure_module(model.module_, EstimatorConfig(Gradient()), cells, encoded, 0.3).double()
     cells = cells_in_double(cells)
     encoded = Encoded(encoded.mu_cz.double(), encoded.sigma_cz.double())
     torch.manual_seed(0)
@@ -770,8 +770,8 @@ def test_draws_come_in_blocks_and_are_as_many_as_asked_for(
     model: VAE, adata: AnnData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gradients, "decode_block_size", lambda n_features: 40)
-    _, cells, encoded = gradients.read(model, adata, None, 7, 0.3, 0)
-    module = prepared(model.module_, Way(Gradient()), cells, encoded, 0.3)
+    _, cells, encoded = gradients.prepare_inputs(model, adata, None, 7, 0.3, 0)
+    module = configure_module(model.module_, EstimatorConfig(Gradient()), cells, encoded, 0.3)
     assert [drawn["mu"].shape for drawn in draws(module, cells, encoded, 0.3, 12)] == [(5, 7, 3), (5, 7, 3), (2, 7, 3)]
     monkeypatch.setattr(gradients, "decode_block_size", lambda n_features: 1)
     assert [len(drawn["mu"]) for drawn in draws(module, cells, encoded, 0.3, 2)] == [1, 1]
@@ -828,7 +828,7 @@ def test_what_else_a_model_may_have(adata: AnnData) -> None:
     cells.X = sparse.diags((np.arange(60) >= 50).astype(np.float32)) @ adata.X
     table = tl.compare_gradients(model, cells, n_samples=50, n_cells=100, n_reference=50)
     assert np.isfinite(table).all(axis=None)
-    _, chosen, _ = gradients.read(model, cells, None, 100, 0.3, 0)
+    _, chosen, _ = gradients.prepare_inputs(model, cells, None, 100, 0.3, 0)
     assert len(chosen) == 10
 
 

@@ -21,7 +21,7 @@ from scipy import sparse, stats
 from celldial import VAE
 from celldial.inference import population_means, posterior
 from celldial.inference.anndata import read_cells
-from celldial.inference.laplace import measure_loadings
+from celldial.inference.laplace import fit_laplace
 from celldial.inference.posterior import Covariates
 from celldial.model import laplace
 from celldial.model.likelihoods import LIKELIHOODS
@@ -71,7 +71,7 @@ def without_loadings(model: VAE) -> Iterator[None]:
 
 @given(z_cz=STATES, coordinate=st.integers(0, 2), n_steps=st.integers(2, 7))
 def test_steps_go_evenly_from_quantile_to_quantile(z_cz: np.ndarray, coordinate: int, n_steps: int) -> None:
-    path_s = traversal.spread(z_cz[:, coordinate], (0.25, 1.0), n_steps)
+    path_s = traversal.evenly_spaced(z_cz[:, coordinate], (0.25, 1.0), n_steps)
     assert path_s.shape == (n_steps,)
     assert path_s[-1] == z_cz[:, coordinate].max()
     np.testing.assert_allclose(path_s[0], np.quantile(z_cz[:, coordinate], 0.25), atol=1e-5)
@@ -122,10 +122,10 @@ def test_between_two_states_the_way_is_straight(from_cz: np.ndarray) -> None:
 @given(cells=hnp.arrays(np.float32, (2, 4, 2), elements=st.integers(-9, 9)))
 def test_pairs_have_the_shortest_ways(cells: np.ndarray) -> None:
     from_cz, to_cz = cells
-    partner_c = traversal.paired(from_cz, to_cz)
+    partner_c = traversal.optimal_pairs(from_cz, to_cz)
     assert sorted(partner_c) == [0, 1, 2, 3]
-    ways = [((from_cz - to_cz[list(order)]) ** 2).sum() for order in itertools.permutations(range(4))]
-    assert ((from_cz - to_cz[partner_c]) ** 2).sum() == min(ways)
+    available_estimators = [((from_cz - to_cz[list(order)]) ** 2).sum() for order in itertools.permutations(range(4))]
+    assert ((from_cz - to_cz[partner_c]) ** 2).sum() == min(available_estimators)
 
 
 # --- Curves -----------------------------------------------------------------------------------------------------------
@@ -299,13 +299,13 @@ def test_more_cells_make_surer(model: VAE) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             index_c = torch.arange(60)
-            measure_loadings(model.module_, cells, index_c.repeat(times))
+            fit_laplace(model.module_, cells, index_c.repeat(times))
         loadings = model.module_.modalities["rna"].loadings
         average_variance.append(loadings.variance(loadings.centre_h[None]).mean().item())
     assert average_variance[0] / average_variance[1] == pytest.approx(4, rel=0.2)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        measure_loadings(model.module_, cells, torch.arange(60))
+        fit_laplace(model.module_, cells, torch.arange(60))
 
 
 # --- Averages over cells ----------------------------------------------------------------------------------------------
@@ -325,9 +325,9 @@ def test_averages_are_those_of_the_decoder(
     state_sjz = np.random.default_rng(0).normal(size=(n_steps, n_cells * n_samples, 3)).astype(np.float32)
     covariates = Covariates(np.zeros((15, 0), dtype=np.int64), np.zeros((15, 0), dtype=np.float32))
     with without_loadings(bimodal):
-        found = population_means.average(module, name, state_sjz, covariates, 100.0, n_samples, n_cells)
+        found = population_means.mean_along_path(module, name, state_sjz, covariates, 100.0, n_samples, n_cells)
     value_sjf = np.stack(
-        [np.concatenate(list(posterior.expected(module, name, z_jz, covariates, 100.0))) for z_jz in state_sjz]
+        [np.concatenate(list(posterior.decode_mean(module, name, z_jz, covariates, 100.0))) for z_jz in state_sjz]
     ).astype(float)
     np.testing.assert_allclose(found.mean_sf, value_sjf.mean(1), rtol=1e-4)
 
@@ -352,12 +352,12 @@ def test_a_few_cells_for_a_group_are_less_sure(bimodal: VAE) -> None:
     covariates = Covariates(np.zeros((30, 0), dtype=np.int64), np.zeros((30, 0), dtype=np.float32))
     with without_loadings(bimodal):
         found_f, of_all_f = (
-            population_means.average(bimodal.module_, "rna", state_jz[None], covariates, 1e4, n_samples, n).variance_sf[
-                0
-            ]
+            population_means.mean_along_path(
+                bimodal.module_, "rna", state_jz[None], covariates, 1e4, n_samples, n
+            ).variance_sf[0]
             for n in (n_group, n_cells)
         )
-    (value_jf,) = posterior.expected(bimodal.module_, "rna", state_jz, covariates, 1e4)
+    (value_jf,) = posterior.decode_mean(bimodal.module_, "rna", state_jz, covariates, 1e4)
     value_cnf = (value_jf / value_jf.mean(0)).reshape(n_cells, n_samples, -1).astype(float)
     within_f = value_cnf.var(1, ddof=1).mean(0)
     between_f = value_cnf.mean(1).var(0, ddof=1) - within_f / n_samples
@@ -370,7 +370,7 @@ def test_intervals_add_what_is_not_known_of_states_and_of_loadings(bimodal: VAE)
     module = bimodal.module_
     state_sjz = np.zeros((2, 4, 3), dtype=np.float32)  # draws that do not differ
     covariates = Covariates(np.zeros((4, 0), dtype=np.int64), np.zeros((4, 0), dtype=np.float32))
-    found = population_means.average(module, "rna", state_sjz, covariates, 1e4, 2, 2)
+    found = population_means.mean_along_path(module, "rna", state_sjz, covariates, 1e4, 2, 2)
     decoder, loadings = module.modalities["rna"].decoder, module.modalities["rna"].loadings
     with torch.no_grad():
         inputs = decoder.inputs(torch.zeros(1, 3), *(torch.from_numpy(part[:1]) for part in covariates))
@@ -383,7 +383,7 @@ def test_a_change_is_as_unsure_as_the_loadings_that_tell_it(bimodal: VAE) -> Non
     state_sjz = np.zeros((2, 4, 3), dtype=np.float32)  # draws that do not differ, at two places
     state_sjz[1] = 1.5
     covariates = Covariates(np.zeros((4, 0), dtype=np.int64), np.zeros((4, 0), dtype=np.float32))
-    found = population_means.average(module, "rna", state_sjz, covariates, 1e4, 2, 2)
+    found = population_means.mean_along_path(module, "rna", state_sjz, covariates, 1e4, 2, 2)
     decoder, loadings = module.modalities["rna"].decoder, module.modalities["rna"].loadings
     with torch.no_grad():
         at_sh = decoder.inputs(torch.from_numpy(state_sjz[:, 0]), *(torch.from_numpy(part[:2]) for part in covariates))
@@ -397,16 +397,16 @@ def test_a_change_is_as_unsure_as_the_loadings_that_tell_it(bimodal: VAE) -> Non
 
 
 def test_cells_are_found_by_name_and_by_group(adata: AnnData) -> None:
-    assert len(cell_selection.cells_at(adata.obs, None)[0]) == 60
-    found, called = cell_selection.cells_at(adata.obs, {"batch": "b1", "donor": "x"})
+    assert len(cell_selection.select_cells(adata.obs, None)[0]) == 60
+    found, called = cell_selection.select_cells(adata.obs, {"batch": "b1", "donor": "x"})
     assert list(found) == list(np.flatnonzero((adata.obs["batch"] == "b1") & (adata.obs["donor"] == "x")))
     assert called == "batch: b1, donor: x"
-    np.testing.assert_array_equal(cell_selection.cells_at(adata.obs, ("donor", "y"))[0], np.arange(1, 60, 3))
-    assert cell_selection.cells_at(adata.obs, "c7") == (np.array([7]), "cell c7")
-    first, last = cell_selection.two_ends(adata.obs, ("x", "z"), None)
+    np.testing.assert_array_equal(cell_selection.select_cells(adata.obs, ("donor", "y"))[0], np.arange(1, 60, 3))
+    assert cell_selection.select_cells(adata.obs, "c7") == (np.array([7]), "cell c7")
+    first, last = cell_selection.select_endpoints(adata.obs, ("x", "z"), None)
     assert (adata.obs["donor"].iloc[first] == "x").all()
     assert (adata.obs["donor"].iloc[last] == "z").all()
-    assert cell_selection.two_ends(adata.obs, ("c1", "c2"), None) == (np.array([1]), np.array([2]))
+    assert cell_selection.select_endpoints(adata.obs, ("c1", "c2"), None) == (np.array([1]), np.array([2]))
 
 
 @pytest.mark.parametrize(
@@ -427,7 +427,7 @@ def test_cells_that_are_not_there(model: VAE, adata: AnnData, at: Any, error: ty
 
 def test_groups_without_a_cell_in_common(adata: AnnData) -> None:
     with pytest.raises(ValueError, match="no cell has batch: b0, name: c1 at once"):
-        cell_selection.cells_at(adata.obs.assign(name=adata.obs_names), {"batch": "b0", "name": "c1"})
+        cell_selection.select_cells(adata.obs.assign(name=adata.obs_names), {"batch": "b0", "name": "c1"})
 
 
 # --- VAE.latent_traverse ----------------------------------------------------------------------------------------------
@@ -468,7 +468,7 @@ def test_a_traversal_has_a_row_a_step_and_a_column_a_feature(model: VAE, adata: 
     # Kept beside what was there, and nothing else is touched.
     assert adata.uns["latent_traverse"]["mine"] == {"note": "kept"}
     assert list(adata.uns) == ["latent_traverse", "celldial"]
-    assert adata.uns["celldial"] == {"written": {"latent_traverse": {"axis_1": model.fingerprint_}}}
+    assert adata.uns["celldial"] == {"written": {"latent_traverse": {"axis_0": model.fingerprint_}}}
     assert not adata.obsm
     assert not adata.layers
     pd.testing.assert_frame_equal(adata.obs, before.obs)
@@ -716,8 +716,8 @@ def test_a_periodic_axis_needs_to_be_the_models(model: VAE) -> None:
     periodic = {"name": "cell_cycle", "phases": np.array(["G1", "S"]), "phase_start": np.array([0.0, 3.0])}
 
     def resolve(axis: str, described: dict[str, Any] | None) -> traversal_axis.TraversalAxis:
-        module = SimpleNamespace(latent=SimpleNamespace(n_latent=3))
-        fitted = SimpleNamespace(module_=module, parameters_={"latent": "gaussian"}, periodic_=described)
+        module = SimpleNamespace(latent=SimpleNamespace(n_latent=3, coordinate_noun="axis"))
+        fitted = SimpleNamespace(module_=module, periodic_=described)
         return traversal_axis.resolve_axis(axis, fitted, {})
 
     axis = resolve("cell_cycle", periodic)

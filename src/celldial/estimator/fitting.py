@@ -23,12 +23,12 @@ from celldial.data.on_disk import OnDiskSource
 from celldial.data.schema import Schema
 from celldial.data.splits import train_validation_split
 from celldial.estimator import validation
-from celldial.estimator.prepare import NO_PART, look
+from celldial.estimator.prepare import EXCLUDED_FROM_TRAINING, prepare_training_data
 from celldial.estimator.serialization import build_module, fingerprint, to_json
 from celldial.inference import posterior
 from celldial.inference.anndata import is_file_path, read_cells
-from celldial.inference.laplace import measure_loadings
-from celldial.inference.posterior import Inferred
+from celldial.inference.laplace import fit_laplace
+from celldial.inference.posterior import LatentState
 from celldial.io import results
 from celldial.io.checkpoint import Checkpoint
 from celldial.model.elbo import read_gradient
@@ -51,9 +51,9 @@ if TYPE_CHECKING:
 __all__ = ["FitOptions", "fit", "partial_fit"]
 
 # Factor by which the learning rate is lower if coordinates are learned by the score function.
-SCORED_SLOWER = 4
+SCORE_FUNCTION_LR_DIVISOR = 4
 # Factor by which it is lower when training continues.
-CONTINUED_SLOWER = 4
+CONTINUED_LR_DIVISOR = 4
 # Cells to initialize biases, scales and dispersions from.
 MAX_CELLS_TO_START = 100_000
 # Cells to measure the information about the loadings on: 1,000 cells of a modality that one cell in twenty has.
@@ -95,7 +95,7 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
         options.device, options.precision, options.devices, options.num_nodes, options.checkpoint_minutes
     )
     process = parse_periodic(model.periodic)
-    found = look(adata, parameters, process, options.validation_size, options.validation_cells)
+    found = prepare_training_data(adata, parameters, process, options.validation_size, options.validation_cells)
     schema, source = found.schema, found.source
     hardware = Hardware(
         options.device,
@@ -118,16 +118,16 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
         del sample, held
         stages = first_stages(module, plan, model.seed, target)
         history, source = loop.fit(module, source, stages, model.seed, run)
-        inferred = _infer_source(module, source, adata)
+        latent_state = _infer_source(module, source, adata)
         sample = source.training_sample(MAX_CELLS_TO_MEASURE)
-        measure_loadings(module, sample, torch.arange(len(sample)), source.n_train / len(sample))
+        fit_laplace(module, sample, torch.arange(len(sample)), source.n_train / len(sample))
     model.parameters_, model.schema_, model.module_, model.history_ = to_json(parameters), schema, module, history
     model.periodic_ = None if target is None else describe(module, schema, target, model.gene_symbols)
     model.clusters_ = found.clusters
     model.library_size_quantiles_ = _library_size_quantiles(found.cells, source.train_c)
     model.fingerprint_ = fingerprint(module)
-    if inferred is not None:
-        _write(model, adata, inferred, options)
+    if latent_state is not None:
+        _write(model, adata, latent_state, options)
 
 
 def partial_fit(model: VAE, adata: Any, options: FitOptions) -> None:
@@ -138,12 +138,12 @@ def partial_fit(model: VAE, adata: Any, options: FitOptions) -> None:
     table, cells = read_cells(model, adata)
     cells = replace(cells, label_c=labels.encode_labels(table.obs, model.clusters_))
     checks.check_has_counts(cells)
-    checks.warn_empty_cells(table.obs_names.__getitem__, cells, NO_PART)
+    checks.warn_empty_cells(table.obs_names.__getitem__, cells, EXCLUDED_FROM_TRAINING)
     train_c, validation_c = train_validation_split(
         table, cells, options.validation_size, options.validation_cells, model.seed
     )
     plan = _plan(model, len(train_c), options)
-    plan = replace(plan, learning_rate=plan.learning_rate / CONTINUED_SLOWER, kl_warmup=False)
+    plan = replace(plan, learning_rate=plan.learning_rate / CONTINUED_LR_DIVISOR, kl_warmup=False)
     n_epochs_before = len(model.history_["seconds"])
     seed = model.seed + n_epochs_before
     with isolate_rng(seed):
@@ -154,13 +154,13 @@ def partial_fit(model: VAE, adata: Any, options: FitOptions) -> None:
             modality.requires_grad_(bool(cells.mask_with(name)[train_c].any()))
         source = InMemorySource(cells, train_c, validation_c)
         history, source = loop.fit(module, source, further_stages(module, plan), seed)
-        inferred = posterior.infer(module, source.cells)
-        measure_loadings(module, source.cells, train_c)
+        latent_state = posterior.infer(module, source.cells)
+        fit_laplace(module, source.cells, train_c)
         module.requires_grad_(True)
     model.module_ = module
     model.history_ = _extend_history(model.history_, history)
     model.fingerprint_ = fingerprint(module)
-    _write(model, adata, inferred, options)
+    _write(model, adata, latent_state, options)
 
 
 def _plan(model: VAE, n_train: int, options: FitOptions, device: str = "cpu") -> TrainingPlan:
@@ -171,7 +171,7 @@ def _plan(model: VAE, n_train: int, options: FitOptions, device: str = "cpu") ->
     return TrainingPlan(
         max_epochs=choose_max_epochs(n_train) if max_epochs == "auto" else max_epochs,
         batch_size=choose_batch_size(n_train, device) if batch_size == "auto" else batch_size,
-        learning_rate=model.learning_rate / (SCORED_SLOWER if is_scored else 1),
+        learning_rate=model.learning_rate / (SCORE_FUNCTION_LR_DIVISOR if is_scored else 1),
         early_stopping=options.early_stopping,
         progress=options.progress,
     )
@@ -195,14 +195,14 @@ def _checkpoint(
     return Checkpoint(Path(options.checkpoint), identity, options.checkpoint_minutes)
 
 
-def _infer_source(module: Module, source: InMemorySource | OnDiskSource, adata: Any) -> Inferred | None:
+def _infer_source(module: Module, source: InMemorySource | OnDiskSource, adata: Any) -> LatentState | None:
     """Infer the latent states of all cells, including those not trained on; None if there is no AnnData to write to."""
     if isinstance(source, InMemorySource):
         return posterior.infer(module, source.cells)
     if is_file_path(adata):
         return None
     blocks = (Cells.from_anndata(block, source.schema) for block in prefetch(source.dataset.blocks()))
-    return posterior.joined([posterior.infer(module, block) for block in blocks])
+    return posterior.concat_states([posterior.infer(module, block) for block in blocks])
 
 
 def _library_size_quantiles(cells: Cells, train_c: torch.Tensor) -> dict[str, np.ndarray]:
@@ -220,18 +220,18 @@ def _extend_history(before: Mapping[str, list[float]], new: Mapping[str, list[fl
     return history
 
 
-def _write(model: VAE, adata: Any, inferred: Inferred, options: FitOptions) -> None:
+def _write(model: VAE, adata: Any, latent_state: LatentState, options: FitOptions) -> None:
     """Write embedding, record, phases and clusters to the AnnData."""
     about = {
         "parameters": model.parameters_,
         "schema": model.schema_.to_dict(),
         "history": {name: np.array(values) for name, values in model.history_.items()},
     }
-    embedding_cz = inferred.embedding_with_place if options.include_periodic else inferred.embedding
+    embedding_cz = latent_state.embedding_with_circle if options.include_periodic else latent_state.embedding
     results.write_fit(adata, model.fingerprint_, embedding_cz, options.key_added, about)
     if model.periodic_ is not None:
-        table = phase_table(inferred, model.periodic_, adata.obs_names)
+        table = phase_table(latent_state, model.periodic_, adata.obs_names)
         results.write_phase(adata, model.fingerprint_, table, model.periodic_)
     if model.clusters_ is not None:
-        table = pd.DataFrame(inferred.cluster, adata.obs_names, columns=model.clusters_["names"])
+        table = pd.DataFrame(latent_state.cluster, adata.obs_names, columns=model.clusters_["names"])
         results.write_clusters(adata, model.fingerprint_, table)

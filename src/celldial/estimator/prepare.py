@@ -24,18 +24,18 @@ from celldial.io import results
 from celldial.periodic.markers import PeriodicProcess, find_markers
 from celldial.utils.messages import get_column
 
-__all__ = ["NO_PART", "ToFit", "look", "marker_columns"]
+__all__ = ["EXCLUDED_FROM_TRAINING", "TrainingData", "marker_columns", "prepare_training_data"]
 
 # The parameters that say what cells have; see `Schema.from_anndata`.
-OF_SCHEMA = (
+SCHEMA_PARAMETERS = (
     *("layer", "batch_key", "categorical_covariate_keys", "continuous_covariate_keys"),
     *("likelihood", "modalities", "modality_key", "presence_keys"),
 )
-NO_PART = "they take no part in training and get the prior as their posterior"
+EXCLUDED_FROM_TRAINING = "they take no part in training and get the prior as their posterior"
 
 
 @dataclass(frozen=True)
-class ToFit:
+class TrainingData:
     """Cells to fit.
 
     Parameters
@@ -60,13 +60,13 @@ class ToFit:
     modality: str = ""
 
 
-def look(
+def prepare_training_data(
     data: Any,
     parameters: Mapping[str, Any],
     process: PeriodicProcess | None,
     validation_size: float,
     validation_cells: Sequence[Any] | np.ndarray | None,
-) -> ToFit:
+) -> TrainingData:
     """Look at the cells to fit, and check them.
 
     Parameters
@@ -85,9 +85,9 @@ def look(
     ValueError, TypeError, KeyError, OSError
         As `VAE.fit`.
     """
-    options = {name: parameters[name] for name in OF_SCHEMA}
+    options = {name: parameters[name] for name in SCHEMA_PARAMETERS}
     if is_on_disk(data):
-        return _look_into_files(data, parameters, options, process, validation_size, validation_cells)
+        return _prepare_from_files(data, parameters, options, process, validation_size, validation_cells)
     table = mudata_to_anndata(data, layer=parameters["layer"], modality_key=parameters["modality_key"])
     schema = Schema.from_anndata(table, **options)
     checks.check_modality_weights(parameters["modality_weights"], schema)
@@ -98,21 +98,21 @@ def look(
     checks.check_min_size(schema, cells, parameters["n_latent"])
     checks.check_n_clusters(clusters, cells)
     check_modalities_connected(cells)
-    checks.warn_empty_cells(table.obs_names.__getitem__, cells, NO_PART, stacklevel=4)
+    checks.warn_empty_cells(table.obs_names.__getitem__, cells, EXCLUDED_FROM_TRAINING, stacklevel=4)
     train_c, validation_c = train_validation_split(table, cells, validation_size, validation_cells, parameters["seed"])
     check_modalities_connected(cells, train_c)
     found = marker_columns(table, schema, cells, process, parameters["gene_symbols"])
-    return ToFit(schema, cells, InMemorySource(cells, train_c, validation_c), clusters, *found)
+    return TrainingData(schema, cells, InMemorySource(cells, train_c, validation_c), clusters, *found)
 
 
-def _look_into_files(
+def _prepare_from_files(
     data: Any,
     parameters: Mapping[str, Any],
     options: dict[str, Any],
     process: PeriodicProcess | None,
     validation_size: float,
     validation_cells: Sequence[Any] | np.ndarray | None,
-) -> ToFit:
+) -> TrainingData:
     if process is not None:
         raise ValueError(
             "a periodic coordinate is found by looking at all cells again and again, which takes memory: read them "
@@ -143,8 +143,8 @@ def _look_into_files(
     def name_of(cell: int) -> str:
         return str(dataset.read(np.array([cell])).obs_names[0])
 
-    checks.warn_empty_cells(name_of, source.summary, NO_PART, stacklevel=5)
-    return ToFit(schema, source.summary, source, clusters)
+    checks.warn_empty_cells(name_of, source.summary, EXCLUDED_FROM_TRAINING, stacklevel=5)
+    return TrainingData(schema, source.summary, source, clusters)
 
 
 def describe_clusters(obs: pd.DataFrame, parameters: Mapping[str, Any]) -> dict[str, Any] | None:

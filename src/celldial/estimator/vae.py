@@ -546,8 +546,8 @@ class VAE(BaseEstimator):
         (100, 10)
         """
         check_writable(adata, key_added)
-        inferred, _ = infer_all(self, adata, modality)
-        embedding_cz = inferred.embedding_with_place if include_periodic else inferred.embedding
+        latent_state, _ = infer_all(self, adata, modality)
+        embedding_cz = latent_state.embedding_with_circle if include_periodic else latent_state.embedding
         if key_added is not None:
             results.write_embedding(adata, self.fingerprint_, key_added, embedding_cz)
         return embedding_cz
@@ -585,8 +585,8 @@ class VAE(BaseEstimator):
         >>> mean.shape, standard_deviation.shape
         ((700, 10), (700, 10))
         """
-        inferred, _ = infer_all(self, adata, modality)
-        return Posterior(inferred.mean, inferred.standard_deviation)
+        latent_state, _ = infer_all(self, adata, modality)
+        return Posterior(latent_state.mean, latent_state.standard_deviation)
 
     def score(self, adata: Any, y: None = None, *, n_samples: int = 1) -> float:
         """Return the mean ELBO of held-out cells in nats per cell; higher is better.
@@ -635,7 +635,7 @@ class VAE(BaseEstimator):
         with isolate_rng(self.seed):
             blocks = nonempty_blocks(self, adata)
             if n_samples > 1:
-                return posterior.bound(self.module_, blocks, n_samples)
+                return posterior.importance_weighted_bound(self.module_, blocks, n_samples)
             return loop.evaluate(self.module_, blocks)["elbo_validation"]
 
     def save(self, path: str | Path) -> None:

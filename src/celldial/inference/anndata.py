@@ -17,10 +17,11 @@ from celldial.data.files import OnDiskDataset, is_on_disk
 from celldial.data.modalities import obsm_key
 from celldial.data.mudata import mudata_to_anndata
 from celldial.data.on_disk import warn_once
-from celldial.data.schema import BERNOULLI, Schema
+from celldial.data.schema import Schema
 from celldial.inference import posterior
-from celldial.inference.posterior import Inferred
+from celldial.inference.posterior import LatentState
 from celldial.model.angle_posterior import placed
+from celldial.model.likelihoods import LIKELIHOODS
 from celldial.model.module import Module
 from celldial.utils.prefetch import prefetch
 from celldial.utils.validation import check_library_size
@@ -39,8 +40,6 @@ __all__ = [
     "read_cells",
     "to_anndata",
 ]
-
-PER_TEN_THOUSAND = 1e4
 
 
 class FittedModel(Protocol):
@@ -99,7 +98,7 @@ def infer_all(
     modality: str | None = None,
     sources: Sequence[str] | None = None,
     consequence: str = "they get the prior as their posterior",
-) -> tuple[Inferred, pd.DataFrame]:
+) -> tuple[LatentState, pd.DataFrame]:
     """Infer the latent states of all cells.
 
     Parameters
@@ -134,12 +133,12 @@ def infer_all(
             tables.append(table.obs)
     if sources is not None and n_nonempty == 0:
         check_has_counts(cells, sources)
-    return posterior.joined(parts), tables[0] if len(tables) == 1 else pd.concat(tables)
+    return posterior.concat_states(parts), tables[0] if len(tables) == 1 else pd.concat(tables)
 
 
 def nonempty_blocks(model: FittedModel, adata: Any) -> Iterator[Cells]:
     """Read the cells that have counts, on the device, in blocks that can be decoded at once."""
-    device, n_nonempty = posterior.ready(model.module_), 0
+    device, n_nonempty = posterior.to_eval(model.module_), 0
     for _, cells in read_parts(model, adata, None):
         nonempty = cells.select((~cells.empty_c).nonzero()[:, 0]).to(device)
         n_nonempty += len(nonempty)
@@ -169,9 +168,8 @@ def library_size_to_decode(model: FittedModel, modality: str, library_size: floa
     """Return the library size to decode with: by default 10,000; under a Bernoulli likelihood the training median."""
     if library_size is not None:
         return check_library_size(library_size)
-    if model.schema_.likelihood[modality] == BERNOULLI:
-        return float(np.median(model.library_size_quantiles_[modality]))
-    return PER_TEN_THOUSAND
+    likelihood = LIKELIHOODS[model.schema_.likelihood[modality]]
+    return likelihood.default_library_size(model.library_size_quantiles_[modality])
 
 
 def covariates_to_set(model: FittedModel, transform_batch: Any) -> Mapping[str, Any] | None:

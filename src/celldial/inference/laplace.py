@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from celldial.data.cells import Cells, decode_block_size, minibatches
-from celldial.inference.population_means import MAX_CELLS, _draw
-from celldial.inference.posterior import ready
+from celldial.inference.population_means import MAX_CELLS, _sample_latent
+from celldial.inference.posterior import to_eval
 from celldial.model.laplace import RANK, Loadings, directions, posterior_covariance, products
 from celldial.model.module import Modality, Module
 
-__all__ = ["measure_loadings"]
+__all__ = ["fit_laplace"]
 
 
 @torch.no_grad()
-def measure_loadings(module: Module, cells: Cells, index_c: Tensor, n_each: float = 1.0) -> None:
+def fit_laplace(module: Module, cells: Cells, index_c: Tensor, n_each: float = 1.0) -> None:
     """Work out how sure the module is of its loadings, and keep it in the module.
 
     Parameters
@@ -32,7 +32,7 @@ def measure_loadings(module: Module, cells: Cells, index_c: Tensor, n_each: floa
     n_each
         How many cells each of these stands for.
     """
-    device = ready(module)
+    device = to_eval(module)
     for name, modality in module.by_modality():
         having = index_c[cells.mask_with(name)[index_c]]
         if len(having) == 0:
@@ -48,7 +48,7 @@ def _loadings(
     """Sum up the information about the loadings in some cells, each of which stands for `n_each`."""
     with pyro.validation_enabled(False):
         blocks = [block.to(device) for block in minibatches(cells, decode_block_size(module.n_features[name]))]
-        states = [_draw(module, block, 1)[:, 0] for block in blocks]
+        states = [_sample_latent(module, block, 1)[:, 0] for block in blocks]
     decoder, likelihood = modality.decoder, modality.likelihood
     inputs = [decoder.inputs(z_cz, of.category_ck, of.continuous_ck) for z_cz, of in zip(states, blocks, strict=True)]
     head = decoder.heads[0]

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from celldial.data.cells import MAX_DECODE_VALUES, Cells
-from celldial.inference.posterior import Covariates, ready
+from celldial.inference.posterior import Covariates, to_eval
 from celldial.model import angle_posterior
 from celldial.model.laplace import BLOCK_FEATURES
 from celldial.model.module import Modality, Module, join
 
-__all__ = ["Averages", "average", "draw_states"]
+__all__ = ["PopulationMeans", "mean_along_path", "sample_latent"]
 
 # Cells from which the information about the loadings is taken, scaled up to all.
 MAX_CELLS = 1000
@@ -37,7 +37,7 @@ CACHED_ENTRIES = 2**18
 TINY = 1e-30
 
 
-class Averages(NamedTuple):
+class PopulationMeans(NamedTuple):
     """Expected values of one modality, averaged over cells, step by step; float32.
 
     Parameters
@@ -56,14 +56,14 @@ class Averages(NamedTuple):
 
 
 @torch.no_grad()
-def draw_states(module: Module, cells: Cells, n_samples: int) -> np.ndarray:
+def sample_latent(module: Module, cells: Cells, n_samples: int) -> np.ndarray:
     """Draw latent states of each cell from its posterior, by torch's generator, shape ``(c, n, z)``."""
-    device = ready(module)
+    device = to_eval(module)
     with pyro.validation_enabled(False):
-        return _draw(module, cells.to(device), n_samples).cpu().numpy()
+        return _sample_latent(module, cells.to(device), n_samples).cpu().numpy()
 
 
-def _draw(module: Module, cells: Cells, n_samples: int) -> Tensor:
+def _sample_latent(module: Module, cells: Cells, n_samples: int) -> Tensor:
     """Draw latent states of each cell, shape ``(c, n, z)``."""
     posterior = module.posterior(angle_posterior.placed(module, cells))
     names = ["z"] if module.circle is None else ["z", "direction", "active"]
@@ -72,7 +72,7 @@ def _draw(module: Module, cells: Cells, n_samples: int) -> Tensor:
 
 
 @torch.no_grad()
-def average(
+def mean_along_path(
     module: Module,
     name: str,
     states_sjz: np.ndarray,
@@ -80,7 +80,7 @@ def average(
     library_size: float,
     n_samples: int,
     n_group: int,
-) -> Averages:
+) -> PopulationMeans:
     """Decode states at each step, and average over cells, which stand for a group.
 
     Parameters
@@ -100,14 +100,14 @@ def average(
     n_group
         Cells in the group of which the average is wanted.
     """
-    along = _Along(module, name, states_sjz, covariates, library_size, n_samples, n_group)
+    along = _PathDecoder(module, name, states_sjz, covariates, library_size, n_samples, n_group)
     mean_sf, variance_sf, log_total_sj = along.steps()
-    return Averages(
+    return PopulationMeans(
         mean_sf.cpu().numpy(), variance_sf.cpu().numpy(), along.change_variance(mean_sf, log_total_sj).cpu().numpy()
     )
 
 
-class _Along:
+class _PathDecoder:
     """The inputs of the decoder's last layer along a path, and what is made of them."""
 
     def __init__(
@@ -120,7 +120,7 @@ class _Along:
         n_samples: int,
         n_group: int,
     ) -> None:
-        device = ready(module)
+        device = to_eval(module)
         modality = module.modalities[name]
         assert isinstance(modality, Modality)
         self.likelihood, self.loadings, decoder = modality.likelihood, modality.loadings, modality.decoder
@@ -155,9 +155,9 @@ class _Along:
                     share_jf = torch.softmax(logits_jf[few], -1)
                     log_total_j = logits_jf[few, self.anchor] - share_jf[:, self.anchor].log()
                     log_total_sj[step, block][few] = log_total_j
-                    self._add(self.likelihood.expected(share_jf, self.library_size), sums_3f)
+                    self._accumulate(self.likelihood.expected(share_jf, self.library_size), sums_3f)
             torch.div(sums_3f[0], n_draws, out=mean_sf[step]).clamp_min_(TINY)
-            variance_sf[step] = self._of_average(sums_3f) / mean_sf[step].square()
+            variance_sf[step] = self._variance_of_mean(sums_3f) / mean_sf[step].square()
         if self.loadings is not None:
             of_loadings_sf = self.loadings.variance(self.input_sjh.mean(1))
             for step, mean_f in enumerate(mean_sf):
@@ -177,8 +177,8 @@ class _Along:
             for block in self._blocks(self.n_draws, MAX_DECODE_VALUES):
                 change_jf = self._relative(highest_f, of, block, mean_sf, log_total_sj)
                 change_jf -= self._relative(lowest_f, of, block, mean_sf, log_total_sj)
-                self._add(change_jf, sums_3f)
-            variance_f[of] = self._of_average(sums_3f)
+                self._accumulate(change_jf, sums_3f)
+            variance_f[of] = self._variance_of_mean(sums_3f)
         if self.loadings is not None:
             ends_2f = mean_sf.gather(0, torch.stack([lowest_f, highest_f]))
             of_loadings_f = self.loadings.variance_of_change(self.input_sjh.mean(1), lowest_f, highest_f)
@@ -196,7 +196,7 @@ class _Along:
         mean_f = mean_sf[:, of].gather(0, step_of_f[None])[0]
         return self.likelihood.expected(share_jf, self.library_size) / mean_f
 
-    def _add(self, value_jf: Tensor, sums_3f: Tensor) -> None:
+    def _accumulate(self, value_jf: Tensor, sums_3f: Tensor) -> None:
         """Add up the draws of some cells, the squared deviations of each cell's draws from their mean, and squares."""
         n_draws = len(value_jf)
         if n_draws not in self.centering:
@@ -214,7 +214,7 @@ class _Along:
         for first in range(0, n_draws, size):
             yield slice(first, min(first + size, n_draws))
 
-    def _of_average(self, sums_3f: Tensor) -> Tensor:
+    def _variance_of_mean(self, sums_3f: Tensor) -> Tensor:
         """Variance of a group's average, from what was added up over the draws of some of its cells.
 
         An analysis of variance: within cells, from the posterior of their states; between cells, from the choice.

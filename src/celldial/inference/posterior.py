@@ -26,7 +26,16 @@ from celldial.model.module import Module
 from celldial.utils.random import isolate_rng
 from celldial.utils.settings import settings
 
-__all__ = ["Covariates", "Posterior", "bound", "draw_cells", "expected", "infer", "joined", "ready"]
+__all__ = [
+    "Covariates",
+    "Posterior",
+    "concat_states",
+    "decode_mean",
+    "importance_weighted_bound",
+    "infer",
+    "sample_cells",
+    "to_eval",
+]
 
 # Draws by which the mean of a posterior without a closed form is known.
 N_DRAWS = 64
@@ -69,7 +78,7 @@ class CirclePosterior(NamedTuple):
     kl: np.ndarray
 
 
-class Inferred(NamedTuple):
+class LatentState(NamedTuple):
     """The latent state of each cell: its coordinates, and what decoders and users see of them.
 
     Besides, where there is one, the place on a circle; and the probability of each cluster, shape
@@ -85,14 +94,14 @@ class Inferred(NamedTuple):
     @property
     def state_cz(self) -> np.ndarray:
         """What is decoded: the mean coordinates, then activity times cosine and sine of the angle."""
-        return self._with_place(self.mean)
+        return self._with_circle(self.mean)
 
     @property
-    def embedding_with_place(self) -> np.ndarray:
+    def embedding_with_circle(self) -> np.ndarray:
         """The embedding, and where there is a circle the place on it."""
-        return self._with_place(self.embedding)
+        return self._with_circle(self.embedding)
 
-    def _with_place(self, value_cz: np.ndarray) -> np.ndarray:
+    def _with_circle(self, value_cz: np.ndarray) -> np.ndarray:
         if self.circle is None:
             return value_cz
         angle_c, active_c = self.circle.angle, self.circle.active
@@ -107,7 +116,7 @@ class Covariates(NamedTuple):
     continuous_ck: np.ndarray
 
 
-def ready(module: Module) -> torch.device:
+def to_eval(module: Module) -> torch.device:
     """Bring a module to the device where it is to compute, and make it deterministic."""
     device = settings.torch_device
     if next(module.parameters()).device != device:
@@ -117,7 +126,7 @@ def ready(module: Module) -> torch.device:
 
 
 @torch.no_grad()
-def infer(module: Module, cells: Cells) -> Inferred:
+def infer(module: Module, cells: Cells) -> LatentState:
     """Infer each cell's latent state; for cells without any count, the prior.
 
     Raises
@@ -125,7 +134,7 @@ def infer(module: Module, cells: Cells) -> Inferred:
     FloatingPointError
         A result is not finite.
     """
-    device = ready(module)
+    device = to_eval(module)
     parts = []
     # Values that are not finite have a better error below. What has no closed form is drawn, the same way every time.
     with pyro.validation_enabled(False), isolate_rng(0):
@@ -133,7 +142,7 @@ def infer(module: Module, cells: Cells) -> Inferred:
             placed = angle_posterior.placed(module, block.to(device))
             encoded = module.encode(placed)
             posterior = module.spread(encoded, placed)
-            part = list(moments(posterior["z"]))
+            part = list(posterior_moments(posterior["z"]))
             if encoded.logits_ck is not None:
                 part.append(encoded.logits_ck.softmax(-1))
             if module.circle is not None:
@@ -163,10 +172,10 @@ def infer(module: Module, cells: Cells) -> Inferred:
             "try a lower learning_rate, and look for features with extreme counts"
         )
     embedding_cz = module.latent.link(torch.from_numpy(mean_cz)).numpy()
-    return Inferred(mean_cz, deviation_cz, embedding_cz, CirclePosterior(*others) if others else None, cluster_ck)
+    return LatentState(mean_cz, deviation_cz, embedding_cz, CirclePosterior(*others) if others else None, cluster_ck)
 
 
-def joined(parts: Sequence[Inferred]) -> Inferred:
+def concat_states(parts: Sequence[LatentState]) -> LatentState:
     """Put the latent states of some cells after each other."""
     if len(parts) == 1:
         return parts[0]
@@ -178,10 +187,10 @@ def joined(parts: Sequence[Inferred]) -> Inferred:
     if parts[0].cluster is not None:
         cluster = np.concatenate([part.cluster for part in parts if part.cluster is not None])
     mean, deviation, embedding = (np.concatenate([part[index] for part in parts]) for index in range(3))
-    return Inferred(mean, deviation, embedding, circle, cluster)
+    return LatentState(mean, deviation, embedding, circle, cluster)
 
 
-def moments(posterior: TorchDistribution) -> tuple[Tensor, Tensor]:
+def posterior_moments(posterior: TorchDistribution) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each coordinate; of a flow from draws."""
     if not isinstance(posterior, TransformedDistribution):
         return posterior.mean, posterior.stddev
@@ -190,7 +199,7 @@ def moments(posterior: TorchDistribution) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def bound(module: Module, blocks: Iterable[Cells], n_samples: int) -> float:
+def importance_weighted_bound(module: Module, blocks: Iterable[Cells], n_samples: int) -> float:
     """Importance-weighted bound on the log probability of cells, in nats per cell, by torch's generator.
 
     Parameters
@@ -206,7 +215,7 @@ def bound(module: Module, blocks: Iterable[Cells], n_samples: int) -> float:
     ----------
     Burda et al. (2016), Importance Weighted Autoencoders, arXiv:1509.00519.
     """
-    device = ready(module)
+    device = to_eval(module)
     total, n_cells = 0.0, 0
     for block in blocks:
         placed = angle_posterior.placed(module, block.to(device))
@@ -217,7 +226,7 @@ def bound(module: Module, blocks: Iterable[Cells], n_samples: int) -> float:
 
 
 @torch.no_grad()
-def expected(
+def decode_mean(
     module: Module,
     modality: str,
     z_cz: np.ndarray,
@@ -253,7 +262,7 @@ def expected(
 
 
 @torch.no_grad()
-def draw_cells(
+def sample_cells(
     module: Module, covariates: Covariates, library_size_q: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, dict[str, sparse.csr_matrix]]:
     """Draw latent states from the prior and counts from the model, by torch's generator.
@@ -292,7 +301,7 @@ def _decode(
     module: Module, modality: str, z_cz: np.ndarray, covariates: Covariates, library_size_c: np.ndarray
 ) -> Iterator[Observation]:
     """Decode block by block."""
-    device = ready(module)
+    device = to_eval(module)
     library_size = {modality: torch.from_numpy(library_size_c).float()}
     category_ck, continuous_ck = map(torch.from_numpy, covariates)
     cells = Cells({}, library_size, category_ck, continuous_ck)

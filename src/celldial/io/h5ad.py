@@ -12,10 +12,10 @@ from anndata import AnnData
 
 from celldial.io.atomic import written_whole
 
-__all__ = ["write_blocks"]
+__all__ = ["write_in_blocks"]
 
 
-def write_blocks(path: Path, blocks: Iterable[np.ndarray], obs: pd.DataFrame, names: pd.Index) -> None:
+def write_in_blocks(path: Path, blocks: Iterable[np.ndarray], obs: pd.DataFrame, names: pd.Index) -> None:
     """Write an AnnData whose ``X`` comes in blocks of rows; the file appears whole or not at all.
 
     Parameters

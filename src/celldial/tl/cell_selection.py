@@ -10,10 +10,10 @@ import pandas as pd
 
 from celldial.utils.messages import format_names, get_column
 
-__all__ = ["cells_at", "two_ends"]
+__all__ = ["select_cells", "select_endpoints"]
 
 
-def cells_at(obs: pd.DataFrame, at: Any) -> tuple[np.ndarray, str]:
+def select_cells(obs: pd.DataFrame, at: Any) -> tuple[np.ndarray, str]:
     """Find the cells that `at` names.
 
     Parameters
@@ -42,17 +42,17 @@ def cells_at(obs: pd.DataFrame, at: Any) -> tuple[np.ndarray, str]:
             raise ValueError(f"at is {at!r}: give (column, value), a dict from column to value, or the name of a cell")
         at = {at[0]: at[1]}
     if not isinstance(at, Mapping):
-        return np.array([position_of(obs, at)]), f"cell {at}"
+        return np.array([cell_position(obs, at)]), f"cell {at}"
     chosen_c = np.ones(len(obs), dtype=bool)
     for column, value in at.items():
-        chosen_c &= members(get_column(obs, column, "column"), value)
+        chosen_c &= group_mask(get_column(obs, column, "column"), value)
     called = ", ".join(f"{column}: {value}" for column, value in at.items())
     if not chosen_c.any():
         raise ValueError(f"no cell has {called} at once: ask for fewer of these")
     return np.flatnonzero(chosen_c), called
 
 
-def two_ends(obs: pd.DataFrame, ends: tuple[Any, Any], groupby: str | None) -> tuple[np.ndarray, np.ndarray]:
+def select_endpoints(obs: pd.DataFrame, ends: tuple[Any, Any], groupby: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Find the cells at either end of a path.
 
     Parameters
@@ -81,7 +81,7 @@ def two_ends(obs: pd.DataFrame, ends: tuple[Any, Any], groupby: str | None) -> t
         raise ValueError(f"axis goes from {ends[0]!r} to {ends[1]!r}: the two ends must differ")
     if groupby is None:
         if all(end in obs.index for end in ends):
-            first, last = (np.array([position_of(obs, end)]) for end in ends)
+            first, last = (np.array([cell_position(obs, end)]) for end in ends)
             return first, last
         having = [str(name) for name in obs.columns if all((obs[name].astype(object) == end).any() for end in ends)]
         if len(having) > 1:
@@ -95,11 +95,11 @@ def two_ends(obs: pd.DataFrame, ends: tuple[Any, Any], groupby: str | None) -> t
             )
         groupby = having[0]
     column = get_column(obs, groupby, "groupby")
-    first, last = (np.flatnonzero(members(column, end)) for end in ends)
+    first, last = (np.flatnonzero(group_mask(column, end)) for end in ends)
     return first, last
 
 
-def position_of(obs: pd.DataFrame, name: Any) -> int:
+def cell_position(obs: pd.DataFrame, name: Any) -> int:
     """Find a cell by its name."""
     found = np.flatnonzero(obs.index == name)
     if len(found) == 0:
@@ -107,7 +107,7 @@ def position_of(obs: pd.DataFrame, name: Any) -> int:
     return int(found[0])
 
 
-def members(column: pd.Series, value: Any) -> np.ndarray:
+def group_mask(column: pd.Series, value: Any) -> np.ndarray:
     """Mark the cells that have a value, or raise where none has it."""
     chosen_c: np.ndarray = (column.astype(object) == value).to_numpy(dtype=bool)
     if not chosen_c.any():

@@ -228,7 +228,7 @@ def impute_to_file(
     """
     check_fitted(model)
     to_decode = _decode_request(model, adata, modality, from_, features, transform_batch, library_size)
-    h5ad.write_blocks(Path(path), to_decode.blocks(model.module_), to_decode.obs, to_decode.names)
+    h5ad.write_in_blocks(Path(path), to_decode.blocks(model.module_), to_decode.obs, to_decode.names)
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ class DecodeRequest:
 
     def blocks(self, module: Module) -> Iterator[np.ndarray]:
         """Decode, block by block of cells."""
-        return posterior.expected(module, self.modality, self.z_cz, self.covariates, self.library_size, self.columns)
+        return posterior.decode_mean(module, self.modality, self.z_cz, self.covariates, self.library_size, self.columns)
 
     def table(self, module: Module) -> pd.DataFrame:
         """Decode to one table."""
@@ -278,10 +278,10 @@ def _decode_request(
         sources = [get_modality(model, name) for name in ([from_] if isinstance(from_, str) else from_)]
         if not sources:
             raise ValueError("from_ is empty: name a modality, or leave it at None for all that a cell has")
-    inferred, obs = infer_all(model, adata, None, sources, "for them the prior mean is decoded")
+    latent_state, obs = infer_all(model, adata, None, sources, "for them the prior mean is decoded")
     return DecodeRequest(
         modality,
-        inferred.state_cz,
+        latent_state.state_cz,
         Covariates(*model.schema_.encode_covariates(obs, covariates)),
         library_size_to_decode(model, modality, library_size),
         None if features is None else names.get_indexer(wanted),

@@ -23,13 +23,13 @@ from celldial.inference.anndata import (
     check_fitted,
     features_by_modality,
 )
-from celldial.inference.posterior import Covariates, ready
+from celldial.inference.posterior import Covariates, to_eval
 from celldial.model.module import Modality, Module
-from celldial.tl.rank_axes import names_of
+from celldial.tl.rank_axes import coordinate_names
 from celldial.tl.traversal import HALF_WIDTH, ranks
 from celldial.utils.validation import check_integer
 
-__all__ = ["check_covariates", "in_turn", "loading_table", "topic_table"]
+__all__ = ["balanced_combinations", "check_covariates", "loading_table", "topic_table"]
 
 # Combinations of covariates to average over, at most.
 MAX_COMBINATIONS = 1000
@@ -91,7 +91,7 @@ def topics(
     (['topic', 'modality', 'feature', 'share', 'log2_lift', 'rank'], 50)
     """
     check_fitted(model)
-    if model.parameters_["latent"] != "logistic_normal":
+    if model.module_.latent.coordinate_noun != "topic":
         raise ValueError(
             f"latent is {model.parameters_['latent']!r}, whose coordinates are not topics: fit "
             "VAE(latent='logistic_normal') for topics; latent_traverse shows what a coordinate changes"
@@ -99,7 +99,7 @@ def topics(
     if n_features is not None:
         check_integer("n_features", n_features)
     given = check_covariates(covariates)
-    others = in_turn({key: names for key, names in model.schema_.categories.items() if key not in given})
+    others = balanced_combinations({key: names for key, names in model.schema_.categories.items() if key not in given})
     means = {key: mean for key, (mean, _) in model.schema_.continuous.items() if key not in given}
     n_cells = max([1, *map(len, others.values())])
     encoded = Covariates(*model.schema_.encode_covariates(others | means, given, n_cells=n_cells))
@@ -175,7 +175,7 @@ def check_covariates(covariates: Any) -> Mapping[str, Any]:
     return {} if covariates is None else covariates
 
 
-def in_turn(categories: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def balanced_combinations(categories: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """Take each category of each covariate in turn, until each is as common as the others of its covariate.
 
     Where that takes more than 1000 turns, as with several covariates of very many categories, it is only about so.
@@ -213,7 +213,7 @@ def topic_table(
     pandas.DataFrame
         One row a topic and feature; see `celldial.VAE.topics`.
     """
-    device = ready(module)
+    device = to_eval(module)
     pure_zz = module.latent.unlink(torch.eye(module.latent.n_latent, device=device))
     category_ck, continuous_ck = (torch.from_numpy(part).to(device) for part in covariates)
     parts = []
@@ -223,7 +223,7 @@ def topic_table(
         lift_zf = (share_zf / share_zf.mean(0)).log2()
         # What a feature adds to the divergence of the topic from the average one, in bits per count.
         parts.append((name, {"share": share_zf, "log2_lift": lift_zf}, share_zf * lift_zf))
-    return _long("topic", names_of(module), parts, features, n_features)
+    return _to_long_table("topic", coordinate_names(module), parts, features, n_features)
 
 
 def _mean_share(modality: Modality, state_z: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
@@ -276,7 +276,7 @@ def loading_table(module: Module, features: Mapping[str, np.ndarray], n_features
             }
             score_zf = score_zf - HALF_WIDTH * deviation_zf
         parts.append((name, columns, score_zf))
-    return _long("coordinate", names_of(module), parts, features, n_features)
+    return _to_long_table("coordinate", coordinate_names(module), parts, features, n_features)
 
 
 def _is_known(modality: Modality) -> bool:
@@ -298,7 +298,7 @@ def _variances(modality: Modality, n_latent: int) -> Tensor:
     )
 
 
-def _long(
+def _to_long_table(
     what: str,
     names: list[str],
     parts: Sequence[tuple[str, Mapping[str, Tensor], Tensor]],

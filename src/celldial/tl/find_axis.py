@@ -28,7 +28,7 @@ from celldial.tl import axis_targets
 from celldial.utils.messages import feature_noun, get_column
 from celldial.utils.validation import check_integer
 
-__all__ = ["Axis", "check_name", "find_direction"]
+__all__ = ["Axis", "check_axis_name", "fit_axis"]
 
 
 # --- Named directions -------------------------------------------------------------------------------------------------
@@ -54,7 +54,7 @@ def find_axis(
 
     The direction is the way in which the mean latent state moves; the score is the linear function of the latent
     state that tells best how far a cell is, on average 0 where the axis starts and 1 where it ends; see
-    `celldial.tl.find_axis.find_direction`. Give one of `obs`, `groups` and `features`, or `obs` and `groups`.
+    `celldial.tl.find_axis.fit_axis`. Give one of `obs`, `groups` and `features`, or `obs` and `groups`.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def find_axis(
     check_fitted(model)
     check_integer("n_permutations", n_permutations)
     reserved = [] if model.periodic_ is None else [model.periodic_["name"]]
-    check_name(name, adata.obs.columns, results.read_axes(adata), model.module_.latent.n_latent, reserved)
+    check_axis_name(name, adata.obs.columns, results.read_axes(adata), model.module_.latent.n_latent, reserved)
     table, cells = read_cells(model, adata)
     checks.check_has_counts(cells)
     nonempty_c = (~cells.empty_c).nonzero()[:, 0]
@@ -143,7 +143,7 @@ def find_axis(
         "they do not define the axis, and get the score of the prior mean",
     )
     mean_cz = posterior.infer(model.module_, cells).mean
-    axis = find_direction(
+    axis = fit_axis(
         name,
         target.description,
         mean_cz[nonempty_c.numpy()],
@@ -299,7 +299,7 @@ class Axis:
         )
 
 
-def check_name(
+def check_axis_name(
     name: Any, columns: Iterable[str], found: Mapping[str, Any], n_latent: int, reserved: Sequence[str] = ()
 ) -> None:
     """Raise unless an axis can be called `name`.
@@ -335,7 +335,7 @@ def check_name(
             )
 
 
-def find_direction(
+def fit_axis(
     name: str,
     description: str,
     z_cz: np.ndarray,

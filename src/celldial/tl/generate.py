@@ -79,13 +79,12 @@ def decode(
     """
     check_fitted(model)
     z_cz = latents.check_latent_states(z, model.module_.n_states)
-    latents.check_range(z_cz[:, : model.module_.latent.n_latent], model.parameters_["latent"])
+    model.module_.latent.check_range(z_cz[:, : model.module_.latent.n_latent])
     z_cz = model.module_.hidden(torch.from_numpy(z_cz)).numpy()
     encoded = Covariates(*model.schema_.encode_covariates({} if covariates is None else covariates, n_cells=len(z_cz)))
     name = get_modality(model, modality)
-    return np.concatenate(
-        list(posterior.expected(model.module_, name, z_cz, encoded, library_size_to_decode(model, name, library_size)))
-    )
+    depth = library_size_to_decode(model, name, library_size)
+    return np.concatenate(list(posterior.decode_mean(model.module_, name, z_cz, encoded, depth)))
 
 
 def sample(
@@ -140,7 +139,7 @@ def sample(
     covariates = {} if covariates is None else covariates
     encoded = Covariates(*model.schema_.encode_covariates(covariates, n_cells=n))
     with isolate_rng(model.seed if seed is None else seed):
-        z_cz, counts = posterior.draw_cells(model.module_, encoded, model.library_size_quantiles_)
+        z_cz, counts = posterior.sample_cells(model.module_, encoded, model.library_size_quantiles_)
     obs = to_covariate_table(covariates, n)[[*model.schema_.categories, *model.schema_.continuous]]
     obs = obs.set_axis(pd.RangeIndex(n).map("sample_{}".format))
     joint = sparse.hstack([counts[modality] for modality in model.schema_.modalities], format="csr")

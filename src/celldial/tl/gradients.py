@@ -37,7 +37,7 @@ WARM_UP, LEARNING_RATE = 500, 3e-2
 
 
 @dataclass(frozen=True)
-class Way:
+class EstimatorConfig:
     """One way to estimate the gradient."""
 
     gradient: Gradient
@@ -45,24 +45,24 @@ class Way:
     straight_through: bool = False
 
 
-def ways(module: Module) -> dict[str, Way]:
+def available_estimators(module: Module) -> dict[str, EstimatorConfig]:
     """Name the ways there are for a module; the first has no bias, and of those the least variance."""
     score = Gradient("score_function") if module.clusters is None else Gradient(cluster="score_function")
     scored = {
-        "score_function": Way(score),
-        "score_function + moving_average": Way(score, "moving_average"),
-        "score_function + learned": Way(score, "learned"),
+        "score_function": EstimatorConfig(score),
+        "score_function + moving_average": EstimatorConfig(score, "moving_average"),
+        "score_function + learned": EstimatorConfig(score, "learned"),
     }
     if module.clusters is not None:
         relaxed = Gradient(cluster="gumbel_softmax")
         return {
-            "enumerate": Way(Gradient(cluster="enumerate")),
-            "gumbel_softmax": Way(relaxed),
-            "straight_through": Way(relaxed, straight_through=True),
+            "enumerate": EstimatorConfig(Gradient(cluster="enumerate")),
+            "gumbel_softmax": EstimatorConfig(relaxed),
+            "straight_through": EstimatorConfig(relaxed, straight_through=True),
             **scored,
         }
     # The score function does not go with a flow: see `celldial.estimator.validation.check_latent`.
-    return {"reparameterized": Way(Gradient())} | (scored if module.flow is None else {})
+    return {"reparameterized": EstimatorConfig(Gradient())} | (scored if module.flow is None else {})
 
 
 def compare_gradients(
@@ -154,11 +154,11 @@ def compare_gradients(
     """
     for name, value in {"n_samples": n_samples, "n_reference": n_reference}.items():
         check_integer(name, value, least=2)
-    chosen, cells, encoded = read(model, adata, estimators, n_cells, temperature, seed)
+    chosen, cells, encoded = prepare_inputs(model, adata, estimators, n_cells, temperature, seed)
     reference = {name: Moments() for name in posterior_of(encoded)}
     with isolate_rng(seed):
-        best = next(iter(ways(model.module_).values()))
-        module = prepared(model.module_, best, cells, encoded, temperature)
+        best = next(iter(available_estimators(model.module_).values()))
+        module = configure_module(model.module_, best, cells, encoded, temperature)
         for drawn in draws(module, cells, encoded, temperature, n_reference):
             for name, moments in reference.items():
                 moments.add(drawn[name])
@@ -167,7 +167,7 @@ def compare_gradients(
         found = {name: Moments() for name in reference}
         # Other draws than those of the reference, and the same whatever else is compared.
         with isolate_rng(seed + 1):
-            module = prepared(model.module_, way, cells, encoded, temperature)
+            module = configure_module(model.module_, way, cells, encoded, temperature)
             start = time.perf_counter()
             for drawn in draws(module, cells, encoded, temperature, n_samples):
                 for name, moments in found.items():
@@ -240,7 +240,7 @@ def sweep_gradients(
     check_integer("n_samples", n_samples, least=2 * max(n_averaged, default=1))
     if not all(width > 0 for width in widths):
         raise ValueError(f"widths are {list(widths)}: each must be above 0")
-    chosen, cells, encoded = read(model, adata, estimators, n_cells, temperature, seed)
+    chosen, cells, encoded = prepare_inputs(model, adata, estimators, n_cells, temperature, seed)
     rows = []
     for estimator, way in chosen.items():
         for width in sorted({*map(float, widths), 1.0}):
@@ -248,7 +248,7 @@ def sweep_gradients(
             found = {(name, k): Moments(k) for name in posterior_of(encoded) for k in sizes}
             wider = encoded._replace(sigma_cz=width * encoded.sigma_cz)
             with isolate_rng(seed):
-                module = prepared(model.module_, way, cells, wider, temperature)
+                module = configure_module(model.module_, way, cells, wider, temperature)
                 for drawn in draws(module, cells, wider, temperature, n_samples):
                     for (name, _), moments in found.items():
                         moments.add(drawn[name])
@@ -258,14 +258,14 @@ def sweep_gradients(
     return pd.DataFrame(rows, columns=["parameter", "estimator", "width", "n_averaged", "variance"])
 
 
-def read(
+def prepare_inputs(
     model: FittedModel,
     adata: AnnData,
     estimators: str | Sequence[str] | None,
     n_cells: int,
     temperature: float,
     seed: int,
-) -> tuple[dict[str, Way], Cells, Encoded]:
+) -> tuple[dict[str, EstimatorConfig], Cells, Encoded]:
     """Give the estimators that are meant, some cells, and what the encoders say of these."""
     check_fitted(model)
     module = model.module_
@@ -274,7 +274,7 @@ def read(
         raise ValueError("the model has a periodic coordinate, whose gradients are not compared: fit one without")
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature!r}: it must be above 0")
-    known = ways(module)
+    known = available_estimators(module)
     wanted = [estimators] if isinstance(estimators, str) else list(known) if estimators is None else estimators
     names = list(dict.fromkeys(wanted))
     for name in names:
@@ -286,27 +286,29 @@ def read(
     checks.check_has_counts(cells)
     filled_c = (~cells.empty_c).nonzero()[:, 0]
     with isolate_rng(seed):
-        cells = cells.select(filled_c[torch.randperm(len(filled_c))[:n_cells]]).to(posterior.ready(module))
+        cells = cells.select(filled_c[torch.randperm(len(filled_c))[:n_cells]]).to(posterior.to_eval(module))
     with torch.no_grad():
         return {name: known[name] for name in names}, cells, module.encode(cells)
 
 
-def prepared(module: Module, way: Way, cells: Cells, encoded: Encoded, temperature: float) -> Module:
+def configure_module(
+    module: Module, config: EstimatorConfig, cells: Cells, encoded: Encoded, temperature: float
+) -> Module:
     """Copy a module, so that its gradients are estimated in another way, with baselines that know these cells."""
     module = copy.deepcopy(module).eval().requires_grad_(False)
     module.bayesian = False  # a draw of loadings would be one for all draws of cells
     if module.clusters is not None:
-        module.clusters.straight_through = way.straight_through
-    module.gradient = way.gradient
+        module.clusters.straight_through = config.straight_through
+    module.gradient = config.gradient
     baselines = {}
-    if way.baseline is not None:
-        for name in way.gradient.scored:
-            n_inputs = module.told(encoded, cells).shape[1] if way.baseline == "learned" else 0
+    if config.baseline is not None:
+        for name in config.gradient.scored:
+            n_inputs = module.told(encoded, cells).shape[1] if config.baseline == "learned" else 0
             baselines[name] = Baseline(n_inputs).to(encoded.mu_cz.device)
     module.baselines = nn.ModuleDict(baselines)
-    module.elbo_estimator = module.estimator(way.gradient, baselines)
+    module.elbo_estimator = module.estimator(config.gradient, baselines)
     if baselines:
-        warm_up(module, cells, encoded, temperature)
+        fit_baselines(module, cells, encoded, temperature)
     return module
 
 
@@ -325,7 +327,7 @@ def draws(
     n_cells = len(cells)
     n_block = min(n_samples, max(1, decode_block_size(max(module.n_features.values())) // n_cells))
     # Copies of a cell are cells like others: one pass draws for each.
-    copies = copied(cells, n_block)
+    copies = repeat_cells(cells, n_block)
     for start in range(0, n_samples, n_block):
         n = min(n_block, n_samples - start)
         leaves = {name: value_cp.repeat(n, 1).requires_grad_() for name, value_cp in posterior_of(encoded).items()}
@@ -335,7 +337,7 @@ def draws(
         yield {name: part.unflatten(0, (n, n_cells)) for name, part in zip(leaves, gradients, strict=True)}
 
 
-def copied(cells: Cells, n: int) -> Cells:
+def repeat_cells(cells: Cells, n: int) -> Cells:
     """Take all cells `n` times."""
     return cells.select(torch.arange(len(cells)).repeat(n))
 
@@ -347,7 +349,7 @@ def estimate(module: Module, cells: Cells, parameters: dict[str, Tensor], temper
         return module.elbo_estimator.differentiable_loss(module.model, module.guide, cells, encoded, 1.0, temperature)
 
 
-def warm_up(module: Module, cells: Cells, encoded: Encoded, temperature: float) -> None:
+def fit_baselines(module: Module, cells: Cells, encoded: Encoded, temperature: float) -> None:
     """Let the baselines learn what is to be expected of these cells."""
     module.baselines.train().requires_grad_(True)
     learned = list(module.baselines.parameters())
@@ -355,7 +357,8 @@ def warm_up(module: Module, cells: Cells, encoded: Encoded, temperature: float) 
     schedule = None if optimizer is None else torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, WARM_UP)
     # A cell alone has no spread by which what baselines are told could be standardized.
     n = 2 if len(cells) == 1 else 1
-    cells, parameters = copied(cells, n), {name: part.repeat(n, 1) for name, part in posterior_of(encoded).items()}
+    cells = repeat_cells(cells, n)
+    parameters = {name: part.repeat(n, 1) for name, part in posterior_of(encoded).items()}
     for _ in range(WARM_UP):
         loss = estimate(module, cells, parameters, temperature)
         if optimizer is not None and schedule is not None:

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from celldial.data.schema import BERNOULLI
 from celldial.inference import population_means, posterior
 from celldial.inference.anndata import (
     FittedModel,
@@ -170,8 +169,8 @@ def latent_traverse(
     seed = model.seed if seed is None else seed
     check_integer("seed", seed, 0)
     depth = {
-        name: library_size_to_decode(model, name, None if likelihood == BERNOULLI else library_size)
-        for name, likelihood in model.schema_.likelihood.items()
+        name: library_size_to_decode(model, name, None if part.likelihood.binary else library_size)
+        for name, part in model.module_.by_modality()
     }
     resolved = resolve_axis(axis, model, results.read_axes(adata))
     if resolved.kind == "path" and at is not None:
@@ -225,15 +224,15 @@ def decode_traversal(
     encoded = posterior.Covariates(
         *(np.repeat(part, moved.n_samples, axis=0) for part in schema.encode_covariates(moved.cells, covariates))
     )
+    sizes = (moved.n_samples, moved.n_group)
     parts = [
-        population_means.average(model.module_, name, moved.state_sjz, encoded, depth, moved.n_samples, moved.n_group)
+        population_means.mean_along_path(model.module_, name, moved.state_sjz, encoded, depth, *sizes)
         for name, depth in library_size.items()
     ]
     modality_f = np.repeat(np.array(schema.modalities, dtype=object), [part.mean_sf.shape[1] for part in parts])
-    bernoulli_f = [schema.likelihood[modality] == BERNOULLI for modality in modality_f]
-    curves = traversal.Traversal(
-        *traversal.joined(parts), np.where(bernoulli_f, 1, np.inf).astype(np.float32), axis.kind == "periodic"
-    )
+    likelihoods = {name: part.likelihood for name, part in model.module_.by_modality()}
+    upper_bound_f = np.array([likelihoods[modality].upper_bound for modality in modality_f], dtype=np.float32)
+    curves = traversal.Traversal(*traversal.concat_modalities(parts), upper_bound_f, axis.kind == "periodic")
     by_step, by_feature = _summaries(curves, modality_f)
     about = {
         "axis": axis.title,
@@ -241,6 +240,7 @@ def decode_traversal(
         "position_label": axis.label,
         "path": moved.path_sz.astype(np.float32),
         "likelihood": dict(schema.likelihood),
+        "unit": {name: likelihood.unit for name, likelihood in likelihoods.items()},
         "library_size": dict(library_size),
         "interval": traversal.INTERVAL,
         "n_cells": moved.cells.n_obs,

@@ -22,7 +22,7 @@ from celldial.inference import population_means, posterior
 from celldial.inference.anndata import FittedModel
 from celldial.model.module import Module
 from celldial.tl import traversal
-from celldial.tl.cell_selection import cells_at, two_ends
+from celldial.tl.cell_selection import select_cells, select_endpoints
 from celldial.tl.traversal_axis import TraversalAxis
 
 __all__ = ["MovedCells", "Sampling", "move_along", "move_between"]
@@ -90,7 +90,7 @@ def move_along(model: FittedModel, adata: AnnData, axis: TraversalAxis, at: Any,
         No cell has a count, or on a periodic axis no cell is active.
     """
     random = sampling.random
-    group_c, population = cells_at(adata.obs, at)
+    group_c, population = select_cells(adata.obs, at)
     everywhere = np.arange(adata.n_obs)
     all_c, all_cz = infer_subset(model, adata, everywhere, MAX_SPAN_CELLS, random)
     nonempty_c, state_cz, limit = all_c, all_cz, MAX_SPAN_CELLS
@@ -123,12 +123,12 @@ def _movement(
 ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
     """Return the positions on an axis, and the function that moves latent states to each of them."""
     if axis.kind == "coordinate":
-        position_s = traversal.spread(state_cz[:, axis.coordinate], sampling.span, sampling.n_steps)
+        position_s = traversal.evenly_spaced(state_cz[:, axis.coordinate], sampling.span, sampling.n_steps)
         return position_s, partial(traversal.along_coordinate, coordinate=axis.coordinate, position_s=position_s)
     if axis.kind == "direction":
         origin_z, filter_z, direction_z = axis.direction
         score_c = (state_cz[:, : len(origin_z)] - origin_z) @ filter_z
-        position_s = traversal.spread(score_c, sampling.span, sampling.n_steps)
+        position_s = traversal.evenly_spaced(score_c, sampling.span, sampling.n_steps)
         return position_s, partial(
             traversal.along_direction,
             origin_z=origin_z,
@@ -145,7 +145,7 @@ def move_between(
 ) -> MovedCells:
     """Move cells of one group to cells of another, or one cell to another."""
     random = sampling.random
-    groups = two_ends(adata.obs, axis.ends, groupby)
+    groups = select_endpoints(adata.obs, axis.ends, groupby)
     limit = max(MAX_GROUP_CELLS, sampling.n_cells)
     ends = [infer_subset(model, adata, group_c, limit, random) for group_c in groups]
     # Without replacement: repeated cells would make the posterior uncertainty average out.
@@ -154,7 +154,7 @@ def move_between(
     (first_c, first_cz), (last_c, last_cz) = (
         (end_c[i], end_cz[i]) for (end_c, end_cz), i in zip(ends, chosen, strict=True)
     )
-    partner_c = traversal.paired(first_cz, last_cz)
+    partner_c = traversal.optimal_pairs(first_cz, last_cz)
     last_c, last_cz = last_c[partner_c], last_cz[partner_c]
     n_samples = sampling.samples_per_cell(n_cells)
     part = subset(adata, first_c)
@@ -218,7 +218,7 @@ def _mean_embedding(module: Module, state_scz: np.ndarray) -> np.ndarray:
 
 def _samples(model: FittedModel, adata: AnnData, n_samples: int) -> np.ndarray:
     """Draw latent states from the posterior of each cell, those of a cell side by side, shape ``(j, z)``."""
-    state_cnz = population_means.draw_states(model.module_, _read(model.schema_, adata, quiet=True), n_samples)
+    state_cnz = population_means.sample_latent(model.module_, _read(model.schema_, adata, quiet=True), n_samples)
     return state_cnz.reshape(-1, state_cnz.shape[-1])
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from celldial.inference.anndata import FittedModel, check_fitted, infer_all, is_file_path
-from celldial.inference.posterior import Inferred
+from celldial.inference.posterior import LatentState
 from celldial.io import results
 from celldial.periodic.initial_angles import assign_phases
 
@@ -68,17 +68,17 @@ def phase(model: FittedModel, adata: AnnData, *, modality: str | None = None) ->
         raise ValueError("this model has no periodic coordinate: fit one with VAE(periodic='cell_cycle')")
     if not is_file_path(adata):
         results.check_column_clash(adata, model.periodic_["name"])
-    inferred, obs = infer_all(model, adata, modality)
-    table = phase_table(inferred, model.periodic_, obs.index)
+    latent_state, obs = infer_all(model, adata, modality)
+    table = phase_table(latent_state, model.periodic_, obs.index)
     if not is_file_path(adata):
         results.write_phase(adata, model.fingerprint_, table, model.periodic_)
     return table
 
 
-def phase_table(inferred: Inferred, periodic: Mapping[str, Any], names: pd.Index) -> pd.DataFrame:
+def phase_table(latent_state: LatentState, periodic: Mapping[str, Any], names: pd.Index) -> pd.DataFrame:
     """Return angle, concentration, activity and phase of cells as a table; see `celldial.tl.phase`."""
-    assert inferred.circle is not None
-    angle_c, concentration_c, active_c, _ = inferred.circle
+    assert latent_state.circle is not None
+    angle_c, concentration_c, active_c, _ = latent_state.circle
     columns: dict[str, Any] = {
         "angle": angle_c,
         "concentration": concentration_c,

@@ -22,7 +22,7 @@ from celldial.io import results
 from celldial.model.module import Module
 from celldial.utils.validation import check_integer
 
-__all__ = ["coordinate_table", "kl_divergence", "names_of", "rank", "total_effects"]
+__all__ = ["coordinate_names", "coordinate_table", "kl_divergence", "rank_coordinates", "total_effects"]
 
 
 def axes(model: FittedModel, adata: AnnData, *, n_cells: int = 500) -> pd.DataFrame:
@@ -78,12 +78,12 @@ def axes(model: FittedModel, adata: AnnData, *, n_cells: int = 500) -> pd.DataFr
     checks.check_has_counts(cells)
     periodic = None if model.periodic_ is None else model.periodic_["name"]
     depth = {modality: library_size_to_decode(model, modality, None) for modality in model.schema_.modalities}
-    table = rank(model.module_, cells, depth, periodic, n_cells, model.seed)
+    table = rank_coordinates(model.module_, cells, depth, periodic, n_cells, model.seed)
     results.write_coordinates(adata, table)
     return table.sort_values("rank")
 
 
-def rank(
+def rank_coordinates(
     module: Module, cells: Cells, library_size: Mapping[str, float], periodic: str | None, n_cells: int, seed: int
 ) -> pd.DataFrame:
     """Judge each latent coordinate by what the counts tell of it, and by how much the decoded output hangs on it.
@@ -116,14 +116,14 @@ def rank(
     filled = np.flatnonzero(~cells.empty_c.numpy())
     if len(filled) < 2:
         raise ValueError(f"only {len(filled)} of {len(cells)} cells has counts: axes are judged by two at least")
-    inferred = posterior.infer(module, cells)
+    latent_state = posterior.infer(module, cells)
     n_latent = module.latent.n_latent
-    names, columns = names_of(module), [[k] for k in range(n_latent)]
-    kl_k = kl_divergence(inferred.mean[filled], inferred.standard_deviation[filled])
-    if inferred.circle is not None and periodic is not None:
+    names, columns = coordinate_names(module), [[k] for k in range(n_latent)]
+    kl_k = kl_divergence(latent_state.mean[filled], latent_state.standard_deviation[filled])
+    if latent_state.circle is not None and periodic is not None:
         names.append(periodic)
         columns.append([n_latent, n_latent + 1])
-        kl_k = np.append(kl_k, inferred.circle.kl[filled].mean())
+        kl_k = np.append(kl_k, latent_state.circle.kl[filled].mean())
     chosen = np.sort(np.random.default_rng(seed).choice(filled, min(n_cells, len(filled)), replace=False))
     category_ck, continuous_ck = cells.category_ck[chosen].numpy(), cells.continuous_ck[chosen].numpy()
     variance = {}
@@ -131,15 +131,17 @@ def rank(
 
         def expected(z_cz: np.ndarray, part: slice, modality: str = modality) -> np.ndarray:
             covariates = Covariates(category_ck[part], continuous_ck[part])
-            return np.concatenate(list(posterior.expected(module, modality, z_cz, covariates, library_size[modality])))
+            return np.concatenate(
+                list(posterior.decode_mean(module, modality, z_cz, covariates, library_size[modality]))
+            )
 
         n_block = decode_block_size(module.n_features[modality])
         random = np.random.default_rng(seed)  # the same replacements in all modalities
-        variance[modality] = total_effects(inferred.state_cz[chosen], columns, expected, n_block, random)
+        variance[modality] = total_effects(latent_state.state_cz[chosen], columns, expected, n_block, random)
     return coordinate_table(names, kl_k, variance)
 
 
-def names_of(module: Module) -> list[str]:
+def coordinate_names(module: Module) -> list[str]:
     """Name the latent coordinates: ``"axis_0"`` and so on, or ``"topic_0"`` where they are topics."""
     return [f"{module.latent.coordinate_noun}_{k}" for k in range(module.latent.n_latent)]
 
@@ -209,7 +211,7 @@ def total_effects(
     array([4., 0.])
     """
     n_cells = len(z_cz)
-    donors_c = [_another(n_cells, random) for _ in columns]
+    donors_c = [_derange(n_cells, random) for _ in columns]
     squared_kf: np.ndarray | float = 0.0
     expected_f: np.ndarray | float = 0.0
     for start in range(0, n_cells, n_block):
@@ -263,7 +265,7 @@ def coordinate_table(names: Sequence[str], kl_k: np.ndarray, variance: Mapping[s
     )
 
 
-def _another(n_cells: int, random: np.random.Generator) -> np.ndarray:
+def _derange(n_cells: int, random: np.random.Generator) -> np.ndarray:
     """Give each cell another one, and each is given once: round a circle in random order."""
     order_c = random.permutation(n_cells)
     donor_c = np.empty_like(order_c)

@@ -19,8 +19,8 @@ __all__ = [
     "along_direction",
     "around_circle",
     "between",
-    "paired",
-    "spread",
+    "evenly_spaced",
+    "optimal_pairs",
 ]
 
 INTERVAL = 0.9
@@ -31,7 +31,7 @@ HALF_WIDTH = 1.6448536
 # --- Paths ------------------------------------------------------------------------------------------------------------
 
 
-def spread(value_c: np.ndarray, span: tuple[float, float], n_steps: int) -> np.ndarray:
+def evenly_spaced(value_c: np.ndarray, span: tuple[float, float], n_steps: int) -> np.ndarray:
     """Space the steps evenly between two quantiles of the cells, shape ``(s,)``."""
     low, high = np.quantile(value_c, span)
     return np.linspace(low, high, n_steps)
@@ -81,7 +81,7 @@ def between(from_cz: np.ndarray, to_cz: np.ndarray, position_s: np.ndarray) -> n
     return (1 - position_s11) * from_cz + position_s11 * to_cz
 
 
-def paired(from_cz: np.ndarray, to_cz: np.ndarray) -> np.ndarray:
+def optimal_pairs(from_cz: np.ndarray, to_cz: np.ndarray) -> np.ndarray:
     """Pair the cells of two groups of one size so that the squared ways are shortest in sum.
 
     Moved straight from one to the other, cells of such pairs go by displacement interpolation from the one
@@ -126,7 +126,7 @@ class Traversal:
     mean_sf: np.ndarray
     variance_sf: np.ndarray
     change_variance_f: np.ndarray
-    largest_f: np.ndarray
+    upper_bound_f: np.ndarray
     closed: bool = False
 
     @property
@@ -137,7 +137,7 @@ class Traversal:
     @property
     def upper_sf(self) -> np.ndarray:
         """Upper end of the 90 % credible interval."""
-        return np.minimum(self.mean_sf * np.exp(HALF_WIDTH * np.sqrt(self.variance_sf)), self.largest_f)
+        return np.minimum(self.mean_sf * np.exp(HALF_WIDTH * np.sqrt(self.variance_sf)), self.upper_bound_f)
 
     @property
     def log2_fold_change_sf(self) -> np.ndarray:
@@ -207,7 +207,9 @@ def ranks(score_f: np.ndarray) -> np.ndarray:
     return rank_f
 
 
-def joined(parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def concat_modalities(
+    parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Put averages of several modalities side by side."""
     mean, variance, change = zip(*parts, strict=True)
     return np.concatenate(mean, 1), np.concatenate(variance, 1), np.concatenate(change)

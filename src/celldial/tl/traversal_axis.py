@@ -88,7 +88,7 @@ def resolve_axis(axis: Any, model: FittedModel, named: Mapping[str, Any]) -> Tra
         `axis` is none of these.
     """
     n_latent, periodic = model.module_.latent.n_latent, model.periodic_
-    topics = model.parameters_["latent"] == "logistic_normal"
+    noun = model.module_.latent.coordinate_noun
     if isinstance(axis, tuple):
         return _path(axis)
     if isinstance(axis, str):
@@ -96,7 +96,7 @@ def resolve_axis(axis: Any, model: FittedModel, named: Mapping[str, Any]) -> Tra
             return _named_axis(axis, named[axis], n_latent)
         if periodic is not None and axis == periodic["name"]:
             return _periodic_axis(periodic)
-        found = re.fullmatch(r"(?:axis|topic)_(\d+)" if topics else r"axis_(\d+)", axis)
+        found = re.fullmatch(rf"(?:axis|{noun})_(\d+)", axis)
         if found is None:
             known = [*named, *([] if periodic is None else [periodic["name"]])]
             raise KeyError(
@@ -111,7 +111,7 @@ def resolve_axis(axis: Any, model: FittedModel, named: Mapping[str, Any]) -> Tra
         )
     if not 0 <= axis < n_latent:
         raise ValueError(f"axis is {axis}: the latent coordinates of this model are 0 to {n_latent - 1}")
-    if topics:
+    if noun == "topic":
         title = f"topic {axis}"
         return TraversalAxis("coordinate", f"topic_{axis}", title, f"share of {title}", coordinate=int(axis))
     title = f"latent coordinate {axis}"
