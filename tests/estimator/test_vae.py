@@ -353,7 +353,7 @@ def test_cells_without_counts_have_the_prior_and_a_warning(model: VAE, adata: An
 def test_warnings_point_to_the_line_of_the_user(model: VAE, adata: AnnData) -> None:
     emptied = with_empty_cells(adata, 4)
     for use in (
-        lambda: fit(emptied),
+        lambda: VAE(2, 8).fit(emptied, max_epochs=1, progress=False, device="cpu"),
         lambda: model.transform(emptied),
         lambda: model.latent_posterior(emptied),
         lambda: model.denoise(emptied),

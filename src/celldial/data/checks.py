@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from celldial.data.cells import Cells
 from celldial.data.schema import Schema
+from celldial.utils.warnings import warn
 
 __all__ = [
     "check_has_counts",
@@ -112,14 +112,13 @@ def check_has_counts(cells: Cells, modalities: Sequence[str] | None = None) -> N
 
 
 def warn_empty_cells(
-    name_of: Callable[[int], Any], cells: Cells, consequence: str, modality: str | None = None, stacklevel: int = 3
+    name_of: Callable[[int], Any], cells: Cells, consequence: str, modality: str | None = None
 ) -> None:
     """Warn where cells have no count, in the name of who called the method of `VAE` that calls this."""
     empty_c = cells.empty_c.numpy()
     if empty_c.any():
         of = "" if modality is None else f" of {modality}"
-        warnings.warn(
+        warn(
             f"{empty_c.sum()} of {len(empty_c)} cells have no count{of} (the first is "
             f"{name_of(int(empty_c.argmax()))!r}): {consequence}",
-            stacklevel=stacklevel,
         )

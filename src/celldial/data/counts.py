@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from os import PathLike
 from typing import Any
@@ -13,6 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from celldial.utils.messages import feature_noun, format_names
+from celldial.utils.warnings import warn
 
 __all__ = [
     "MIN_OVERLAP",
@@ -176,7 +176,7 @@ def check_feature_overlap(
             f"those of "
             f"adata {format_names(found, 3)}. Give adata the same kind of names (genes: symbols or Ensembl ids)"
         )
-    warnings.warn(f"{overlap}; the others are taken as zeros", UserWarning, stacklevel=3)
+    warn(f"{overlap}; the others are taken as zeros")
 
 
 def select_columns(rows: sparse.csr_matrix, position_f: np.ndarray) -> sparse.csr_matrix:

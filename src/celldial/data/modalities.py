@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -13,6 +12,7 @@ from scipy import sparse
 
 from celldial.data.counts import get_obsm_matrix
 from celldial.utils.messages import format_names, get_column
+from celldial.utils.warnings import warn
 
 __all__ = [
     "ALL_FEATURES",
@@ -306,9 +306,7 @@ def check_presence(obs: pd.DataFrame, key: str | None, modality: str, rows: spar
         )
     without = np.flatnonzero(said_c & ~present_c)
     if several and len(without) > 0:
-        warnings.warn(
+        warn(
             f"{len(without)} of {len(obs)} cells have {modality} by adata.obs[{key!r}], but no count of it (the first "
             f"is {str(obs.index[without[0]])!r}): they are taken to lack it",
-            UserWarning,
-            stacklevel=3,
         )

@@ -6,11 +6,8 @@ among each other: files are read in large pieces, and yet a minibatch has cells 
 
 from __future__ import annotations
 
-import re
-import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -26,8 +23,9 @@ from celldial.data.schema import Schema
 from celldial.data.splits import holdout_candidates, random_split, split_by_mask
 from celldial.ops.csr import CSRTensor
 from celldial.utils.prefetch import prefetch
+from celldial.utils.warnings import warn_once
 
-__all__ = ["OnDiskSource", "warn_once"]
+__all__ = ["OnDiskSource"]
 
 CPU = torch.device("cpu")
 
@@ -257,14 +255,3 @@ def max_mean_nnz(cells: Cells, n_cells: int = 256) -> float:
     n_cells = min(n_cells, len(cells))
     indptr_c = torch.stack([rows.indptr_c for rows in cells.counts.values()]).sum(0)
     return float(indptr_c[::n_cells].diff().max()) / n_cells
-
-
-@contextmanager
-def warn_once() -> Iterator[None]:
-    """Give warnings that differ by numbers and names only once."""
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        yield
-    first = {re.sub(r"\d+|'[^']*'", "", str(warning.message)): warning for warning in reversed(told)}
-    for warning in reversed(first.values()):
-        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

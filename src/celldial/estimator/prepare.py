@@ -98,7 +98,7 @@ def prepare_training_data(
     checks.check_min_size(schema, cells, parameters["n_latent"])
     checks.check_n_clusters(clusters, cells)
     check_modalities_connected(cells)
-    checks.warn_empty_cells(table.obs_names.__getitem__, cells, EXCLUDED_FROM_TRAINING, stacklevel=4)
+    checks.warn_empty_cells(table.obs_names.__getitem__, cells, EXCLUDED_FROM_TRAINING)
     train_c, validation_c = train_validation_split(table, cells, validation_size, validation_cells, parameters["seed"])
     check_modalities_connected(cells, train_c)
     found = marker_columns(table, schema, cells, process, parameters["gene_symbols"])
@@ -143,7 +143,7 @@ def _prepare_from_files(
     def name_of(cell: int) -> str:
         return str(dataset.read(np.array([cell])).obs_names[0])
 
-    checks.warn_empty_cells(name_of, source.summary, EXCLUDED_FROM_TRAINING, stacklevel=5)
+    checks.warn_empty_cells(name_of, source.summary, EXCLUDED_FROM_TRAINING)
     return TrainingData(schema, source.summary, source, clusters)
 
 

@@ -16,7 +16,6 @@ from celldial.data.checks import check_has_counts, warn_empty_cells
 from celldial.data.files import OnDiskDataset, is_on_disk
 from celldial.data.modalities import obsm_key
 from celldial.data.mudata import mudata_to_anndata
-from celldial.data.on_disk import warn_once
 from celldial.data.schema import Schema
 from celldial.inference import posterior
 from celldial.inference.posterior import LatentState
@@ -25,6 +24,7 @@ from celldial.model.likelihoods import LIKELIHOODS
 from celldial.model.module import Module
 from celldial.utils.prefetch import prefetch
 from celldial.utils.validation import check_library_size
+from celldial.utils.warnings import warn_once
 
 __all__ = [
     "FittedModel",

@@ -12,7 +12,6 @@ the circle, ``q`` numbers of a belief, ``z`` latent coordinates.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -24,6 +23,7 @@ from celldial.data.cells import Cells, decode_block_size
 from celldial.model.module import Module
 from celldial.model.periodic import N_GRID, N_HARMONICS, grid, harmonics
 from celldial.ops.csr import CSRTensor
+from celldial.utils.warnings import warn
 
 __all__ = ["belief", "choose_features", "curves", "located", "marker_curves", "placed", "start", "straighten", "turn"]
 
@@ -205,10 +205,9 @@ def choose_features(module: Module, cells: Cells) -> None:
             told[name] += 0.5 * (angle_params_cq[:, 3].sigmoid()[:, None] * information_cf * away_cf.square()).sum(0)
     least = MIN_INFORMATION
     if not any(bool((told_f > least).any()) for told_f in told.values()):
-        warnings.warn(
+        warn(
             "no feature tells the angle well: there are too few cells, counts or epochs, or the cells have no such "
             f"rhythm. Angles are told by the {FEW_FEATURES} features that tell most; do not rely on them",
-            stacklevel=6,
         )
         all_f = torch.cat(list(told.values()))
         least = float(all_f.topk(min(FEW_FEATURES + 1, len(all_f))).values[-1])

@@ -5,7 +5,6 @@ Axis suffixes: ``c`` cells, ``f`` features.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import pandas as pd
 from scipy import sparse
 
 from celldial.utils.messages import format_names
+from celldial.utils.warnings import warn
 
 __all__ = ["Target", "expression_target", "find_groups", "obs_target", "resolve_feature_lists"]
 
@@ -184,7 +184,7 @@ def resolve_feature_lists(features: Any, feature_names: Sequence[str], nouns: st
                 f"The model has {format_names(feature_names[:3])}, ...: {remedy}"
             )
         if len(missing) > len(wanted) / 2:
-            warnings.warn(f"only {summary}; missing: {format_names(missing)}", UserWarning, stacklevel=3)
+            warn(f"only {summary}; missing: {format_names(missing)}")
         positions[side] = np.unique([f for f in found.values() if f is not None])
     if not positions:
         raise ValueError("features has no names: give {'up': [...], 'down': [...]}, either or both")

@@ -6,7 +6,6 @@ Axis suffixes: ``f`` features, ``s`` steps, ``z`` columns of the latent state.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +28,7 @@ from celldial.tl.moved_cells import MovedCells, Sampling, move_along, move_betwe
 from celldial.tl.traversal_axis import TraversalAxis, check_traversal, resolve_axis
 from celldial.utils.random import isolate_rng
 from celldial.utils.validation import check_integer
+from celldial.utils.warnings import warn
 
 __all__ = ["latent_traverse"]
 
@@ -185,10 +185,9 @@ def latent_traverse(
         else:
             moved = move_along(model, table, resolved, at, sampling)
     if any(modality.loadings is None for _, modality in model.module_.by_modality()):
-        warnings.warn(
+        warn(
             "this model was saved by an earlier version, without the uncertainty of its loadings: the intervals only "
             "cover the uncertainty of the latent states; fit or partial_fit adds the rest",
-            stacklevel=2,
         )
     result, stored = decode_traversal(model, resolved, moved, covariates, depth)
     results.write_traversal(adata, model.fingerprint_, resolved.name if key_added is None else key_added, stored)

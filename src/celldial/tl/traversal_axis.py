@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from celldial.inference.anndata import FittedModel
 from celldial.utils.messages import format_names
+from celldial.utils.warnings import warn
 
 __all__ = ["TraversalAxis", "check_traversal", "resolve_axis"]
 
@@ -149,9 +149,8 @@ def _named_axis(name: str, stored: Mapping[str, Any], n_latent: int) -> Traversa
             f"find_axis(adata, {name!r}, ...) with this model"
         )
     if stored.get("p_value", 0) >= SIGNIFICANCE_LEVEL:
-        warnings.warn(
+        warn(
             f"axis {name!r} predicts its target no better than chance (p = {stored['p_value']:.2g}): intervals, lfsr "
             "and fdr assume that its direction is real",
-            stacklevel=4,
         )
     return TraversalAxis("direction", name, name, f"{name} score", direction=parts)
