@@ -51,7 +51,7 @@ def without(owner: type, method: str) -> Any:
 @contextmanager
 def raw_input() -> Iterator[None]:
     """Let the encoder read log counts, not normalized by the library size."""
-    with mock.patch.object(networks.Encoder, "normalised", lambda self, counts, library_size_c: counts.value_n.log1p()):
+    with mock.patch.object(networks.Encoder, "normalize", lambda self, counts, library_size_c: counts.value_n.log1p()):
         yield
 
 

@@ -83,7 +83,7 @@ class LogOddsWithOffset(LogOdds):
         self.slope = torch.nn.Parameter(torch.ones(()))
         self.register_buffer("log_depth_mean", torch.zeros(()))
 
-    def initialise(self, counts: CSRTensor, library_size_c: Tensor) -> None:
+    def initialize(self, counts: CSRTensor, library_size_c: Tensor) -> None:
         # Of the mean cell the offset is 0, lest it shift where the decoder's biases start.
         self.log_depth_mean.copy_(library_size_c.log().mean())
 
@@ -100,7 +100,7 @@ class FixedExposure(likelihoods.Bernoulli):
 
 
 def start_at_logit(decoder: networks.Decoder, counts: CSRTensor) -> None:
-    """Start the biases at the log-odds of each peak, as the decoder's own `initialise` does for log rates."""
+    """Start the biases at the log-odds of each peak, as the decoder's own `initialize` does for log rates."""
     with torch.no_grad():
         (head,) = decoder.heads
         head.weight.mul_(networks.HEAD_SCALE)
@@ -126,7 +126,7 @@ def measure(adata: ad.AnnData, variant: type[likelihoods.Likelihood], seed: int,
     with ExitStack() as patches:
         patches.enter_context(mock.patch.dict(likelihoods.LIKELIHOODS, bernoulli=variant))
         if issubclass(variant, LogOdds):
-            patches.enter_context(mock.patch.object(networks.Decoder, "initialise", start_at_logit))
+            patches.enter_context(mock.patch.object(networks.Decoder, "initialize", start_at_logit))
         options = {} if epochs is None else {"max_epochs": epochs}
         model.fit(adata, validation_cells=held_out_c, progress=False, **options)
     kept = int(np.argmax(model.history_["kept"]))

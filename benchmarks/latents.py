@@ -41,7 +41,7 @@ from celldial.metrics import leiden_nmi
 from celldial.model.distributions import SOFTPLUS_ONE
 from celldial.model.elbo import MeanFieldELBO
 from celldial.model.latents import MIN_SCALE
-from celldial.model.likelihoods import Observation
+from celldial.model.likelihoods import SparseObservation
 from celldial.model.module import Module
 from celldial.tl.gradients import compare
 from celldial.training.plan import choose_batch_size, choose_max_epochs
@@ -368,7 +368,7 @@ def ways_to_the_loss(module: Module, cells: Cells) -> dict[str, Callable[[], Ten
         zero_cz = library_c.new_zeros(len(cells), module.latent.n_latent)
         with pyro.plate("cells", len(cells)), poutine.scale(scale=1.0):
             z_cz = pyro.sample("z", Normal(zero_cz, torch.ones_like(zero_cz)).to_event(1))
-        observation = Observation(modality.likelihood, modality.decoder(z_cz, *covariates), library_c)
+        observation = SparseObservation(modality.likelihood, modality.decoder(z_cz, *covariates), library_c)
         with pyro.plate(f"cells_{name}", len(cells)), poutine.scale(scale=module.modality_weights[name]):
             pyro.sample("counts", observation, obs=rows)
 

@@ -137,7 +137,7 @@ def measure(case: str, path: Path | None, threads: list[int], batch_size: int, r
     schema = Schema.from_anndata(adata, likelihood=LIKELIHOODS[case])
     cells = Cells.from_anndata(adata, schema)
     module = build_module(celldial.VAE(likelihood=LIKELIHOODS[case]), schema, None)
-    module.initialise(cells)
+    module.initialize(cells)
     module.train()
     batches = list(torch.randperm(len(cells)).split(batch_size))
     if len(batches) > 1:

@@ -20,7 +20,7 @@ import celldial.inference.posterior
 import celldial.tl.expression
 import celldial.training.memory
 from celldial import VAE, pl
-from celldial.model.fusion import FUSIONS, balance
+from celldial.model.fusion import FUSIONS, default_modality_weights
 from celldial.model.likelihoods import Bernoulli
 from helpers.assertions import dense
 from helpers.fit import fit
@@ -838,7 +838,7 @@ def embedding(adata: AnnData, **parameters: Any) -> np.ndarray:
 
 def test_weights_of_modalities_change_the_fit() -> None:
     default = embedding(make())
-    names = balance(SIZES)
+    names = default_modality_weights(SIZES)
     assert names == {"rna": 1, "atac": pytest.approx((20 / 30) ** 0.5), "protein": 1}
     np.testing.assert_array_equal(embedding(make(), modality_weights=names), default)
     np.testing.assert_array_equal(embedding(make(), modality_weights={"rna": 1}), default)

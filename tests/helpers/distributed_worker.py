@@ -29,7 +29,7 @@ def train_without_noise() -> tuple[Module, dict[str, list[float]]]:
         torch.manual_seed(0)
         module = build_module({"rna": 20}, "negative_binomial", dropout_rate=0.0)
         cells = simulate_cells(65)  # one more than can be shared
-        module.initialise(cells)
+        module.initialize(cells)
         source = InMemorySource(cells, torch.arange(48), torch.arange(48, 65))
         plan = TrainingPlan(max_epochs=3, batch_size=16)
         return module, loop.train(module, source, plan, 0, RunContext(Hardware("cpu"))).history

@@ -21,7 +21,7 @@ def make_module(cells: Cells, fusion: str = "product") -> Module:
     torch.manual_seed(0)
     likelihood = {"rna": "zero_inflated_negative_binomial", "atac": "bernoulli"}
     module = build_module(likelihood=likelihood, **sizes_of(cells), n_latent=3, dropout_rate=0.2, fusion=fusion)
-    module.initialise(cells)
+    module.initialize(cells)
     return module
 
 

@@ -16,8 +16,9 @@ from celldial.data.cells import Cells, to_csr_tensor
 from celldial.metrics.circular import angular_error
 from celldial.model import angle_posterior
 from celldial.model.module import Module
-from celldial.model.periodic import N_GRID, grid, harmonics
+from celldial.model.periodic import N_GRID, angle_grid, fourier_features
 from helpers.modules import build_module
+from helpers.raises import raises
 from helpers.simulate import simulate_cells, simulate_two_cells
 
 LACKING = {"rna": [0, 1, 2], "atac": [3, 4], "protein": []}
@@ -68,7 +69,7 @@ def angles_of(cells: Cells) -> Tensor:
 def enumerated(module: Module, cells: Cells) -> Tensor:
     """Posterior over the angles of the grid, then rest, by decoding every cell at every place."""
     z_cz = latent_mean(module, cells)
-    angle_j = grid(z_cz)
+    angle_j = angle_grid(z_cz)
     parts = []
     for place in range(N_GRID + 1):
         activity = 0.0 if place == N_GRID else 1.0
@@ -88,11 +89,11 @@ def test_where_a_cell_is_by_plain_enumeration(likelihood: str) -> None:
     cells = simulate_two_cells(lacking={"rna": LACKING["rna"], "atac": LACKING["atac"]})
     module = make_module({"rna": 20, "atac": 30}, likelihood, effect=0.15)
     posterior_cj = enumerated(module, cells)
-    angle_j = grid(torch.zeros(1, dtype=torch.float64))
+    angle_j = angle_grid(torch.zeros(1, dtype=torch.float64))
     around_cj = posterior_cj[:, :-1] / posterior_cj[:, :-1].sum(1, keepdim=True)
     mean_cu = around_cj @ torch.stack([angle_j.cos(), angle_j.sin()], 1)
     length_c = mean_cu.norm(dim=1)
-    found = angle_posterior.located(module, cells)
+    found = angle_posterior.infer_angles(module, cells)
     x_c, y_c, kappa_c, logit_c = found.angle_params_cq.double().unbind(1)
     torch.testing.assert_close(
         kappa_c / (kappa_c + 1), length_c.clamp_max(angle_posterior.MAX_LENGTH), atol=2e-3, rtol=0
@@ -108,17 +109,19 @@ def test_where_a_cell_is_by_plain_enumeration(likelihood: str) -> None:
 def test_a_modality_that_a_cell_lacks_says_nothing() -> None:
     cells = simulate_two_cells(lacking={"rna": [0, 1, 2], "atac": [3, 4]})
     module = make_module({"rna": 20, "atac": 30})
-    together = angle_posterior.located(module, cells).angle_params_cq
+    together = angle_posterior.infer_angles(module, cells).angle_params_cq
     for rows, name in (([0, 1, 2], "atac"), ([3, 4], "rna")):
-        alone = angle_posterior.located(module, cells.select(torch.tensor(rows)).keep_modalities(name)).angle_params_cq
+        alone = angle_posterior.infer_angles(
+            module, cells.select(torch.tensor(rows)).keep_modalities(name)
+        ).angle_params_cq
         torch.testing.assert_close(alone, together[rows], rtol=1e-4, atol=1e-4)
 
 
 def test_an_empty_cell_is_where_the_prior_says() -> None:
     cells = simulate_two_cells(lacking={"rna": [0], "atac": [0]})
     module = make_module({"rna": 20, "atac": 30})
-    belief_q = angle_posterior.located(module, cells).angle_params_cq[0]
-    density_j, angle_j = module.circle.log_density_j.exp(), grid(torch.zeros(1))
+    belief_q = angle_posterior.infer_angles(module, cells).angle_params_cq[0]
+    density_j, angle_j = module.circle.log_density_j.exp(), angle_grid(torch.zeros(1))
     mean_u = density_j @ torch.stack([angle_j.cos(), angle_j.sin()], 1)
     torch.testing.assert_close(belief_q[:2], mean_u / mean_u.norm())
     torch.testing.assert_close(belief_q[2], mean_u.norm() / (1 - mean_u.norm()), rtol=1e-4, atol=0)
@@ -133,7 +136,7 @@ def test_only_features_that_cycle_are_heard() -> None:
     values_cf = torch.zeros(60, 20)
     rows = cells.counts["rna"]
     values_cf[torch.arange(60).repeat_interleave(rows.indptr_c.diff()), rows.column_n] = rows.value_n
-    z_cz, angle_j = latent_mean(module, cells), grid(torch.zeros(1))
+    z_cz, angle_j = latent_mean(module, cells), angle_grid(torch.zeros(1))
     log_p_cj = torch.stack(
         [
             torch.distributions.Poisson(module.decode_one("rna", state(z_cz, angle.expand(60)), cells).mean[:, :5])
@@ -145,10 +148,10 @@ def test_only_features_that_cycle_are_heard() -> None:
     )
     around_cj = (log_p_cj + module.circle.log_density_j).softmax(1)
     mean_cu = around_cj @ torch.stack([angle_j.cos(), angle_j.sin()], 1)
-    found = angle_posterior.located(module, cells).angle_params_cq
+    found = angle_posterior.infer_angles(module, cells).angle_params_cq
     torch.testing.assert_close(found[:, :2], mean_cu / mean_cu.norm(dim=1, keepdim=True), atol=1e-3, rtol=0)
     decoder.cycles_f.fill_(False)
-    active_c = angle_posterior.located(module, cells).angle_params_cq[:, 3]
+    active_c = angle_posterior.infer_angles(module, cells).angle_params_cq[:, 3]
     torch.testing.assert_close(active_c, module.circle.active_logit.expand(60))
 
 
@@ -163,15 +166,15 @@ def test_what_is_placed_stays_placed() -> None:
 
 def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     cells, module = simulate_cells(), make_module({"rna": 20})
-    expected = angle_posterior.located(module, cells).angle_params_cq
+    expected = angle_posterior.infer_angles(module, cells).angle_params_cq
     monkeypatch.setattr(angle_posterior, "decode_block_size", lambda n_features: 7)
-    torch.testing.assert_close(angle_posterior.located(module, cells).angle_params_cq, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        angle_posterior.infer_angles(module, cells).angle_params_cq, expected, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_the_model_asks_where_cells_are() -> None:
-    with pytest.raises(
-        ValueError, match="where the cells are on the circle is not known yet: celldial.model.angle_posterior.located"
-    ):
+    with raises(ValueError, naming=["infer_angles"]):
         make_module({"rna": 20}).posterior(simulate_cells())
 
 
@@ -198,7 +201,7 @@ def test_the_prior_is_learned_and_cells_are_found() -> None:
     module, cells, angle_c, active_c = strong()
     module.circle.log_density_j.fill_(-math.log(N_GRID))
     module.circle.active_logit.fill_(2.0)
-    found = angle_posterior.located(module, cells, learn_prior=True)
+    found = angle_posterior.infer_angles(module, cells, learn_prior=True)
     np.testing.assert_array_equal(found.angle_params_cq[:, 3].numpy() > 0, active_c)
     difference = np.angle(np.exp(1j * (angles_of(found).numpy() - angle_c)))[active_c]
     assert np.abs(difference).mean() < 0.1
@@ -206,7 +209,7 @@ def test_the_prior_is_learned_and_cells_are_found() -> None:
     stated = np.sqrt(2 / found.angle_params_cq[active_c, 2].numpy())
     assert (difference**2).mean() == pytest.approx((stated**2).mean(), rel=0.35)
     density_j = module.circle.log_density_j.exp().double()
-    angle_j = grid(density_j)
+    angle_j = angle_grid(density_j)
     blur = torch.special.i1(torch.tensor(angle_posterior.SMOOTHING)) / torch.special.i0(
         torch.tensor(angle_posterior.SMOOTHING)
     )
@@ -218,7 +221,7 @@ def test_the_prior_is_learned_and_cells_are_found() -> None:
 def test_the_prior_is_left_alone_unless_it_is_to_be_learned() -> None:
     module, cells, _, _ = strong(50)
     before = [part.clone() for part in (module.circle.log_density_j, module.circle.active_logit)]
-    angle_posterior.located(module, cells)
+    angle_posterior.infer_angles(module, cells)
     assert torch.equal(module.circle.log_density_j, before[0])
     assert torch.equal(module.circle.active_logit, before[1])
 
@@ -226,13 +229,13 @@ def test_the_prior_is_left_alone_unless_it_is_to_be_learned() -> None:
 def test_where_no_cell_rested_none_does() -> None:
     module, cells, _, _ = strong(200, active_share=1.0)
     module.circle.active_logit.fill_(angle_posterior.MAX_LOGIT)
-    angle_posterior.located(module, cells, learn_prior=True)
+    angle_posterior.infer_angles(module, cells, learn_prior=True)
     assert module.circle.active_logit == angle_posterior.MAX_LOGIT
 
 
 @given(angle=st.floats(-7, 7), length=st.floats(0, 1), active=st.floats(0, 1))
 def test_a_belief_is_finite_whatever_it_says(angle: float, length: float, active: float) -> None:
-    belief_q = angle_posterior.belief(*(torch.tensor([value]) for value in (angle, length, active)))[0]
+    belief_q = angle_posterior.pack_angle_posterior(*(torch.tensor([value]) for value in (angle, length, active)))[0]
     assert belief_q.isfinite().all()
     assert belief_q[:2].tolist() == pytest.approx([math.cos(angle), math.sin(angle)], abs=1e-5)
     assert belief_q[2] / (1 + belief_q[2]) == pytest.approx(min(length, angle_posterior.MAX_LENGTH), abs=1e-4)
@@ -250,7 +253,7 @@ def test_a_turned_circle_decodes_the_same_at_the_turned_angle(by: float, angle: 
     cells = replace(cells, continuous_ck=cells.continuous_ck.double())
     z_cz = torch.randn(5, 2, dtype=torch.float64)
     before = module.decode(state(z_cz, torch.full((5,), angle).double(), activity), cells)
-    angle_posterior.turn(module, by)
+    angle_posterior.rotate(module, by)
     after = module.decode(state(z_cz, torch.full((5,), by + angle).double(), activity), cells)
     for name in before:
         torch.testing.assert_close(after[name].mean, before[name].mean, rtol=1e-4, atol=1e-4)
@@ -261,7 +264,7 @@ def spread(module: Module, cells: Cells) -> Cells:
     with torch.no_grad():
         module.modalities["rna"].encoder.output.weight.normal_()
         module.modalities["rna"].encoder.weight_fh.mul_(3)
-    return angle_posterior.located(module, cells)
+    return angle_posterior.infer_angles(module, cells)
 
 
 def test_straightening_changes_nothing_that_is_decoded() -> None:
@@ -276,7 +279,7 @@ def test_straightening_changes_nothing_that_is_decoded() -> None:
         at_cz = torch.cat([z_cz, cells.angle_params_cq[:, :2] * activity_c[:, None]], 1)
         return z_cz, module.decode_one("rna", at_cz, cells).mean
 
-    harmonic_ck = harmonics(cells.angle_params_cq[:, :2] * cells.angle_params_cq[:, 3:].sigmoid())[:, :-1]
+    harmonic_ck = fourier_features(cells.angle_params_cq[:, :2] * cells.angle_params_cq[:, 3:].sigmoid())[:, :-1]
 
     def explained(z_cz: Tensor) -> float:
         """Largest correlation of a coordinate with a harmonic."""
@@ -284,25 +287,25 @@ def test_straightening_changes_nothing_that_is_decoded() -> None:
 
     z_before_cz, before_cf = decoded()
     assert explained(z_before_cz) > 0.1
-    angle_posterior.straighten(module, cells)
+    angle_posterior.decorrelate_from_angle(module, cells)
     z_cz, after_cf = decoded()
     assert explained(z_cz) < 0.02  # a ridge keeps it from being 0
     assert module.modalities["rna"].decoder.tilt_kz.any()
     torch.testing.assert_close(after_cf, before_cf, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(z_cz.mean(0), z_before_cz.mean(0), atol=1.0, rtol=0)
     # Once more changes nothing, and cells are where they were.
-    located = angle_posterior.located(module, cells).angle_params_cq
+    located = angle_posterior.infer_angles(module, cells).angle_params_cq
     torch.testing.assert_close(located, cells.angle_params_cq, rtol=1e-3, atol=1e-3)
     tilt_kz = module.modalities["rna"].decoder.tilt_kz.clone()
-    angle_posterior.straighten(module, cells)
+    angle_posterior.decorrelate_from_angle(module, cells)
     torch.testing.assert_close(module.modalities["rna"].decoder.tilt_kz, tilt_kz)
 
 
 def test_curves_are_what_decoding_says() -> None:
     module, cells = make_module({"rna": 20}), simulate_cells(n_cells=1)
     column_f = torch.tensor([3, 7])
-    curve_fj = angle_posterior.curves(module, "rna", column_f)
-    angle_j = grid(torch.zeros(1))
+    curve_fj = angle_posterior.log_rate_curves(module, "rna", column_f)
+    angle_j = angle_grid(torch.zeros(1))
     many = cells.select(torch.zeros(N_GRID, dtype=torch.int64))
     log_cf = module.decode_one("rna", state(torch.zeros(N_GRID, 2), angle_j), many).mean.log()
     ratio_j = log_cf[:, 3] - log_cf[:, 7]
@@ -314,12 +317,12 @@ def test_curves_are_what_decoding_says() -> None:
 
 def test_harmonics_start_from_where_cells_are_taken_to_be() -> None:
     module, cells, angle_c, active_c = strong(3000)
-    truth_fj = angle_posterior.curves(module, "rna", torch.arange(N_STRONG))
+    truth_fj = angle_posterior.log_rate_curves(module, "rna", torch.arange(N_STRONG))
     parts = (torch.from_numpy(angle_c).float(), torch.ones(3000), torch.from_numpy(active_c).float())
-    cells = replace(cells, angle_params_cq=angle_posterior.belief(*parts))
+    cells = replace(cells, angle_params_cq=angle_posterior.pack_angle_posterior(*parts))
     heard_f = torch.arange(0, N_STRONG, 2)
-    angle_posterior.start(module, cells, {"rna": heard_f})
-    found_fj = angle_posterior.curves(module, "rna", torch.arange(N_STRONG))
+    angle_posterior.initialize_harmonics(module, cells, {"rna": heard_f})
+    found_fj = angle_posterior.log_rate_curves(module, "rna", torch.arange(N_STRONG))
     assert not found_fj[1::2].any()
     similar_f = [
         np.corrcoef(found_j, truth_j)[0, 1] for found_j, truth_j in zip(found_fj[::2], truth_fj[::2], strict=True)
@@ -333,9 +336,12 @@ def test_harmonics_start_from_where_cells_are_taken_to_be() -> None:
 def test_where_all_cells_are_taken_to_be_active_all_stay_so() -> None:
     module, cells, angle_c, _ = strong(50)
     cells = replace(
-        cells, angle_params_cq=angle_posterior.belief(torch.from_numpy(angle_c).float(), torch.ones(50), torch.ones(50))
+        cells,
+        angle_params_cq=angle_posterior.pack_angle_posterior(
+            torch.from_numpy(angle_c).float(), torch.ones(50), torch.ones(50)
+        ),
     )
-    angle_posterior.start(module, cells, {"rna": torch.arange(N_STRONG)})
+    angle_posterior.initialize_harmonics(module, cells, {"rna": torch.arange(N_STRONG)})
     assert module.circle.active_logit == angle_posterior.MAX_LOGIT
 
 
@@ -343,9 +349,12 @@ def test_features_of_a_modality_that_was_not_looked_at_start_without_effect() ->
     module, cells = make_module({"rna": 20, "atac": 30}), simulate_two_cells(lacking={"rna": [0, 1]})
     before = module.modalities["atac"].decoder.harmonics.weight.clone()
     cells = replace(
-        cells, angle_params_cq=angle_posterior.belief(torch.rand(60) * 6, torch.ones(60), torch.full((60,), 0.8))
+        cells,
+        angle_params_cq=angle_posterior.pack_angle_posterior(
+            torch.rand(60) * 6, torch.ones(60), torch.full((60,), 0.8)
+        ),
     )
-    angle_posterior.start(module, cells, {"rna": torch.arange(20)})
+    angle_posterior.initialize_harmonics(module, cells, {"rna": torch.arange(20)})
     assert torch.equal(module.modalities["atac"].decoder.harmonics.weight, before)
     assert module.modalities["rna"].decoder.harmonics.weight.isfinite().all()
 
@@ -355,13 +364,13 @@ def test_features_that_cycle_are_chosen() -> None:
     decoder = module.modalities["rna"].decoder
     cycles_f = torch.arange(N_STRONG) % 4 == 0
     decoder.harmonics.weight[~cycles_f] *= 0.005
-    cells = angle_posterior.located(module, cells)
-    angle_posterior.choose_features(module, cells)
+    cells = angle_posterior.infer_angles(module, cells)
+    angle_posterior.select_angle_features(module, cells)
     assert not (decoder.cycles_f & ~cycles_f).any()
     assert (decoder.cycles_f & cycles_f).sum() > 0.8 * cycles_f.sum()  # of some there is hardly a count
     decoder.harmonics.weight *= 0.005
     with pytest.warns(UserWarning, match="no feature tells the angle well"):
-        angle_posterior.choose_features(module, cells)
+        angle_posterior.select_angle_features(module, cells)
     assert decoder.cycles_f.sum() == min(angle_posterior.FEW_FEATURES, N_STRONG - 1)
 
 
@@ -370,7 +379,7 @@ def test_not_more_features_are_heard_than_those_that_tell_most(monkeypatch: pyte
     decoder = module.modalities["rna"].decoder
     decoder.harmonics.weight[10:] *= 0.3
     monkeypatch.setattr(angle_posterior, "MAX_FEATURES", 5)
-    angle_posterior.choose_features(module, angle_posterior.located(module, cells))
+    angle_posterior.select_angle_features(module, angle_posterior.infer_angles(module, cells))
     assert decoder.cycles_f.sum() == 5
     assert decoder.cycles_f[:10].sum() >= 4
 
@@ -381,9 +390,11 @@ def test_angles_survive_all_of_it() -> None:
     noisy_c = angle_c + np.random.default_rng(1).normal(0, 0.5, 800)
     cells = replace(
         cells,
-        angle_params_cq=angle_posterior.belief(torch.from_numpy(noisy_c).float(), torch.ones(800), torch.ones(800)),
+        angle_params_cq=angle_posterior.pack_angle_posterior(
+            torch.from_numpy(noisy_c).float(), torch.ones(800), torch.ones(800)
+        ),
     )
-    angle_posterior.start(module, cells, {"rna": torch.arange(N_STRONG)})
-    angle_posterior.choose_features(module, cells)
-    found = angle_posterior.located(module, cells, learn_prior=True)
+    angle_posterior.initialize_harmonics(module, cells, {"rna": torch.arange(N_STRONG)})
+    angle_posterior.select_angle_features(module, cells)
+    found = angle_posterior.infer_angles(module, cells, learn_prior=True)
     assert angular_error(angles_of(found).numpy(), angle_c) < 0.15 < angular_error(noisy_c, angle_c)

@@ -16,7 +16,15 @@ from torch.distributions import kl_divergence
 
 from celldial import VAE
 from celldial.data.cells import Cells
-from celldial.model.clusters import COLD, HOT, SURE, Clusters, OfCluster, kl_to_each, temperature
+from celldial.model.clusters import (
+    FINAL_TEMPERATURE,
+    INITIAL_TEMPERATURE,
+    LABEL_LOGIT,
+    ClusterConditional,
+    Clusters,
+    kl_to_components,
+    temperature,
+)
 from celldial.model.latents import LATENTS
 from celldial.training import clusters
 from helpers.assertions import assert_untouched
@@ -63,7 +71,7 @@ def test_judging_is_bayes_rule_where_coordinates_are_known() -> None:
         ],
         1,
     )
-    found_ck = clusters.judge(mu_cz, 1e-6 * sigma_cz, torch.zeros(5, 3))
+    found_ck = clusters.assignment_logits(mu_cz, 1e-6 * sigma_cz, torch.zeros(5, 3))
     torch.testing.assert_close(found_ck.softmax(-1), joint_ck.softmax(-1))
 
 
@@ -83,20 +91,20 @@ def test_judging_averages_the_log_density_over_the_posterior() -> None:
     )
     correction_ck = torch.randn(5, 3).double()
     expected_ck = clusters.log_weight_k + average_ck + correction_ck
-    found_ck = clusters.judge(mu_cz, sigma_cz, correction_ck)
+    found_ck = clusters.assignment_logits(mu_cz, sigma_cz, correction_ck)
     torch.testing.assert_close(found_ck.log_softmax(-1), expected_ck.log_softmax(-1))
 
 
 def test_judging_is_the_best_there_is() -> None:
     """Of all q(cluster), Bayes' rule averaged over q(z) has the lowest divergence of both from what is known before."""
     clusters, (mu_cz, sigma_cz) = make_clusters(), points()
-    each_ck = kl_to_each(clusters.components.latent.posterior(mu_cz, sigma_cz), clusters.components)
+    each_ck = kl_to_components(clusters.components.latent.posterior(mu_cz, sigma_cz), clusters.components)
 
     def divergence(logits_ck: Tensor) -> Tensor:
         log_q_ck = logits_ck.log_softmax(-1)
         return (log_q_ck.exp() * (log_q_ck - clusters.log_weight_k + each_ck)).sum()
 
-    best_ck = clusters.judge(mu_cz, sigma_cz, torch.zeros(5, 3)).requires_grad_()
+    best_ck = clusters.assignment_logits(mu_cz, sigma_cz, torch.zeros(5, 3)).requires_grad_()
     divergence(best_ck).backward()
     torch.testing.assert_close(best_ck.grad, torch.zeros(5, 3).double(), atol=1e-9, rtol=0)
     for _ in range(20):
@@ -112,9 +120,9 @@ def test_where_cells_of_a_cluster_are(latent: str) -> None:
     each_ck = torch.stack(
         [of.latent.posterior(of.mean_kz[k], of.scale_kz[k]).log_prob(z_cz) for k in range(3)], 1
     )  # one cluster at a time
-    torch.testing.assert_close(OfCluster(of, one_hot_ck, 5).log_prob(z_cz), (one_hot_ck * each_ck).sum(1))
+    torch.testing.assert_close(ClusterConditional(of, one_hot_ck, 5).log_prob(z_cz), (one_hot_ck * each_ck).sum(1))
     relaxed_ck = torch.rand(5, 3).double().softmax(-1)
-    torch.testing.assert_close(OfCluster(of, relaxed_ck, 5).log_prob(z_cz), (relaxed_ck * each_ck).sum(1))
+    torch.testing.assert_close(ClusterConditional(of, relaxed_ck, 5).log_prob(z_cz), (relaxed_ck * each_ck).sum(1))
     # Whatever the cluster.
     torch.testing.assert_close(clusters.log_prob(z_cz), (clusters.log_weight_k.exp() * each_ck.exp()).sum(1).log())
 
@@ -130,9 +138,9 @@ def test_divergence_from_clusters_is_the_sum_over_them(latent: str) -> None:
         ],
         1,
     )
-    torch.testing.assert_close(kl_to_each(q, of), expected_ck)
+    torch.testing.assert_close(kl_to_components(q, of), expected_ck)
     choice_ck = torch.rand(5, 3).double().softmax(-1)
-    torch.testing.assert_close(kl_divergence(q, OfCluster(of, choice_ck, 5)), (choice_ck * expected_ck).sum(1))
+    torch.testing.assert_close(kl_divergence(q, ClusterConditional(of, choice_ck, 5)), (choice_ck * expected_ck).sum(1))
 
 
 @pytest.mark.parametrize("latent", LATENTS)
@@ -156,10 +164,10 @@ def test_cells_are_drawn_as_common_as_they_are_and_where_they_are() -> None:
 
 def test_known_labels_take_the_place_of_what_is_judged() -> None:
     clusters, logits_ck = make_clusters(), torch.randn(4, 3)
-    assert clusters.given_labels(logits_ck, None) is logits_ck
-    given_ck = clusters.given_labels(logits_ck, torch.tensor([-1, 2, 0, -1]))
+    assert clusters.override_with_labels(logits_ck, None) is logits_ck
+    given_ck = clusters.override_with_labels(logits_ck, torch.tensor([-1, 2, 0, -1]))
     torch.testing.assert_close(given_ck[[0, 3]], logits_ck[[0, 3]])
-    torch.testing.assert_close(given_ck[[1, 2]], SURE * torch.eye(3)[[2, 0]])
+    torch.testing.assert_close(given_ck[[1, 2]], LABEL_LOGIT * torch.eye(3)[[2, 0]])
     torch.testing.assert_close(given_ck[[1, 2]].softmax(-1), torch.eye(3)[[2, 0]])
     assert given_ck.isfinite().all()
 
@@ -178,9 +186,9 @@ def test_what_is_not_needed_is_charged_for_and_labels_are_not() -> None:
 
 
 def test_choices_cool_down() -> None:
-    assert temperature(0.0) == HOT
-    assert temperature(1.0) == pytest.approx(COLD)
-    assert temperature(0.5) == pytest.approx(math.sqrt(HOT * COLD))
+    assert temperature(0.0) == INITIAL_TEMPERATURE
+    assert temperature(1.0) == pytest.approx(FINAL_TEMPERATURE)
+    assert temperature(0.5) == pytest.approx(math.sqrt(INITIAL_TEMPERATURE * FINAL_TEMPERATURE))
 
 
 # --- Where clusters start ---------------------------------------------------------------------------------------------
@@ -335,7 +343,7 @@ def test_fit_and_clusters_write_the_same(model: VAE, adata: AnnData) -> None:
     assert list(table.columns) == ["0", "1", "2", "3"]
     assert_written(adata, table)
     assert (set(adata.obs) - set(before.obs), set(adata.obsm)) == ({CLUSTER}, {PROBABILITY})
-    assert_untouched(adata, before, but=("obs", "obsm"))
+    assert_untouched(adata, before, but=("obs", "obsm", "uns"))
     fitted = simulate_groups()
     fit(fitted, n_clusters=4)  # as the model was, so that the same seed gives the same
     pd.testing.assert_frame_equal(fitted.obsm[PROBABILITY], table)
@@ -436,7 +444,7 @@ def test_cells_that_are_drawn_are_of_the_groups(model: VAE, adata: AnnData) -> N
     assert (distance_cg.min(1) < between / 4).mean() > 0.8
     np.testing.assert_allclose(np.bincount(distance_cg.argmin(1)) / 600, 1 / 3, atol=0.15)
     # They are judged to be of the cluster that they were drawn from.
-    u_cz = model.module_.hidden(torch.from_numpy(drawn.obsm["z"]))
+    u_cz = model.module_.unconstrained(torch.from_numpy(drawn.obsm["z"]))
     with torch.no_grad():
         of = model.module_.clusters
         truth_c = (of.log_weight_k + of.components.log_prob_ck(u_cz)).argmax(-1).numpy()

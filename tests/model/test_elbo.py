@@ -14,8 +14,8 @@ from torch.distributions import Independent, Normal
 
 from celldial import VAE
 from celldial.estimator.fitting import SCORE_FUNCTION_LR_DIVISOR
-from celldial.model.distributions import Detached
-from celldial.model.elbo import KEPT, Baseline, Gradient, read_gradient
+from celldial.model.distributions import NonReparameterized
+from celldial.model.elbo import EMA_DECAY, Baseline, Gradient, parse_gradient
 from celldial.model.latents import LATENTS
 from helpers.assertions import assert_untouched
 from helpers.raises import raises
@@ -41,9 +41,11 @@ SAID: list[tuple[Any, bool, str, str | None]] = [
 
 @pytest.mark.parametrize(("said", "clustered", "z", "cluster"), SAID)
 def test_what_is_said_of_gradients(said: Any, clustered: bool, z: str, cluster: str | None) -> None:
-    gradient = read_gradient(said, clustered)
+    gradient = parse_gradient(said, clustered)
     assert gradient == Gradient(z, cluster)
-    assert gradient.scored == tuple(name for name, word in (("cluster", cluster), ("z", z)) if word == "score_function")
+    assert gradient.score_function_sites == tuple(
+        name for name, word in (("cluster", cluster), ("z", z)) if word == "score_function"
+    )
 
 
 A_NAME_OR_A_DICT = "it must be a name, or a dict with a name for 'z', for 'cluster' or for both"
@@ -72,7 +74,7 @@ WRONG: list[tuple[Any, bool, str]] = [
 @pytest.mark.parametrize(("said", "clustered", "words"), WRONG)
 def test_what_cannot_be_said_of_gradients(said: Any, clustered: bool, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        read_gradient(said, clustered)
+        parse_gradient(said, clustered)
 
 
 @pytest.mark.parametrize(
@@ -101,21 +103,21 @@ def test_coordinates_are_learned_more_slowly_by_the_score_function(parameters: d
 def test_a_moving_average_begins_as_a_plain_mean() -> None:
     baseline, costs = Baseline(0), torch.randn(40, 8) + 100
     for n, cost_c in enumerate(costs, 1):
-        baseline.see(cost_c)
-        if n * (1 - KEPT) <= 1:
+        baseline.update(cost_c)
+        if n * (1 - EMA_DECAY) <= 1:
             torch.testing.assert_close(baseline.mean, costs[:n].mean())
     assert baseline.n_seen == 40
     torch.testing.assert_close(baseline(torch.empty(5, 0)), baseline.mean.expand(5))
     # From then on a twentieth is new.
     before = baseline.mean.clone()
-    baseline.see(torch.zeros(8))
-    torch.testing.assert_close(baseline.mean, KEPT * before)
+    baseline.update(torch.zeros(8))
+    torch.testing.assert_close(baseline.mean, EMA_DECAY * before)
     assert list(baseline.parameters()) == []
 
 
 def test_a_baseline_learns_in_training_only() -> None:
     baseline = Baseline(0).eval()
-    baseline.see(torch.ones(3))
+    baseline.update(torch.ones(3))
     assert (baseline.mean, baseline.n_seen) == (0, 0)
 
 
@@ -124,7 +126,7 @@ def test_a_guess_is_as_it_was_made() -> None:
     baseline = Baseline(2)
     guess_c = baseline(torch.randn(6, 2))
     before_c = guess_c.detach().clone()
-    baseline.see(torch.full((6,), 50.0))
+    baseline.update(torch.full((6,), 50.0))
     torch.testing.assert_close(guess_c, before_c)
     guess_c.sum().backward()
     assert all(p.grad is not None for p in baseline.parameters())
@@ -133,26 +135,26 @@ def test_a_guess_is_as_it_was_made() -> None:
 def test_a_learned_baseline_is_a_function_of_what_it_is_told() -> None:
     torch.manual_seed(0)
     baseline = Baseline(2)
-    told_cp = torch.randn(200, 2) * torch.tensor([1.0, 1000.0]) + torch.tensor([0.0, 5000.0])
-    cost_c = -700 + 30 * told_cp[:, 0] + 0.02 * (told_cp[:, 1] - 5000)
+    input_cp = torch.randn(200, 2) * torch.tensor([1.0, 1000.0]) + torch.tensor([0.0, 5000.0])
+    cost_c = -700 + 30 * input_cp[:, 0] + 0.02 * (input_cp[:, 1] - 5000)
     optimizer = torch.optim.Adam(baseline.parameters(), lr=0.02)
     for _ in range(150):
-        loss = (baseline(told_cp) - cost_c).square().mean()
+        loss = (baseline(input_cp) - cost_c).square().mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        baseline.see(cost_c)
-    error_c = baseline.eval()(told_cp) - cost_c
+        baseline.update(cost_c)
+    error_c = baseline.eval()(input_cp) - cost_c
     assert error_c.square().mean() < 0.05 * cost_c.var()
     # One cell has no spread to be standardized by.
-    assert baseline.train()(told_cp[:1]).shape == (1,)
-    assert baseline(told_cp[:1]).isfinite().all()
+    assert baseline.train()(input_cp[:1]).shape == (1,)
+    assert baseline(input_cp[:1]).isfinite().all()
 
 
 def test_detached_draws_have_no_gradient_and_the_same_density() -> None:
     mu_cz = torch.zeros(4, 2, requires_grad=True)
     of = Independent(Normal(mu_cz, torch.ones(4, 2)), 1)
-    detached = Detached(of)
+    detached = NonReparameterized(of)
     assert (detached.batch_shape, detached.event_shape, detached.has_rsample) == (of.batch_shape, of.event_shape, False)
     draw_cz = detached.sample()
     assert not draw_cz.requires_grad

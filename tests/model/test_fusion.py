@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch import Tensor
 
-from celldial.model.fusion import FUSIONS, Fusion, draw_subset
+from celldial.model.fusion import FUSIONS, Fusion, sample_subset
 
 EVERY_FUSION = pytest.mark.parametrize("name", FUSIONS)
 PRODUCTS = pytest.mark.parametrize("name", ["product", "mixture_of_products"])
@@ -161,7 +161,7 @@ def test_a_subset_is_of_what_is_present_and_not_empty(seed: int, n_modalities: i
     largest = data.draw(st.integers(1, n_modalities))
     present_mc = random_presence(n_modalities, 50, seed)
     torch.manual_seed(seed)
-    heard_mc = draw_subset(present_mc, largest)
+    heard_mc = sample_subset(present_mc, largest)
     assert heard_mc.dtype == torch.bool
     assert not (heard_mc & ~present_mc).any()
     assert (heard_mc.sum(0) <= largest).all()
@@ -173,7 +173,7 @@ def test_a_subset_is_of_what_is_present_and_not_empty(seed: int, n_modalities: i
 def test_all_subsets_are_equally_likely(present: tuple[bool, ...], largest: int) -> None:
     n_draws = 20_000
     torch.manual_seed(0)
-    heard_mc = draw_subset(torch.tensor(present)[:, None].expand(-1, n_draws), largest)
+    heard_mc = sample_subset(torch.tensor(present)[:, None].expand(-1, n_draws), largest)
     possible = [
         row
         for row in itertools.product([False, True], repeat=3)

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.distributions import Bernoulli, Distribution, kl_divergence
 
-from celldial.model.distributions import Gate, PowerSpherical
+from celldial.model.distributions import ActivityGate, PowerSpherical
 from celldial.model.latents import MIN_SCALE, Gaussian
-from celldial.model.periodic import N_GRID, Circle, grid, harmonics
+from celldial.model.periodic import N_GRID, Circle, angle_grid, fourier_features
 
 LIKE = torch.zeros(4, 0, dtype=torch.float64)
 
@@ -196,8 +196,8 @@ LOGIT_C = torch.tensor([-6.0, -1.0, 0.0, 2.0], dtype=torch.float64)
 def test_a_gate_diverges_as_a_bernoulli_does(relaxed: bool) -> None:
     p_c, prior = LOGIT_C.sigmoid(), torch.tensor(0.8, dtype=torch.float64)
     expected_c = p_c * (p_c / prior).log() + (1 - p_c) * ((1 - p_c) / (1 - prior)).log()
-    gate = Gate(LOGIT_C, relaxed)
-    torch.testing.assert_close(kl_divergence(gate, Gate(torch.logit(prior).expand(4))), expected_c)
+    gate = ActivityGate(LOGIT_C, relaxed)
+    torch.testing.assert_close(kl_divergence(gate, ActivityGate(torch.logit(prior).expand(4))), expected_c)
     torch.testing.assert_close(gate.mean, p_c)
     open_c = torch.tensor([0.0, 1.0, 0.0, 1.0], dtype=torch.float64)
     torch.testing.assert_close(gate.log_prob(open_c), Bernoulli(p_c).log_prob(open_c))
@@ -207,7 +207,7 @@ def test_a_gate_diverges_as_a_bernoulli_does(relaxed: bool) -> None:
 def test_a_gate_is_open_or_shut_unless_it_is_relaxed() -> None:
     torch.manual_seed(0)
     logit_c = LOGIT_C.repeat(10_000).requires_grad_()
-    hard_c, soft_c = Gate(logit_c).rsample(), Gate(logit_c, relaxed=True).rsample()
+    hard_c, soft_c = ActivityGate(logit_c).rsample(), ActivityGate(logit_c, relaxed=True).rsample()
     assert set(hard_c.tolist()) == {0, 1}
     torch.testing.assert_close(hard_c.view(-1, 4).mean(0), LOGIT_C.sigmoid(), atol=0.02, rtol=0)
     assert ((soft_c > 0) & (soft_c < 1)).any()
@@ -223,21 +223,23 @@ def test_a_gate_is_open_or_shut_unless_it_is_relaxed() -> None:
 def test_harmonics_of_a_place_on_the_disc(angle: float, activity: float, turns: int) -> None:
     place_cu = activity * on_circle(torch.tensor([angle + 2 * math.pi * turns], dtype=torch.float64))
     expected = [*(activity * f(n * angle) / n**2 for n in (1, 2) for f in (math.cos, math.sin)), 1 - activity]
-    torch.testing.assert_close(harmonics(place_cu), torch.tensor([expected], dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        fourier_features(place_cu), torch.tensor([expected], dtype=torch.float64), atol=1e-6, rtol=0
+    )
 
 
 def test_in_the_middle_of_the_disc_there_is_no_angle() -> None:
     middle_cu = torch.zeros(1, 2, requires_grad=True)
-    torch.testing.assert_close(harmonics(middle_cu), torch.tensor([[0.0, 0, 0, 0, 1]]), atol=1e-5, rtol=0)
-    (gradient_cu,) = torch.autograd.grad(harmonics(middle_cu).sum(), middle_cu)
+    torch.testing.assert_close(fourier_features(middle_cu), torch.tensor([[0.0, 0, 0, 0, 1]]), atol=1e-5, rtol=0)
+    (gradient_cu,) = torch.autograd.grad(fourier_features(middle_cu).sum(), middle_cu)
     assert gradient_cu.isfinite().all()
 
 
 def test_the_circle_starts_uniform_and_says_what_it_is_told() -> None:
     circle = Circle()
-    assert circle.n_features == harmonics(torch.zeros(1, 2)).shape[1]
+    assert circle.n_features == fourier_features(torch.zeros(1, 2)).shape[1]
     assert not list(circle.parameters())
-    angle_j = grid(torch.zeros(1, dtype=torch.float64))
+    angle_j = angle_grid(torch.zeros(1, dtype=torch.float64))
     torch.testing.assert_close(angle_j.diff(), torch.full((N_GRID - 1,), 2 * math.pi / N_GRID, dtype=torch.float64))
     torch.testing.assert_close(circle.log_density_j.exp().sum(), torch.tensor(1.0))
     direction, active = circle.prior(3, like=torch.zeros(3))

@@ -12,7 +12,7 @@ from torch.distributions import Bernoulli, Geometric, NegativeBinomial, Poisson
 from torch.nn.functional import logsigmoid
 
 from celldial import VAE
-from celldial.model.likelihoods import LIKELIHOODS, THETA_BOUNDS, Likelihood, Observation
+from celldial.model.likelihoods import LIKELIHOODS, THETA_BOUNDS, Likelihood, SparseObservation
 from celldial.ops.csr import CSRTensor
 from helpers.simulate import simulate
 
@@ -25,7 +25,7 @@ def sparse_rows(x_cf: Tensor) -> CSRTensor:
     return CSRTensor(indptr_c, column_n, x_cf[row_n, column_n], x_cf.shape[1])
 
 
-def make_observation(name: str, n_cells: int = 5, seed: int = 0) -> Observation:
+def make_observation(name: str, n_cells: int = 5, seed: int = 0) -> SparseObservation:
     """Make an observation in float64 with random heads, dispersions and library sizes."""
     torch.manual_seed(seed)
     likelihood = LIKELIHOODS[name](N_FEATURES).double()
@@ -34,43 +34,43 @@ def make_observation(name: str, n_cells: int = 5, seed: int = 0) -> Observation:
     heads = [torch.randn(n_cells, N_FEATURES, dtype=torch.float64) for _ in range(likelihood.n_heads)]
     # Few open peaks, so that none is open in all draws.
     scale = 0.1 if name == "bernoulli" else 1.0
-    return Observation(likelihood, heads, scale * (torch.rand(n_cells, dtype=torch.float64) * 30 + 10))
+    return SparseObservation(likelihood, heads, scale * (torch.rand(n_cells, dtype=torch.float64) * 30 + 10))
 
 
-def mu_of(observation: Observation) -> Tensor:
+def mu_of(observation: SparseObservation) -> Tensor:
     return observation.library_size_c[:, None] * torch.softmax(observation.heads[0], -1)
 
 
-def theta_of(observation: Observation) -> Tensor:
+def theta_of(observation: SparseObservation) -> Tensor:
     return observation.likelihood.log_inverse_dispersion_f.exp()
 
 
-def negative_binomial(observation: Observation) -> NegativeBinomial:
+def negative_binomial(observation: SparseObservation) -> NegativeBinomial:
     theta_f = theta_of(observation)
     # torch counts failures (theta) before successes with these logits: mean = theta * exp(logits).
     return NegativeBinomial(theta_f.expand_as(mu_of(observation)), logits=(mu_of(observation) / theta_f).log())
 
 
-def lambda_of(observation: Observation) -> Tensor:
+def lambda_of(observation: SparseObservation) -> Tensor:
     """Rate of fragments on each peak: a power law of the library size, shared out by the softmax."""
     likelihood = observation.likelihood
     exposure_c = likelihood.exposure_offset.exp() * observation.library_size_c**likelihood.exposure_slope
     return exposure_c[:, None] * torch.softmax(observation.heads[0], -1)
 
 
-def bernoulli(observation: Observation) -> Bernoulli:
+def bernoulli(observation: SparseObservation) -> Bernoulli:
     # The log-odds of 1 - exp(-rate), which in float64 would round to 1.
     return Bernoulli(logits=torch.expm1(lambda_of(observation)).log())
 
 
-def zero_inflated(observation: Observation, x_cf: Tensor) -> Tensor:
+def zero_inflated(observation: SparseObservation, x_cf: Tensor) -> Tensor:
     lost_cf = observation.heads[1]
     kept_cf = logsigmoid(-lost_cf) + negative_binomial(observation).log_prob(x_cf)
     return torch.where(x_cf > 0, kept_cf, torch.logaddexp(logsigmoid(lost_cf), kept_cf))
 
 
 # A likelihood that is added needs a row here: log-probability of each count, written with what torch offers.
-LOG_PROB: dict[str, Callable[[Observation, Tensor], Tensor]] = {
+LOG_PROB: dict[str, Callable[[SparseObservation, Tensor], Tensor]] = {
     "bernoulli": lambda observation, x_cf: bernoulli(observation).log_prob((x_cf > 0).double()),
     "negative_binomial": lambda observation, x_cf: negative_binomial(observation).log_prob(x_cf),
     "poisson": lambda observation, x_cf: Poisson(mu_of(observation)).log_prob(x_cf),
@@ -78,7 +78,7 @@ LOG_PROB: dict[str, Callable[[Observation, Tensor], Tensor]] = {
 }
 
 
-def moments(name: str, observation: Observation) -> tuple[Tensor, Tensor]:
+def moments(name: str, observation: SparseObservation) -> tuple[Tensor, Tensor]:
     """Mean and variance of each count in closed form."""
     if name == "bernoulli":
         return 1 - (-lambda_of(observation)).exp(), bernoulli(observation).variance
@@ -112,7 +112,7 @@ def test_log_prob_of_a_cell_without_counts(name: str) -> None:
 def test_draws_have_the_mean_and_the_variance(name: str) -> None:
     one, n_draws = make_observation(name, n_cells=1), 50_000
     mean_cf, variance_cf = moments(name, one)
-    many = Observation(one.likelihood, [head.expand(n_draws, -1) for head in one.heads], one.library_size_c)
+    many = SparseObservation(one.likelihood, [head.expand(n_draws, -1) for head in one.heads], one.library_size_c)
     error_sf = many.sample() - mean_cf
     # Five standard errors, those of the variance from the fourth moment of the draws themselves.
     assert (error_sf.mean(0).abs() < 5 * (variance_cf / n_draws).sqrt()).all()
@@ -217,7 +217,7 @@ OVERDISPERSED = [name for name in LIKELIHOODS if name not in ("poisson", "bernou
 def test_initialise_finds_the_dispersions(name: str) -> None:
     theta_f = torch.tensor([0.1, 0.5, 1.0, 3.0, 10.0])
     likelihood = LIKELIHOODS[name](5)
-    likelihood.initialise(*simulate_counts(theta_f))
+    likelihood.initialize(*simulate_counts(theta_f))
     found_f = likelihood.log_inverse_dispersion_f.exp()
     assert ((found_f / theta_f).log().abs() < torch.log(torch.tensor(1.3))).all(), found_f
 
@@ -228,7 +228,7 @@ def test_initialise_stays_within_bounds(name: str) -> None:
     counts, library_c = simulate_counts(torch.tensor([1e-3, 1e6, 1.0]))
     without_third = counts.value_n.masked_fill(counts.column_n == 2, 0)
     likelihood = LIKELIHOODS[name](3)
-    likelihood.initialise(counts.with_values(without_third), library_c)
+    likelihood.initialize(counts.with_values(without_third), library_c)
     too_wide, like_poisson, never_seen = likelihood.log_inverse_dispersion_f.exp().tolist()
     assert too_wide == pytest.approx(low)
     assert like_poisson == pytest.approx(high)
@@ -237,13 +237,13 @@ def test_initialise_stays_within_bounds(name: str) -> None:
 
 def test_initialise_takes_less_than_poisson_variance_for_poisson() -> None:
     likelihood = LIKELIHOODS["negative_binomial"](2)
-    likelihood.initialise(sparse_rows(torch.full((50, 2), 7.0)), torch.full((50,), 14.0))
+    likelihood.initialize(sparse_rows(torch.full((50, 2), 7.0)), torch.full((50,), 14.0))
     torch.testing.assert_close(likelihood.log_inverse_dispersion_f.exp(), torch.full((2,), THETA_BOUNDS[1]))
 
 
 def test_poisson_has_no_parameters() -> None:
     likelihood = LIKELIHOODS["poisson"](N_FEATURES)
-    likelihood.initialise(sparse_rows(torch.ones(3, N_FEATURES)), torch.full((3,), 6.0))
+    likelihood.initialize(sparse_rows(torch.ones(3, N_FEATURES)), torch.full((3,), 6.0))
     assert not list(likelihood.parameters())
 
 

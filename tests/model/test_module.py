@@ -13,7 +13,7 @@ from torch.distributions import Normal
 from torch.nn.functional import softplus
 
 from celldial.data.cells import Cells
-from celldial.model.fusion import FUSIONS, balance
+from celldial.model.fusion import FUSIONS, default_modality_weights
 from celldial.model.likelihoods import LIKELIHOODS
 from celldial.model.module import Module
 from celldial.model.networks import DECODERS, DecoderName
@@ -32,7 +32,7 @@ def make_module(
     torch.manual_seed(0)
     options = {"n_latent": n_latent, "n_layers": n_layers, "dropout_rate": 0.2, "decoder": decoder}
     module = build_module(likelihood=likelihood, **sizes_of(cells), **options)
-    module.initialise(cells)
+    module.initialize(cells)
     return module
 
 
@@ -174,7 +174,7 @@ def make_two(
     sizes = sizes_of(cells) | {"n_features": {name: cells.counts[name].n_columns for name in order}}
     options = {"n_latent": 3, "n_layers": n_layers, "dropout_rate": 0.2, "fusion": fusion, **of}
     module = build_module(likelihood=LIKELIHOOD_OF_TWO, **sizes, **options)
-    module.initialise(cells)
+    module.initialize(cells)
     return module
 
 
@@ -410,9 +410,11 @@ def test_each_modality_starts_from_the_cells_that_have_it(name: str) -> None:
 
 
 def test_balance() -> None:
-    assert balance({"rna": 20}) == {"rna": 1}
-    assert balance({"rna": 100, "atac": 400}) == {"rna": 1, "atac": 0.5}
-    assert balance({"rna": 100, "protein": 10, "atac": 900}) == pytest.approx({"rna": 1, "protein": 1, "atac": 1 / 3})
+    assert default_modality_weights({"rna": 20}) == {"rna": 1}
+    assert default_modality_weights({"rna": 100, "atac": 400}) == {"rna": 1, "atac": 0.5}
+    assert default_modality_weights({"rna": 100, "protein": 10, "atac": 900}) == pytest.approx(
+        {"rna": 1, "protein": 1, "atac": 1 / 3}
+    )
 
 
 @pytest.mark.parametrize(
@@ -439,7 +441,7 @@ def test_a_modality_may_have_any_name(name: str) -> None:
         two.continuous_ck,
     )
     module = build_module({"rna": 20, name: 30}, {"rna": "poisson", name: "bernoulli"}, n_latent=3)
-    module.initialise(cells)
+    module.initialize(cells)
     assert module(cells).isfinite()
 
 

@@ -20,7 +20,7 @@ def make_encoder(cells: Cells, n_layers: int = 1, dropout_rate: float = 0.5) -> 
     torch.manual_seed(0)
     n_categories = [int(code_c.max()) + 1 for code_c in cells.category_ck.unbind(-1)]
     encoder = Encoder(N_FEATURES, 6, LayerSizes(n_categories, cells.continuous_ck.shape[1], 8, n_layers), dropout_rate)
-    encoder.initialise(cells.counts["rna"], cells.library_size["rna"])
+    encoder.initialize(cells.counts["rna"], cells.library_size["rna"])
     return encoder
 
 
@@ -93,7 +93,7 @@ def test_encoder_starts_with_every_feature_of_equal_weight() -> None:
     hundredfold = rows.value_n * torch.where(rows.column_n == 0, 100, 1)
     scaled = Cells({"rna": rows.with_values(hundredfold)}, cells.library_size, cells.category_ck, cells.continuous_ck)
     encoder = make_encoder(scaled)
-    log_n = encoder.normalised(scaled.counts["rna"], scaled.library_size["rna"])
+    log_n = encoder.normalize(scaled.counts["rna"], scaled.library_size["rna"])
     deviation_f = scaled.counts["rna"].with_values(log_n).to_dense().std(0, correction=0)
     torch.manual_seed(0)
     raw_fh = Encoder(N_FEATURES, 6, LayerSizes((), 0, 8, 1), 0.5).weight_fh
@@ -106,7 +106,7 @@ def test_decoder_starts_at_the_mean_expression(n_layers: int, kind: DecoderName)
     """With the latent state without influence, what is left is each feature's share of all counts."""
     rows = simulate_cells().counts["rna"]
     decoder = make_decoder(n_layers, kind=kind)
-    decoder.initialise(rows)
+    decoder.initialize(rows)
     with torch.no_grad():
         decoder.heads[0].weight.zero_()
         (logits_cf,) = decoder(torch.randn(4, 3), torch.empty(4, 0, dtype=torch.int64), torch.empty(4, 0))
@@ -117,18 +117,18 @@ def test_decoder_starts_at_the_mean_expression(n_layers: int, kind: DecoderName)
 @pytest.mark.parametrize("n_heads", [1, 2])
 def test_decoder_starts_hardly_dependent_on_the_latent_state(n_heads: int) -> None:
     started, raw = make_decoder(n_heads=n_heads), make_decoder(n_heads=n_heads)
-    started.initialise(simulate_cells().counts["rna"])
+    started.initialize(simulate_cells().counts["rna"])
     assert HEAD_SCALE == 0.1
     for head, raw_head in zip(started.heads, raw.heads, strict=True):
         torch.testing.assert_close(head.weight, raw_head.weight / 10)
 
 
 def test_encoder_starts_from_the_cells_that_it_is_given() -> None:
-    """Cells without a count are not among them: see `Module.initialise`."""
+    """Cells without a count are not among them: see `Module.initialize`."""
     cells = simulate_cells()
     encoder = make_encoder(cells)
     assert encoder.median_library_size == cells.library_size["rna"].median()
-    log_n = encoder.normalised(cells.counts["rna"], cells.library_size["rna"])
+    log_n = encoder.normalize(cells.counts["rna"], cells.library_size["rna"])
     hidden_ch = cells.counts["rna"].with_values(log_n).to_dense() @ encoder.weight_fh + encoder.bias_h
     torch.testing.assert_close(hidden_ch.mean(0), torch.zeros(8), atol=1e-5, rtol=0)
 

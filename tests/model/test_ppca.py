@@ -114,7 +114,9 @@ def fitted() -> Fitted:
 def marginal(fitted: Fitted) -> float:
     """Log-likelihood of the fitted model in closed form, nats per cell."""
     of = fitted.module.modalities["rna"]
-    weight_fz, bias_f = (part.detach().double().numpy() for part in (of.decoder.rates.weight, of.decoder.rates.bias))
+    weight_fz, bias_f = (
+        part.detach().double().numpy() for part in (of.decoder.rate_head.weight, of.decoder.rate_head.bias)
+    )
     model_ff = weight_fz @ weight_fz.T + np.exp(2 * of.likelihood.log_deviation.item()) * np.eye(N_FEATURES)
     mean_f = dense(fitted.cells.counts["rna"]).double().mean(0).numpy()
     return log_likelihood(fitted.covariance_ff, mean_f - bias_f, model_ff)
@@ -129,7 +131,7 @@ def elbo(fitted: Fitted) -> float:
 
 
 def test_loadings_span_the_principal_subspace(fitted: Fitted) -> None:
-    weight_fz = fitted.module.modalities["rna"].decoder.rates.weight.detach().numpy()
+    weight_fz = fitted.module.modalities["rna"].decoder.rate_head.weight.detach().numpy()
     assert subspace_angles(weight_fz, fitted.best_fz).max() < 0.01
     # Diagonal posteriors make the columns orthogonal, so that they are the principal axes, whose order is free.
     order_z = np.linalg.norm(weight_fz, axis=0).argsort()
@@ -169,9 +171,9 @@ def test_bounds_are_in_order(fitted: Fitted) -> None:
 
 def test_posteriors_are_exact(fitted: Fitted) -> None:
     of, module = fitted.module.modalities["rna"], fitted.module
-    weight_fz, noise = of.decoder.rates.weight.detach().double(), np.exp(2 * of.likelihood.log_deviation.item())
+    weight_fz, noise = of.decoder.rate_head.weight.detach().double(), np.exp(2 * of.likelihood.log_deviation.item())
     precision_zz = torch.eye(N_LATENT) + weight_fz.T @ weight_fz / noise
-    centred_cf = dense(fitted.cells.counts["rna"]) - of.decoder.rates.bias.detach()
+    centred_cf = dense(fitted.cells.counts["rna"]) - of.decoder.rate_head.bias.detach()
     expected_cz = centred_cf.double() @ weight_fz / noise @ torch.linalg.inv(precision_zz)
     with torch.no_grad():
         mu_cz, sigma_cz, _ = module.encode(fitted.cells)

@@ -212,7 +212,7 @@ def test_a_training_step_is_the_same_by_either(name, monkeypatch):
     cells = Cells.from_anndata(adata, schema).to(DEVICE)
     torch.manual_seed(0)
     module = build_module(VAE(n_latent=3, n_hidden=16, dropout_rate=0.0), schema, None).to(DEVICE)
-    module.initialise(cells)
+    module.initialize(cells)
 
     def loss_and_gradients():
         torch.manual_seed(1)

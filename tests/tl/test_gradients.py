@@ -21,10 +21,10 @@ from torch.distributions import kl_divergence
 
 from celldial import VAE, tl
 from celldial.data.cells import Cells
-from celldial.model.distributions import Choice, Detached
+from celldial.model.distributions import NonReparameterized, RelaxedCategorical
 from celldial.model.elbo import Baseline, EnumeratedELBO, Estimator, Gradient, MeanFieldELBO, ScoreFunctionELBO
 from celldial.model.latents import LATENTS, LatentName, Logistic
-from celldial.model.module import Encoded, Module
+from celldial.model.module import EncoderOutput, Module
 from celldial.model.priors import Flow, Mixture, PosteriorFlow
 from celldial.tl.gradients import EstimatorConfig, Moments, available_estimators, configure_module, draws
 from celldial.utils.random import isolate_rng
@@ -89,7 +89,7 @@ class Coordinate:
         if self.baseline is not None:
             infer = {"baseline": {"baseline_value": self.baseline(torch.ones(self.n, 1))}}
         with pyro.plate("cells", self.n):
-            pyro.sample("z", Detached(self.posterior) if self.scored else self.posterior, infer=infer)
+            pyro.sample("z", NonReparameterized(self.posterior) if self.scored else self.posterior, infer=infer)
 
     def by(self, estimator: Estimator) -> Tensor:
         """Draw gradients of the ELBO by mean and log of the deviation, shape ``(n, 2)``."""
@@ -289,7 +289,7 @@ class Toss:
     def choice(self, logits_ck: Tensor) -> TorchDistribution:
         if self.temperature is None:
             return OneHotCategorical(logits=logits_ck)
-        return Choice(logits_ck, self.temperature, self.straight_through)
+        return RelaxedCategorical(logits_ck, self.temperature, self.straight_through)
 
     def model(self) -> None:
         with pyro.plate("cells", self.n):
@@ -363,7 +363,7 @@ def test_the_largest_part_of_a_relaxed_choice_is_that_of_the_categorical(
     temperature: float, straight_through: bool
 ) -> None:
     """At any temperature: adding Gumbel noise and taking the largest draws from the categorical distribution."""
-    drawn_nk = Choice(LOGIT_K.expand(N, -1), temperature, straight_through).rsample()
+    drawn_nk = RelaxedCategorical(LOGIT_K.expand(N, -1), temperature, straight_through).rsample()
     largest_nk = torch.nn.functional.one_hot(drawn_nk.argmax(1), 4).double()
     assert_unbiased(largest_nk, LOGIT_K.softmax(0))
     torch.testing.assert_close(drawn_nk.sum(1), torch.ones(N))
@@ -372,7 +372,7 @@ def test_the_largest_part_of_a_relaxed_choice_is_that_of_the_categorical(
 
 def test_relaxed_choices_tend_to_single_ones_as_the_temperature_falls() -> None:
     temperatures = [2.0, 1.0, 0.5, 0.2, 0.05, 0.01]
-    drawn = [Choice(LOGIT_K.expand(N, -1), temperature).rsample() for temperature in temperatures]
+    drawn = [RelaxedCategorical(LOGIT_K.expand(N, -1), temperature).rsample() for temperature in temperatures]
     away = [1 - drawn_nk.amax(1) for drawn_nk in drawn]
     for warmer_n, colder_n in pairwise(away):
         error = (warmer_n.var() + colder_n.var()).sqrt() / math.sqrt(N)
@@ -400,7 +400,7 @@ def test_the_bias_of_relaxed_gradients_falls_with_the_temperature_and_their_vari
 
 def test_straight_through_draws_are_single_ones_with_the_gradient_of_relaxed_ones() -> None:
     logits_ck = LOGIT_K.repeat(1000, 1).requires_grad_()
-    hard, soft = Choice(logits_ck, 0.5, straight_through=True), Choice(logits_ck, 0.5)
+    hard, soft = RelaxedCategorical(logits_ck, 0.5, straight_through=True), RelaxedCategorical(logits_ck, 0.5)
     torch.manual_seed(1)
     hard_ck = hard.rsample()
     torch.manual_seed(1)
@@ -418,11 +418,11 @@ def assert_close(one: Tensor, other: Tensor) -> None:
 
 
 def test_divergence_of_choices_is_that_of_categoricals() -> None:
-    q, p = (Choice(logit_k.expand(2, -1), 0.5) for logit_k in (LOGIT_K, WEIGHT_K.log()))
+    q, p = (RelaxedCategorical(logit_k.expand(2, -1), 0.5) for logit_k in (LOGIT_K, WEIGHT_K.log()))
     expected = kl_divergence(OneHotCategorical(logits=LOGIT_K), OneHotCategorical(logits=WEIGHT_K.log()))
     assert_close(kl_divergence(q, p), expected.expand(2))
     single_kk = torch.eye(4)
-    assert_close(Choice(LOGIT_K.expand(4, -1), 0.5).log_prob(single_kk), LOGIT_K.log_softmax(0))
+    assert_close(RelaxedCategorical(LOGIT_K.expand(4, -1), 0.5).log_prob(single_kk), LOGIT_K.log_softmax(0))
 
 
 # --- The module -------------------------------------------------------------------------------------------------------
@@ -434,7 +434,7 @@ def make_module(cells: Cells, **options: Any) -> Module:
     torch.set_default_dtype(torch.float32)
     n_features = {"rna": cells.counts["rna"].n_columns}
     module = build_module(n_features, "negative_binomial", dropout_rate=0.2, **options)
-    module.initialise(cells)
+    module.initialize(cells)
     with torch.no_grad():
         for part in (module.modalities, module.clusters):
             for parameter in () if part is None else part.parameters():
@@ -484,7 +484,9 @@ def test_estimators_without_bias_agree_on_a_module(options: dict[str, Any], monk
             assert ((moments.mean_cp - first[name].mean_cp).abs() <= ERRORS * error_cp).all()
 
 
-def moments_of(module: Module, cells: Cells, encoded: Encoded, n: int, temperature: float = 0.3) -> dict[str, Moments]:
+def moments_of(
+    module: Module, cells: Cells, encoded: EncoderOutput, n: int, temperature: float = 0.3
+) -> dict[str, Moments]:
     found = {name: Moments() for name in gradients.posterior_of(encoded)}
     for drawn in draws(module, cells, encoded, temperature, n):
         for name, moments in found.items():
@@ -740,7 +742,7 @@ def test_gradients_are_those_of_the_elbo(model: VAE, adata: AnnData) -> None:
     _, cells, encoded = gradients.prepare_inputs(model, adata, None, 5, 0.3, 0)
     module = configure_module(model.module_, EstimatorConfig(Gradient()), cells, encoded, 0.3).double()
     cells = cells_in_double(cells)
-    encoded = Encoded(encoded.mu_cz.double(), encoded.sigma_cz.double())
+    encoded = EncoderOutput(encoded.mu_cz.double(), encoded.sigma_cz.double())
     torch.manual_seed(0)
     drawn = next(draws(module, cells, encoded, 0.3, 1))
 

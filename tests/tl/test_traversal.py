@@ -218,7 +218,7 @@ def test_information_is_the_expected_square_of_the_score(name: str, rate: float)
     # Two features of one share each; the second takes what the library size leaves.
     heads = [torch.zeros(1, 2), torch.full((1, 2), math.log(lost / (1 - lost)))]
     with torch.no_grad():
-        found = likelihood.information(heads, torch.tensor([2 * rate]))[0, 0].item()
+        found = likelihood.fisher_information(heads, torch.tensor([2 * rate]))[0, 0].item()
         mean = likelihood.expected(torch.tensor([[0.5]]), torch.tensor([2 * rate])).item()
         slope = likelihood.elasticity(torch.tensor([mean])).item()
         up = likelihood.expected(torch.tensor([[0.5 * 1.001]]), torch.tensor([2 * rate])).item()

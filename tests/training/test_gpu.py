@@ -35,7 +35,7 @@ def built(adata: AnnData, likelihood: str, device: str) -> tuple[Module, Cells]:
     cells = Cells.from_anndata(adata, schema)
     torch.manual_seed(0)
     module = build_module(VAE(4, 32, dropout_rate=0.0, **COVARIATES), schema, None)
-    module.initialise(cells)
+    module.initialize(cells)
     return module.to(device), cells.to(device)
 
 

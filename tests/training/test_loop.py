@@ -30,7 +30,7 @@ NOBODY = torch.empty(0, dtype=torch.int64)
 def make_module(cells: Cells, likelihood: str = "negative_binomial") -> Module:
     torch.manual_seed(0)
     module = build_module({"rna": cells.counts["rna"].n_columns}, likelihood)
-    module.initialise(cells)
+    module.initialize(cells)
     return module
 
 
@@ -246,7 +246,7 @@ def make_two(cells: Cells, fusion: Any = "product") -> Module:
     likelihood = {"rna": "negative_binomial", "atac": "bernoulli"}
     n_features = {name: rows.n_columns for name, rows in cells.counts.items()}
     module = build_module(n_features, likelihood, fusion=fusion)
-    module.initialise(cells)
+    module.initialize(cells)
     return module
 
 

@@ -72,7 +72,7 @@ def test_estimate_is_what_training_takes(
         peak.peak = peak.n_bytes
         train_c, validation_c = torch.arange(n_cells // 10, n_cells), torch.arange(n_cells // 10)
         module = build_module({"rna": n_features}, likelihood, n_hidden=n_hidden)
-        module.initialise(cells.select(train_c))
+        module.initialize(cells.select(train_c))
         plan = TrainingPlan(max_epochs=2, batch_size=batch_size)
         loop.train(module, InMemorySource(cells, train_c, validation_c), plan, 0)
     assert 0.97 < memory.estimate_memory(cells, {"rna": likelihood}, n_hidden, batch_size) / peak.peak < 1.2

@@ -21,7 +21,7 @@ from celldial.data.schema import Schema
 from celldial.datasets import simulate_multiome
 from celldial.metrics import knn_f1
 from celldial.metrics.circular import cyclic_order, fisher_lee
-from celldial.model.angle_posterior import belief
+from celldial.model.angle_posterior import pack_angle_posterior
 from celldial.model.module import Module
 from celldial.model.networks import DECODERS, DecoderName
 from celldial.periodic import initial_angles
@@ -524,7 +524,7 @@ def make_module(cells: Cells, decoder: DecoderName = "network") -> Module:
     likelihood = {"rna": "negative_binomial", "atac": "bernoulli"}
     options = {"n_latent": 3, "dropout_rate": 0.2, "periodic": True, "decoder": decoder}
     module = build_module(likelihood=likelihood, **sizes_of(cells), **options)
-    module.initialise(cells)
+    module.initialize(cells)
     return module
 
 
@@ -532,7 +532,7 @@ def make_module(cells: Cells, decoder: DecoderName = "network") -> Module:
 def test_every_parameter_gets_a_gradient(decoder: DecoderName) -> None:
     cells = simulate_two_cells(covariates=True)
     module = make_module(cells, decoder).train()
-    cells = replace(cells, angle_params_cq=belief(torch.rand(60) * 6, torch.rand(60), torch.rand(60)))
+    cells = replace(cells, angle_params_cq=pack_angle_posterior(torch.rand(60) * 6, torch.rand(60), torch.rand(60)))
     module(cells).backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
@@ -543,7 +543,7 @@ def test_every_parameter_gets_a_gradient(decoder: DecoderName) -> None:
 @pytest.mark.parametrize("kl_weight", [1.0, 0.25])
 def test_the_loss_is_the_elbo_and_what_keeps_angle_and_coordinates_apart(kl_weight: float) -> None:
     cells = simulate_two_cells(covariates=True)
-    cells = replace(cells, angle_params_cq=belief(torch.rand(60) * 6, torch.rand(60), torch.rand(60)))
+    cells = replace(cells, angle_params_cq=pack_angle_posterior(torch.rand(60) * 6, torch.rand(60), torch.rand(60)))
     module = make_module(cells).eval()
     losses = []
     for _ in range(100):

@@ -31,7 +31,7 @@ from celldial.inference.laplace import fit_laplace
 from celldial.inference.posterior import LatentState
 from celldial.io import results
 from celldial.io.checkpoint import Checkpoint
-from celldial.model.elbo import read_gradient
+from celldial.model.elbo import parse_gradient
 from celldial.model.module import Module
 from celldial.periodic.markers import parse_periodic
 from celldial.tl.phase import phase_table
@@ -114,7 +114,7 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
         held = source.cells if isinstance(source, InMemorySource) else sample
         memory.check_memory(held, schema.likelihood, model.n_hidden, plan.batch_size, hardware.torch_device)
         module = build_module(model, schema, found.clusters)
-        module.initialise(sample, source.n_train)
+        module.initialize(sample, source.n_train)
         del sample, held
         stages = first_stages(module, plan, model.seed, target)
         history, source = loop.fit(module, source, stages, model.seed, run)
@@ -166,7 +166,7 @@ def partial_fit(model: VAE, adata: Any, options: FitOptions) -> None:
 def _plan(model: VAE, n_train: int, options: FitOptions, device: str = "cpu") -> TrainingPlan:
     """Return the training plan; the learning rate is lower if gradients are noisy, so that the encoder stays stable."""
     has_clusters = model.n_clusters is not None or model.labels_key is not None
-    is_scored = read_gradient(model.gradient, has_clusters).z != "reparameterized"
+    is_scored = parse_gradient(model.gradient, has_clusters).z != "reparameterized"
     max_epochs, batch_size = options.max_epochs, options.batch_size
     return TrainingPlan(
         max_epochs=choose_max_epochs(n_train) if max_epochs == "auto" else max_epochs,

@@ -15,7 +15,7 @@ from celldial.data.schema import Schema
 from celldial.estimator import validation
 from celldial.io import model_file
 from celldial.model.config import ModuleConfig
-from celldial.model.elbo import read_gradient
+from celldial.model.elbo import parse_gradient
 from celldial.model.laplace import Loadings
 from celldial.model.module import Module
 from celldial.periodic.markers import parse_periodic
@@ -94,7 +94,7 @@ def build_module(model: VAE, schema: Schema, clusters: Mapping[str, Any] | None)
         posterior=model.posterior,
         n_clusters=None if clusters is None else len(clusters["names"]),
         n_labels=0 if clusters is None else clusters.get("n_labels", 0),
-        gradient=read_gradient(model.gradient, clusters is not None),
+        gradient=parse_gradient(model.gradient, clusters is not None),
         baseline=model.baseline,
         straight_through=model.straight_through,
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from celldial.model.elbo import BASELINES, read_gradient
+from celldial.model.elbo import BASELINES, parse_gradient
 from celldial.model.fusion import FUSIONS
 from celldial.model.latents import LATENTS
 from celldial.model.likelihoods import LIKELIHOODS
@@ -58,7 +58,7 @@ def check_latent(parameters: Mapping[str, Any], periodic: bool) -> None:
     if parameters["n_clusters"] is not None:
         check_integer("n_clusters", parameters["n_clusters"], 2)
     clustered = parameters["n_clusters"] is not None or parameters["labels_key"] is not None
-    gradient = read_gradient(parameters["gradient"], clustered)
+    gradient = parse_gradient(parameters["gradient"], clustered)
     if parameters["bayesian_loadings"] and parameters["decoder"] != "linear":
         raise ValueError(
             f"bayesian_loadings=True is of a linear decoder, and decoder is {parameters['decoder']!r}: choose "
@@ -81,7 +81,7 @@ def check_latent(parameters: Mapping[str, Any], periodic: bool) -> None:
                     f"{name} is {parameters[name]!r}, which does not go with a periodic coordinate: leave one of them "
                     "out"
                 )
-        if gradient.scored:
+        if gradient.score_function_sites:
             raise ValueError("gradient='score_function' does not go with a periodic coordinate: leave one of them out")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from celldial.data.cells import Cells, decode_block_size, minibatches
 from celldial.inference.population_means import MAX_CELLS, _sample_latent
 from celldial.inference.posterior import to_eval
-from celldial.model.laplace import RANK, Loadings, directions, posterior_covariance, products
+from celldial.model.laplace import RANK, Loadings, packed_outer, posterior_covariance, principal_directions
 from celldial.model.module import Modality, Module
 
 __all__ = ["fit_laplace"]
@@ -57,15 +57,15 @@ def _loadings(
     scale_h = inputs[0].new_full((n_inputs,), decoder.harmonic_scale)
     scale_h[:n_hidden] = likelihood.loading_scale / math.sqrt(n_hidden)
     centre_h = torch.cat(inputs).mean(0)
-    basis_hr = directions((torch.cat(inputs) - centre_h) * scale_h, RANK + n_inputs - n_hidden)
+    basis_hr = principal_directions((torch.cat(inputs) - centre_h) * scale_h, RANK + n_inputs - n_hidden)
     n_rows = 1 + basis_hr.shape[1]
     information_fq = centre_h.new_zeros((module.n_features[name], n_rows * (n_rows + 1) // 2))
-    # Once each pair: what `products` doubles is halved again.
+    # Once each pair: what `packed_outer` doubles is halved again.
     row_q, column_q = torch.triu_indices(n_rows, n_rows, device=device)
     weight_q = n_each / (1 + (row_q != column_q))
     for z_cz, input_ch, block in zip(states, inputs, blocks, strict=True):
         place_cr = (input_ch - centre_h) * scale_h @ basis_hr
-        pair_cq = products(torch.cat([torch.ones_like(place_cr[:, :1]), place_cr], 1)) * weight_q
+        pair_cq = packed_outer(torch.cat([torch.ones_like(place_cr[:, :1]), place_cr], 1)) * weight_q
         heads = decoder(z_cz, block.category_ck, block.continuous_ck)
-        information_fq.addmm_(likelihood.information(heads, block.library_size[name]).T, pair_cq)
+        information_fq.addmm_(likelihood.fisher_information(heads, block.library_size[name]).T, pair_cq)
     return Loadings(centre_h, scale_h, basis_hr, posterior_covariance(information_fq))

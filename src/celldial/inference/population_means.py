@@ -25,7 +25,7 @@ from celldial.data.cells import MAX_DECODE_VALUES, Cells
 from celldial.inference.posterior import Covariates, to_eval
 from celldial.model import angle_posterior
 from celldial.model.laplace import BLOCK_FEATURES
-from celldial.model.module import Modality, Module, join
+from celldial.model.module import Modality, Module, concat_state
 
 __all__ = ["PopulationMeans", "mean_along_path", "sample_latent"]
 
@@ -68,7 +68,7 @@ def _sample_latent(module: Module, cells: Cells, n_samples: int) -> Tensor:
     posterior = module.posterior(angle_posterior.placed(module, cells))
     names = ["z"] if module.circle is None else ["z", "direction", "active"]
     draws = [[posterior[name].sample() for name in names] for _ in range(n_samples)]
-    return torch.stack([parts[0] if len(parts) == 1 else join(*parts) for parts in draws], 1)
+    return torch.stack([parts[0] if len(parts) == 1 else concat_state(*parts) for parts in draws], 1)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from torch.distributions import kl_divergence
 
 from celldial.data.cells import MAX_DECODE_CELLS, Cells, decode_block_size, minibatches
 from celldial.model import angle_posterior
-from celldial.model.likelihoods import Observation
+from celldial.model.likelihoods import SparseObservation
 from celldial.model.module import Module
 from celldial.utils.random import isolate_rng
 from celldial.utils.settings import settings
@@ -299,7 +299,7 @@ def sample_cells(
 @torch.no_grad()
 def _decode(
     module: Module, modality: str, z_cz: np.ndarray, covariates: Covariates, library_size_c: np.ndarray
-) -> Iterator[Observation]:
+) -> Iterator[SparseObservation]:
     """Decode block by block."""
     device = to_eval(module)
     library_size = {modality: torch.from_numpy(library_size_c).float()}

@@ -21,11 +21,21 @@ from torch import Tensor
 
 from celldial.data.cells import Cells, decode_block_size
 from celldial.model.module import Module
-from celldial.model.periodic import N_GRID, N_HARMONICS, grid, harmonics
+from celldial.model.periodic import N_GRID, N_HARMONICS, angle_grid, fourier_features
 from celldial.ops.csr import CSRTensor
 from celldial.utils.warnings import warn
 
-__all__ = ["belief", "choose_features", "curves", "located", "marker_curves", "placed", "start", "straighten", "turn"]
+__all__ = [
+    "decorrelate_from_angle",
+    "infer_angles",
+    "initialize_harmonics",
+    "log_rate_curves",
+    "marker_curves",
+    "pack_angle_posterior",
+    "placed",
+    "rotate",
+    "select_angle_features",
+]
 
 # What a feature must tell of the angle over all cells, in nats, to be heard; and how many are, those that tell most.
 # The coefficients of one that does not cycle are fitted to noise, and seem to tell about 2.
@@ -41,7 +51,7 @@ SMOOTHING, N_STEPS = 10.0, 30
 MAX_LOGIT = 12.0
 
 
-def belief(angle_c: Tensor, length_c: Tensor, active_c: Tensor) -> Tensor:
+def pack_angle_posterior(angle_c: Tensor, length_c: Tensor, active_c: Tensor) -> Tensor:
     """Pack angle, mean resultant length and P(active) as `celldial.model.periodic.Circle.posterior` reads them."""
     length_c = length_c.clamp(0, MAX_LENGTH)
     logit_c = torch.logit(active_c.double(), 1e-7).clamp(-MAX_LOGIT, MAX_LOGIT).to(angle_c.dtype)
@@ -49,7 +59,7 @@ def belief(angle_c: Tensor, length_c: Tensor, active_c: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def located(module: Module, cells: Cells, learn_prior: bool = False) -> Cells:
+def infer_angles(module: Module, cells: Cells, learn_prior: bool = False) -> Cells:
     """Say of cells where on the circle they are.
 
     Parameters
@@ -75,17 +85,17 @@ def located(module: Module, cells: Cells, learn_prior: bool = False) -> Cells:
     angle_cj = (log_lik_cj + log_prior_j)[:, :-1].softmax(1)
     mean_cu = angle_cj @ state_ju[:-1]
     angle_c = torch.atan2(mean_cu[:, 1], mean_cu[:, 0])
-    return replace(cells, angle_params_cq=belief(angle_c, mean_cu.norm(dim=1), active_c))
+    return replace(cells, angle_params_cq=pack_angle_posterior(angle_c, mean_cu.norm(dim=1), active_c))
 
 
 def placed(module: Module, cells: Cells) -> Cells:
     """Say where cells are if the module has a circle, and it was not said yet; otherwise give them back as they are."""
-    return cells if module.circle is None or cells.angle_params_cq is not None else located(module, cells)
+    return cells if module.circle is None or cells.angle_params_cq is not None else infer_angles(module, cells)
 
 
 def _places(like: Tensor) -> Tensor:
     """Points on the disc to compare: around the circle, then the middle, shape ``(j, 2)``."""
-    angle_j = grid(like)
+    angle_j = angle_grid(like)
     return torch.cat([torch.stack([angle_j.cos(), angle_j.sin()], 1), angle_j.new_zeros(1, 2)])
 
 
@@ -108,7 +118,7 @@ def _learn_prior(module: Module, log_lik_cj: Tensor) -> None:
     """Find how common each angle is, smoothly, and being active, by expectation maximization."""
     circle = module.circle
     assert circle is not None
-    smoothing_j = torch.exp(SMOOTHING * (grid(log_lik_cj).cos() - 1))
+    smoothing_j = torch.exp(SMOOTHING * (angle_grid(log_lik_cj).cos() - 1))
     smoothing_j = torch.fft.rfft(smoothing_j / smoothing_j.sum())
     rests = bool(circle.active_logit < MAX_LOGIT)  # where no cell was at rest at first, none is later
     for _ in range(N_STEPS):
@@ -143,7 +153,7 @@ def _log_likelihoods(module: Module, cells: Cells, state_ju: Tensor) -> Tensor:
         column_f = decoder.cycles_f.nonzero()[:, 0]
         if len(column_f) == 0 or len(z_cz) == 0:
             continue
-        effect_fj = decoder.harmonics.weight @ harmonics(state_ju).T
+        effect_fj = decoder.harmonics.weight @ fourier_features(state_ju).T
         middle_cz = torch.cat([z_cz, z_cz.new_zeros(len(z_cz), 2)], 1)
         share_cf = (decoder(middle_cz, *covariates)[0] - effect_fj[:, -1]).softmax(1)
         # Shares sum to 1 at every place: this is what the others of the features that rise there must give.
@@ -175,7 +185,7 @@ def _columns(counts: CSRTensor, column_f: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def choose_features(module: Module, cells: Cells) -> None:
+def select_angle_features(module: Module, cells: Cells) -> None:
     """Choose the features that the angle is told by: those whose expected counts change enough along the circle.
 
     Parameters
@@ -187,7 +197,7 @@ def choose_features(module: Module, cells: Cells) -> None:
     """
     module.eval()
     assert cells.angle_params_cq is not None
-    everywhere_ku = harmonics(_places(cells.continuous_ck)[:-1]).mean(0)
+    everywhere_ku = fourier_features(_places(cells.continuous_ck)[:-1]).mean(0)
     told = {name: cells.continuous_ck.new_zeros(n) for name, n in module.n_features.items()}
     for block in _blocks(module, cells):
         mean_cz = _latent_mean(module, block)
@@ -200,8 +210,8 @@ def choose_features(module: Module, cells: Cells) -> None:
             if len(z_cz) == 0:
                 continue
             state_cz = torch.cat([z_cz, angle_params_cq[:, :2]], 1)
-            information_cf = modality.likelihood.information(decoder(state_cz, *covariates), library_size_c)
-            away_cf = decoder.harmonics(harmonics(angle_params_cq[:, :2]) - everywhere_ku)
+            information_cf = modality.likelihood.fisher_information(decoder(state_cz, *covariates), library_size_c)
+            away_cf = decoder.harmonics(fourier_features(angle_params_cq[:, :2]) - everywhere_ku)
             told[name] += 0.5 * (angle_params_cq[:, 3].sigmoid()[:, None] * information_cf * away_cf.square()).sum(0)
     least = MIN_INFORMATION
     if not any(bool((told_f > least).any()) for told_f in told.values()):
@@ -218,7 +228,7 @@ def choose_features(module: Module, cells: Cells) -> None:
 
 
 @torch.no_grad()
-def start(module: Module, cells: Cells, column: Mapping[str, Tensor]) -> None:
+def initialize_harmonics(module: Module, cells: Cells, column: Mapping[str, Tensor]) -> None:
     """Start the decoders' harmonics from where the cells are taken to be.
 
     The counts of cells near each of some angles are compared with what is expected of so many cells at mean rates.
@@ -239,11 +249,11 @@ def start(module: Module, cells: Cells, column: Mapping[str, Tensor]) -> None:
     share = float(cells.angle_params_cq[:, 3].double().sigmoid().mean())
     module.circle.active_logit.fill_(min(math.log(share / (1 - share)), MAX_LOGIT) if rests else MAX_LOGIT)
     x_c, y_c, _, logit_c = cells.angle_params_cq.unbind(1)
-    angle_j = grid(x_c)[::2]
+    angle_j = angle_grid(x_c)[::2]
     nearness_cj = torch.exp(6 * (x_c[:, None] * angle_j.cos() + y_c[:, None] * angle_j.sin() - 1))
     active_c1 = logit_c.sigmoid()[:, None]
     weight_cj = torch.cat([nearness_cj / nearness_cj.sum(1, keepdim=True) * active_c1, 1 - active_c1], 1)
-    basis_jk = harmonics(torch.stack([angle_j.cos(), angle_j.sin()], 1))[:, :-1]
+    basis_jk = fourier_features(torch.stack([angle_j.cos(), angle_j.sin()], 1))[:, :-1]
     for name, modality in module.by_modality():
         if name not in column:
             continue
@@ -266,10 +276,10 @@ def start(module: Module, cells: Cells, column: Mapping[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def turn(module: Module, by: float) -> None:
+def rotate(module: Module, by: float) -> None:
     """Turn the circle: what was at the angle θ is then at θ + `by`, and nothing else changes.
 
-    How common each angle is has to be learned again. To be done before `straighten`.
+    How common each angle is has to be learned again. To be done before `decorrelate_from_angle`.
     """
     for _, modality in module.by_modality():
         assert modality.decoder.harmonics is not None
@@ -282,7 +292,7 @@ def turn(module: Module, by: float) -> None:
 
 
 @torch.no_grad()
-def straighten(module: Module, cells: Cells) -> None:
+def decorrelate_from_angle(module: Module, cells: Cells) -> None:
     """Relieve the Gaussian coordinates of what they tell of the angle, and tell the decoder from the angle instead.
 
     A shear of the latent space: what is decoded stays the same. Coordinates are regressed on the harmonics.
@@ -299,7 +309,7 @@ def straighten(module: Module, cells: Cells) -> None:
     decoders = [modality.decoder for _, modality in module.by_modality()]
     mean_cz = torch.cat([_latent_mean(module, block) for block in _blocks(module, cells)])
     place_cu = cells.angle_params_cq[:, :2] * cells.angle_params_cq[:, 3:].sigmoid()
-    harmonic_ck = harmonics(place_cu)[:, :-1]
+    harmonic_ck = fourier_features(place_cu)[:, :-1]
     harmonic_ck = (harmonic_ck - harmonic_ck.mean(0)).double()
     gram_kk = harmonic_ck.T @ harmonic_ck
     ridge_k = 1e-3 * gram_kk.diagonal() + 1e-9  # for cells that fill an arc only
@@ -309,18 +319,19 @@ def straighten(module: Module, cells: Cells) -> None:
 
 
 @torch.no_grad()
-def curves(module: Module, modality: str, column_f: Tensor) -> Tensor:
+def log_rate_curves(module: Module, modality: str, column_f: Tensor) -> Tensor:
     """Log rates of features around the circle, up to what does not change along it, shape ``(f, j)``."""
     decoder = dict(module.by_modality())[modality].decoder
     assert decoder.harmonics is not None
-    turning_jk = harmonics(_places(decoder.harmonics.weight)[:-1])
+    turning_jk = fourier_features(_places(decoder.harmonics.weight)[:-1])
     return decoder.harmonics.weight[column_f] @ turning_jk.T
 
 
 def marker_curves(module: Module, markers: Mapping[str, np.ndarray], modality: str) -> dict[str, np.ndarray]:
     """Log rates of the markers of each phase around the circle, shape ``(f, j)``."""
     return {
-        name: curves(module, modality, torch.from_numpy(column_f)).cpu().numpy() for name, column_f in markers.items()
+        name: log_rate_curves(module, modality, torch.from_numpy(column_f)).cpu().numpy()
+        for name, column_f in markers.items()
     }
 
 

@@ -16,26 +16,26 @@ from pyro.distributions import (
 from torch import Tensor, nn
 from torch.distributions import Independent, constraints, kl_divergence, register_kl
 
-from celldial.model.distributions import ONE, Choice
+from celldial.model.distributions import SINGLE_DRAW, RelaxedCategorical
 from celldial.model.latents import Latent
 from celldial.model.priors import Components
 
-__all__ = ["Clusters", "OfCluster", "temperature"]
+__all__ = ["ClusterConditional", "Clusters", "temperature"]
 
 # The temperature of relaxed choices, at the start and at the end of training.
-HOT, COLD = 1.0, 0.3
+INITIAL_TEMPERATURE, FINAL_TEMPERATURE = 1.0, 0.3
 # A cluster with this share of the cells has none.
-NONE_LEFT = 1e-5
+EMPTY_WEIGHT = 1e-5
 # Log-odds of a label that is known.
-SURE = 30.0
+LABEL_LOGIT = 30.0
 
 
 def temperature(progress: float) -> float:
     """Anneal the temperature of relaxed choices, geometrically with the share of training that is done."""
-    return HOT * (COLD / HOT) ** progress
+    return INITIAL_TEMPERATURE * (FINAL_TEMPERATURE / INITIAL_TEMPERATURE) ** progress
 
 
-class OfCluster(TorchDistribution):
+class ClusterConditional(TorchDistribution):
     """Where cells of given clusters are in latent space.
 
     The choice of a cluster may be relaxed: the log density is then averaged, as it is the log density that enters the
@@ -50,7 +50,7 @@ class OfCluster(TorchDistribution):
         batch_shape = torch.broadcast_shapes(choice_ck.shape[:-1], (n_cells,))
         super().__init__(batch_shape, (components.latent.n_latent,), validate_args=False)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> OfCluster:
+    def expand(self, batch_shape: Any, _instance: Any = None) -> ClusterConditional:
         """Return itself: it has the shape of the plate that asks."""
         return self
 
@@ -58,7 +58,7 @@ class OfCluster(TorchDistribution):
         """Log density."""
         return (self.choice_ck * self.components.log_prob_ck(value)).sum(-1)
 
-    def sample(self, sample_shape: Any = ONE) -> Tensor:
+    def sample(self, sample_shape: Any = SINGLE_DRAW) -> Tensor:
         """Draw coordinates, of choices that are not relaxed."""
         index_c = self.choice_ck.argmax(-1)
         of = self.components
@@ -66,12 +66,12 @@ class OfCluster(TorchDistribution):
         return drawn
 
 
-@register_kl(Independent, OfCluster)
-def _kl_to_cluster(q: Independent, p: OfCluster) -> Tensor:
-    return (p.choice_ck * kl_to_each(q, p.components)).sum(-1)
+@register_kl(Independent, ClusterConditional)
+def _kl_to_cluster(q: Independent, p: ClusterConditional) -> Tensor:
+    return (p.choice_ck * kl_to_components(q, p.components)).sum(-1)
 
 
-def kl_to_each(q: Independent, components: Components) -> Tensor:
+def kl_to_components(q: Independent, components: Components) -> Tensor:
     """KL divergence of cells' posteriors from each component, shape ``(c, k)``."""
     return kl_divergence(q.expand([1, *q.batch_shape]), _as_column(components)).T
 
@@ -114,9 +114,9 @@ class Clusters(nn.Module):
         not asked to pay.
         """
         weight_k = self.log_weight_k[self.n_labels :].exp()
-        return -self.components.latent.n_latent * (weight_k + NONE_LEFT).log().sum()
+        return -self.components.latent.n_latent * (weight_k + EMPTY_WEIGHT).log().sum()
 
-    def judge(self, mu_cz: Tensor, sigma_cz: Tensor, correction_ck: Tensor) -> Tensor:
+    def assignment_logits(self, mu_cz: Tensor, sigma_cz: Tensor, correction_ck: Tensor) -> Tensor:
         """Say by the posterior of its coordinates which cluster a cell is in, as log-odds ``(c, k)``.
 
         This is Bayes' rule, averaged over a Gaussian posterior: the best there is, given that the posterior treats
@@ -135,21 +135,21 @@ class Clusters(nn.Module):
     def choice(self, logits_ck: Tensor, relaxed: bool, temperature: float) -> TorchDistribution:
         """Distribution of the choice of a cluster."""
         if relaxed:
-            return Choice(logits_ck, temperature, self.straight_through, validate_args=False)
+            return RelaxedCategorical(logits_ck, temperature, self.straight_through, validate_args=False)
         return OneHotCategorical(logits=logits_ck)
 
     def log_prob(self, z_cz: Tensor) -> Tensor:
         """Log density of points, whatever their cluster, shape ``(c,)``."""
         return (self.log_weight_k + self.components.log_prob_ck(z_cz)).logsumexp(-1)
 
-    def given_labels(self, logits_ck: Tensor, label_c: Tensor | None) -> Tensor:
+    def override_with_labels(self, logits_ck: Tensor, label_c: Tensor | None) -> Tensor:
         """Put known labels, which are not -1, in place of what is judged."""
         if label_c is None:
             return logits_ck
-        known_ck = SURE * nn.functional.one_hot(label_c.clamp_min(0), self.n_clusters).to(logits_ck.dtype)
+        known_ck = LABEL_LOGIT * nn.functional.one_hot(label_c.clamp_min(0), self.n_clusters).to(logits_ck.dtype)
         return torch.where(label_c[:, None] >= 0, known_ck, logits_ck)
 
     def draw(self, n_cells: int) -> Tensor:
         """Draw coordinates of so many cells."""
         choice_ck = OneHotCategorical(logits=self.log_weight_k).sample([n_cells])
-        return OfCluster(self.components, choice_ck, n_cells).sample()
+        return ClusterConditional(self.components, choice_ck, n_cells).sample()

@@ -40,7 +40,7 @@ class ModuleConfig:
         How the posteriors of several modalities are combined; see `celldial.model.fusion.Fusion`.
     modality_weights
         Modality to the weight of its log-likelihood in training. The other modalities get the weight that
-        `celldial.model.fusion.balance` computes.
+        `celldial.model.fusion.default_modality_weights` computes.
     periodic
         Whether the latent state includes a periodic coordinate.
     decoder

@@ -14,7 +14,7 @@ from pyro.distributions import (
 from torch import Size, Tensor
 from torch.distributions import Bernoulli, Beta, RelaxedBernoulli, constraints, kl_divergence, register_kl
 
-ONE = Size()  # the shape of a single draw
+SINGLE_DRAW = Size()  # the shape of a single draw
 # softplus(SOFTPLUS_ONE) = 1
 SOFTPLUS_ONE = 0.5413248546129181
 
@@ -56,11 +56,11 @@ class PowerSpherical(TorchDistribution):
         """Mean vector, within the circle."""
         return self.mean_cu * (self.concentration_c / (self.concentration_c + 1))[..., None]
 
-    def rsample(self, sample_shape: Any = ONE) -> Tensor:
+    def rsample(self, sample_shape: Any = SINGLE_DRAW) -> Tensor:
         """Draw unit vectors: (1 - cos Δ) / 2 is Beta(1/2, κ + 1/2), and either side of the mean is as likely."""
         concentration_c = self.concentration_c.expand(*sample_shape, *self.batch_shape)
         half = torch.full_like(concentration_c, 0.5)
-        away = Beta(half, concentration_c + 0.5, validate_args=False).rsample().clamp(MIN_AWAY, 1 - MIN_AWAY)
+        away = Beta(half, concentration_c + 0.5, validate_args=False).rsample().clamp(EPS, 1 - EPS)
         side = torch.randint_like(away, 2) * 2 - 1
         cos, sin = 1 - 2 * away, 2 * side * (away * (1 - away)).sqrt()
         x, y = self.mean_cu.unbind(-1)
@@ -69,7 +69,7 @@ class PowerSpherical(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density with respect to the angle."""
         cos = (value * self.mean_cu).sum(-1)
-        return self.concentration_c * cos.clamp_min(-1 + MIN_AWAY).log1p() - self._log_normalizer()
+        return self.concentration_c * cos.clamp_min(-1 + EPS).log1p() - self._log_normalizer()
 
     def _log_normalizer(self) -> Tensor:
         kappa = self.concentration_c
@@ -83,10 +83,10 @@ class PowerSpherical(TorchDistribution):
 
 
 # A draw nearer to the mean, or to its opposite, has no finite gradient.
-MIN_AWAY = 1e-7
+EPS = 1e-7
 
 
-class Gate(TorchDistribution):
+class ActivityGate(TorchDistribution):
     """Whether a cell is active: Bernoulli, in training relaxed so that it has a gradient.
 
     Its KL divergence is that of the Bernoulli distribution in any case.
@@ -105,16 +105,16 @@ class Gate(TorchDistribution):
         self.relaxed = relaxed
         super().__init__(logit_c.shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Gate:
+    def expand(self, batch_shape: Any, _instance: Any = None) -> ActivityGate:
         """Repeat along batch dimensions."""
-        return Gate(self.logit_c.expand(batch_shape), self.relaxed, validate_args=False)
+        return ActivityGate(self.logit_c.expand(batch_shape), self.relaxed, validate_args=False)
 
     @property
     def mean(self) -> Tensor:
         """Probability to be active."""
         return self.logit_c.sigmoid()
 
-    def rsample(self, sample_shape: Any = ONE) -> Tensor:
+    def rsample(self, sample_shape: Any = SINGLE_DRAW) -> Tensor:
         """Draw; 0 or 1 unless relaxed."""
         if self.relaxed:
             temperature = self.logit_c.new_full((), TEMPERATURE)
@@ -135,14 +135,14 @@ def _kl_to_uniform(q: PowerSpherical, p: PowerSpherical) -> Tensor:
     return math.log(2 * math.pi) - q.entropy()
 
 
-@register_kl(Gate, Gate)
-def _kl_of_gates(q: Gate, p: Gate) -> Tensor:
+@register_kl(ActivityGate, ActivityGate)
+def _kl_of_gates(q: ActivityGate, p: ActivityGate) -> Tensor:
     return kl_divergence(
         Bernoulli(logits=q.logit_c, validate_args=False), Bernoulli(logits=p.logit_c, validate_args=False)
     )
 
 
-class Choice(TorchDistribution):
+class RelaxedCategorical(TorchDistribution):
     """One of several, as a vector with a single 1; relaxed, so that it has a gradient: the Gumbel-softmax.
 
     Its KL divergence is that of the categorical distribution in any case.
@@ -178,12 +178,12 @@ class Choice(TorchDistribution):
         self.straight_through = straight_through
         super().__init__(logits_ck.shape[:-1], logits_ck.shape[-1:], validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Choice:
+    def expand(self, batch_shape: Any, _instance: Any = None) -> RelaxedCategorical:
         """Repeat along batch dimensions."""
         logits_ck = self.logits_ck.expand(*batch_shape, -1)
-        return Choice(logits_ck, self.temperature, self.straight_through, validate_args=False)
+        return RelaxedCategorical(logits_ck, self.temperature, self.straight_through, validate_args=False)
 
-    def rsample(self, sample_shape: Any = ONE) -> Tensor:
+    def rsample(self, sample_shape: Any = SINGLE_DRAW) -> Tensor:
         """Draw; the parts of each draw are positive and sum to 1."""
         family = RelaxedOneHotCategoricalStraightThrough if self.straight_through else RelaxedOneHotCategorical
         drawn: Tensor = family(
@@ -196,12 +196,12 @@ class Choice(TorchDistribution):
         return (value * self.logits_ck).sum(-1)
 
 
-@register_kl(Choice, Choice)
-def _kl_of_choices(q: Choice, p: Choice) -> Tensor:
+@register_kl(RelaxedCategorical, RelaxedCategorical)
+def _kl_of_choices(q: RelaxedCategorical, p: RelaxedCategorical) -> Tensor:
     return (q.logits_ck.exp() * (q.logits_ck - p.logits_ck)).sum(-1)
 
 
-class Detached(TorchDistribution):
+class NonReparameterized(TorchDistribution):
     """A distribution whose draws have no gradient, so that only the score function can tell it.
 
     Pyro's own switch, ``has_rsample_``, is not heard by distributions of several coordinates.
@@ -214,9 +214,9 @@ class Detached(TorchDistribution):
         self.distribution = distribution
         super().__init__(distribution.batch_shape, distribution.event_shape, validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> Detached:
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> NonReparameterized:
         """Repeat along batch dimensions."""
-        return Detached(self.distribution.expand(batch_shape))
+        return NonReparameterized(self.distribution.expand(batch_shape))
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (torch's own signature)
         """Draw."""

@@ -28,32 +28,32 @@ __all__ = [
     "Gradient",
     "MeanFieldELBO",
     "ScoreFunctionELBO",
-    "read_gradient",
+    "parse_gradient",
 ]
 
-OfCoordinates = Literal["reparameterized", "score_function"]
-OfClusters = Literal["enumerate", "gumbel_softmax", "score_function"]
+LatentGradient = Literal["reparameterized", "score_function"]
+ClusterGradient = Literal["enumerate", "gumbel_softmax", "score_function"]
 BaselineName = Literal["learned", "moving_average"]
 BASELINES: tuple[BaselineName | None, ...] = (*get_args(BaselineName), None)
 
 # How much of the moving averages of a baseline is kept in a step; and the hidden units of a learned one.
-KEPT, UNITS = 0.95, 64
+EMA_DECAY, UNITS = 0.95, 64
 
 
 @dataclass(frozen=True)
 class Gradient:
     """How gradients are estimated: with respect to the posteriors of coordinates, and of clusters where there are."""
 
-    z: OfCoordinates = "reparameterized"
-    cluster: OfClusters | None = None
+    z: LatentGradient = "reparameterized"
+    cluster: ClusterGradient | None = None
 
     @property
-    def scored(self) -> tuple[str, ...]:
+    def score_function_sites(self) -> tuple[str, ...]:
         """What the score function is used for."""
         return tuple(name for name in ("cluster", "z") if getattr(self, name) == "score_function")
 
 
-def read_gradient(gradient: Any, clustered: bool) -> Gradient:
+def parse_gradient(gradient: Any, clustered: bool) -> Gradient:
     """Understand what a user says of gradients.
 
     Parameters
@@ -69,7 +69,7 @@ def read_gradient(gradient: Any, clustered: bool) -> Gradient:
     ValueError
         There is no such estimator, or it does not go with the other.
     """
-    known = {"z": get_args(OfCoordinates), "cluster": get_args(OfClusters)}
+    known = {"z": get_args(LatentGradient), "cluster": get_args(ClusterGradient)}
     said = gradient
     if isinstance(gradient, str):
         said = {"cluster" if clustered and gradient in known["cluster"] else "z": gradient}
@@ -125,7 +125,7 @@ class MeanFieldELBO(TraceMeanField_ELBO):
         return loss
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Any, Any]:
-        model_trace, guide_trace = traced(model, guide, args, kwargs)
+        model_trace, guide_trace = trace_model_guide(model, guide, args, kwargs)
         sampled = () if self.analytic else ("z",)
         model_trace.compute_log_prob(lambda name, site: site["is_observed"] or name in sampled)
         if sampled:
@@ -177,7 +177,7 @@ class ScoreFunctionELBO(TraceGraph_ELBO):
         return loss
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Any, Any]:
-        model_trace, guide_trace = traced(model, guide, args, kwargs)
+        model_trace, guide_trace = trace_model_guide(model, guide, args, kwargs)
         model_trace.compute_log_prob()
         guide_trace.compute_score_parts()
         for name in self.scored:
@@ -187,11 +187,11 @@ class ScoreFunctionELBO(TraceGraph_ELBO):
                 site["log_prob_sum"] = track_provenance(site["log_prob_sum"], frozenset({name}))
             if name in self.baselines:
                 cost_c = sum(site["log_prob"].detach() for site in sites[1:]) - sites[0]["log_prob"].detach()
-                self.baselines[name].see(cost_c)
+                self.baselines[name].update(cost_c)
         return model_trace, guide_trace
 
 
-def traced(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Any, Any]:
+def trace_model_guide(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Any, Any]:
     """Run a guide, and a model with what the guide drew."""
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     model_trace = poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args, **kwargs)
@@ -225,22 +225,24 @@ class Baseline(nn.Module):
             self.norm = nn.BatchNorm1d(n_inputs, affine=False)
             self.network = nn.Sequential(nn.Linear(n_inputs, UNITS), nn.SiLU(), nn.Linear(UNITS, 1))
 
-    def forward(self, told_cp: Tensor) -> Tensor:
+    def forward(self, input_cp: Tensor) -> Tensor:
         """Guess the ELBO of each cell, as far as it depends on what is drawn, shape ``(c,)``."""
-        mean_c = self.mean.clone().expand(len(told_cp))
+        mean_c = self.mean.clone().expand(len(input_cp))
         if self.network is None:
             return mean_c
-        self.norm.train(self.training and len(told_cp) > 1)  # one cell has no spread
-        guess_c1: Tensor = self.network(self.norm(told_cp))
-        return mean_c + self.deviation.clone() * guess_c1[:, 0]  # cloned: `see` moves it before the gradient is taken
+        self.norm.train(self.training and len(input_cp) > 1)  # one cell has no spread
+        guess_c1: Tensor = self.network(self.norm(input_cp))
+        return (
+            mean_c + self.deviation.clone() * guess_c1[:, 0]
+        )  # cloned: `update` moves it before the gradient is taken
 
     @torch.no_grad()
-    def see(self, cost_c: Tensor) -> None:
+    def update(self, cost_c: Tensor) -> None:
         """Let the averages move on to what was found; in training only."""
         if not self.training:
             return
         self.n_seen += 1
         # At first a plain mean, so that the start does not count for long.
-        share = torch.clamp(1 / self.n_seen, min=1 - KEPT)
+        share = torch.clamp(1 / self.n_seen, min=1 - EMA_DECAY)
         self.mean.lerp_(cost_c.mean(), share)
         self.deviation.lerp_((cost_c - self.mean).square().mean().sqrt(), share)

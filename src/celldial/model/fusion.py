@@ -56,9 +56,9 @@ class Fusion:
     def draw(self, present_mc: Tensor, training: bool) -> Tensor:
         """Say which modalities of each cell are heard, bool, shape ``(m, c)``; all it has where nothing is drawn."""
         if self.name == "mixture":
-            return draw_subset(present_mc, largest=1)
+            return sample_subset(present_mc, largest=1)
         if self.name == "mixture_of_products" and training:
-            return draw_subset(present_mc, largest=len(present_mc))
+            return sample_subset(present_mc, largest=len(present_mc))
         return present_mc
 
     def combine(self, mu_mcz: Tensor, sigma_mcz: Tensor, heard_mc: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,7 +82,7 @@ class Fusion:
         return mu_cz, torch.where(heard_mc1.any(0), sigma_cz, 1)
 
 
-def draw_subset(present_mc: Tensor, largest: int) -> Tensor:
+def sample_subset(present_mc: Tensor, largest: int) -> Tensor:
     """Draw for each cell one of the subsets of its modalities that have 1 to `largest` members, each equally likely."""
     rows = [row for row in product((False, True), repeat=len(present_mc)) if 1 <= sum(row) <= largest]
     subset_sm = torch.tensor(rows, device=present_mc.device)
@@ -95,7 +95,7 @@ def draw_subset(present_mc: Tensor, largest: int) -> Tensor:
 FUSIONS: tuple[FusionName, ...] = ("product", "mixture", "mixture_of_products", "mean")
 
 
-def balance(n_features: Mapping[str, int]) -> dict[str, float]:
+def default_modality_weights(n_features: Mapping[str, int]) -> dict[str, float]:
     """Weigh the modalities: the first by 1, and those that are wider by the root of the ratio of their widths."""
     first = next(iter(n_features.values()))
     return {modality: min(1.0, math.sqrt(first / n)) for modality, n in n_features.items()}

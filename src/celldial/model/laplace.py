@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BLOCK_FEATURES", "RANK", "Loadings", "directions", "posterior_covariance", "products"]
+__all__ = ["BLOCK_FEATURES", "RANK", "Loadings", "packed_outer", "posterior_covariance", "principal_directions"]
 
 # Directions of the hidden units that are told apart. They hold about 99 % of how cells differ; what there is of the
 # loadings in the others is as the prior has it.
@@ -61,7 +61,7 @@ class Loadings(nn.Module):
         place_sr = away_sh @ self.basis_hr
         # In the other directions the loadings vary as the prior has it: by 1, since the inputs are scaled.
         outside_s = (away_sh.square().sum(1) - place_sr.square().sum(1)).clamp_min(0)
-        pair_sq = products(torch.cat([torch.ones_like(place_sr[:, :1]), place_sr], 1))
+        pair_sq = packed_outer(torch.cat([torch.ones_like(place_sr[:, :1]), place_sr], 1))
         return torch.addmm(outside_s[:, None], pair_sq, self.covariance_fq.T).clamp_min_(0)
 
     def variance_of_change(self, input_sh: Tensor, first_f: Tensor, last_f: Tensor) -> Tensor:
@@ -81,12 +81,12 @@ class Loadings(nn.Module):
         for start in range(0, len(first_f), BLOCK_FEATURES):
             block = slice(start, start + BLOCK_FEATURES)
             change_fr = place_sr[last_f[block]] - place_sr[first_f[block]]
-            pair_fq = products(torch.cat([torch.zeros_like(change_fr[:, :1]), change_fr], 1))
+            pair_fq = packed_outer(torch.cat([torch.zeros_like(change_fr[:, :1]), change_fr], 1))
             variance_f[block] += (pair_fq * self.covariance_fq[block]).sum(1).clamp_min(0)
         return variance_f
 
 
-def products(vector_sr: Tensor) -> Tensor:
+def packed_outer(vector_sr: Tensor) -> Tensor:
     """Pack the outer product of each vector with itself, off-diagonal entries doubled, shape ``(s, q)``.
 
     Its product with a packed symmetric matrix is the quadratic form.
@@ -95,7 +95,7 @@ def products(vector_sr: Tensor) -> Tensor:
     return vector_sr[:, row_q] * vector_sr[:, column_q] * (1 + (row_q != column_q))
 
 
-def directions(scaled_ch: Tensor, n_directions: int) -> Tensor:
+def principal_directions(scaled_ch: Tensor, n_directions: int) -> Tensor:
     """Find the orthonormal directions in which centred inputs differ most, shape ``(h, r)``."""
     _, vector_hh = torch.linalg.eigh(scaled_ch.T @ scaled_ch)
     return vector_hh.flip(1)[:, :n_directions].contiguous()

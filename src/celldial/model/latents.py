@@ -57,7 +57,7 @@ class Latent:
         """Number of encoder outputs per cell."""
         return 2 * self.n_latent
 
-    def noise(self, mu_cz: Tensor, sigma_cz: Tensor) -> TorchDistribution:
+    def base_distribution(self, mu_cz: Tensor, sigma_cz: Tensor) -> TorchDistribution:
         """Distribution of each coordinate, of given mean and standard deviation."""
         raise NotImplementedError
 
@@ -65,14 +65,14 @@ class Latent:
         """Give what the decoder reads."""
         return u_cz
 
-    def unlink(self, z_cz: Tensor) -> Tensor:
+    def inverse_link(self, z_cz: Tensor) -> Tensor:
         """Give the coordinates that `link` takes to given values."""
         return z_cz
 
     def prior(self, n_cells: int, like: Tensor) -> Independent:
         """Distribution of the coordinates before any count is seen, on the device and in the precision of ``like``."""
         zero_cz = like.new_zeros(n_cells, self.n_latent)
-        return self.noise(zero_cz, torch.ones_like(zero_cz)).to_event(1)
+        return self.base_distribution(zero_cz, torch.ones_like(zero_cz)).to_event(1)
 
     def parameters(self, output_cp: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation given the encoder's outputs, which start them about 0 and 1."""
@@ -81,7 +81,7 @@ class Latent:
 
     def posterior(self, mu_cz: Tensor, sigma_cz: Tensor) -> Independent:
         """Distribution of the coordinates given counts."""
-        return self.noise(mu_cz, sigma_cz).to_event(1)
+        return self.base_distribution(mu_cz, sigma_cz).to_event(1)
 
     def check_range(self, z_cz: np.ndarray) -> None:
         """Raise if values are outside the range of `link`."""
@@ -95,7 +95,7 @@ class Gaussian(Latent):
     Kingma and Welling (2014), Auto-Encoding Variational Bayes, arXiv:1312.6114.
     """
 
-    def noise(self, mu_cz: Tensor, sigma_cz: Tensor) -> Normal:
+    def base_distribution(self, mu_cz: Tensor, sigma_cz: Tensor) -> Normal:
         """Distribution of each coordinate, of given mean and standard deviation."""
         return Normal(mu_cz, sigma_cz)
 
@@ -103,7 +103,7 @@ class Gaussian(Latent):
 class Laplace(Latent):
     """Double exponential distributions: peaked, with long tails, so that most cells are near 0 and some far away."""
 
-    def noise(self, mu_cz: Tensor, sigma_cz: Tensor) -> dist.Laplace:
+    def base_distribution(self, mu_cz: Tensor, sigma_cz: Tensor) -> dist.Laplace:
         """Distribution of each coordinate, of given mean and standard deviation."""
         return dist.Laplace(mu_cz, sigma_cz * math.sqrt(0.5))
 
@@ -113,7 +113,7 @@ class Logistic(Latent):
 
     analytic_kl = False
 
-    def noise(self, mu_cz: Tensor, sigma_cz: Tensor) -> dist.Logistic:
+    def base_distribution(self, mu_cz: Tensor, sigma_cz: Tensor) -> dist.Logistic:
         """Distribution of each coordinate, of given mean and standard deviation."""
         return dist.Logistic(mu_cz, sigma_cz * (math.sqrt(3) / math.pi))
 
@@ -130,7 +130,7 @@ class LogNormal(Gaussian):
         top = math.log(LINEAR_FROM)
         return u_cz.clamp_max(top).exp() + LINEAR_FROM * (u_cz - top).clamp_min(0)
 
-    def unlink(self, z_cz: Tensor) -> Tensor:
+    def inverse_link(self, z_cz: Tensor) -> Tensor:
         """Give the coordinates that `link` takes to given values, which are positive."""
         return z_cz.clamp(torch.finfo(z_cz.dtype).tiny, LINEAR_FROM).log() + (z_cz / LINEAR_FROM - 1).clamp_min(0)
 
@@ -158,7 +158,7 @@ class LogisticNormal(Gaussian):
         """Give what the decoder reads: the share of each topic."""
         return torch.softmax(TOPIC_SCALE * u_cz, -1)
 
-    def unlink(self, z_cz: Tensor) -> Tensor:
+    def inverse_link(self, z_cz: Tensor) -> Tensor:
         """Give the coordinates, of mean 0, that `link` takes to given shares."""
         log_cz = z_cz.clamp_min(torch.finfo(z_cz.dtype).tiny).log() / TOPIC_SCALE
         return log_cz - log_cz.mean(-1, keepdim=True)

@@ -61,7 +61,7 @@ class Likelihood(nn.Module):
     def __init__(self, n_features: int) -> None:
         super().__init__()
 
-    def initialise(self, counts: CSRTensor, library_size_c: Tensor) -> None:
+    def initialize(self, counts: CSRTensor, library_size_c: Tensor) -> None:
         """Start the parameters from the counts; nothing to do where there are none."""
 
     @staticmethod
@@ -81,7 +81,7 @@ class Likelihood(nn.Module):
         """Tell by how much the log of an expected value changes with the log of the rate: 1, if they are the same."""
         return torch.ones_like(mean)
 
-    def information(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+    def fisher_information(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
         """Compute the expected Fisher information in each count about the log of its rate, shape ``(c, f)``."""
         raise NotImplementedError
 
@@ -113,7 +113,7 @@ class Poisson(Likelihood):
         """Log-likelihood of single counts, up to a constant, shape ``(c, f)``."""
         return value_cf * log_rate_cf - log_rate_cf.exp()
 
-    def information(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+    def fisher_information(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
         """Compute the expected Fisher information about the log rate, shape ``(c, f)``: the mean."""
         return self.mean(heads, library_size_c)
 
@@ -132,7 +132,7 @@ class NegativeBinomial(Likelihood):
         super().__init__(n_features)
         self.log_inverse_dispersion_f = nn.Parameter(torch.zeros(n_features))
 
-    def initialise(self, counts: CSRTensor, library_size_c: Tensor) -> None:
+    def initialize(self, counts: CSRTensor, library_size_c: Tensor) -> None:
         """Start the inverse dispersions from the moments of the counts, given the library sizes alone.
 
         The variance between cell types counts as dispersion here, so the start errs on the side of too much of it.
@@ -158,7 +158,7 @@ class NegativeBinomial(Likelihood):
         log_theta_f = self.log_inverse_dispersion_f[column_f]
         return value_cf * log_rate_cf - (value_cf + log_theta_f.exp()) * torch.logaddexp(log_rate_cf, log_theta_f)
 
-    def information(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+    def fisher_information(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
         """Compute the expected Fisher information about the log rate, shape ``(c, f)``: μθ / (μ + θ), at most θ."""
         mu_cf, theta_f = self.mean(heads, library_size_c), self.log_inverse_dispersion_f.exp()
         return mu_cf * theta_f / (mu_cf + theta_f)
@@ -183,12 +183,12 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
             heads[0], heads[1], self.log_inverse_dispersion_f, library_size_c, counts
         )
 
-    def information(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+    def fisher_information(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
         """Compute the expected Fisher information about the log rate, shape ``(c, f)``: less than without lost counts.
 
         Of the information in a kept count, what a zero tells is told less clearly where it may be a lost count.
         """
-        kept_information_cf = super().information(heads, library_size_c)  # also minus the score of a zero
+        kept_information_cf = super().fisher_information(heads, library_size_c)  # also minus the score of a zero
         theta_f = self.log_inverse_dispersion_f.exp()
         zero_cf = (1 + self.mean(heads, library_size_c) / theta_f).log().mul(-theta_f).exp()
         kept_cf = torch.sigmoid(-heads[1])
@@ -252,7 +252,7 @@ class Bernoulli(Likelihood):
         rate_cf = log_rate_cf.exp()
         return torch.where(value_cf > 0, torch.log(-torch.expm1(-rate_cf.clamp_min(1e-30))), -rate_cf)
 
-    def information(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+    def fisher_information(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
         """Compute the expected Fisher information about the log rate, shape ``(c, f)``: λ² / (exp λ − 1)."""
         rate_cf = self.log_exposure(library_size_c).exp()[:, None] * torch.softmax(heads[0], -1)
         return rate_cf.square() / torch.expm1(rate_cf).clamp_min(1e-30)
@@ -275,7 +275,7 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
 BINARY_LIKELIHOODS = frozenset(name for name, likelihood in LIKELIHOODS.items() if likelihood.binary)
 
 
-class Observation(TorchDistribution):
+class SparseObservation(TorchDistribution):
     """The counts of a minibatch as a Pyro distribution: sparse rows in, nats per cell out.
 
     Pyro's own count distributions take dense values and evaluate the special functions on every zero.
@@ -287,7 +287,7 @@ class Observation(TorchDistribution):
         self.likelihood, self.heads, self.library_size_c = likelihood, heads, library_size_c
         super().__init__(heads[0].shape[:1], heads[0].shape[1:], validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> Observation:
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> SparseObservation:
         """Return itself: a Pyro plate asks every distribution in it to take its shape, and this one has it already."""
         if tuple(batch_shape) != tuple(self.batch_shape):
             raise ValueError(f"an observation of {tuple(self.batch_shape)} cells cannot be expanded to {batch_shape}")
@@ -309,7 +309,7 @@ class Observation(TorchDistribution):
         return torch.stack(draws).reshape(sample_shape + draws[0].shape)
 
 
-class AmongAll(TorchDistribution):
+class MaskedObservation(TorchDistribution):
     """The counts of those cells that have a modality, as a distribution over all cells: others have probability 1.
 
     Parameters
@@ -324,12 +324,12 @@ class AmongAll(TorchDistribution):
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, observation: Observation, index_c: Tensor | None, n_cells: int) -> None:
+    def __init__(self, observation: SparseObservation, index_c: Tensor | None, n_cells: int) -> None:
         self.observation, self.index_c = observation, index_c
         super().__init__(torch.Size([n_cells]), observation.event_shape, validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> AmongAll:
-        """Return itself, as `Observation` does."""
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> MaskedObservation:
+        """Return itself, as `SparseObservation` does."""
         if tuple(batch_shape) != tuple(self.batch_shape):
             raise ValueError(f"observations of {tuple(self.batch_shape)} cells cannot be expanded to {batch_shape}")
         return self

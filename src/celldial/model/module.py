@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.nn.functional import cross_entropy
 
-from celldial.model.clusters import Clusters, OfCluster, kl_to_each, temperature
+from celldial.model.clusters import ClusterConditional, Clusters, kl_to_components, temperature
 from celldial.model.config import ModuleConfig
-from celldial.model.distributions import Detached
+from celldial.model.distributions import NonReparameterized
 from celldial.model.elbo import (
     Baseline,
     EnumeratedELBO,
@@ -32,12 +32,12 @@ from celldial.model.elbo import (
     MeanFieldELBO,
     ScoreFunctionELBO,
 )
-from celldial.model.fusion import Fusion, balance
+from celldial.model.fusion import Fusion, default_modality_weights
 from celldial.model.laplace import Loadings
 from celldial.model.latents import LATENTS
-from celldial.model.likelihoods import LIKELIHOODS, AmongAll, Likelihood, Observation
+from celldial.model.likelihoods import LIKELIHOODS, Likelihood, MaskedObservation, SparseObservation
 from celldial.model.networks import Decoder, Encoder
-from celldial.model.periodic import N_GRID, Circle, grid, harmonics
+from celldial.model.periodic import N_GRID, Circle, angle_grid, fourier_features
 from celldial.model.priors import Flow, Mixture, PosteriorFlow
 
 if TYPE_CHECKING:
@@ -46,12 +46,12 @@ if TYPE_CHECKING:
     from celldial.data.cells import Cells
 
 # Nats per cell for each unit of squared covariance of a latent coordinate with a harmonic of the angle.
-INDEPENDENCE = 30.0
+INDEPENDENCE_PENALTY = 30.0
 # Nats of the loss for each nat by which a known label surprises: few cells have one, and what they tell is sure.
 LABEL_WEIGHT = 10.0
 
 
-class Encoded(NamedTuple):
+class EncoderOutput(NamedTuple):
     """What the encoders say of cells: mean and deviation of each coordinate, and log-odds of the clusters if any."""
 
     mu_cz: Tensor
@@ -85,7 +85,7 @@ class Module(nn.Module):
         super().__init__()
         self.config = config
         self.fusion = Fusion(config.fusion)
-        self.modality_weights = balance(config.n_features) | dict(config.modality_weights or {})
+        self.modality_weights = default_modality_weights(config.n_features) | dict(config.modality_weights or {})
         self.n_features = dict(config.n_features)
         self.latent = LATENTS[config.latent](config.n_latent)
         self.circle = Circle() if config.periodic else None
@@ -113,7 +113,7 @@ class Module(nn.Module):
             self.register_buffer("n_trained", torch.ones(()))
         self.gradient = config.gradient
         n_told = 0 if config.baseline == "moving_average" else n_outputs + 2 * len(config.n_features)
-        scored = config.gradient.scored if config.baseline is not None else ()
+        scored = config.gradient.score_function_sites if config.baseline is not None else ()
         baselines = {name: Baseline(n_told) for name in scored}
         self.baselines = nn.ModuleDict(baselines)
         self.elbo_estimator = self.estimator(config.gradient, baselines)
@@ -141,13 +141,13 @@ class Module(nn.Module):
         """Number of columns of a latent state: the Gaussian coordinates, and with a circle two more."""
         return self.latent.n_latent + (0 if self.circle is None else 2)
 
-    def shown(self, state_cz: Tensor) -> Tensor:
+    def constrained(self, state_cz: Tensor) -> Tensor:
         """Give what users see of latent states: coordinates as decoders read them, and the place on a circle."""
         return self._linked(self.latent.link, state_cz)
 
-    def hidden(self, shown_cz: Tensor) -> Tensor:
+    def unconstrained(self, constrained_cz: Tensor) -> Tensor:
         """Give the latent states of which users see this."""
-        return self._linked(self.latent.unlink, shown_cz)
+        return self._linked(self.latent.inverse_link, constrained_cz)
 
     def _linked(self, link: Callable[[Tensor], Tensor], state_cz: Tensor) -> Tensor:
         n_latent = self.latent.n_latent
@@ -161,8 +161,8 @@ class Module(nn.Module):
 
     def estimator(self, gradient: Gradient, baselines: Mapping[str, Baseline]) -> Estimator:
         """Make an estimator of the gradient of this module's ELBO."""
-        if gradient.scored:
-            return ScoreFunctionELBO(gradient.scored, baselines)
+        if gradient.score_function_sites:
+            return ScoreFunctionELBO(gradient.score_function_sites, baselines)
         if gradient.cluster == "enumerate":
             return EnumeratedELBO()
         return MeanFieldELBO(self.has_analytic_kl)
@@ -172,17 +172,17 @@ class Module(nn.Module):
         """Whether the KL divergence of the coordinates' posterior from what is known before has a closed form."""
         return self.flow is None and self.learned_prior is None and self.latent.analytic_kl
 
-    def initialise(self, cells: Cells, n_trained: int | None = None) -> None:
+    def initialize(self, cells: Cells, n_trained: int | None = None) -> None:
         """Start biases, input scales and dispersions from the cells to train on, or a sample of these `n_trained`."""
         for name, modality in self.by_modality():
             counts, library_size_c = cells.observed_counts(name), cells.library_size[name][cells.mask_with(name)]
-            modality.encoder.initialise(counts, library_size_c)
-            modality.decoder.initialise(counts)
-            modality.likelihood.initialise(counts, library_size_c)
+            modality.encoder.initialize(counts, library_size_c)
+            modality.decoder.initialize(counts)
+            modality.likelihood.initialize(counts, library_size_c)
         if self.bayesian or self.clusters is not None:
             self.n_trained.fill_(len(cells) if n_trained is None else n_trained)
 
-    def model(self, cells: Cells, encoded: Encoded, kl_weight: float = 1.0, heat: float = 1.0) -> None:
+    def model(self, cells: Cells, encoded: EncoderOutput, kl_weight: float = 1.0, temperature: float = 1.0) -> None:
         """Say how cells come about: a latent state from the prior, decoded with the covariates, gives the counts.
 
         Pyro gives model and guide the same arguments; what was encoded is for the guide.
@@ -197,33 +197,33 @@ class Module(nn.Module):
                 z_cz = pyro.sample("z", self.prior(n_cells, like))
             else:
                 logits_ck = self.clusters.log_weight_k.expand(n_cells, -1)
-                choice = self.clusters.choice(logits_ck, self.gradient.cluster == "gumbel_softmax", heat)
+                choice = self.clusters.choice(logits_ck, self.gradient.cluster == "gumbel_softmax", temperature)
                 choice_ck = pyro.sample("cluster", choice)
-                z_cz = pyro.sample("z", OfCluster(self.clusters.components, choice_ck, n_cells))
+                z_cz = pyro.sample("z", ClusterConditional(self.clusters.components, choice_ck, n_cells))
             if self.circle is not None:
                 direction, active = self.circle.prior(n_cells, like)
-                z_cz = join(z_cz, pyro.sample("direction", direction), pyro.sample("active", active))
+                z_cz = concat_state(z_cz, pyro.sample("direction", direction), pyro.sample("active", active))
         if self.circle is not None:
             # What the angle tells is not told again by the other coordinates, which could explain it as well.
-            pyro.factor("independence", -INDEPENDENCE * n_cells * self._dependence(z_cz))
+            pyro.factor("independence", -INDEPENDENCE_PENALTY * n_cells * self._dependence(z_cz))
         for name, observation in self.decode(z_cz, cells, loadings).items():
             with plate, poutine.scale(scale=self.modality_weights[name]):
-                among_all = AmongAll(observation, cells.indices_with(name), n_cells)
+                among_all = MaskedObservation(observation, cells.indices_with(name), n_cells)
                 pyro.sample(f"counts_{name}", among_all, obs=cells.observed_counts(name))
 
-    def guide(self, cells: Cells, encoded: Encoded, kl_weight: float = 1.0, heat: float = 1.0) -> None:
+    def guide(self, cells: Cells, encoded: EncoderOutput, kl_weight: float = 1.0, temperature: float = 1.0) -> None:
         """Judge by its counts what the latent state of each cell was."""
         self._loadings(kl_weight * len(cells), known=True)
         with pyro.plate("cells", len(cells)), poutine.scale(scale=kl_weight):
             if self.clusters is not None:
                 assert encoded.logits_ck is not None
-                logits_ck = self.clusters.given_labels(encoded.logits_ck, cells.label_c)
-                choice = self.clusters.choice(logits_ck, self.gradient.cluster == "gumbel_softmax", heat)
-                pyro.sample("cluster", choice, infer=self._how("cluster", encoded, cells))
+                logits_ck = self.clusters.override_with_labels(encoded.logits_ck, cells.label_c)
+                choice = self.clusters.choice(logits_ck, self.gradient.cluster == "gumbel_softmax", temperature)
+                pyro.sample("cluster", choice, infer=self._infer_options("cluster", encoded, cells))
             for name, posterior in self.spread(encoded, cells).items():
                 if name == "z" and self.gradient.z == "score_function":
-                    posterior = Detached(posterior)
-                pyro.sample(name, posterior, infer=self._how(name, encoded, cells))
+                    posterior = NonReparameterized(posterior)
+                pyro.sample(name, posterior, infer=self._infer_options(name, encoded, cells))
 
     def _loadings(self, weight: float, known: bool) -> dict[str, Tensor]:
         """Draw the loadings of each modality, where they are latent, shape ``(f, h)``; of `weight` cells' share."""
@@ -233,7 +233,7 @@ class Module(nn.Module):
         for name, modality in self.by_modality():
             decoder = modality.decoder
             assert decoder.log_deviation_fh is not None
-            mean_fh, deviation_fh = decoder.rates.weight, decoder.log_deviation_fh.exp()
+            mean_fh, deviation_fh = decoder.rate_head.weight, decoder.log_deviation_fh.exp()
             if not known:
                 scale = modality.likelihood.loading_scale / math.sqrt(mean_fh.shape[1])
                 mean_fh, deviation_fh = torch.zeros_like(mean_fh), torch.full_like(mean_fh, scale)
@@ -241,15 +241,15 @@ class Module(nn.Module):
                 drawn[name] = pyro.sample(f"loadings_{name}", Normal(mean_fh, deviation_fh).to_event(2))
         return drawn
 
-    def _how(self, name: str, encoded: Encoded, cells: Cells) -> dict[str, Any]:
+    def _infer_options(self, name: str, encoded: EncoderOutput, cells: Cells) -> dict[str, Any]:
         """Say how a site of the guide enters the gradient."""
         if name == "cluster" and self.gradient.cluster == "enumerate":
             return {"enumerate": "parallel"}
         if name not in self.baselines:
             return {}
-        return {"baseline": {"baseline_value": self.baselines[name](self.told(encoded, cells))}}
+        return {"baseline": {"baseline_value": self.baselines[name](self.baseline_inputs(encoded, cells))}}
 
-    def told(self, encoded: Encoded, cells: Cells) -> Tensor:
+    def baseline_inputs(self, encoded: EncoderOutput, cells: Cells) -> Tensor:
         """Gather what baselines are told of each cell, ``(c, p)``: its posterior, and how much was counted and seen."""
         told = [
             encoded.mu_cz,
@@ -267,7 +267,7 @@ class Module(nn.Module):
             return self.latent.prior(n_cells, like)
         return self.learned_prior.distribution(n_cells, like)
 
-    def encode(self, cells: Cells, draw: bool = False) -> Encoded:
+    def encode(self, cells: Cells, draw: bool = False) -> EncoderOutput:
         """Say by counts and covariates where in latent space each cell is, and how sure that is.
 
         Parameters
@@ -294,8 +294,8 @@ class Module(nn.Module):
             correction_mck = torch.stack([output_cp[:, n_parameters:] for output_cp in outputs])
             correction_ck = (correction_mck * present_mc[:, :, None]).sum(0)
         if self.clusters is None:
-            return Encoded(mu_cz, sigma_cz)
-        return Encoded(mu_cz, sigma_cz, self.clusters.judge(mu_cz, sigma_cz, correction_ck))
+            return EncoderOutput(mu_cz, sigma_cz)
+        return EncoderOutput(mu_cz, sigma_cz, self.clusters.assignment_logits(mu_cz, sigma_cz, correction_ck))
 
     def posterior(self, cells: Cells, draw: bool = False) -> dict[str, TorchDistribution]:
         """Distributions of the parts of the latent state given counts and covariates; arguments as of `encode`.
@@ -304,7 +304,7 @@ class Module(nn.Module):
         """
         return self.spread(self.encode(cells, draw), cells)
 
-    def spread(self, encoded: Encoded, cells: Cells) -> dict[str, TorchDistribution]:
+    def spread(self, encoded: EncoderOutput, cells: Cells) -> dict[str, TorchDistribution]:
         """Make distributions of what encoders say."""
         mu_cz, sigma_cz, _ = encoded
         if self.circle is None:
@@ -312,17 +312,20 @@ class Module(nn.Module):
             return {"z": posterior if self.flow is None else self.flow.distribution(posterior)}
         if cells.angle_params_cq is None:
             raise ValueError(
-                "where the cells are on the circle is not known yet: celldial.model.angle_posterior.located tells it"
+                "the angles of the cells are not inferred yet: call celldial.model.angle_posterior.infer_angles first"
             )
         decoder = next(modality.decoder for _, modality in self.by_modality())
         place_cu = cells.angle_params_cq[:, :2] * cells.angle_params_cq[:, 3:].sigmoid()
-        mu_cz = mu_cz - harmonics(place_cu)[:, :-1] @ decoder.tilt_kz
+        mu_cz = mu_cz - fourier_features(place_cu)[:, :-1] @ decoder.tilt_kz
         direction, active = self.circle.posterior(cells.angle_params_cq, self.training)
         return {"z": self.latent.posterior(mu_cz, sigma_cz), "direction": direction, "active": active}
 
     def _dependence(self, state_cz: Tensor) -> Tensor:
         """Squared covariances of the Gaussian coordinates with the harmonics of the angle, summed."""
-        z_cz, harmonic_ck = state_cz[:, : self.latent.n_latent], harmonics(state_cz[:, self.latent.n_latent :])[:, :-1]
+        z_cz, harmonic_ck = (
+            state_cz[:, : self.latent.n_latent],
+            fourier_features(state_cz[:, self.latent.n_latent :])[:, :-1],
+        )
         covariance_zk = (z_cz - z_cz.mean(0)).T @ (harmonic_ck - harmonic_ck.mean(0)) / len(z_cz)
         return covariance_zk.square().sum()
 
@@ -336,17 +339,17 @@ class Module(nn.Module):
             return z_cz
         _, active = self.circle.prior(n_cells, like=self.circle.log_density_j)
         drawn_c = torch.multinomial(self.circle.log_density_j.exp().cpu(), n_cells, replacement=True)
-        angle_c = grid(z_cz)[drawn_c] + (torch.rand(n_cells) - 0.5) * (2 * math.pi / N_GRID)
-        return join(z_cz, torch.stack([angle_c.cos(), angle_c.sin()], 1), active.sample().cpu())
+        angle_c = angle_grid(z_cz)[drawn_c] + (torch.rand(n_cells) - 0.5) * (2 * math.pi / N_GRID)
+        return concat_state(z_cz, torch.stack([angle_c.cos(), angle_c.sin()], 1), active.sample().cpu())
 
     def decode(
         self, z_cz: Tensor, cells: Cells, loadings: Mapping[str, Tensor] | None = None
-    ) -> dict[str, Observation]:
+    ) -> dict[str, SparseObservation]:
         """Distribution of each modality's counts, of the cells that have it, given latent state and covariates."""
         loadings = {} if loadings is None else loadings
         return {name: self.decode_one(name, z_cz, cells, loadings.get(name)) for name in self.modalities}
 
-    def decode_one(self, name: str, z_cz: Tensor, cells: Cells, loading_fh: Tensor | None = None) -> Observation:
+    def decode_one(self, name: str, z_cz: Tensor, cells: Cells, loading_fh: Tensor | None = None) -> SparseObservation:
         """Distribution of the counts of one modality, with other loadings than the decoder's if they are given."""
         modality = self.modalities[name]
         assert isinstance(modality, Modality)
@@ -355,7 +358,7 @@ class Module(nn.Module):
         if index_c is not None:
             inputs = [tensor[index_c] for tensor in inputs]
         *to_decode, library_size_c = inputs
-        return Observation(modality.likelihood, modality.decoder(*to_decode, loading_fh), library_size_c)
+        return SparseObservation(modality.likelihood, modality.decoder(*to_decode, loading_fh), library_size_c)
 
     def forward(self, cells: Cells, kl_weight: float = 1.0, progress: float = 1.0) -> Tensor:
         """Negative ELBO in nats per cell, differentiable, with one sample per cell.
@@ -391,12 +394,14 @@ class Module(nn.Module):
             z_cz = posterior["z"].rsample()
             kl_c = self._kl(posterior["z"], z_cz, encoded.logits_ck)
             if self.circle is not None:
-                z_cz = join(z_cz, posterior["direction"].rsample(), posterior["active"].rsample())
+                z_cz = concat_state(z_cz, posterior["direction"].rsample(), posterior["active"].rsample())
                 direction, active = self.circle.prior(len(cells), like=cells.continuous_ck)
                 kl_c = kl_c + kl_divergence(posterior["direction"], direction)
                 kl_c = kl_c + kl_divergence(posterior["active"], active)
             log_likelihood = {
-                name: AmongAll(observation, cells.indices_with(name), len(cells)).log_prob(cells.observed_counts(name))
+                name: MaskedObservation(observation, cells.indices_with(name), len(cells)).log_prob(
+                    cells.observed_counts(name)
+                )
                 for name, observation in self.decode(z_cz, cells).items()
             }
         return log_likelihood, kl_c
@@ -412,7 +417,7 @@ class Module(nn.Module):
         log_q_ck = logits_ck.log_softmax(-1)
         components = self.clusters.components
         if self.has_analytic_kl:
-            each_ck = kl_to_each(posterior, components)
+            each_ck = kl_to_components(posterior, components)
         else:
             each_ck = posterior.log_prob(z_cz)[:, None] - components.log_prob_ck(z_cz)
         return (log_q_ck.exp() * (log_q_ck - self.clusters.log_weight_k + each_ck)).sum(-1)
@@ -433,16 +438,16 @@ class Module(nn.Module):
             log_weight_c = sum(
                 prior[name].log_prob(draw) - posterior[name].log_prob(draw) for name, draw in state.items()
             )
-            z_cz = state["z"] if self.circle is None else join(*state.values())
+            z_cz = state["z"] if self.circle is None else concat_state(*state.values())
             for name, observation in self.decode(z_cz, cells).items():
-                log_p_c = AmongAll(observation, cells.indices_with(name), len(cells)).log_prob(
+                log_p_c = MaskedObservation(observation, cells.indices_with(name), len(cells)).log_prob(
                     cells.observed_counts(name)
                 )
                 log_weight_c = log_weight_c + log_p_c
         return log_weight_c
 
 
-def join(z_cz: Tensor, direction_cu: Tensor, active_c: Tensor) -> Tensor:
+def concat_state(z_cz: Tensor, direction_cu: Tensor, active_c: Tensor) -> Tensor:
     """Give whole latent states: the Gaussian coordinates, then the point on the disc."""
     return torch.cat([z_cz, direction_cu * active_c[:, None]], 1)
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.nn.functional import dropout, silu
 
 from celldial.model.latents import Latent
-from celldial.model.periodic import HARMONIC_SCALE, harmonics
+from celldial.model.periodic import HARMONIC_SCALE, fourier_features
 from celldial.ops.csr import CSRTensor
 from celldial.ops.log_likelihoods import sparse_linear
 
@@ -128,23 +128,23 @@ class Encoder(nn.Module):
         )
         self.output = nn.Linear(n_hidden, n_outputs)
 
-    def initialise(self, counts: CSRTensor, library_size_c: Tensor) -> None:
+    def initialize(self, counts: CSRTensor, library_size_c: Tensor) -> None:
         """Start as if every feature had been standardized, so that a rare marker weighs as much as a ribosomal gene."""
         with torch.no_grad():
             self.median_library_size.copy_(library_size_c.median())
-            log_n = self.normalised(counts, library_size_c)
+            log_n = self.normalize(counts, library_size_c)
             mean_f = counts.sum_columns(log_n) / counts.n_rows
             variance_f = counts.sum_columns(log_n.square()) / counts.n_rows - mean_f.square()
             self.weight_fh.div_(variance_f.clamp_min(MIN_DEVIATION**2).sqrt()[:, None])
             self.bias_h.copy_(-mean_f @ self.weight_fh)
 
-    def normalised(self, counts: CSRTensor, library_size_c: Tensor) -> Tensor:
+    def normalize(self, counts: CSRTensor, library_size_c: Tensor) -> Tensor:
         """Log of one plus counts per median library size, of the stored entries."""
         return (counts.value_n * counts.expand_rows(self.median_library_size / library_size_c)).log1p()
 
     def forward(self, counts: CSRTensor, library_size_c: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
         """Posterior parameters, shape ``(c, p)``."""
-        log_n = dropout(self.normalised(counts, library_size_c), self.dropout_rate, self.training)
+        log_n = dropout(self.normalize(counts, library_size_c), self.dropout_rate, self.training)
         hidden_ch = sparse_linear(counts.with_values(log_n), self.weight_fh) + self.bias_h
         hidden_ch = self.layers[0](hidden_ch, category_ck, continuous_ck)
         for linear, layer in zip(self.linears, self.layers[1:], strict=True):
@@ -154,7 +154,7 @@ class Encoder(nn.Module):
         return result
 
 
-class Units(nn.Module):
+class CoordinateUnits(nn.Module):
     """The hidden layer of additive and linear decoders: one unit a latent coordinate, and some of the covariates alone.
 
     In an additive decoder a coordinate's unit is nearly flat on one side and rises on the other (SiLU), so that the
@@ -171,12 +171,12 @@ class Units(nn.Module):
         Whether the decoder is additive, and not linear.
     """
 
-    def __init__(self, n_latent: int, n_categories: Sequence[int], n_continuous: int, bent: bool) -> None:
+    def __init__(self, n_latent: int, n_categories: Sequence[int], n_continuous: int, nonlinear: bool) -> None:
         super().__init__()
         n_alone = N_COVARIATE_UNITS if n_categories or n_continuous else 0
         self.n_units = n_latent + n_alone
         self.bend = None
-        if bent:
+        if nonlinear:
             self.slope_z = nn.Parameter(torch.ones(n_latent))
             self.offset_z = nn.Parameter(torch.zeros(n_latent))
             self.bend = CovariateShift(n_categories, n_continuous, n_latent)
@@ -209,7 +209,7 @@ class Decoder(nn.Module):
     kind
         ``"network"``: hidden layers in which all coordinates meet. ``"additive"``: every output is a sum of terms, each
         of which depends on one coordinate and the covariates; `n_hidden` and `n_layers` do not matter then. See
-        `Units`. ``"linear"``: every output is a weighted sum of the coordinates, and what the covariates add.
+        `CoordinateUnits`. ``"linear"``: every output is a weighted sum of the coordinates, and what the covariates add.
     n_harmonics
         Features of the place on the circle that add to the first output; 0 where there is no circle.
     bayesian
@@ -246,9 +246,11 @@ class Decoder(nn.Module):
             nn.init.zeros_(self.harmonics.weight)
             # Which features tell the angle: found with the cells' posteriors, not by gradients.
             self.register_buffer("cycles_f", torch.zeros(n_features, dtype=torch.bool))
-            # What the Gaussian coordinates told of the angle, and are relieved of: `angle_posterior.straighten`.
+            # Part of the coordinates that depends on the angle; see `angle_posterior.decorrelate_from_angle`.
             self.register_buffer("tilt_kz", torch.zeros(n_harmonics - 1, n_latent))
-        self.curves = None if kind == "network" else Units(n_latent, n_categories, n_continuous, kind == "additive")
+        self.curves = (
+            None if kind == "network" else CoordinateUnits(n_latent, n_categories, n_continuous, kind == "additive")
+        )
         if self.curves is not None:
             n_hidden, n_layers = self.curves.n_units, 0
         widths = [n_latent, *[n_hidden] * (n_layers - 1)][:n_layers]
@@ -258,13 +260,13 @@ class Decoder(nn.Module):
         self.log_deviation_fh = nn.Parameter(torch.zeros(n_features, n_hidden)) if bayesian else None
 
     @property
-    def rates(self) -> nn.Linear:
+    def rate_head(self) -> nn.Linear:
         """The head from which the shares of the features come, the first."""
         head = self.heads[0]
         assert isinstance(head, nn.Linear)
         return head
 
-    def initialise(self, counts: CSRTensor) -> None:
+    def initialize(self, counts: CSRTensor) -> None:
         """Start the first head at the log of each feature's mean rate, and hardly dependent on the latent state."""
         with torch.no_grad():
             for head in self.heads:
@@ -272,7 +274,7 @@ class Decoder(nn.Module):
                 head.weight.mul_(HEAD_SCALE)
             total_f = counts.sum_columns(counts.value_n)
             log_total_f = (total_f + 1).log()
-            self.rates.bias.copy_(log_total_f - log_total_f.mean())
+            self.rate_head.bias.copy_(log_total_f - log_total_f.mean())
             if self.log_deviation_fh is not None:
                 # Each count tells as much of a loading as the coordinate is far from 0, which on average is 1, squared.
                 self.log_deviation_fh.copy_(-0.5 * (total_f + START_COUNTS).log()[:, None])
@@ -281,7 +283,7 @@ class Decoder(nn.Module):
         """Compute the units of the last hidden layer, shape ``(c, h)``."""
         hidden_ch = z_cz[:, : self.latent.n_latent]
         if self.harmonics is not None:
-            hidden_ch = hidden_ch + harmonics(z_cz[:, self.latent.n_latent :])[:, :-1] @ self.tilt_kz
+            hidden_ch = hidden_ch + fourier_features(z_cz[:, self.latent.n_latent :])[:, :-1] @ self.tilt_kz
         hidden_ch = self.latent.link(hidden_ch)
         if self.curves is not None:
             hidden_ch = self.curves(hidden_ch, category_ck, continuous_ck)
@@ -294,14 +296,14 @@ class Decoder(nn.Module):
         hidden_ch = self.hidden(z_cz, category_ck, continuous_ck)
         if self.harmonics is None:
             return hidden_ch
-        return torch.cat([hidden_ch, harmonics(z_cz[:, self.latent.n_latent :])], 1)
+        return torch.cat([hidden_ch, fourier_features(z_cz[:, self.latent.n_latent :])], 1)
 
     def loadings(self) -> tuple[Tensor, Tensor]:
         """Give the weights ``(f, h)`` and biases ``(f,)`` that lead from `inputs` to the first output."""
-        weights = [self.rates.weight]
+        weights = [self.rate_head.weight]
         if self.harmonics is not None:
             weights.append(self.harmonics.weight)
-        return torch.cat(weights, 1), self.rates.bias
+        return torch.cat(weights, 1), self.rate_head.bias
 
     def forward(
         self, z_cz: Tensor, category_ck: Tensor, continuous_ck: Tensor, loading_fh: Tensor | None = None
@@ -312,8 +314,8 @@ class Decoder(nn.Module):
         if loading_fh is None:
             outputs = [head(hidden_ch).to(z_cz.dtype) for head in self.heads]
         else:
-            outputs = [functional.linear(hidden_ch, loading_fh, self.rates.bias).to(z_cz.dtype)]
+            outputs = [functional.linear(hidden_ch, loading_fh, self.rate_head.bias).to(z_cz.dtype)]
             outputs += [head(hidden_ch).to(z_cz.dtype) for head in self.heads[1:]]
         if self.harmonics is not None:
-            outputs[0] = outputs[0] + self.harmonics(harmonics(z_cz[:, self.latent.n_latent :])).to(z_cz.dtype)
+            outputs[0] = outputs[0] + self.harmonics(fourier_features(z_cz[:, self.latent.n_latent :])).to(z_cz.dtype)
         return outputs

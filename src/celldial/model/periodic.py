@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from celldial.model.distributions import Gate, PowerSpherical
+from celldial.model.distributions import ActivityGate, PowerSpherical
 
 
 class Circle(nn.Module):
@@ -33,23 +33,25 @@ class Circle(nn.Module):
         """Number of features of a state that decoders read; see `harmonics`."""
         return 2 * N_HARMONICS + 1
 
-    def prior(self, n_cells: int, like: Tensor) -> tuple[PowerSpherical, Gate]:
+    def prior(self, n_cells: int, like: Tensor) -> tuple[PowerSpherical, ActivityGate]:
         """Distributions of direction, which is uniform, and activity before any count is seen."""
         mean_cu = like.new_zeros(n_cells, 2)
         mean_cu[:, 0] = 1
-        return PowerSpherical(mean_cu, like.new_zeros(n_cells)), Gate(self.active_logit.expand(n_cells))
+        return PowerSpherical(mean_cu, like.new_zeros(n_cells)), ActivityGate(self.active_logit.expand(n_cells))
 
-    def posterior(self, angle_params_cq: Tensor, relaxed: bool) -> tuple[PowerSpherical, Gate]:
+    def posterior(self, angle_params_cq: Tensor, relaxed: bool) -> tuple[PowerSpherical, ActivityGate]:
         """Distributions of direction and activity, of given cosine, sine, concentration and log odds of activity."""
-        return PowerSpherical(angle_params_cq[:, :2], angle_params_cq[:, 2]), Gate(angle_params_cq[:, 3], relaxed)
+        return PowerSpherical(angle_params_cq[:, :2], angle_params_cq[:, 2]), ActivityGate(
+            angle_params_cq[:, 3], relaxed
+        )
 
 
-def grid(like: Tensor) -> Tensor:
+def angle_grid(like: Tensor) -> Tensor:
     """Angles that are evenly spaced on the circle, shape ``(j,)``, on the device and in the precision of ``like``."""
     return torch.arange(N_GRID, device=like.device, dtype=like.dtype) * (2 * math.pi / N_GRID)
 
 
-def harmonics(plane_cu: Tensor) -> Tensor:
+def fourier_features(plane_cu: Tensor) -> Tensor:
     """Compute what decoders read of points on the disc: each harmonic times the activity, and 1 less the activity.
 
     Harmonic k is divided by k², so that, with one prior for all their loadings, curves are smooth. Without this the

@@ -34,7 +34,7 @@ N_LAYERS, UNITS = 2, 8
 # The last layers of their networks start this much below torch's default.
 HEAD_SCALE = 0.01
 # How far apart the components of a mixture start, and how wide.
-START_SPREAD, START_SCALE = 0.7, 0.7
+INITIAL_SPREAD, INITIAL_SCALE = 0.7, 0.7
 
 
 class Components(nn.Module):
@@ -78,7 +78,7 @@ class Mixture(nn.Module):
 
     def __init__(self, latent: Latent, n_components: int) -> None:
         super().__init__()
-        self.components = Components(latent, n_components, START_SPREAD, START_SCALE)
+        self.components = Components(latent, n_components, INITIAL_SPREAD, INITIAL_SCALE)
 
     def distribution(self, n_cells: int, like: Tensor) -> TorchDistribution:
         """Distribution of the coordinates of so many cells."""
@@ -101,9 +101,9 @@ class Flow(nn.Module):
         self.latent = latent
         self.layers = nn.ModuleList(
             AffineAutoregressive(AutoRegressiveNN(n, [UNITS * n], permutation=order))
-            for n, order in orders(latent.n_latent)
+            for n, order in layer_permutations(latent.n_latent)
         )
-        start_at_identity(self)
+        initialize_to_identity(self)
 
     def distribution(self, n_cells: int, like: Tensor) -> TorchDistribution:
         """Distribution of the coordinates of so many cells."""
@@ -123,29 +123,29 @@ class PosteriorFlow(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(
             ConditionalAffineAutoregressive(ConditionalAutoRegressiveNN(n, 2 * n, [UNITS * n], permutation=order))
-            for n, order in orders(n_latent)
+            for n, order in layer_permutations(n_latent)
         )
-        start_at_identity(self)
+        initialize_to_identity(self)
 
     def distribution(self, base: Independent) -> TorchDistribution:
         """Bend a diagonal posterior."""
-        told_cp = torch.cat([base.mean, base.stddev.log()], -1)
-        return TransformedDistribution(base, [bend(layer, told_cp) for layer in self.layers])
+        input_cp = torch.cat([base.mean, base.stddev.log()], -1)
+        return TransformedDistribution(base, [bend(layer, input_cp) for layer in self.layers])
 
 
-def bend(layer: nn.Module, told_cp: Tensor) -> AffineAutoregressive:
+def bend(layer: nn.Module, input_cp: Tensor) -> AffineAutoregressive:
     """Tell a layer of a flow where each cell's posterior begins."""
     assert isinstance(layer, ConditionalAffineAutoregressive)
-    return layer.condition(told_cp)
+    return layer.condition(input_cp)
 
 
-def orders(n_latent: int) -> list[tuple[int, Tensor]]:
+def layer_permutations(n_latent: int) -> list[tuple[int, Tensor]]:
     """Order the coordinates for each layer of a flow, each in reverse of the one before."""
     forth = torch.arange(n_latent)
     return [(n_latent, forth if layer % 2 == 0 else forth.flip(0)) for layer in range(N_LAYERS)]
 
 
-def start_at_identity(flow: nn.Module) -> None:
+def initialize_to_identity(flow: nn.Module) -> None:
     """Let the last layer of each network say next to nothing, so that hardly anything is bent."""
     with torch.no_grad():
         for network in flow.modules():

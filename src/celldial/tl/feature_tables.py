@@ -214,7 +214,7 @@ def topic_table(
         One row a topic and feature; see `celldial.VAE.topics`.
     """
     device = to_eval(module)
-    pure_zz = module.latent.unlink(torch.eye(module.latent.n_latent, device=device))
+    pure_zz = module.latent.inverse_link(torch.eye(module.latent.n_latent, device=device))
     category_ck, continuous_ck = (torch.from_numpy(part).to(device) for part in covariates)
     parts = []
     for name, modality in module.by_modality():
@@ -228,7 +228,7 @@ def topic_table(
 
 def _mean_share(modality: Modality, state_z: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
     """Average the share of each feature in one state over covariates, shape ``(f,)``, float64."""
-    total_f = state_z.new_zeros(modality.decoder.rates.out_features, dtype=torch.float64)
+    total_f = state_z.new_zeros(modality.decoder.rate_head.out_features, dtype=torch.float64)
     n_block = decode_block_size(len(total_f))
     for start in range(0, len(category_ck), n_block):
         block = slice(start, start + n_block)
@@ -259,7 +259,7 @@ def loading_table(module: Module, features: Mapping[str, np.ndarray], n_features
     known = all(_is_known(modality) for _, modality in module.by_modality())
     parts = []
     for name, modality in module.by_modality():
-        weight_zf = modality.decoder.rates.weight[:, : module.latent.n_latent].T.double()
+        weight_zf = modality.decoder.rate_head.weight[:, : module.latent.n_latent].T.double()
         mean_zf = weight_zf - weight_zf.mean(1, keepdim=True)
         columns, score_zf = {"loading": mean_zf}, mean_zf.abs()
         if known:
@@ -292,7 +292,7 @@ def _variances(modality: Modality, n_latent: int) -> Tensor:
     # A loading is how a log rate differs between two states that are a unit of the coordinate apart.
     centre_h = modality.loadings.centre_h
     state_sh = torch.cat([centre_h[None], centre_h + torch.eye(len(centre_h), device=centre_h.device)[:n_latent]])
-    first_f = torch.zeros(modality.decoder.rates.out_features, dtype=torch.int64, device=centre_h.device)
+    first_f = torch.zeros(modality.decoder.rate_head.out_features, dtype=torch.int64, device=centre_h.device)
     return torch.stack(
         [modality.loadings.variance_of_change(state_sh, first_f, first_f + 1 + z) for z in range(n_latent)]
     )

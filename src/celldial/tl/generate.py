@@ -80,7 +80,7 @@ def decode(
     check_fitted(model)
     z_cz = latents.check_latent_states(z, model.module_.n_states)
     model.module_.latent.check_range(z_cz[:, : model.module_.latent.n_latent])
-    z_cz = model.module_.hidden(torch.from_numpy(z_cz)).numpy()
+    z_cz = model.module_.unconstrained(torch.from_numpy(z_cz)).numpy()
     encoded = Covariates(*model.schema_.encode_covariates({} if covariates is None else covariates, n_cells=len(z_cz)))
     name = get_modality(model, modality)
     depth = library_size_to_decode(model, name, library_size)
@@ -148,4 +148,4 @@ def sample(
         var[model.parameters_["modality_key"]] = [
             modality for modality, names in model.schema_.feature_names.items() for _ in names
         ]
-    return AnnData(joint, obs, var, obsm={"z": model.module_.shown(torch.from_numpy(z_cz)).numpy()})
+    return AnnData(joint, obs, var, obsm={"z": model.module_.constrained(torch.from_numpy(z_cz)).numpy()})

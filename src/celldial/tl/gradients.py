@@ -20,9 +20,9 @@ from celldial.data import checks
 from celldial.data.cells import Cells, decode_block_size
 from celldial.inference import posterior
 from celldial.inference.anndata import FittedModel, check_fitted, read_cells
-from celldial.model.clusters import COLD
+from celldial.model.clusters import FINAL_TEMPERATURE
 from celldial.model.elbo import Baseline, BaselineName, Gradient
-from celldial.model.module import Encoded, Module
+from celldial.model.module import EncoderOutput, Module
 from celldial.utils.random import isolate_rng
 from celldial.utils.validation import check_integer
 
@@ -73,7 +73,7 @@ def compare_gradients(
     n_samples: int = 1000,
     n_cells: int = 64,
     n_reference: int = 4000,
-    temperature: float = COLD,
+    temperature: float = FINAL_TEMPERATURE,
     seed: int = 0,
 ) -> pd.DataFrame:
     r"""Compare estimators of the gradient of the negative ELBO on cells of a fitted model.
@@ -197,7 +197,7 @@ def sweep_gradients(
     n_averaged: Sequence[int] = (1, 4, 16, 64),
     n_samples: int = 512,
     n_cells: int = 64,
-    temperature: float = COLD,
+    temperature: float = FINAL_TEMPERATURE,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Measure the variance of estimators for wider and narrower posteriors, and for averages of several draws.
@@ -265,7 +265,7 @@ def prepare_inputs(
     n_cells: int,
     temperature: float,
     seed: int,
-) -> tuple[dict[str, EstimatorConfig], Cells, Encoded]:
+) -> tuple[dict[str, EstimatorConfig], Cells, EncoderOutput]:
     """Give the estimators that are meant, some cells, and what the encoders say of these."""
     check_fitted(model)
     module = model.module_
@@ -292,7 +292,7 @@ def prepare_inputs(
 
 
 def configure_module(
-    module: Module, config: EstimatorConfig, cells: Cells, encoded: Encoded, temperature: float
+    module: Module, config: EstimatorConfig, cells: Cells, encoded: EncoderOutput, temperature: float
 ) -> Module:
     """Copy a module, so that its gradients are estimated in another way, with baselines that know these cells."""
     module = copy.deepcopy(module).eval().requires_grad_(False)
@@ -302,8 +302,8 @@ def configure_module(
     module.gradient = config.gradient
     baselines = {}
     if config.baseline is not None:
-        for name in config.gradient.scored:
-            n_inputs = module.told(encoded, cells).shape[1] if config.baseline == "learned" else 0
+        for name in config.gradient.score_function_sites:
+            n_inputs = module.baseline_inputs(encoded, cells).shape[1] if config.baseline == "learned" else 0
             baselines[name] = Baseline(n_inputs).to(encoded.mu_cz.device)
     module.baselines = nn.ModuleDict(baselines)
     module.elbo_estimator = module.estimator(config.gradient, baselines)
@@ -312,7 +312,7 @@ def configure_module(
     return module
 
 
-def posterior_of(encoded: Encoded) -> dict[str, Tensor]:
+def posterior_of(encoded: EncoderOutput) -> dict[str, Tensor]:
     """Give the parameters that gradients are taken by, as what they are called to a tensor ``(c, p)``."""
     parameters = {"mu": encoded.mu_cz, "sigma": encoded.sigma_cz.log()}
     if encoded.logits_ck is not None:
@@ -321,7 +321,7 @@ def posterior_of(encoded: Encoded) -> dict[str, Tensor]:
 
 
 def draws(
-    module: Module, cells: Cells, encoded: Encoded, temperature: float, n_samples: int
+    module: Module, cells: Cells, encoded: EncoderOutput, temperature: float, n_samples: int
 ) -> Iterator[dict[str, Tensor]]:
     """Draw gradients of each cell, ``(n, c, p)`` by kind of parameter, in blocks of as many draws as memory allows."""
     n_cells = len(cells)
@@ -344,12 +344,12 @@ def repeat_cells(cells: Cells, n: int) -> Cells:
 
 def estimate(module: Module, cells: Cells, parameters: dict[str, Tensor], temperature: float) -> Tensor:
     """Estimate the negative ELBO of cells, whose gradient by the parameters is what is compared."""
-    encoded = Encoded(parameters["mu"], parameters["sigma"].exp(), parameters.get("cluster"))
+    encoded = EncoderOutput(parameters["mu"], parameters["sigma"].exp(), parameters.get("cluster"))
     with pyro.validation_enabled(False):
         return module.elbo_estimator.differentiable_loss(module.model, module.guide, cells, encoded, 1.0, temperature)
 
 
-def fit_baselines(module: Module, cells: Cells, encoded: Encoded, temperature: float) -> None:
+def fit_baselines(module: Module, cells: Cells, encoded: EncoderOutput, temperature: float) -> None:
     """Let the baselines learn what is to be expected of these cells."""
     module.baselines.train().requires_grad_(True)
     learned = list(module.baselines.parameters())

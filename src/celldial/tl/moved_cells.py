@@ -211,7 +211,7 @@ def subset(adata: AnnData, position_c: np.ndarray) -> AnnData:
 
 def _mean_embedding(module: Module, state_scz: np.ndarray) -> np.ndarray:
     """Return the mean embedding of the cells at each step, shape ``(s, z)``, float64."""
-    embedding_cz = module.shown(torch.from_numpy(state_scz.reshape(-1, state_scz.shape[-1])))
+    embedding_cz = module.constrained(torch.from_numpy(state_scz.reshape(-1, state_scz.shape[-1])))
     mean_sz: np.ndarray = embedding_cz.numpy().reshape(state_scz.shape).mean(1, dtype=np.float64)
     return mean_sz
 

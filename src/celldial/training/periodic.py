@@ -87,7 +87,7 @@ def further_stages(plan: TrainingPlan) -> StagePlan:
 def initialize_angles(module: Module, source: InMemorySource, target: PeriodicTarget, seed: int) -> InMemorySource:
     """Estimate initial angles from the counts, and initialize the decoder's harmonics from them."""
     cells, feature_f = first_angles(source.cells, target, seed)
-    angle_posterior.start(module, cells.select(source.train_c), {target.modality: feature_f})
+    angle_posterior.initialize_harmonics(module, cells.select(source.train_c), {target.modality: feature_f})
     return replace(source, cells=cells)
 
 
@@ -102,7 +102,7 @@ def start_from_model(module: Module, source: InMemorySource) -> InMemorySource:
 def infer_angles(module: Module, source: InMemorySource, select_features: bool = True) -> InMemorySource:
     """Infer the angles and their distribution, after selecting the features that depend on the angle."""
     if select_features:
-        angle_posterior.choose_features(module, _training_cells(source))
+        angle_posterior.select_angle_features(module, _training_cells(source))
     return replace(source, cells=update_angles(module, source.cells, learn_prior=True))
 
 
@@ -110,21 +110,21 @@ def orient_circle(module: Module, source: InMemorySource, target: PeriodicTarget
     """Rotate the circle to where markers should peak, if there are markers, and decorrelate the other coordinates."""
     if target.markers:
         curves = marker_curves(module, target.markers, target.modality)
-        angle_posterior.turn(module, initial_angles.rotation_to_markers(curves, density(module), target.process))
+        angle_posterior.rotate(module, initial_angles.rotation_to_markers(curves, density(module), target.process))
         source = replace(source, cells=update_angles(module, source.cells, learn_prior=True))
     return decorrelate(module, source)
 
 
 def decorrelate(module: Module, source: InMemorySource) -> InMemorySource:
     """Remove the dependence of the other coordinates on the angle."""
-    angle_posterior.straighten(module, _training_cells(source))
+    angle_posterior.decorrelate_from_angle(module, _training_cells(source))
     return source
 
 
 def update_angles(module: Module, cells: Cells, learn_prior: bool = False) -> Cells:
     """Return the cells, on the CPU, with angles inferred by the module on the device."""
     device = settings.torch_device
-    return angle_posterior.located(module.to(device), cells.to(device), learn_prior).to("cpu")
+    return angle_posterior.infer_angles(module.to(device), cells.to(device), learn_prior).to("cpu")
 
 
 def _training_cells(source: InMemorySource) -> Cells:
@@ -153,7 +153,9 @@ def first_angles(cells: Cells, target: PeriodicTarget, seed: int) -> tuple[Cells
             warn(NO_CIRCLE_WARNING)
     angle_c, length_c, active_c = (np.full(len(cells), value) for value in (0.0, 0.0, estimate.active_c.mean()))
     angle_c[has_c], length_c[has_c], active_c[has_c] = estimate.angle_c, estimate.length_c, estimate.active_c
-    packed = angle_posterior.belief(*(torch.from_numpy(part).float() for part in (angle_c, length_c, active_c)))
+    packed = angle_posterior.pack_angle_posterior(
+        *(torch.from_numpy(part).float() for part in (angle_c, length_c, active_c))
+    )
     return replace(cells, angle_params_cq=packed), torch.from_numpy(feature_f)
 
 
