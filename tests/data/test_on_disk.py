@@ -306,4 +306,4 @@ def test_errors_come_where_the_item_was_to_be_used():
 
 
 def reading_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("celldial-ahead")]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("celldial-prefetch")]

@@ -638,7 +638,7 @@ def test_one_covariate_value_is_for_all_sampled_cells(conditional: VAE) -> None:
 
 def test_wrong_wishes_for_samples_are_named(conditional: VAE, model: VAE) -> None:
     for n in (0, -1, 2.5):
-        with pytest.raises(ValueError, match=f"n is {n}: it must be a whole number of at least 1"):
+        with pytest.raises(ValueError, match=f"n is {n}: .* at least 1"):
             model.sample(n)
     with pytest.raises(KeyError, match="'batch'"):
         conditional.sample(3)
@@ -812,7 +812,7 @@ BAD_INPUT: dict[str, tuple[Callable[[AnnData], Any] | None, dict[str, Any], dict
     ),
     "age of text": (None, {"continuous_covariate_keys": ["batch"]}, {}, TypeError, "'batch'.*not numeric"),
     "more coordinates than genes": (None, {"n_latent": 21}, {}, ValueError, "n_latent=21 is more than the 20 features"),
-    "no coordinate": (None, {"n_latent": 0}, {}, ValueError, "n_latent is 0: it must be a whole number"),
+    "no coordinate": (None, {"n_latent": 0}, {}, ValueError, "n_latent is 0"),
     "half a coordinate": (None, {"n_latent": 2.5}, {}, ValueError, "n_latent is 2.5"),
     "a yes for a number": (None, {"n_layers": True}, {}, ValueError, "n_layers is True"),
     "no hidden unit": (None, {"n_hidden": 0}, {}, ValueError, "n_hidden is 0"),

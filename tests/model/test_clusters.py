@@ -511,7 +511,7 @@ def test_there_may_be_as_many_clusters_as_cells_and_no_more() -> None:
 @pytest.mark.parametrize(("n", "shown"), [(1, "1"), (0, "0"), (2.0, "2.0"), (True, "True"), ("many", "'many'")])
 def test_two_clusters_are_the_least(n: Any, shown: str, adata: AnnData) -> None:
     before = adata.copy()
-    with pytest.raises(ValueError, match=f"n_clusters is {shown}: it must be a whole number of at least 2"):
+    with pytest.raises(ValueError, match=f"n_clusters is {shown}: .* at least 2"):
         fit(adata, n_clusters=n)
     assert_untouched(adata, before)
 

@@ -846,9 +846,9 @@ def test_one_cell_is_enough(model: VAE, adata: AnnData) -> None:
     [
         ({"estimators": ["enumerate"]}, "no estimator 'enumerate' for this model: choose some of 'reparameterized'"),
         ({"estimators": "score"}, "no estimator 'score' for this model"),
-        ({"n_samples": 1}, "n_samples is 1: it must be a whole number of at least 2"),
-        ({"n_reference": 0}, "n_reference is 0: it must be a whole number of at least 2"),
-        ({"n_cells": 0}, "n_cells is 0: it must be a whole number of at least 1"),
+        ({"n_samples": 1}, "n_samples is 1: .* at least 2"),
+        ({"n_reference": 0}, "n_reference is 0: .* at least 2"),
+        ({"n_cells": 0}, "n_cells is 0: .* at least 1"),
         ({"temperature": 0}, "temperature is 0: it must be above 0"),
     ],
 )
@@ -859,9 +859,9 @@ def test_what_makes_no_sense_is_refused(model: VAE, adata: AnnData, arguments: d
 
 @SINGLE
 def test_sweeps_that_make_no_sense_are_refused(model: VAE, adata: AnnData) -> None:
-    with pytest.raises(ValueError, match="n_samples is 20: it must be a whole number of at least 32"):
+    with pytest.raises(ValueError, match="n_samples is 20: .* at least 32"):
         tl.sweep_gradients(model, adata, n_averaged=[16], n_samples=20)
-    with pytest.raises(ValueError, match="n_averaged is 0.5: it must be a whole number"):
+    with pytest.raises(ValueError, match="n_averaged is 0.5"):
         tl.sweep_gradients(model, adata, n_averaged=[0.5])
     with pytest.raises(ValueError, match="widths are .0, 1.: each must be above 0"):
         tl.sweep_gradients(model, adata, widths=[0, 1])

@@ -675,7 +675,7 @@ def test_what_is_returned_is_apart_from_what_is_stored(model: VAE, adata: AnnDat
         ({"span": "observed"}, ValueError, "span is 'observed'"),
         ({"span": 0.9}, ValueError, "span is 0.9"),
         ({"n_cells": 0}, ValueError, "n_cells is 0"),
-        ({"n_samples": 1}, ValueError, "n_samples is 1: it must be a whole number of at least 2"),
+        ({"n_samples": 1}, ValueError, "n_samples is 1: .* at least 2"),
         ({"seed": -1}, ValueError, "seed is -1"),
         ({"transform_batch": "b7"}, ValueError, "not seen in fit.*'b7'"),
         ({"transform_batch": {"type": "A"}}, KeyError, "the model has no covariate 'type'"),

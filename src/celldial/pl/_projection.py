@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from celldial.pl._figure import TURN
-from celldial.pl._traversal import Traversal, did_you_mean
-from celldial.utils.messages import format_names
+from celldial.pl._traversal import Traversal
+from celldial.utils.messages import did_you_mean, format_names
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from celldial.pl._figure import Phases, color_of
-from celldial.utils.messages import feature_noun, format_names
+from celldial.utils.messages import did_you_mean, feature_noun, format_names
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["Part", "Traversal", "did_you_mean", "find_features", "in_turns", "plural", "read_traversal"]
+__all__ = ["Part", "Traversal", "find_features", "in_turns", "plural", "read_traversal"]
 
 
 def read_traversal(adata: AnnData, name: str | None) -> Traversal:
@@ -35,13 +34,6 @@ def read_traversal(adata: AnnData, name: str | None) -> Traversal:
             f"there are {format_names(there)}: call model.latent_traverse(adata, axis=...) first"
         )
     return Traversal(name, there[name])
-
-
-def did_you_mean(name: str, there: Sequence[str] | Mapping[str, Any]) -> str:
-    """Propose what is there under a similar name, whatever the case of its letters; nothing if there is none."""
-    folded = {str(known).upper(): str(known) for known in there}
-    close = get_close_matches(str(name).upper(), folded, n=1)
-    return f" (did you mean {folded[close[0]]!r}?)" if close else ""
 
 
 def find_features(feature_names: np.ndarray, wanted: Sequence[str] | str, argument: str, where: str) -> list[int]:

@@ -10,8 +10,8 @@ import numpy as np
 from celldial.pl._expression import Counts
 from celldial.pl._figure import BLACK, BLUE, CYCLIC, TURN, Phases, angle_axis, canvas, finish, fit, percent, tidy
 from celldial.pl._scatter import draw_cells
-from celldial.pl._traversal import Traversal, did_you_mean, find_features
-from celldial.utils.messages import format_names
+from celldial.pl._traversal import Traversal, find_features
+from celldial.utils.messages import did_you_mean, format_names
 
 if TYPE_CHECKING:
     from anndata import AnnData

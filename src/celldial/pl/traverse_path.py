@@ -9,8 +9,8 @@ import numpy as np
 from celldial.pl._figure import CYCLIC, TURN, canvas, finish, fit, minus
 from celldial.pl._projection import count_neighbors, find_map, find_near, project
 from celldial.pl._scatter import draw_cells, legend_width
-from celldial.pl._traversal import Traversal, did_you_mean, read_traversal
-from celldial.utils.messages import format_names
+from celldial.pl._traversal import Traversal, read_traversal
+from celldial.utils.messages import did_you_mean, format_names
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -153,7 +153,7 @@ def compare_gradients(
     True
     """
     for name, value in {"n_samples": n_samples, "n_reference": n_reference}.items():
-        check_integer(name, value, least=2)
+        check_integer(name, value, minimum=2)
     chosen, cells, encoded = prepare_inputs(model, adata, estimators, n_cells, temperature, seed)
     reference = {name: Moments() for name in posterior_of(encoded)}
     with isolate_rng(seed):
@@ -237,7 +237,7 @@ def sweep_gradients(
     """
     for k in n_averaged:
         check_integer("n_averaged", k)
-    check_integer("n_samples", n_samples, least=2 * max(n_averaged, default=1))
+    check_integer("n_samples", n_samples, minimum=2 * max(n_averaged, default=1))
     if not all(width > 0 for width in widths):
         raise ValueError(f"widths are {list(widths)}: each must be above 0")
     chosen, cells, encoded = prepare_inputs(model, adata, estimators, n_cells, temperature, seed)

@@ -1,1 +1,1 @@
-"""Helpers that know nothing of single cells."""
+"""Helpers for messages, warnings, settings, random numbers and threads."""

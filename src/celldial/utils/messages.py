@@ -1,4 +1,4 @@
-"""Things looked up by name, and what to say where a name is not there."""
+"""Names in error messages: lists of names, similar names, columns that may be missing."""
 
 from __future__ import annotations
 
@@ -8,28 +8,65 @@ from typing import Any
 
 import pandas as pd
 
-__all__ = ["feature_noun", "format_names", "get_column"]
+__all__ = ["did_you_mean", "feature_noun", "format_names", "get_column"]
 
 FEATURE_NOUNS = {"rna": "gene", "atac": "peak", "protein": "protein"}
 
 
 def feature_noun(modality: str) -> str:
-    """Name what one feature of a modality is."""
+    """Return what a feature of a modality is called, such as ``"gene"``."""
     return FEATURE_NOUNS.get(modality, "feature")
 
 
 def format_names(names: Iterable[Any], limit: int = 10) -> str:
-    """Write names for an error message, the first few where there are many."""
-    shown = [repr(str(name)) for name in names]
-    if not shown:
+    """Return quoted names for an error message, at most `limit` of them.
+
+    Examples
+    --------
+    >>> from celldial.utils.messages import format_names
+    >>> format_names(["CD4", "CD8A", "CD19"], limit=2)
+    "'CD4', 'CD8A', ... (3 in all)"
+    """
+    quoted = [repr(str(name)) for name in names]
+    if not quoted:
         return "none"
-    return ", ".join(shown[:limit]) + (f", ... ({len(shown)} in all)" if len(shown) > limit else "")
+    return ", ".join(quoted[:limit]) + (f", ... ({len(quoted)} in all)" if len(quoted) > limit else "")
 
 
-def get_column(table: pd.DataFrame, key: str, what: str = "covariate") -> pd.Series:
-    """Look a column up; `what` says in the error what it was wanted for."""
+def did_you_mean(name: Any, known: Iterable[Any]) -> str:
+    """Return a note that proposes the known name most similar to `name`, ignoring case; empty if none is similar.
+
+    Examples
+    --------
+    >>> from celldial.utils.messages import did_you_mean
+    >>> did_you_mean("Cd4", ["CD4", "CD19"])
+    " (did you mean 'CD4'?)"
+    """
+    name_of_upper = {str(other).upper(): str(other) for other in known}
+    close = get_close_matches(str(name).upper(), name_of_upper, n=1)
+    return f" (did you mean {name_of_upper[close[0]]!r}?)" if close else ""
+
+
+def get_column(table: pd.DataFrame, key: str, role: str = "covariate") -> pd.Series:
+    """Return a column of a table.
+
+    Parameters
+    ----------
+    table
+        The table.
+    key
+        Name of the column.
+    role
+        What the error message calls the column.
+
+    Raises
+    ------
+    KeyError
+        The table has no such column.
+    """
     if key not in table.columns:
-        close = get_close_matches(str(key), [str(column) for column in table.columns])
-        hint = f"did you mean {format_names(close)}? There" if close else "there"
-        raise KeyError(f"{what} {key!r} is not among the columns given; {hint} are: {format_names(table.columns)}")
+        raise KeyError(
+            f"{role} {key!r} is not among the columns{did_you_mean(key, table.columns)}; the columns are: "
+            f"{format_names(table.columns)}"
+        )
     return table[key]

@@ -1,4 +1,4 @@
-"""Making the next thing while the current one is used."""
+"""Preparing the next item in a thread while the current one is in use."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ END = object()
 
 
 def prefetch(items: Iterable[T]) -> Iterator[T]:
-    """Have one item made in a thread while the one before it is used.
+    """Yield items, and prepare the next one in a thread while the current one is in use.
 
-    Errors of making an item are raised where it was to be used. The thread ends with this generator: where it is closed
-    early, once the item under way is made.
+    If an item fails, its error is raised when the item is requested. The thread ends when this generator is exhausted
+    or closed; closing waits for the item in preparation.
 
     Parameters
     ----------
     items
-        Makes an item when it is asked for the next.
+        Lazy iterable, such as a generator, that does the work for an item when the item is requested.
 
     Examples
     --------
@@ -30,9 +30,9 @@ def prefetch(items: Iterable[T]) -> Iterator[T]:
     [0, 1, 4, 9]
     """
     iterator = iter(items)
-    with ThreadPoolExecutor(1, thread_name_prefix="celldial-ahead") as thread:
+    with ThreadPoolExecutor(1, thread_name_prefix="celldial-prefetch") as thread:
         pending = thread.submit(next, iterator, END)
         while (item := pending.result()) is not END:
             pending = thread.submit(next, iterator, END)
-            yield item  # type: ignore[misc]  # END was told apart above
-            del item  # so that no more than two are held
+            yield item  # type: ignore[misc]  # it is not END
+            del item  # so that at most two items are in memory

@@ -1,4 +1,4 @@
-"""Reproducible randomness."""
+"""Reproducible random numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["isolate_rng"]
 
 @contextmanager
 def isolate_rng(seed: int) -> Iterator[None]:
-    """Draw torch's random numbers from `seed` in this block, and leave the outer stream as it was."""
+    """Seed torch's random numbers in this block, and restore the random state of all devices afterwards."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield

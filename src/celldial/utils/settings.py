@@ -1,4 +1,4 @@
-"""Choices for the whole process: where to compute, and how much to say. Reproducible randomness is here, too."""
+"""Settings of the whole process: device, precision and verbosity."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["Precision", "Settings", "override_settings", "settings"]
 
 @dataclass
 class Settings:
-    """Choices for the whole process; change the attributes of `celldial.settings`.
+    """Settings of the whole process. To change them, set the attributes of `celldial.settings`.
 
     Parameters
     ----------
     device
-        Where to compute: ``"auto"`` (a CUDA device where there is one, else the CPU), ``"cpu"`` or ``"cuda"``.
+        Device of all computations: ``"auto"`` (a CUDA device if there is one, else the CPU), ``"cpu"`` or ``"cuda"``.
     precision
-        Number format of training, as Lightning Fabric names them: ``"32-true"``, ``"bf16-mixed"``, or ``"auto"``, which
-        is ``"32-true"``.
+        Number format of training, as Lightning Fabric names it: ``"32-true"``, ``"bf16-mixed"``, or ``"auto"``, which
+        means ``"32-true"``.
 
     Examples
     --------
@@ -41,14 +41,14 @@ class Settings:
 
     @property
     def torch_device(self) -> torch.device:
-        """The device that is meant."""
+        """The device in use, with ``"auto"`` resolved."""
         if self.device != "auto":
             return torch.device(self.device)
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     @property
     def verbosity(self) -> str:
-        """What the logger ``"celldial"`` lets through: ``"DEBUG"``, ``"INFO"``, ``"WARNING"`` or ``"ERROR"``."""
+        """Level of the logger ``"celldial"``: ``"DEBUG"``, ``"INFO"``, ``"WARNING"`` or ``"ERROR"``."""
         return logging.getLevelName(logging.getLogger("celldial").getEffectiveLevel())
 
     @verbosity.setter
@@ -61,7 +61,7 @@ settings = Settings()
 
 @contextmanager
 def override_settings(device: str | None, precision: Precision | None) -> Iterator[None]:
-    """Take other settings in this block, where they are given."""
+    """Override settings in this block; None keeps a setting."""
     before = settings.device, settings.precision
     if device is not None:
         settings.device = device

@@ -1,4 +1,4 @@
-"""Checks of single arguments: raise an error that names the argument and says what to do."""
+"""Checks of single arguments. Their errors name the argument and say what to do."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import numpy as np
 __all__ = ["check_integer", "check_library_size", "check_writable"]
 
 
-def check_integer(name: str, value: Any, least: int = 1) -> None:
-    """Raise unless `value` is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{name} is {value!r}: it must be a whole number of at least {least}")
+def check_integer(name: str, value: Any, minimum: int = 1) -> None:
+    """Raise unless `value` is an integer of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
+        raise ValueError(f"{name} is {value!r}: it must be an integer of at least {minimum}")
 
 
 def check_library_size(library_size: Any) -> float:
-    """Give a library size to decode with as a float, or raise."""
+    """Return the library size to decode with as a float; raise unless it is a positive number."""
     if not (isinstance(library_size, float | int | np.number) and 0 < library_size < np.inf):
         raise ValueError(f"library_size is {library_size!r}: it must be a number above 0")
     return float(library_size)
 
 
 def check_writable(adata: Any, key_added: str | None) -> None:
-    """Raise where something is to be written to cells that are only in files."""
+    """Raise if a result should be written to cells that are in files and not in an AnnData."""
     if key_added is not None and not hasattr(adata, "obsm"):
         raise ValueError(
-            f"key_added={key_added!r} names a place in adata.obsm, and there is no AnnData: leave it out and keep what "
-            "is returned"
+            f"key_added={key_added!r} names a key of adata.obsm, but the cells are in files: leave key_added out and "
+            "use the returned values"
         )
