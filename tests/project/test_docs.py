@@ -102,4 +102,4 @@ def test_links_lead_to_files_of_the_repository(path):
 
 def test_links_are_found():
     assert "docs/architecture.md" in written_links(ROOT / "CONTRIBUTING.md")
-    assert "architecture.md" in written_links(ROOT / "docs/index.md")
+    assert "limitations.md" in written_links(ROOT / "docs/index.md")
