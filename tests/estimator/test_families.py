@@ -19,8 +19,8 @@ from torch.distributions import kl_divergence
 from celldial import VAE, pl
 from celldial.model.latents import LATENTS, LINEAR_FROM, TOPIC_SCALE, Latent, LogisticNormal, LogNormal
 from celldial.model.likelihoods import LIKELIHOODS
-from celldial.tl import traversal_axis
 from helpers.modules import build_module
+from helpers.raises import raises
 from helpers.simulate import simulate, simulate_two
 
 COORDINATES = st.lists(st.floats(-50, 50), min_size=1, max_size=6)
@@ -335,12 +335,15 @@ def test_the_position_on_a_positive_coordinate_is_what_is_seen_of_it() -> None:
 
 
 def test_only_topics_are_called_topics() -> None:
-    with pytest.raises(KeyError, match="there is no axis 'topic_1'"):
-        traversal_axis.find_dial("topic_1", 3, {}, None)
-    assert traversal_axis.find_dial("axis_1", 3, {}, None, topics=True) == traversal_axis.find_dial(
-        1, 3, {}, None, topics=True
-    )
-    with pytest.raises(ValueError, match="axis is 7: it must be from 0 to 2"):
-        traversal_axis.find_dial("topic_7", 3, {}, None, topics=True)
-    with pytest.raises(ValueError, match="which is what a coordinate of the model is called"):
-        VAE(2, 4).fit(adata := simulate(), max_epochs=1, progress=False).find_axis(adata, "topic_1", obs="type")
+    adata = simulate()
+    of_topics = VAE(3, 4, latent="logistic_normal").fit(adata, max_epochs=1, progress=False)
+    model = VAE(3, 4).fit(adata, max_epochs=1, progress=False)
+    with raises(KeyError, naming=["'topic_1'"]):
+        model.latent_traverse(adata, "topic_1", n_steps=2)
+    one, other = (of_topics.latent_traverse(adata, name, n_steps=2) for name in ("axis_1", 1))
+    np.testing.assert_array_equal(one.X, other.X)
+    assert one.uns["axis"] == other.uns["axis"] == "topic 1"
+    with raises(ValueError, naming=["axis", 7, 0, 2]):
+        of_topics.latent_traverse(adata, "topic_7", n_steps=2)
+    with raises(ValueError, naming=["name", "'topic_1'"]):
+        model.find_axis(adata, "topic_1", obs="type")

@@ -24,6 +24,7 @@ from celldial.model.fusion import FUSIONS, default_modality_weights
 from celldial.model.likelihoods import Bernoulli
 from helpers.assertions import dense
 from helpers.fit import fit
+from helpers.raises import logged, raises, warns
 from helpers.simulate import COVARIATES, simulate
 
 SIZES = {"rna": 20, "atac": 30, "protein": 6}
@@ -181,11 +182,11 @@ def test_counts_above_one_are_ones_under_bernoulli(caplog: pytest.LogCaptureFixt
     check = untouched(adata)
     with caplog.at_level(logging.DEBUG, logger="celldial"):
         model = fit(adata)
-    assert f"atac: {n_above} counts above 1 are taken as 1 (bernoulli)" in caplog.text
+    assert logged(caplog, naming=["atac", n_above, "bernoulli"])
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="celldial"):
         fit(ones)
-    assert "above 1" not in caplog.text
+    assert not logged(caplog, naming=["bernoulli"])
     np.testing.assert_array_equal(adata.obsm["X_celldial"], ones.obsm["X_celldial"])
     assert model.score(adata) == model.score(ones)
     del adata.obsm["X_celldial"], adata.uns["celldial"]
@@ -196,7 +197,7 @@ def test_only_the_modalities_that_are_named(caplog: pytest.LogCaptureFixture) ->
     adata, genes = make(), make("rna")
     with caplog.at_level(logging.INFO, logger="celldial"):
         model = fit(adata, VAE(2, 8, modalities={"rna": "Gene Expression"}))
-    assert "leaving out 36 features" in caplog.text
+    assert logged(caplog, naming=[36])
     assert model.schema_.modalities == ("rna",)
     fit(genes)
     np.testing.assert_array_equal(adata.obsm["X_celldial"], genes.obsm["X_celldial"])
@@ -331,7 +332,7 @@ def test_three_ways_to_say_what_a_cell_has(caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level(logging.INFO, logger="celldial"):
         fit(with_zeros)
     for name in ALL:
-        assert f"10 of 60 cells have no count of {name}: they lack it" in caplog.text
+        assert logged(caplog, naming=[10, 60, name])
     for other in (other_columns, with_zeros):
         np.testing.assert_array_equal(other.obsm["X_celldial"], with_columns.obsm["X_celldial"])
 
@@ -339,7 +340,7 @@ def test_three_ways_to_say_what_a_cell_has(caplog: pytest.LogCaptureFixture) -> 
 def test_a_cell_that_should_have_a_modality_and_has_no_count_of_it() -> None:
     adata, zeros = mosaic("rna", "atac"), mosaic("rna", "atac", columns=False)
     adata.obs["has_atac"] = True
-    with pytest.warns(UserWarning, match="10 of 60 cells have atac by .*'has_atac'.*first is 'c4'.*taken to lack it"):
+    with warns(naming=[10, 60, "atac", "'has_atac'", "'c4'"]):
         fit(adata)
     fit(zeros)
     np.testing.assert_array_equal(adata.obsm["X_celldial"], zeros.obsm["X_celldial"])
@@ -400,7 +401,7 @@ def test_a_query_of_one_modality(trimodal: VAE, caplog: pytest.LogCaptureFixture
     genes = make("rna")
     with caplog.at_level(logging.INFO, logger="celldial"):
         np.testing.assert_allclose(trimodal.transform(genes), trimodal.transform(adata, modality="rna"), atol=1e-5)
-    assert "no cell has atac: adata has none of its 30 features" in caplog.text
+    assert logged(caplog, naming=["atac", 30])
     bare = AnnData(genes.X, pd.DataFrame(index=genes.obs_names), pd.DataFrame(index=genes.var_names))
     np.testing.assert_array_equal(trimodal.transform(bare), trimodal.transform(genes))
     empty = without(adata, {name: np.ones(N_CELLS, dtype=bool) for name in ("atac", "protein")})
@@ -410,7 +411,7 @@ def test_a_query_of_one_modality(trimodal: VAE, caplog: pytest.LogCaptureFixture
         trimodal.impute(genes, "protein"), trimodal.impute(adata, "protein", from_="rna"), rtol=1e-4
     )
     genes.var_names = [f"ENSG{i}" for i in range(genes.n_vars)]
-    with pytest.raises(ValueError, match="no feature of any modality of the model"):
+    with raises(ValueError, naming=["rna", "atac", "protein", "'ENSG0'"]):
         trimodal.transform(genes)
 
 
@@ -438,10 +439,10 @@ def test_a_minibatch_in_which_no_cell_has_a_modality(batch_size: int) -> None:
 def test_no_cell_to_train_on_has_a_modality() -> None:
     adata = mosaic("rna", "atac")
     check = untouched(adata)
-    with pytest.raises(ValueError, match="no cell to train on has a count of atac"):
+    with raises(ValueError, naming=["atac"], omitting=["rna"]):
         fit(adata, validation_cells=adata.obs["has_atac"].to_numpy())
     both_c = (adata.obs["has_rna"] & adata.obs["has_atac"]).to_numpy()
-    with pytest.raises(ValueError, match="no cell to train on has both rna and atac"):
+    with raises(ValueError, naming=["rna", "atac"]):
         fit(adata, validation_cells=both_c)
     check()
     fit(adata, validation_cells=~both_c)
@@ -450,12 +451,12 @@ def test_no_cell_to_train_on_has_a_modality() -> None:
 def test_a_cell_without_anything_has_the_prior(trimodal: VAE) -> None:
     nothing = np.arange(N_CELLS) == 7
     adata = without(make(), dict.fromkeys(ALL, nothing))
-    with pytest.warns(UserWarning, match=r"1 of 60 cells have no count \(the first is 'c7'\): they get the prior"):
+    with warns(naming=[1, 60, "'c7'"]):
         mean, deviation = trimodal.latent_posterior(adata)
     assert (mean[7] == 0).all()
     assert (deviation[7] == 1).all()
     partly = without(make(), {"protein": nothing})
-    with pytest.warns(UserWarning, match=r"1 of 60 cells have no count of protein \(the first is 'c7'\)"):
+    with warns(naming=[1, 60, "protein", "'c7'"]):
         assert (trimodal.transform(partly, modality="protein")[7] == 0).all()
     assert (trimodal.transform(partly)[7] != 0).all()
 
@@ -479,7 +480,7 @@ def test_one_modality_alone(model: VAE, multiome: AnnData) -> None:
     np.testing.assert_array_equal(adata.obsm["X_rna"], by_name["rna"])
     model.transform(adata, key_added="X_all")
     np.testing.assert_array_equal(adata.obsm["X_all"], model.transform(adata))
-    with pytest.raises(KeyError, match="no modality 'protein': choose of 'rna', 'atac'"):
+    with raises(KeyError, naming=["'protein'", "'rna'", "'atac'"]):
         model.transform(adata, modality="protein")
 
 
@@ -583,47 +584,47 @@ def test_imputing_as_if_cells_were_others(model: VAE, multiome: AnnData, key: st
 
 def test_cells_that_lack_what_is_predicted_from_are_named(trimodal: VAE) -> None:
     adata = mosaic()
-    words = r"10 of 60 cells have no count of rna \(the first is 'c3'\): for them the prior mean is decoded"
-    with pytest.warns(UserWarning, match=words):
+    facts = [10, 60, "rna", "'c3'"]
+    with warns(naming=facts):
         table = trimodal.impute(adata, "protein", from_="rna")
     lacks_c = every_sixth("rna")["rna"]
     np.testing.assert_allclose(table[lacks_c], np.repeat(trimodal.decode([0, 0], modality="protein"), 10, 0), rtol=1e-5)
-    with pytest.raises(ValueError, match="none of the 10 cells has a single count of rna"):
+    with raises(ValueError, naming=[10, "rna"]):
         trimodal.impute(adata[lacks_c].copy(), "protein", from_="rna")
     # No cell lacks both.
     trimodal.impute(adata, "protein", from_=["rna", "atac"])
 
 
-WRONG_WISHES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "modality": ({"modality": "protein"}, KeyError, "no modality 'protein': choose of 'rna', 'atac'"),
-    "source": ({"from_": "protein"}, KeyError, "no modality 'protein': choose of 'rna', 'atac'"),
-    "one of the sources": ({"from_": ["rna", "adt"]}, KeyError, "no modality 'adt'"),
-    "no source": ({"from_": []}, ValueError, "from_ is empty: name a modality"),
-    "feature": ({"features": ["p1", "g1", "g2"]}, KeyError, "no peak 'g1' .2 of those asked for are unknown"),
-    "feature twice": ({"features": ["p1", "p1"]}, ValueError, "peak 'p1' is asked for more than once"),
-    "gene": ({"modality": "rna", "features": "p1"}, KeyError, "no gene 'p1'"),
-    "batch": ({"batch": "b7"}, ValueError, "'batch'.*'b7'.*knows 'b0', 'b1'"),
-    "covariate": ({"batch": {"time": 3}}, KeyError, "no covariate 'time'"),
-    "library size": ({"library_size": 0}, ValueError, "library_size is 0: it must be a number above 0"),
-    "library size of text": ({"library_size": "all"}, ValueError, "library_size is 'all'"),
+WRONG_WISHES: dict[str, tuple[dict[str, Any], type[Exception], list[Any]]] = {
+    "modality": ({"modality": "protein"}, KeyError, ["'protein'", "'rna'", "'atac'"]),
+    "source": ({"from_": "protein"}, KeyError, ["'protein'", "'rna'", "'atac'"]),
+    "one of the sources": ({"from_": ["rna", "adt"]}, KeyError, ["'adt'"]),
+    "no source": ({"from_": []}, ValueError, ["from_"]),
+    "feature": ({"features": ["p1", "g1", "g2"]}, KeyError, ["peak 'g1'", 2]),
+    "feature twice": ({"features": ["p1", "p1"]}, ValueError, ["peak 'p1'"]),
+    "gene": ({"modality": "rna", "features": "p1"}, KeyError, ["gene 'p1'"]),
+    "batch": ({"transform_batch": "b7"}, ValueError, ["'batch'", "'b7'", "'b0'", "'b1'"]),
+    "covariate": ({"transform_batch": {"time": 3}}, KeyError, ["'time'"]),
+    "library size": ({"library_size": 0}, ValueError, ["library_size", 0]),
+    "library size of text": ({"library_size": "all"}, ValueError, ["library_size", "'all'"]),
 }
 
 
 @pytest.mark.parametrize("case", WRONG_WISHES)
 def test_wrong_wishes_are_named(case: str, model: VAE, multiome: AnnData, tmp_path: Path) -> None:
-    options, error, words = WRONG_WISHES[case]
+    options, error, facts = WRONG_WISHES[case]
     adata = multiome.copy()
     check = untouched(adata)
-    with pytest.raises(error, match=words):
+    with raises(error, naming=facts):
         model.impute(adata, **{"modality": "atac", **options})
-    with pytest.raises(error, match=words):
+    with raises(error, naming=facts):
         model.impute_to_file(adata, **{"modality": "atac", "path": tmp_path / "imputed.h5ad", **options})
     check()
     assert not list(tmp_path.iterdir())
 
 
 def test_batch_needs_a_batch(trimodal: VAE) -> None:
-    with pytest.raises(ValueError, match="batch names a batch, and the model was fitted without batch_key"):
+    with raises(ValueError, naming=["batch_key"]):
         trimodal.impute(make(), "atac", transform_batch="b0")
 
 
@@ -632,11 +633,7 @@ def test_a_large_table_is_made_only_where_asked_for(
 ) -> None:
     adata = multiome.copy()
     monkeypatch.setattr(celldial.tl.expression, "MAX_ENTRIES", 60 * 30 - 1)
-    words = (
-        r"the table of 60 cells × 30 features takes 0.0 GB: name the features=\[...\] you need, use impute_to_file, or "
-        "pass dense=True"
-    )
-    with pytest.raises(ValueError, match=words):
+    with raises(ValueError, naming=[60, 30, "features", "impute_to_file", "dense=True"]):
         model.impute(adata, "atac", from_="rna")
     assert not adata.obsm
     assert model.impute(adata, "atac", from_="rna", dense=True).shape == (60, 30)
@@ -714,9 +711,9 @@ def test_decoding_a_modality(model: VAE, multiome: AnnData) -> None:
     assert (huge <= 1).all()
     assert np.isfinite(huge).all()
     for size in (0, -1, np.nan, np.inf):
-        with pytest.raises(ValueError, match="library_size is .*: it must be a number above 0"):
+        with raises(ValueError, naming=["library_size", size]):
             model.decode(z, values, library_size=size)
-    with pytest.raises(KeyError, match="no modality 'prot': choose of 'rna', 'atac'"):
+    with raises(KeyError, naming=["'prot'", "'rna'", "'atac'"]):
         model.decode(z, values, modality="prot")
 
 
@@ -738,9 +735,9 @@ def test_denoising_a_modality(model: VAE, multiome: AnnData, tmp_path: Path) -> 
     model.denoise(adata, key_added="genes")
     assert adata.obsm["genes"].shape == (60, 20)
     assert not adata.layers
-    with pytest.raises(KeyError, match="no gene 'p3'"):
+    with raises(KeyError, naming=["gene 'p3'"]):
         model.denoise(adata, "p3")
-    with pytest.raises(KeyError, match="no modality 'protein'"):
+    with raises(KeyError, naming=["'protein'", "'rna'", "'atac'"]):
         model.denoise(adata, modality="protein")
     adata.write_h5ad(tmp_path / "cells.h5ad")
     pd.testing.assert_frame_equal(read_h5ad(tmp_path / "cells.h5ad").obsm["open"], table)
@@ -952,65 +949,75 @@ def set_obs(adata: AnnData, key: str, value: Any) -> None:
     adata.obs[key] = value
 
 
-BAD_INPUT: dict[str, tuple[Callable[[AnnData], Any] | None, dict[str, Any], type[Exception], str]] = {
+BAD_INPUT: dict[str, tuple[Callable[[AnnData], Any] | None, dict[str, Any], type[Exception], list[Any]]] = {
     "unknown type": (
         lambda a: set_types(a, 6, "CRISPR"),
         {},
         ValueError,
-        r"'feature_types'\] is 'CRISPR' for 6 features .*first is 'a0'.*modalities=.*'other': 'CRISPR'",
+        ["'feature_types'", "'CRISPR'", 6, "'a0'", "modalities"],
     ),
-    "type is missing": (lambda a: set_types(a, 1, np.nan), {}, ValueError, r"missing \(NaN\) for feature 'a5'"),
-    "one feature": (lambda a: a[:, :51].copy(), {}, ValueError, r"'protein' has 1 features \('a0'\).*at least two"),
-    "no such type": (None, {"modalities": {"rna": "RNA"}}, KeyError, "'rna' from features that are 'RNA'"),
-    "nothing in obsm": (None, {"modalities": {"protein": "obsm/adt"}}, KeyError, "obsm has no 'adt'"),
-    "modalities is a list": (None, {"modalities": ["rna"]}, TypeError, "modalities must be a dict"),
-    "no such column": (None, {"modality_key": "kind"}, KeyError, "modality_key is 'kind'.*'feature_types'"),
-    "fraction of a peak": (lambda a: set_count(a, "p4", 0.5), {}, ValueError, "value 0.5 in cell 'c7', peak 'p4'"),
-    "negative protein": (lambda a: set_count(a, "a4", -3), {}, ValueError, "value -3 in cell 'c7', protein 'a4'"),
-    "NaN in a gene": (lambda a: set_count(a, "g4", np.nan), {}, ValueError, "value nan in cell 'c7', gene 'g4'"),
+    "type is missing": (lambda a: set_types(a, 1, np.nan), {}, ValueError, ["'feature_types'", "'a5'"]),
+    "one feature": (lambda a: a[:, :51].copy(), {}, ValueError, ["'protein'", 1, "'a0'"]),
+    "no such type": (None, {"modalities": {"rna": "RNA"}}, KeyError, ["'rna'", "'RNA'"]),
+    "nothing in obsm": (None, {"modalities": {"protein": "obsm/adt"}}, KeyError, ["obsm", "'adt'"]),
+    "modalities is a list": (None, {"modalities": ["rna"]}, TypeError, ["modalities", "dict"]),
+    "no such column": (None, {"modality_key": "kind"}, KeyError, ["modality_key", "'kind'", "'feature_types'"]),
+    "fraction of a peak": (lambda a: set_count(a, "p4", 0.5), {}, ValueError, [0.5, "'c7'", "peak 'p4'"]),
+    "negative protein": (lambda a: set_count(a, "a4", -3), {}, ValueError, [-3, "'c7'", "protein 'a4'"]),
+    "NaN in a gene": (lambda a: set_count(a, "g4", np.nan), {}, ValueError, ["nan", "'c7'", "gene 'g4'"]),
     "no overlap": (
         lambda a: without(a, {"rna": np.arange(60) < 30, "atac": np.arange(60) >= 30, "protein": [True] * 60}),
         {"modalities": {"rna": "Gene Expression", "atac": "Peaks"}},
         ValueError,
-        "no cell has both rna and atac: nothing links them",
+        ["rna", "atac"],
     ),
     "no count of a modality": (
         lambda a: without(a, {"protein": [True] * 60}, columns=False),
         {},
         ValueError,
-        "no cell has a count of protein",
+        ["protein"],
     ),
     "counts where there are none": (
         lambda a: set_obs(a, "has_protein", np.arange(60) != 9),
         {},
         ValueError,
-        r"cell 'c9' has .* counts of protein, but adata.obs\['has_protein'\] says that it lacks it \(1 such cells\)",
+        ["'c9'", "protein", "obs['has_protein']", 1],
     ),
-    "no such presence": (None, {"presence_keys": {"rna": "rna?"}}, KeyError, "presence column 'rna\\?'"),
+    "no such presence": (None, {"presence_keys": {"rna": "rna?"}}, KeyError, ["'rna?'"]),
     "presence of text": (
         lambda a: set_obs(a, "in_rna", "yes"),
         {"presence_keys": {"rna": "in_rna"}},
         ValueError,
-        "'in_rna'.*'yes' in cell 'c0'",
+        ["'in_rna'", "'yes'", "'c0'"],
     ),
-    "presence of what there is not": (None, {"presence_keys": {"adt": "has_rna"}}, KeyError, "the modality 'adt'"),
-    "likelihood of what there is not": (None, {"likelihood": {"adt": "poisson"}}, KeyError, "the modality 'adt'"),
-    "unknown likelihood": (None, {"likelihood": {"rna": "normal"}}, ValueError, "likelihood is 'normal': choose one"),
-    "weight of what there is not": (None, {"modality_weights": {"adt": 1}}, KeyError, "modality_weights names 'adt'"),
-    "no weight": (None, {"modality_weights": {"rna": 0}}, ValueError, "weight of rna is 0: .* above 0"),
-    "negative weight": (None, {"modality_weights": {"rna": -1.0}}, ValueError, "weight of rna is -1.0"),
-    "infinite weight": (None, {"modality_weights": {"rna": np.inf}}, ValueError, "weight of rna is inf"),
-    "NaN weight": (None, {"modality_weights": {"rna": np.nan}}, ValueError, "weight of rna is nan"),
-    "weight of text": (None, {"modality_weights": {"rna": "high"}}, ValueError, "weight of rna is 'high'"),
-    "weights are a number": (None, {"modality_weights": 2}, TypeError, "modality_weights is 2: it must be a dict"),
-    "unknown fusion": (None, {"fusion": "poe"}, ValueError, "fusion is 'poe': choose one of 'product', 'mixture'"),
-    "unknown decoder": (None, {"decoder": "sum"}, ValueError, "decoder is 'sum': choose one of 'network', 'additive'"),
+    "presence of what there is not": (
+        None,
+        {"presence_keys": {"adt": "has_rna"}},
+        KeyError,
+        ["presence_keys", "'adt'"],
+    ),
+    "likelihood of what there is not": (None, {"likelihood": {"adt": "poisson"}}, KeyError, ["likelihood", "'adt'"]),
+    "unknown likelihood": (
+        None,
+        {"likelihood": {"rna": "normal"}},
+        ValueError,
+        ["likelihood", "'normal'", "'negative_binomial'"],
+    ),
+    "weight of what there is not": (None, {"modality_weights": {"adt": 1}}, KeyError, ["modality_weights", "'adt'"]),
+    "no weight": (None, {"modality_weights": {"rna": 0}}, ValueError, ["rna", 0]),
+    "negative weight": (None, {"modality_weights": {"rna": -1.0}}, ValueError, ["rna", -1.0]),
+    "infinite weight": (None, {"modality_weights": {"rna": np.inf}}, ValueError, ["rna", "inf"]),
+    "NaN weight": (None, {"modality_weights": {"rna": np.nan}}, ValueError, ["rna", "nan"]),
+    "weight of text": (None, {"modality_weights": {"rna": "high"}}, ValueError, ["rna", "'high'"]),
+    "weights are a number": (None, {"modality_weights": 2}, TypeError, ["modality_weights", 2]),
+    "unknown fusion": (None, {"fusion": "poe"}, ValueError, ["fusion", "'poe'", "'product'", "'mixture'"]),
+    "unknown decoder": (None, {"decoder": "sum"}, ValueError, ["decoder", "'sum'", "'network'", "'additive'"]),
 }
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_is_named_and_leaves_all_as_it_was(case: str) -> None:
-    spoil, parameters, error, words = BAD_INPUT[case]
+    spoil, parameters, error, facts = BAD_INPUT[case]
     adata = make()
     if spoil is not None:
         changed = spoil(adata)
@@ -1019,7 +1026,7 @@ def test_bad_input_is_named_and_leaves_all_as_it_was(case: str) -> None:
     adata.uns["celldial"] = {"mine": 1}
     check = untouched(adata)
     model = VAE(2, 8, **parameters)
-    with pytest.raises(error, match=words):
+    with raises(error, naming=facts):
         fit(adata, model)
     check()
     assert adata.uns["celldial"] == {"mine": 1}
@@ -1031,15 +1038,15 @@ def test_bad_input_to_a_fitted_model(trimodal: VAE) -> None:
     set_count(adata, "p4", 1.5)
     check = untouched(adata)
     for use in (trimodal.transform, trimodal.score, lambda a: trimodal.impute(a, "rna", from_="atac")):
-        with pytest.raises(ValueError, match="value 1.5 in cell 'c7', peak 'p4', which is not a whole number"):
+        with raises(ValueError, naming=[1.5, "'c7'", "peak 'p4'"]):
             use(adata)
     check()
     adata = make()
     adata.obs["has_rna"] = np.arange(60) != 9
-    with pytest.raises(ValueError, match="cell 'c9' has .* counts of rna"):
+    with raises(ValueError, naming=["'c9'", "rna", "obs['has_rna']"]):
         trimodal.transform(adata)
     few = make()[:, [*range(22), *range(50, 56)]].copy()
-    with pytest.raises(ValueError, match="only 2 of the model's 30 features of atac"):
+    with raises(ValueError, naming=[2, 30, "atac"]):
         trimodal.transform(few)
 
 
@@ -1048,7 +1055,7 @@ def test_too_little_memory_is_said_before_training(monkeypatch: pytest.MonkeyPat
     check = untouched(adata)
     monkeypatch.setattr(celldial.training.memory, "available_memory", lambda device: 10_000)
     sizes = r"60 cells × 20 features \(rna\) \+ 30 features \(atac\) \+ 6 features \(protein\)"
-    with pytest.raises(MemoryError, match=f"training on {sizes} takes about .* GB, and 0.0 GB are free on cpu"):
+    with raises(MemoryError, naming=sizes):
         fit(adata)
     check()
     assert not adata.obsm

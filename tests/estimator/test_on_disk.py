@@ -17,6 +17,7 @@ from celldial.training import loop
 from helpers.assertions import assert_same_model
 from helpers.fit import fit
 from helpers.interrupt import Interrupted, interrupt_at
+from helpers.raises import raises, warns
 from helpers.simulate import COVARIATES, simulate, simulate_two
 
 
@@ -90,7 +91,7 @@ def test_files_are_left_alone(tmp_path: Path) -> None:
     model.impute(path, "rna")
     assert zlib.crc32(path.read_bytes()) == before
     assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(ValueError, match="key_added='X_z'"):
+    with raises(ValueError, naming=["key_added", "'X_z'"]):
         model.transform(path, key_added="X_z")
 
 
@@ -154,9 +155,9 @@ def test_empty_cells_are_named(tmp_path: Path) -> None:
     x[40] = 0
     adata.X = x
     path = write_h5ad(adata, tmp_path)
-    with pytest.warns(UserWarning, match="1 of 60 cells have no count .the first is 'c40'.: they take no part"):
+    with warns(naming=[1, 60, "'c40'"]):
         model = fit(path)
-    with pytest.warns(UserWarning, match="1 of 60 cells have no count .the first is 'c40'.: they get the prior"):
+    with warns(naming=[1, 60, "'c40'"]):
         embedding_cz = model.transform(path)
     np.testing.assert_array_equal(embedding_cz[40], 0)
 
@@ -166,33 +167,31 @@ def test_wrong_counts_are_named_and_nothing_is_written(tmp_path: Path) -> None:
     x = adata.X.toarray()
     x[41, 3] = 0.5
     adata.X = x
-    with pytest.raises(ValueError, match="has the value 0.5 in cell 'c41', gene 'g3', which is not a whole number"):
+    with raises(ValueError, naming=[0.5, "'c41'", "gene 'g3'"]):
         fit(write_h5ad(adata, tmp_path))
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "message"),
+    "change",
     [
-        (lambda path: path.unlink(), OSError, "cells.h5ad"),
-        (lambda path: path.write_bytes(path.read_bytes()[:3000]), OSError, "cells.h5ad"),
-        (lambda path: path.write_bytes(b"no cells"), OSError, "cells.h5ad"),
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(path.read_bytes()[:3000]),
+        lambda path: path.write_bytes(b"no cells"),
     ],
     ids=["gone", "cut off", "something else"],
 )
-def test_a_file_that_cannot_be_read_is_named(
-    tmp_path: Path, change: Callable[[Path], Any], error: type[Exception], message: str
-) -> None:
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, change: Callable[[Path], Any]) -> None:
     path = write_h5ad(simulate(), tmp_path)
     model = fit(path)
     change(path)
     for use in (fit, model.transform, model.score, lambda path: model.impute(path, "rna")):
-        with pytest.raises(error, match=message):
+        with raises(OSError, naming=["cells.h5ad"]):
             use(path)
 
 
 def test_what_needs_all_cells_in_memory_says_so(tmp_path: Path) -> None:
     path = write_h5ad(simulate(), tmp_path)
-    with pytest.raises(ValueError, match="periodic coordinate .* takes memory: read them"):
+    with raises(ValueError, naming=["periodic", "anndata.read_h5ad"]):
         fit(path, VAE(2, 8, periodic=True))
-    with pytest.raises(TypeError, match="read it first, anndata.read_h5ad"):
+    with raises(TypeError, naming=["anndata.read_h5ad"]):
         fit(path).axes(path)

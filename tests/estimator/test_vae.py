@@ -28,6 +28,7 @@ from celldial.training.plan import choose_max_epochs
 from celldial.utils.settings import settings
 from helpers.assertions import assert_same_nested, assert_untouched
 from helpers.fit import fit
+from helpers.raises import logged, raises, warns
 from helpers.simulate import COVARIATES, simulate, with_counts, with_empty_cells
 
 
@@ -67,7 +68,7 @@ def test_parameters_can_be_read_set_and_cloned(model: VAE) -> None:
     assert (twin.n_latent, twin.seed) == (5, 3)
     assert model.n_latent == 2
     assert repr(twin) == "VAE(n_hidden=8, n_latent=5, seed=3)"
-    with pytest.raises(ValueError, match="n_latents"):
+    with raises(ValueError, naming=["'n_latents'"]):
         twin.set_params(n_latents=5)
 
 
@@ -89,7 +90,7 @@ def test_parameters_can_be_read_set_and_cloned(model: VAE) -> None:
     ],
 )
 def test_before_fit_every_method_says_so(use: Callable[[VAE, AnnData], Any], adata: AnnData) -> None:
-    with pytest.raises(NotFittedError, match=r"not fitted yet: call fit\(adata\) first, or VAE.load\(path\)"):
+    with raises(NotFittedError, naming=["fit(adata)", "VAE.load(path)"]):
         use(VAE(), adata)
 
 
@@ -323,9 +324,9 @@ def test_missing_features_are_zeros_with_a_warning_and_too_many_are_refused(mode
     x = adata.X.toarray()
     x[:, 15:] = 0
     expected = model.transform(with_counts(adata, x))
-    with pytest.warns(UserWarning, match=r"15 of the model's 20 features \(75.0%\)"):
+    with warns(naming=[15, 20, "75.0%"]):
         np.testing.assert_array_equal(model.transform(adata[:, :15]), expected)
-    with pytest.raises(ValueError, match="only 9 of the model's 20 features"):
+    with raises(ValueError, naming=[9, 20]):
         model.transform(adata[:, :9])
 
 
@@ -339,14 +340,14 @@ def test_posterior_is_mean_and_standard_deviation(model: VAE, adata: AnnData) ->
 
 def test_cells_without_counts_have_the_prior_and_a_warning(model: VAE, adata: AnnData) -> None:
     emptied = with_empty_cells(adata, 4, 9)
-    words = "2 of 60 cells have no count .the first is 'c4'.: they get the prior"
-    with pytest.warns(UserWarning, match=words):
+    facts = [2, 60, "'c4'"]
+    with warns(naming=facts):
         mean, standard_deviation = model.latent_posterior(emptied)
     np.testing.assert_array_equal(mean[[4, 9]], 0)
     np.testing.assert_array_equal(standard_deviation[[4, 9]], 1)
     others = np.delete(np.arange(60), [4, 9])
     np.testing.assert_allclose(mean[others], model.transform(adata)[others], atol=1e-5)
-    with pytest.warns(UserWarning, match=words):
+    with warns(naming=facts):
         np.testing.assert_array_equal(model.transform(emptied), mean)
 
 
@@ -359,14 +360,14 @@ def test_warnings_point_to_the_line_of_the_user(model: VAE, adata: AnnData) -> N
         lambda: model.denoise(emptied),
         lambda: model.impute(emptied, "rna"),
     ):
-        with pytest.warns(UserWarning, match="1 of 60 cells have no count .the first is 'c4'.: ") as record:
+        with warns(naming=[1, 60, "'c4'"]) as record:
             use()
         assert [warning.filename for warning in record] == [__file__]
 
 
 def test_cells_without_counts_take_no_part_in_training(adata: AnnData) -> None:
     emptied, without = with_empty_cells(adata, 4, 9), adata[np.delete(np.arange(60), [4, 9])].copy()
-    with pytest.warns(UserWarning, match="2 of 60 cells have no count .*: they take no part in training"):
+    with warns(naming=[2, 60, "'c4'"]):
         model = fit(emptied)
     twin = fit(without)
     assert without_time(model.history_) == without_time(twin.history_)
@@ -377,7 +378,7 @@ def test_cells_without_counts_take_no_part_in_training(adata: AnnData) -> None:
 def test_score_leaves_cells_without_counts_out(model: VAE, adata: AnnData) -> None:
     emptied = with_empty_cells(adata, 4, 9)
     assert model.score(emptied) == model.score(adata[np.delete(np.arange(60), [4, 9])])
-    with pytest.raises(ValueError, match="none of the 2 cells has a single count"):
+    with raises(ValueError, naming=[2]):
         model.score(emptied[[4, 9]])
 
 
@@ -504,26 +505,26 @@ def test_any_covariate_can_be_set_to_another_value(conditional: VAE, adata: AnnD
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "words"),
+    ("options", "error", "facts"),
     [
-        ({"features": ["g1", "CD4", "CD8"]}, KeyError, "no gene 'CD4' .2 of those asked for"),
-        ({"features": ["g1", "g2", "g1"]}, ValueError, "gene 'g1' is asked for more than once"),
-        ({"transform_batch": "b7"}, ValueError, "'batch'.*'b7'.*knows 'b0', 'b1'"),
-        ({"transform_batch": {"time": 3}}, KeyError, "no covariate 'time'.*'batch', 'donor', 'age'"),
-        ({"transform_batch": {"age": "old"}}, TypeError, "'age'.*not numeric"),
+        ({"features": ["g1", "CD4", "CD8"]}, KeyError, ["gene 'CD4'", 2]),
+        ({"features": ["g1", "g2", "g1"]}, ValueError, ["gene 'g1'"]),
+        ({"transform_batch": "b7"}, ValueError, ["'batch'", "'b7'", "'b0'", "'b1'"]),
+        ({"transform_batch": {"time": 3}}, KeyError, ["'time'", "'batch'", "'donor'", "'age'"]),
+        ({"transform_batch": {"age": "old"}}, TypeError, ["'age'"]),
     ],
 )
 def test_wrong_wishes_are_named(
-    conditional: VAE, adata: AnnData, options: dict[str, Any], error: type[Exception], words: str
+    conditional: VAE, adata: AnnData, options: dict[str, Any], error: type[Exception], facts: list[Any]
 ) -> None:
     before = adata.copy()
-    with pytest.raises(error, match=words):
+    with raises(error, naming=facts):
         conditional.denoise(adata, key_added="denoised", **options)
     assert_untouched(adata, before)
 
 
 def test_transform_batch_needs_a_batch(model: VAE, adata: AnnData) -> None:
-    with pytest.raises(ValueError, match="fitted without batch_key: give a dict"):
+    with raises(ValueError, naming=["batch_key"]):
         model.denoise(adata, transform_batch="b0")
 
 
@@ -536,32 +537,32 @@ def test_decode_takes_one_state_or_many(model: VAE) -> None:
 
 
 @pytest.mark.parametrize(
-    ("z", "words"),
+    ("z", "facts"),
     [
-        (np.zeros((4, 3)), r"shape \(4, 3\): it must be \(cells, 2\)"),
-        (np.zeros(3), r"shape \(3,\): it must be"),
-        (np.zeros((2, 2, 2)), r"shape \(2, 2, 2\)"),
-        ([[0, np.nan]], "NaN or infinite"),
-        ([[0, -np.inf]], "NaN or infinite"),
+        (np.zeros((4, 3)), ["(4, 3)", 2]),
+        (np.zeros(3), ["(3,)", 2]),
+        (np.zeros((2, 2, 2)), ["(2, 2, 2)"]),
+        ([[0, np.nan]], ["NaN"]),
+        ([[0, -np.inf]], ["infinite"]),
     ],
 )
-def test_states_that_cannot_be_decoded(model: VAE, z: Any, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_states_that_cannot_be_decoded(model: VAE, z: Any, facts: list[Any]) -> None:
+    with raises(ValueError, naming=facts):
         model.decode(z)
 
 
 def test_covariates_that_cannot_be_decoded(conditional: VAE, model: VAE, adata: AnnData) -> None:
     z, values = np.zeros((3, 2)), {"batch": "b0", "donor": "x", "age": 30.0}
     assert conditional.decode(z, values).shape == (3, 20)
-    with pytest.raises(KeyError, match="'batch'"):
+    with raises(KeyError, naming=["'batch'"]):
         conditional.decode(z)
-    with pytest.raises(KeyError, match="'age'"):
+    with raises(KeyError, naming=["'age'"]):
         conditional.decode(z, {"batch": "b0", "donor": "x"})
-    with pytest.raises(ValueError, match="'donor'.*'w'"):
+    with raises(ValueError, naming=["'donor'", "'w'"]):
         conditional.decode(z, values | {"donor": "w"})
-    with pytest.raises(ValueError, match="covariates of 60 cells are given for 3"):
+    with raises(ValueError, naming=[60, 3]):
         conditional.decode(z, adata.obs)
-    with pytest.raises(KeyError, match="no covariate 'batch'"):
+    with raises(KeyError, naming=["'batch'"]):
         model.decode(z, {"batch": "b0"})
 
 
@@ -638,11 +639,11 @@ def test_one_covariate_value_is_for_all_sampled_cells(conditional: VAE) -> None:
 
 def test_wrong_wishes_for_samples_are_named(conditional: VAE, model: VAE) -> None:
     for n in (0, -1, 2.5):
-        with pytest.raises(ValueError, match=f"n is {n}: .* at least 1"):
+        with raises(ValueError, naming=["n", n]):
             model.sample(n)
-    with pytest.raises(KeyError, match="'batch'"):
+    with raises(KeyError, naming=["'batch'"]):
         conditional.sample(3)
-    with pytest.raises(ValueError, match="'donor' has 2 values for 3 cells"):
+    with raises(ValueError, naming=["'donor'", 2, 3]):
         conditional.sample(3, {"batch": "b1", "donor": ["x", "y"], "age": 33})
 
 
@@ -686,7 +687,7 @@ def test_partial_fit_on_new_cells_keeps_the_schema(adata: AnnData) -> None:
     assert model.schema_ == schema
     assert new.obsm["X_celldial"].shape == (40, 2)
     new.obs["batch"] = "b9"
-    with pytest.raises(ValueError, match="'b9'"):
+    with raises(ValueError, naming=["'b9'"]):
         model.partial_fit(new, max_epochs=2, progress=False)
 
 
@@ -785,69 +786,77 @@ def only_one_cell_with_counts(adata: AnnData) -> None:
     adata.X = sparse.vstack([adata.X[:1], sparse.csr_matrix((59, 20))]).tocsr()
 
 
-# Name: what is done to the cells (in place, or giving others), parameters, options of fit, error, words of its message.
-BAD_INPUT: dict[str, tuple[Callable[[AnnData], Any] | None, dict[str, Any], dict[str, Any], type[Exception], str]] = {
-    "negative count": (lambda a: set_count(a, -2), {}, {}, ValueError, "value -2 in cell 'c3', gene 'g2'"),
-    "NaN count": (lambda a: set_count(a, np.nan), {}, {}, ValueError, "value nan in cell 'c3', gene 'g2'"),
-    "infinite count": (lambda a: set_count(a, np.inf), {}, {}, ValueError, "value inf in cell 'c3', gene 'g2'"),
-    "fraction": (lambda a: set_count(a, 0.5), {}, {}, ValueError, "value 0.5 in cell 'c3', gene 'g2'"),
-    "no counts at all": (empty, {}, {}, ValueError, "none of the 60 cells has a single count"),
-    "same gene twice": (lambda a: rename(a, "var"), {}, {}, ValueError, "'g1' more than once"),
-    "same cell twice": (lambda a: rename(a, "obs"), {}, {}, ValueError, "'c1' more than once"),
-    "one cell": (lambda a: a[:1].copy(), {"n_latent": 1}, {}, ValueError, "1 cells with counts, and 20 features"),
-    "one gene": (lambda a: a[:, :1].copy(), {"n_latent": 1}, {}, ValueError, "cells with counts, and 1 features"),
-    "one cell with counts": (only_one_cell_with_counts, {}, {}, ValueError, "1 cells with counts, and 20 features"),
-    "no such layer": (None, {"layer": "counts"}, {}, KeyError, "no layer 'counts'"),
-    "no such batch": (None, {"batch_key": "btch"}, {}, KeyError, "'btch'.*did you mean 'batch'"),
-    "no such covariate": (None, {"continuous_covariate_keys": ["time"]}, {}, KeyError, "'time'"),
-    "keys as one string": (None, {"categorical_covariate_keys": "donor"}, {}, TypeError, r"use \['donor'\]"),
-    "key twice": (None, {"batch_key": "age", "continuous_covariate_keys": ["age"]}, {}, ValueError, "'age' is given"),
-    "missing batch": (lambda a: set_obs(a, "batch", 7, None), {"batch_key": "batch"}, {}, ValueError, "'batch'.*'c7'"),
+# Name: what is done to the cells (in place, or giving others), parameters, options of fit, the error, its facts.
+BAD_INPUT: dict[
+    str, tuple[Callable[[AnnData], Any] | None, dict[str, Any], dict[str, Any], type[Exception], list[Any]]
+] = {
+    "negative count": (lambda a: set_count(a, -2), {}, {}, ValueError, [-2, "'c3'", "gene 'g2'"]),
+    "NaN count": (lambda a: set_count(a, np.nan), {}, {}, ValueError, ["nan", "'c3'", "gene 'g2'"]),
+    "infinite count": (lambda a: set_count(a, np.inf), {}, {}, ValueError, ["inf", "'c3'", "gene 'g2'"]),
+    "fraction": (lambda a: set_count(a, 0.5), {}, {}, ValueError, [0.5, "'c3'", "gene 'g2'"]),
+    "no counts at all": (empty, {}, {}, ValueError, [60]),
+    "same gene twice": (lambda a: rename(a, "var"), {}, {}, ValueError, ["'g1'"]),
+    "same cell twice": (lambda a: rename(a, "obs"), {}, {}, ValueError, ["'c1'"]),
+    "one cell": (lambda a: a[:1].copy(), {"n_latent": 1}, {}, ValueError, [1, 20]),
+    "one gene": (lambda a: a[:, :1].copy(), {"n_latent": 1}, {}, ValueError, [32, 1]),
+    "one cell with counts": (only_one_cell_with_counts, {}, {}, ValueError, [1, 20]),
+    "no such layer": (None, {"layer": "counts"}, {}, KeyError, ["'counts'"]),
+    "no such batch": (None, {"batch_key": "btch"}, {}, KeyError, ["'btch'", "'batch'"]),
+    "no such covariate": (None, {"continuous_covariate_keys": ["time"]}, {}, KeyError, ["'time'"]),
+    "keys as one string": (None, {"categorical_covariate_keys": "donor"}, {}, TypeError, ["['donor']"]),
+    "key twice": (None, {"batch_key": "age", "continuous_covariate_keys": ["age"]}, {}, ValueError, ["'age'"]),
+    "missing batch": (
+        lambda a: set_obs(a, "batch", 7, None),
+        {"batch_key": "batch"},
+        {},
+        ValueError,
+        ["'batch'", "'c7'"],
+    ),
     "missing age": (
         lambda a: set_obs(a, "age", 7, np.nan),
         {"continuous_covariate_keys": ["age"]},
         {},
         ValueError,
-        "'age'.*'c7'",
+        ["'age'", "'c7'"],
     ),
-    "age of text": (None, {"continuous_covariate_keys": ["batch"]}, {}, TypeError, "'batch'.*not numeric"),
-    "more coordinates than genes": (None, {"n_latent": 21}, {}, ValueError, "n_latent=21 is more than the 20 features"),
-    "no coordinate": (None, {"n_latent": 0}, {}, ValueError, "n_latent is 0"),
-    "half a coordinate": (None, {"n_latent": 2.5}, {}, ValueError, "n_latent is 2.5"),
-    "a yes for a number": (None, {"n_layers": True}, {}, ValueError, "n_layers is True"),
-    "no hidden unit": (None, {"n_hidden": 0}, {}, ValueError, "n_hidden is 0"),
-    "unknown likelihood": (None, {"likelihood": "gaussian"}, {}, ValueError, "'gaussian': choose one of 'negative_bin"),
-    "all hidden": (None, {"dropout_rate": 1}, {}, ValueError, "dropout_rate is 1"),
-    "dropout of text": (None, {"dropout_rate": "high"}, {}, ValueError, "dropout_rate is 'high'"),
-    "no learning": (None, {"learning_rate": 0}, {}, ValueError, "learning_rate is 0"),
-    "NaN learning": (None, {"learning_rate": np.nan}, {}, ValueError, "learning_rate is nan"),
-    "learning of text": (None, {"learning_rate": "auto"}, {}, ValueError, "learning_rate is 'auto'"),
-    "no seed": (None, {"seed": None}, {}, ValueError, "seed is None"),
-    "negative seed": (None, {"seed": -1}, {}, ValueError, "seed is -1"),
-    "no epoch": (None, {}, {"max_epochs": 0}, ValueError, "max_epochs is 0"),
-    "half an epoch": (None, {}, {"max_epochs": 2.5}, ValueError, "max_epochs is 2.5"),
-    "no batch size": (None, {}, {"batch_size": 0}, ValueError, "batch_size is 0"),
-    "half a batch size": (None, {}, {"batch_size": 0.5}, ValueError, "batch_size is 0.5"),
-    "no key": (None, {}, {"key_added": None}, TypeError, "key_added is None"),
-    "all validated": (None, {}, {"validation_size": 1.0}, ValueError, "validation_size is 1.0"),
-    "all held out": (None, {}, {"validation_cells": [True] * 60}, ValueError, "holds all cells out"),
-    "mask too short": (None, {}, {"validation_cells": [True] * 59}, ValueError, "59 values for 60 cells"),
-    "unknown cell": (None, {}, {"validation_cells": ["c3", "x3"]}, KeyError, "'x3'"),
-    "positions of cells": (None, {}, {"validation_cells": [0, 1]}, KeyError, "give names or a mask"),
+    "age of text": (None, {"continuous_covariate_keys": ["batch"]}, {}, TypeError, ["'batch'"]),
+    "more coordinates than genes": (None, {"n_latent": 21}, {}, ValueError, ["n_latent", 21, 20]),
+    "no coordinate": (None, {"n_latent": 0}, {}, ValueError, ["n_latent", 0]),
+    "half a coordinate": (None, {"n_latent": 2.5}, {}, ValueError, ["n_latent", 2.5]),
+    "a yes for a number": (None, {"n_layers": True}, {}, ValueError, ["n_layers", "True"]),
+    "no hidden unit": (None, {"n_hidden": 0}, {}, ValueError, ["n_hidden", 0]),
+    "unknown likelihood": (None, {"likelihood": "gaussian"}, {}, ValueError, ["'gaussian'", "'negative_binomial'"]),
+    "all hidden": (None, {"dropout_rate": 1}, {}, ValueError, ["dropout_rate", 1]),
+    "dropout of text": (None, {"dropout_rate": "high"}, {}, ValueError, ["dropout_rate", "'high'"]),
+    "no learning": (None, {"learning_rate": 0}, {}, ValueError, ["learning_rate", 0]),
+    "NaN learning": (None, {"learning_rate": np.nan}, {}, ValueError, ["learning_rate", "nan"]),
+    "learning of text": (None, {"learning_rate": "auto"}, {}, ValueError, ["learning_rate", "'auto'"]),
+    "no seed": (None, {"seed": None}, {}, ValueError, ["seed", "None"]),
+    "negative seed": (None, {"seed": -1}, {}, ValueError, ["seed", -1]),
+    "no epoch": (None, {}, {"max_epochs": 0}, ValueError, ["max_epochs", 0]),
+    "half an epoch": (None, {}, {"max_epochs": 2.5}, ValueError, ["max_epochs", 2.5]),
+    "no batch size": (None, {}, {"batch_size": 0}, ValueError, ["batch_size", 0]),
+    "half a batch size": (None, {}, {"batch_size": 0.5}, ValueError, ["batch_size", 0.5]),
+    "no key": (None, {}, {"key_added": None}, TypeError, ["key_added", "None"]),
+    "all validated": (None, {}, {"validation_size": 1.0}, ValueError, ["validation_size", 1.0]),
+    "all held out": (None, {}, {"validation_cells": [True] * 60}, ValueError, ["validation_cells"]),
+    "mask too short": (None, {}, {"validation_cells": [True] * 59}, ValueError, ["validation_cells", 59, 60]),
+    "unknown cell": (None, {}, {"validation_cells": ["c3", "x3"]}, KeyError, ["'x3'"]),
+    "positions of cells": (None, {}, {"validation_cells": [0, 1]}, KeyError, ["validation_cells"]),
 }
 
 
 @pytest.mark.filterwarnings("ignore:.*names are not unique")
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_is_named_and_leaves_all_as_it_was(case: str, adata: AnnData) -> None:
-    spoil, parameters, options, error, words = BAD_INPUT[case]
+    spoil, parameters, options, error, facts = BAD_INPUT[case]
     if spoil is not None:
         adata = spoil(adata) or adata
     adata.obsm["X_celldial"] = np.ones((adata.n_obs, 2))
     adata.uns["celldial"] = {"mine": 1}
     before = adata.copy()
     model = VAE(**{"n_latent": 2, "n_hidden": 8, **parameters})
-    with pytest.raises(error, match=words):
+    with raises(error, naming=facts):
         fit(adata, model, **options)
     assert_untouched(adata, before)
     np.testing.assert_array_equal(adata.obsm["X_celldial"], 1)
@@ -857,14 +866,14 @@ def test_bad_input_is_named_and_leaves_all_as_it_was(case: str, adata: AnnData) 
 
 def test_what_is_no_anndata_is_named(model: VAE, adata: AnnData) -> None:
     for use in (fit, model.transform):
-        with pytest.raises(TypeError, match="expected an AnnData, got numpy.ndarray"):
+        with raises(TypeError, naming=["AnnData", "numpy.ndarray"]):
             use(adata.X.toarray())
 
 
 def test_an_unseen_category_is_named(conditional: VAE, adata: AnnData) -> None:
     adata.obs["batch"] = "b7"
     before = adata.copy()
-    with pytest.raises(ValueError, match="'batch'.*not seen in fit: 'b7'.*cell 'c0'"):
+    with raises(ValueError, naming=["'batch'", "'b7'", "'c0'"]):
         conditional.transform(adata)
     assert_untouched(adata, before)
 
@@ -942,7 +951,7 @@ def test_no_embedding_is_nan(adata: AnnData, validation_size: float, max_epochs:
     adata.obsm.clear()
     before, expected = adata.copy(), model.transform(adata)
     model.set_params(learning_rate=1e30)
-    with pytest.raises(FloatingPointError, match="try a lower learning_rate"):
+    with raises(FloatingPointError, naming=["learning_rate"]):
         model.fit(adata, max_epochs=max_epochs, batch_size=100, validation_size=validation_size, progress=False)
     assert_untouched(adata, before)
     np.testing.assert_array_equal(model.transform(adata), expected)
@@ -954,7 +963,7 @@ def test_ctrl_c_leaves_a_usable_model(
     monkeypatch.setattr(loop, "evaluate", fail_with(KeyboardInterrupt(), 3))
     with caplog.at_level(logging.WARNING, logger="celldial"):
         model = fit(adata, max_epochs=10)
-    assert "interrupted: the model has the weights of epoch" in caplog.text
+    assert logged(caplog, naming=["epoch"])
     assert {len(values) for values in model.history_.values()} == {2}
     np.testing.assert_array_equal(adata.obsm["X_celldial"], model.transform(adata))
     assert len(adata.uns["celldial"]["history"]["elbo_train"]) == 2

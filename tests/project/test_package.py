@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers.raises import raises
+
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "celldial"
 
 
@@ -80,5 +82,5 @@ def test_the_package_has_what_it_names():
     assert set(celldial.__all__) <= set(dir(celldial))
     for name in celldial.__all__:
         assert getattr(celldial, name) is not None
-    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+    with raises(AttributeError, naming=["'nothing'"]):
         _ = celldial.nothing

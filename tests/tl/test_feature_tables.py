@@ -13,6 +13,7 @@ from scipy import sparse, stats
 
 from celldial import VAE
 from celldial.tl.feature_tables import MAX_COMBINATIONS, balanced_combinations
+from helpers.raises import raises
 from helpers.simulate import COVARIATES, simulate, simulate_two
 
 DECODER_KINDS = ["network", "additive", "linear"]
@@ -82,18 +83,18 @@ def test_features_are_ranked_by_what_they_tell_of_a_topic(of_topics: VAE) -> Non
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "words"),
+    ("arguments", "error", "facts"),
     [
-        ({"covariates": "b1"}, TypeError, "covariates is 'b1': it must be a dict"),
-        ({"covariates": {"bach": "b1"}}, KeyError, "no covariate 'bach'; its covariates: 'batch', 'donor', 'age'"),
-        ({"covariates": {"batch": "b7"}}, ValueError, "categories that were not seen in fit: 'b7'"),
-        ({"n_features": 0}, ValueError, "n_features is 0"),
+        ({"covariates": "b1"}, TypeError, ["covariates", "'b1'"]),
+        ({"covariates": {"bach": "b1"}}, KeyError, ["'bach'", "'batch'", "'donor'", "'age'"]),
+        ({"covariates": {"batch": "b7"}}, ValueError, ["'batch'", "'b7'"]),
+        ({"n_features": 0}, ValueError, ["n_features", 0]),
     ],
 )
 def test_what_cannot_be_asked_of_topics(
-    of_topics: VAE, arguments: dict[str, Any], error: type[Exception], words: str
+    of_topics: VAE, arguments: dict[str, Any], error: type[Exception], facts: list[Any]
 ) -> None:
-    with pytest.raises(error, match=words):
+    with raises(error, naming=facts):
         of_topics.topics(**arguments)
 
 
@@ -174,8 +175,8 @@ def test_loadings_of_topics_are_of_topics() -> None:
 @pytest.mark.parametrize("method", ["topics", "loadings"])
 def test_other_models_have_neither(method: str) -> None:
     model = fit(simulate())
-    words = {"topics": "latent is 'gaussian', whose coordinates are not topics", "loadings": "decoder is 'network'"}
-    with pytest.raises(ValueError, match=words[method]):
+    facts = {"topics": ["latent", "'gaussian'"], "loadings": ["decoder", "'network'"]}
+    with raises(ValueError, naming=facts[method]):
         getattr(model, method)()
 
 

@@ -29,6 +29,7 @@ from celldial.model.priors import Flow, Mixture, PosteriorFlow
 from celldial.tl.gradients import EstimatorConfig, Moments, available_estimators, configure_module, draws
 from celldial.utils.random import isolate_rng
 from helpers.modules import build_module
+from helpers.raises import raises
 from helpers.simulate import simulate, simulate_cells
 
 gradients = importlib.import_module("celldial.tl.gradients")
@@ -813,9 +814,7 @@ def test_the_sweep_measures_widths_and_averages(model: VAE, adata: AnnData) -> N
 def test_a_posterior_that_is_a_flow_is_only_reparameterized(adata: AnnData) -> None:
     model = VAE(n_latent=3, n_hidden=8, posterior="flow").fit(adata.copy(), max_epochs=2, progress=False)
     assert list(tl.compare_gradients(model, adata, **FEW).loc["mu"].index) == ["reparameterized"]
-    with pytest.raises(
-        ValueError, match="no estimator 'score_function' for this model: choose some of 'reparameterized'"
-    ):
+    with raises(ValueError, naming=["'score_function'", "'reparameterized'"]):
         tl.compare_gradients(model, adata, ["score_function"])
 
 
@@ -842,36 +841,38 @@ def test_one_cell_is_enough(model: VAE, adata: AnnData) -> None:
 
 @SINGLE
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "facts"),
     [
-        ({"estimators": ["enumerate"]}, "no estimator 'enumerate' for this model: choose some of 'reparameterized'"),
-        ({"estimators": "score"}, "no estimator 'score' for this model"),
-        ({"n_samples": 1}, "n_samples is 1: .* at least 2"),
-        ({"n_reference": 0}, "n_reference is 0: .* at least 2"),
-        ({"n_cells": 0}, "n_cells is 0: .* at least 1"),
-        ({"temperature": 0}, "temperature is 0: it must be above 0"),
+        ({"estimators": ["enumerate"]}, ["'enumerate'", "'reparameterized'"]),
+        ({"estimators": "score"}, ["'score'"]),
+        ({"n_samples": 1}, ["n_samples", 1, 2]),
+        ({"n_reference": 0}, ["n_reference", 0, 2]),
+        ({"n_cells": 0}, ["n_cells", 0, 1]),
+        ({"temperature": 0}, ["temperature", 0]),
     ],
 )
-def test_what_makes_no_sense_is_refused(model: VAE, adata: AnnData, arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_what_makes_no_sense_is_refused(
+    model: VAE, adata: AnnData, arguments: dict[str, Any], facts: list[Any]
+) -> None:
+    with raises(ValueError, naming=facts):
         tl.compare_gradients(model, adata, **arguments)
 
 
 @SINGLE
 def test_sweeps_that_make_no_sense_are_refused(model: VAE, adata: AnnData) -> None:
-    with pytest.raises(ValueError, match="n_samples is 20: .* at least 32"):
+    with raises(ValueError, naming=["n_samples", 20, 32]):
         tl.sweep_gradients(model, adata, n_averaged=[16], n_samples=20)
-    with pytest.raises(ValueError, match="n_averaged is 0.5"):
+    with raises(ValueError, naming=["n_averaged", 0.5]):
         tl.sweep_gradients(model, adata, n_averaged=[0.5])
-    with pytest.raises(ValueError, match="widths are .0, 1.: each must be above 0"):
+    with raises(ValueError, naming=["widths", "[0, 1]"]):
         tl.sweep_gradients(model, adata, widths=[0, 1])
 
 
 @SINGLE
 @pytest.mark.filterwarnings("ignore:no feature tells the angle well")
 def test_a_model_that_is_not_fitted_or_periodic_is_refused(adata: AnnData) -> None:
-    with pytest.raises(NotFittedError, match="call fit"):
+    with raises(NotFittedError, naming=["fit"]):
         tl.compare_gradients(VAE(), adata)
     periodic = VAE(n_latent=3, n_hidden=8, periodic=True).fit(adata.copy(), max_epochs=1, progress=False)
-    with pytest.raises(ValueError, match="has a periodic coordinate, whose gradients are not compared"):
+    with raises(ValueError, naming=["periodic"]):
         tl.compare_gradients(periodic, adata)

@@ -410,23 +410,25 @@ def test_cells_are_found_by_name_and_by_group(adata: AnnData) -> None:
 
 
 @pytest.mark.parametrize(
-    ("at", "error", "words"),
+    ("at", "error", "facts"),
     [
-        ({"donors": "x"}, KeyError, "column 'donors' is not among .*did you mean 'donor'"),
-        (("donor", "w"), KeyError, "no cell has donor 'w'; there are: 'x', 'y', 'z'"),
-        ("c60", KeyError, "there is no cell 'c60'"),
-        (("donor", "x", 3), ValueError, r"give \(column, value\)"),
-        ({"batch": "b0", "age": -1.0}, KeyError, "no cell has age -1.0"),
+        ({"donors": "x"}, KeyError, ["'donors'", "'donor'"]),
+        (("donor", "w"), KeyError, ["donor", "'w'", "'x'", "'y'", "'z'"]),
+        ("c60", KeyError, ["'c60'"]),
+        (("donor", "x", 3), ValueError, ["(column, value)"]),
+        ({"batch": "b0", "age": -1.0}, KeyError, ["age", -1.0]),
     ],
 )
-def test_cells_that_are_not_there(model: VAE, adata: AnnData, at: Any, error: type[Exception], words: str) -> None:
-    with pytest.raises(error, match=words):
+def test_cells_that_are_not_there(
+    model: VAE, adata: AnnData, at: Any, error: type[Exception], facts: list[Any]
+) -> None:
+    with raises(error, naming=facts):
         model.latent_traverse(adata, at=at)
     assert not adata.uns
 
 
 def test_groups_without_a_cell_in_common(adata: AnnData) -> None:
-    with pytest.raises(ValueError, match="no cell has batch: b0, name: c1 at once"):
+    with raises(ValueError, naming=["batch: b0", "name: c1"]):
         cell_selection.select_cells(adata.obs.assign(name=adata.obs_names), {"batch": "b0", "name": "c1"})
 
 
@@ -602,7 +604,7 @@ def test_cells_are_read_block_by_block(model: VAE, adata: AnnData, monkeypatch: 
 
 def test_a_warning_about_features_comes_once(model: VAE, adata: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moved_cells, "BLOCK_CELLS", 7)
-    with pytest.warns(UserWarning, match="19 of the model's 20 features") as caught:
+    with warns(naming=[19, 20]) as caught:
         model.latent_traverse(adata[:, :19].copy(), 0, n_steps=2)
     assert len(caught) == 1
 
@@ -655,48 +657,48 @@ def test_what_is_returned_is_apart_from_what_is_stored(model: VAE, adata: AnnDat
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "words"),
+    ("options", "error", "facts"),
     [
-        ({"axis": 3}, ValueError, "axis is 3: it must be from 0 to 2"),
-        ({"axis": "axis_9"}, ValueError, "axis is 9"),
-        ({"axis": 1.0}, TypeError, "axis is 1.0: it must be the number of a latent coordinate"),
-        ({"axis": True}, TypeError, "axis is True"),
-        ({"axis": "interferon"}, KeyError, "there is no axis 'interferon'.*there are: 'response', 'other'; find_axis"),
-        ({"axis": "other"}, ValueError, "axis 'other' is not of this model, which has 3 latent coordinates"),
-        ({"axis": ("A", "B", "C")}, ValueError, "has two ends"),
-        ({"axis": ("A", "A")}, ValueError, "the two ends must differ"),
-        ({"axis": ("A", "Z")}, KeyError, "'A' and 'Z' are neither names of two cells nor two values of one column"),
-        ({"axis": ("A", "Z"), "groupby": "type"}, KeyError, "no cell has type 'Z'; there are: 'A', 'B'"),
-        ({"axis": ("A", "B"), "groupby": "kind"}, KeyError, "groupby 'kind' is not among"),
-        ({"axis": ("A", "B"), "at": "c1"}, ValueError, "axis is a path.*leave at out"),
-        ({"axis": 0, "groupby": "type"}, ValueError, "groupby is 'type', but axis is no path"),
-        ({"n_steps": 1}, ValueError, "n_steps is 1"),
-        ({"span": (0.9, 0.1)}, ValueError, r"span is \(0.9, 0.1\)"),
-        ({"span": "observed"}, ValueError, "span is 'observed'"),
-        ({"span": 0.9}, ValueError, "span is 0.9"),
-        ({"n_cells": 0}, ValueError, "n_cells is 0"),
-        ({"n_samples": 1}, ValueError, "n_samples is 1: .* at least 2"),
-        ({"seed": -1}, ValueError, "seed is -1"),
-        ({"transform_batch": "b7"}, ValueError, "not seen in fit.*'b7'"),
-        ({"transform_batch": {"type": "A"}}, KeyError, "the model has no covariate 'type'"),
-        ({"transform_batch": {"batch": "b9"}}, ValueError, "not seen in fit.*choose a known one"),
-        ({"library_size": 0}, ValueError, "library_size is 0"),
-        ({"key_added": "a/b"}, ValueError, "key_added is 'a/b'"),
+        ({"axis": 3}, ValueError, ["axis", 3, 0, 2]),
+        ({"axis": "axis_9"}, ValueError, ["axis", 9]),
+        ({"axis": 1.0}, TypeError, ["axis", 1.0]),
+        ({"axis": True}, TypeError, ["axis", "True"]),
+        ({"axis": "interferon"}, KeyError, ["'interferon'", "'response'", "'other'", "find_axis"]),
+        ({"axis": "other"}, ValueError, ["'other'", 3]),
+        ({"axis": ("A", "B", "C")}, ValueError, ["axis", "('A', 'B', 'C')"]),
+        ({"axis": ("A", "A")}, ValueError, ["axis", "'A'"]),
+        ({"axis": ("A", "Z")}, KeyError, ["'A'", "'Z'"]),
+        ({"axis": ("A", "Z"), "groupby": "type"}, KeyError, ["type", "'Z'", "'A'", "'B'"]),
+        ({"axis": ("A", "B"), "groupby": "kind"}, KeyError, ["groupby", "'kind'"]),
+        ({"axis": ("A", "B"), "at": "c1"}, ValueError, ["axis", "at"]),
+        ({"axis": 0, "groupby": "type"}, ValueError, ["groupby", "'type'", "axis"]),
+        ({"n_steps": 1}, ValueError, ["n_steps", 1]),
+        ({"span": (0.9, 0.1)}, ValueError, ["span", "(0.9, 0.1)"]),
+        ({"span": "observed"}, ValueError, ["span", "'observed'"]),
+        ({"span": 0.9}, ValueError, ["span", 0.9]),
+        ({"n_cells": 0}, ValueError, ["n_cells", 0]),
+        ({"n_samples": 1}, ValueError, ["n_samples", 1, 2]),
+        ({"seed": -1}, ValueError, ["seed", -1]),
+        ({"transform_batch": "b7"}, ValueError, ["'batch'", "'b7'", "'b0'", "'b1'"]),
+        ({"transform_batch": {"type": "A"}}, KeyError, ["'type'"]),
+        ({"transform_batch": {"batch": "b9"}}, ValueError, ["'batch'", "'b9'", "'b0'", "'b1'"]),
+        ({"library_size": 0}, ValueError, ["library_size", 0]),
+        ({"key_added": "a/b"}, ValueError, ["key_added", "'a/b'"]),
     ],
 )
 def test_traversals_that_make_no_sense(
-    model: VAE, adata: AnnData, options: dict[str, Any], error: type[Exception], words: str
+    model: VAE, adata: AnnData, options: dict[str, Any], error: type[Exception], facts: list[Any]
 ) -> None:
     with_axis(adata)
     adata.uns["celldial"]["axes"]["other"] = {**AXIS, "filter": np.ones(5, dtype=np.float32)}
-    with pytest.raises(error, match=words):
+    with raises(error, naming=facts):
         model.latent_traverse(adata, **options)
     assert set(adata.uns) == {"celldial"}
 
 
 def test_labels_in_several_columns_need_groupby(model: VAE, adata: AnnData) -> None:
     adata.obs["copy"] = adata.obs["type"].astype(str)
-    with pytest.raises(ValueError, match="are both in several columns .*'type', 'copy'.*: give groupby"):
+    with raises(ValueError, naming=["'A'", "'B'", "'type'", "'copy'", "groupby"]):
         model.latent_traverse(adata, ("A", "B"))
 
 
