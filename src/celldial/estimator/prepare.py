@@ -1,4 +1,4 @@
-"""Cells as `fit` finds them: looked at and checked, in memory or in files, before anything is learned."""
+"""Preparation of the cells for `fit`: read, checked, and split, before any training."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ from celldial.utils.messages import get_column
 
 __all__ = ["EXCLUDED_FROM_TRAINING", "TrainingData", "marker_columns", "prepare_training_data"]
 
-# The parameters that say what cells have; see `Schema.from_anndata`.
+# Parameters that describe the cells; see `Schema.from_anndata`.
 SCHEMA_PARAMETERS = (
     *("layer", "batch_key", "categorical_covariate_keys", "continuous_covariate_keys"),
     *("likelihood", "modalities", "modality_key", "presence_keys"),
 )
-EXCLUDED_FROM_TRAINING = "they take no part in training and get the prior as their posterior"
+EXCLUDED_FROM_TRAINING = "they are not used for training, and their posterior is the prior"
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Cells to fit.
+    """Cells that are ready for training.
 
     Parameters
     ----------
     schema
-        What they have.
+        Modalities, features and covariates of the cells.
     cells
-        All of them; where they are in files, without their counts.
+        All cells; of cells in files only library sizes and covariates.
     source
-        Where training gets them from.
+        Source that training reads the cells from.
     clusters
-        The clusters that there are to be, if any.
+        Description of the clusters to fit, if any.
     markers, modality
-        Phase to the columns of its markers, and of what; see `celldial.estimator.prepare.marker_columns`.
+        Phase to the columns of its markers, and their modality; see `celldial.estimator.prepare.marker_columns`.
     """
 
     schema: Schema
@@ -67,16 +67,16 @@ def prepare_training_data(
     validation_size: float,
     validation_cells: Sequence[Any] | np.ndarray | None,
 ) -> TrainingData:
-    """Look at the cells to fit, and check them.
+    """Read and check the cells to fit.
 
     Parameters
     ----------
     data
-        What `VAE.fit` takes.
+        The cells, as `VAE.fit` accepts them.
     parameters
-        Those of the `VAE`.
+        Parameters of the `VAE`.
     process
-        What to look for as a periodic coordinate, if anything.
+        The periodic process to fit, if any.
     validation_size, validation_cells
         As in `VAE.fit`.
 
@@ -113,10 +113,11 @@ def _prepare_from_files(
     validation_size: float,
     validation_cells: Sequence[Any] | np.ndarray | None,
 ) -> TrainingData:
+    """Read and check cells in files; see `prepare_training_data`."""
     if process is not None:
         raise ValueError(
-            "a periodic coordinate is found by looking at all cells again and again, which takes memory: read them "
-            "(adata = anndata.read_h5ad(path)), or a part of them, and fit that"
+            "a periodic coordinate can only be fitted to cells in memory: read them with "
+            "adata = anndata.read_h5ad(path), or read a part of them, and fit that"
         )
     keys = [parameters[name] for name in ("batch_key", "labels_key")]
     keys += [*parameters["categorical_covariate_keys"], *parameters["continuous_covariate_keys"]]
@@ -148,12 +149,12 @@ def _prepare_from_files(
 
 
 def describe_clusters(obs: pd.DataFrame, parameters: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Say what clusters there are to be, if any."""
+    """Return the description of the clusters to fit, or None."""
     key, n_clusters = parameters["labels_key"], parameters["n_clusters"]
     if key is None:
         return None if n_clusters is None else {"names": labels.name_clusters([], n_clusters)}
     if key == results.CLUSTER:
-        raise ValueError(f"labels_key is {key!r}, the column that clusters are written to: copy it to another")
+        raise ValueError(f"labels_key is {key!r}, the column that clusters are written to: copy it under another name")
     known = labels.find_labels(obs, key, parameters["unknown_label"])
     return {
         "names": labels.name_clusters(known, n_clusters),
@@ -166,18 +167,18 @@ def describe_clusters(obs: pd.DataFrame, parameters: Mapping[str, Any]) -> dict[
 def marker_columns(
     adata: AnnData, schema: Schema, cells: Cells, process: PeriodicProcess | None, gene_symbols: str | None
 ) -> tuple[dict[str, np.ndarray], str]:
-    """Find the markers of a rhythm: phase to columns, and the modality these are of, RNA where there is some.
+    """Find the markers of a periodic process: phase to columns, and their modality, which is RNA if there is any.
 
     Parameters
     ----------
     adata
-        Whose ``var`` has the column `gene_symbols`, if one is named.
+        AnnData whose ``var`` has the column `gene_symbols`, if one is given.
     schema, cells
-        Of the same cells.
+        Schema and counts of the same cells.
     process
-        What to look for; nothing is found where it is None or has no markers.
+        The periodic process; nothing is found if it is None or has no markers.
     gene_symbols
-        Column of ``adata.var`` with the symbols of features; by default they are called by them.
+        Column of ``adata.var`` with the symbols of features; by default their names are used.
     """
     modality = "rna" if "rna" in schema.modalities else schema.modalities[0]
     if process is None or not process.markers:

@@ -1,4 +1,4 @@
-"""What can be said against arguments before anything is computed: what is wrong, and what to do."""
+"""Checks of the parameters of `VAE` and of the arguments of `VAE.fit` before any computation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["check_hardware", "check_latent", "check_options", "check_parameters"
 
 
 def check_parameters(parameters: dict[str, Any]) -> None:
-    """Raise where a parameter of `VAE` makes no sense."""
+    """Raise if a parameter of `VAE` is invalid."""
     for name, least in {"n_latent": 1, "n_hidden": 2, "n_layers": 1, "seed": 0}.items():
         check_integer(name, parameters[name], least)
     likelihood, dropout_rate, learning_rate = (parameters[k] for k in ("likelihood", "dropout_rate", "learning_rate"))
@@ -48,7 +48,7 @@ def check_parameters(parameters: dict[str, Any]) -> None:
 
 
 def check_latent(parameters: Mapping[str, Any], periodic: bool) -> None:
-    """Raise where what is asked of the latent state does not go together."""
+    """Raise if parameters of the latent state are invalid or exclude each other."""
     family, n_latent = LATENTS[parameters["latent"]], parameters["n_latent"]
     if n_latent < family.min_latent:
         raise ValueError(
@@ -57,36 +57,37 @@ def check_latent(parameters: Mapping[str, Any], periodic: bool) -> None:
     check_integer("n_components", parameters["n_components"], 2)
     if parameters["n_clusters"] is not None:
         check_integer("n_clusters", parameters["n_clusters"], 2)
-    clustered = parameters["n_clusters"] is not None or parameters["labels_key"] is not None
-    gradient = parse_gradient(parameters["gradient"], clustered)
+    has_clusters = parameters["n_clusters"] is not None or parameters["labels_key"] is not None
+    gradient = parse_gradient(parameters["gradient"], has_clusters)
     if parameters["bayesian_loadings"] and parameters["decoder"] != "linear":
         raise ValueError(
-            f"bayesian_loadings=True is of a linear decoder, and decoder is {parameters['decoder']!r}: choose "
+            f"bayesian_loadings=True needs a linear decoder, but decoder is {parameters['decoder']!r}: choose "
             "decoder='linear', or leave bayesian_loadings out"
         )
-    if clustered and parameters["prior"] != "standard":
+    if has_clusters and parameters["prior"] != "standard":
         raise ValueError(
-            f"prior is {parameters['prior']!r}, and there are clusters, which are a prior themselves: leave prior "
-            "out, or n_clusters and labels_key"
+            f"prior is {parameters['prior']!r}, but clusters already define the prior: leave out prior, or n_clusters "
+            "and labels_key"
         )
     for name in ("prior", "posterior"):
         if parameters[name] == "flow" and parameters["n_latent"] < 2:
-            raise ValueError(f"{name} is 'flow', which tells how coordinates hang together: choose n_latent=2 or more")
+            raise ValueError(f"{name} is 'flow', which needs at least two coordinates: choose n_latent=2 or more")
     if gradient.z == "score_function" and parameters["posterior"] == "flow":
-        raise ValueError("gradient='score_function' does not go with posterior='flow': leave one of them out")
+        raise ValueError("gradient='score_function' and posterior='flow' exclude each other: leave one of them out")
     if periodic:
         for name, usual in {"posterior": "diagonal", "n_clusters": None, "labels_key": None}.items():
             if parameters[name] != usual:
                 raise ValueError(
-                    f"{name} is {parameters[name]!r}, which does not go with a periodic coordinate: leave one of them "
-                    "out"
+                    f"{name} is {parameters[name]!r}, which excludes a periodic coordinate: leave one of them out"
                 )
         if gradient.score_function_sites:
-            raise ValueError("gradient='score_function' does not go with a periodic coordinate: leave one of them out")
+            raise ValueError(
+                "gradient='score_function' and a periodic coordinate exclude each other: leave one of them out"
+            )
 
 
 def check_options(max_epochs: Any, batch_size: Any, key_added: Any) -> None:
-    """Raise where an option of `VAE.fit` makes no sense."""
+    """Raise if an argument of `VAE.fit` is invalid."""
     for name, value in {"max_epochs": max_epochs, "batch_size": batch_size}.items():
         if value != "auto":
             check_integer(name, value)
@@ -97,7 +98,7 @@ def check_options(max_epochs: Any, batch_size: Any, key_added: Any) -> None:
 def check_hardware(
     device: str | None, precision: str | None, devices: Any, num_nodes: Any, checkpoint_minutes: float | None
 ) -> None:
-    """Raise where what to train on makes no sense."""
+    """Raise if an argument about devices, precision or checkpoints is invalid."""
     if device is not None:
         try:
             kind = torch.device(device).type
@@ -106,13 +107,13 @@ def check_hardware(
         if kind not in {"cpu", "cuda"}:
             raise ValueError(f"device is {device!r}: choose 'cpu' or 'cuda'")
         if kind == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device is {device!r}, and torch finds no such device here: choose 'cpu'")
+            raise ValueError(f"device is {device!r}, but torch finds no such device: choose 'cpu'")
     if precision not in {None, "auto", "32-true", "bf16-mixed"}:
         raise ValueError(f"precision is {precision!r}: choose '32-true' or 'bf16-mixed'")
     for name, value in {"devices": devices, "num_nodes": num_nodes}.items():
         if value is not None:
             check_integer(name, value)
     if device is not None and ":" in device and (devices or 1) > 1:
-        raise ValueError(f"device is {device!r}, which is one, and devices is {devices}: leave out one of them")
+        raise ValueError(f"device is {device!r}, a single device, but devices is {devices}: leave out one of them")
     if checkpoint_minutes is not None and not checkpoint_minutes > 0:
         raise ValueError(f"checkpoint_minutes is {checkpoint_minutes!r}: it must be above 0")

@@ -97,7 +97,7 @@ def infer_all(
     adata: Any,
     modality: str | None = None,
     sources: Sequence[str] | None = None,
-    consequence: str = "they get the prior as their posterior",
+    consequence: str = "their posterior is the prior",
 ) -> tuple[LatentState, pd.DataFrame]:
     """Infer the latent states of all cells.
 

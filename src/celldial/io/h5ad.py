@@ -1,4 +1,4 @@
-"""Writing large tables block by block to an h5ad file."""
+"""Large tables, written block by block to an h5ad file."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ __all__ = ["write_in_blocks"]
 
 
 def write_in_blocks(path: Path, blocks: Iterable[np.ndarray], obs: pd.DataFrame, names: pd.Index) -> None:
-    """Write an AnnData whose ``X`` comes in blocks of rows; the file appears whole or not at all.
+    """Write an AnnData whose ``X`` comes in blocks of rows; the file appears only once it is complete.
 
     Parameters
     ----------
     path
-        Where to. What is there is replaced.
+        File to write; an existing one is replaced.
     blocks
-        Blocks of rows of ``X``, float32, together one a row of `obs`.
+        Blocks of rows of ``X``, float32, in the order of `obs`.
     obs
-        The cells.
+        Table of the cells.
     names
-        The features.
+        Names of the features.
 
     Raises
     ------
     ValueError
-        The blocks have other columns than `names`, or not as many rows as `obs`.
+        The number of columns differs from `names`, or the number of rows from `obs`.
     """
     with written_whole(path) as meanwhile:
         AnnData(obs=obs, var=pd.DataFrame(index=names)).write_h5ad(meanwhile)
         with h5py.File(meanwhile, "r+") as file:
-            file.pop("X", None)  # versions of anndata differ in what they write where there is none
+            file.pop("X", None)  # versions of anndata write different things for a missing X
             x_cf = file.create_dataset("X", (len(obs), len(names)), np.float32)
             # A dense array in the format of anndata: https://anndata.readthedocs.io/en/latest/fileformat-prose.html
             x_cf.attrs["encoding-type"], x_cf.attrs["encoding-version"] = "array", "0.2.0"

@@ -1,4 +1,4 @@
-"""Which cells are meant: one by its name, a group by a value of a column, the two ends of a path."""
+"""Selection of cells: one by its name, a group by the value of a column, the two ends of a path."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ __all__ = ["select_cells", "select_endpoints"]
 
 
 def select_cells(obs: pd.DataFrame, at: Any) -> tuple[np.ndarray, str]:
-    """Find the cells that `at` names.
+    """Return the cells that `at` describes.
 
     Parameters
     ----------
     obs
-        Of all cells.
+        Table of all cells.
     at
-        None for all cells; a dict from column to value, or one column and its value, for a group; else a cell's name.
+        None for all cells; a group as a dict of column to value, or as one column and its value; or the name of a cell.
 
     Returns
     -------
     tuple[np.ndarray, str]
-        Their positions in ascending order, and what they are called.
+        Positions in ascending order, and a description of the cells.
 
     Raises
     ------
@@ -46,36 +46,36 @@ def select_cells(obs: pd.DataFrame, at: Any) -> tuple[np.ndarray, str]:
     chosen_c = np.ones(len(obs), dtype=bool)
     for column, value in at.items():
         chosen_c &= group_mask(get_column(obs, column, "column"), value)
-    called = ", ".join(f"{column}: {value}" for column, value in at.items())
+    description = ", ".join(f"{column}: {value}" for column, value in at.items())
     if not chosen_c.any():
-        raise ValueError(f"no cell has {called} at once: ask for fewer of these")
-    return np.flatnonzero(chosen_c), called
+        raise ValueError(f"no cell has {description} at once: use fewer of these conditions")
+    return np.flatnonzero(chosen_c), description
 
 
 def select_endpoints(obs: pd.DataFrame, ends: tuple[Any, Any], groupby: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Find the cells at either end of a path.
+    """Return the cells at both ends of a path.
 
     Parameters
     ----------
     obs
-        Of all cells.
+        Table of all cells.
     ends
-        Names of two cells, or two labels of groups.
+        Names of two cells, or two group labels.
     groupby
-        The column with the labels. By default the ends are cells where both are names of cells, else groups by the one
+        Column with the labels. By default the ends are cells if both are names of cells, otherwise groups of the only
         column that has both labels.
 
     Returns
     -------
     tuple[np.ndarray, np.ndarray]
-        Positions of the cells of the first end and of the second.
+        Positions of the cells at the first and at the second end.
 
     Raises
     ------
     KeyError
         There are no such cells or labels.
     ValueError
-        Several columns have both labels; or the ends are the same.
+        Several columns have both labels, or the ends are identical.
     """
     if ends[0] == ends[1]:
         raise ValueError(f"axis goes from {ends[0]!r} to {ends[1]!r}: the two ends must differ")
@@ -83,34 +83,34 @@ def select_endpoints(obs: pd.DataFrame, ends: tuple[Any, Any], groupby: str | No
         if all(end in obs.index for end in ends):
             first, last = (np.array([cell_position(obs, end)]) for end in ends)
             return first, last
-        having = [str(name) for name in obs.columns if all((obs[name].astype(object) == end).any() for end in ends)]
-        if len(having) > 1:
+        columns = [str(name) for name in obs.columns if all((obs[name].astype(object) == end).any() for end in ends)]
+        if len(columns) > 1:
             raise ValueError(
-                f"{ends[0]!r} and {ends[1]!r} are both in several columns ({format_names(having)}): give groupby"
+                f"{ends[0]!r} and {ends[1]!r} are in several columns ({format_names(columns)}): give groupby"
             )
-        if not having:
+        if not columns:
             raise KeyError(
-                f"{ends[0]!r} and {ends[1]!r} are neither names of two cells nor two values of one column of adata.obs "
+                f"{ends[0]!r} and {ends[1]!r} are neither two cells nor two values of one column of adata.obs "
                 f"(columns: {format_names(obs.columns)})"
             )
-        groupby = having[0]
+        groupby = columns[0]
     column = get_column(obs, groupby, "groupby")
     first, last = (np.flatnonzero(group_mask(column, end)) for end in ends)
     return first, last
 
 
 def cell_position(obs: pd.DataFrame, name: Any) -> int:
-    """Find a cell by its name."""
+    """Return the position of a cell, or raise if there is no cell of this name."""
     found = np.flatnonzero(obs.index == name)
     if len(found) == 0:
-        raise KeyError(f"there is no cell {name!r}; those of adata start {format_names(obs.index, 3)}")
+        raise KeyError(f"there is no cell {name!r}; the cells of adata are {format_names(obs.index, 3)}")
     return int(found[0])
 
 
 def group_mask(column: pd.Series, value: Any) -> np.ndarray:
-    """Mark the cells that have a value, or raise where none has it."""
+    """Return a mask of the cells with a value, or raise if no cell has it."""
     chosen_c: np.ndarray = (column.astype(object) == value).to_numpy(dtype=bool)
     if not chosen_c.any():
         known = sorted(map(str, column.dropna().unique()))
-        raise KeyError(f"no cell has {column.name} {value!r}; there are: {format_names(known)}")
+        raise KeyError(f"no cell has {column.name} {value!r}; available: {format_names(known)}")
     return chosen_c

@@ -233,7 +233,7 @@ def impute_to_file(
 
 @dataclass(frozen=True)
 class DecodeRequest:
-    """Cells and features of one modality whose expected values are asked for."""
+    """Latent states and features of one modality to decode."""
 
     modality: str
     z_cz: np.ndarray
@@ -244,7 +244,7 @@ class DecodeRequest:
     obs: pd.DataFrame
 
     def blocks(self, module: Module) -> Iterator[np.ndarray]:
-        """Decode, block by block of cells."""
+        """Decode block by block of cells."""
         return posterior.decode_mean(module, self.modality, self.z_cz, self.covariates, self.library_size, self.columns)
 
     def table(self, module: Module) -> pd.DataFrame:
@@ -262,23 +262,23 @@ def _decode_request(
     transform_batch: Any,
     library_size: float | None,
 ) -> DecodeRequest:
-    """Infer the latent states of cells, and look up what is to be decoded from them."""
+    """Infer the latent states of cells, and check the features to decode."""
     modality = get_modality(model, modality)
     names = pd.Index(model.schema_.feature_names[modality])
     wanted = names if features is None else pd.Index([features] if isinstance(features, str) else features)
     unknown = wanted[~wanted.isin(names)]
     kind = feature_noun(modality)
     if len(unknown):
-        raise KeyError(f"the model has no {kind} {unknown[0]!r} ({len(unknown)} of those asked for are unknown)")
+        raise KeyError(f"the model has no {kind} {unknown[0]!r} ({len(unknown)} of those requested are unknown)")
     if wanted.has_duplicates:
-        raise ValueError(f"{kind} {wanted[wanted.duplicated()][0]!r} is asked for more than once")
+        raise ValueError(f"{kind} {wanted[wanted.duplicated()][0]!r} is listed more than once")
     covariates = covariates_to_set(model, transform_batch)
     sources = None
     if from_ is not None:
         sources = [get_modality(model, name) for name in ([from_] if isinstance(from_, str) else from_)]
         if not sources:
-            raise ValueError("from_ is empty: name a modality, or leave it at None for all that a cell has")
-    latent_state, obs = infer_all(model, adata, None, sources, "for them the prior mean is decoded")
+            raise ValueError("from_ is empty: name a modality, or use None for all that a cell has")
+    latent_state, obs = infer_all(model, adata, None, sources, "the prior mean is decoded for them")
     return DecodeRequest(
         modality,
         latent_state.state_cz,

@@ -1,6 +1,6 @@
-"""What coordinates stand for, feature by feature: the topics of a topic model, the weights of a linear decoder.
+"""Tables of features by coordinate: the profiles of topics, and the loadings of a linear decoder.
 
-Axis suffixes: ``c`` cells (here combinations of covariates), ``f`` features, ``h`` inputs of the last layer, ``z``
+Axis suffixes: ``c`` combinations of covariates, ``f`` features, ``h`` inputs of the last layer, ``s`` states, ``z``
 latent coordinates.
 """
 
@@ -31,55 +31,53 @@ from celldial.utils.validation import check_integer
 
 __all__ = ["balanced_combinations", "check_covariates", "loading_table", "topic_table"]
 
-# Combinations of covariates to average over, at most.
+# Largest number of combinations of covariates to average over.
 MAX_COMBINATIONS = 1000
 
 
 def topics(
     model: FittedModel, n_features: int | None = None, *, covariates: Mapping[str, Any] | None = None
 ) -> pd.DataFrame:
-    """Say which genes and peaks each topic is made of, for ``latent="logistic_normal"``.
+    """Return the genes and peaks of each topic of a topic model, ``latent="logistic_normal"``.
 
-    Each topic is shown pure: a cell with a share of 1 of it is decoded.
+    The profile of a topic is that of a cell that consists of this topic only.
 
     Parameters
     ----------
     model
-        A fitted `VAE`; left out in a call as a method, ``model.topics(...)``.
+        A fitted `VAE`; omitted in the method call ``model.topics()``.
     n_features
-        How many features of each topic and modality to list, those of the best rank; all by default.
+        Number of features to list for each topic and modality, by rank; all by default.
     covariates
-        Covariate to one value, ``{"batch": "b2"}``. Shares are averaged over the categories of those that are not
-        given, and numbers are taken at their mean over the cells of `fit`.
+        Covariate to one value, ``{"batch": "b2"}``. Without it, shares are averaged over the categories of a
+        categorical covariate, and a continuous covariate has its mean over the training cells.
 
     Returns
     -------
     pandas.DataFrame
-        One row a topic and feature, ordered by topic, modality and rank.
+        One row per topic and feature, ordered by topic, modality and rank.
 
-        - ``topic``: ``"topic_0"`` and so on, in the order of the embedding's columns; and the ``feature``, with its
-          ``modality``.
-        - ``share``: the share of the feature in what is counted of its modality in a pure cell. The shares of all
-          features of a topic and modality sum to 1.
-        - ``log2_lift``: log2 of that share against the average of the topics' shares.
-        - ``rank``: 0 is the feature that sets the topic apart most, by share × log2 lift. The sum of these is the
-          Kullback-Leibler divergence of the topic from the average of all, in bits per count.
+        - ``topic``: ``"topic_0"`` and so on, in the order of the embedding's columns; ``feature`` and ``modality``.
+        - ``share``: share of the feature in the expected counts of its modality, for a cell of this topic only. The
+          shares of a topic and modality sum to 1.
+        - ``log2_lift``: log2 of that share relative to the mean share over topics.
+        - ``rank``: 0 is the feature that distinguishes the topic most, by share × log2 lift. These values sum to the
+          Kullback-Leibler divergence of the topic from the mean over topics, in bits per count.
 
     Raises
     ------
     NotFittedError
         The model is not fitted yet.
     ValueError
-        The coordinates are not topics.
+        The model is not a topic model.
     TypeError
-        `covariates` is no dict.
+        `covariates` is not a dict.
     KeyError
         The model has no such covariate.
 
-    Notes
-    -----
-    How common the topics are is the mean of the embedding: ``adata.obsm["X_celldial"].mean(0)``. Few cells are near
-    to pure. What a linear decoder says of pure ones follows from mixed ones; what a neural network says need not.
+    Notes ----- The mean of the embedding, ``adata.obsm["X_celldial"].mean(0)``, is the frequency of each topic. Few
+    cells consist of one topic only. A linear decoder extrapolates from mixed cells to such cells in a defined way; a
+    neural network need not.
 
     Examples
     --------
@@ -94,7 +92,7 @@ def topics(
     if model.module_.latent.coordinate_noun != "topic":
         raise ValueError(
             f"latent is {model.parameters_['latent']!r}, whose coordinates are not topics: fit "
-            "VAE(latent='logistic_normal') for topics; latent_traverse shows what a coordinate changes"
+            "VAE(latent='logistic_normal') for topics; latent_traverse shows the effect of a coordinate"
         )
     if n_features is not None:
         check_integer("n_features", n_features)
@@ -107,29 +105,28 @@ def topics(
 
 
 def loadings(model: FittedModel, n_features: int | None = None) -> pd.DataFrame:
-    """Say by how much each coordinate changes each gene and peak, for ``decoder="linear"``.
+    """Return the loadings of a linear decoder: the effect of each coordinate on each gene and peak.
 
     Parameters
     ----------
     model
-        A fitted `VAE`; left out in a call as a method, ``model.loadings(...)``.
+        A fitted `VAE`; omitted in the method call ``model.loadings()``.
     n_features
-        How many features of each coordinate and modality to list, those of the best rank; all by default.
+        Number of features to list for each coordinate and modality, by rank; all by default.
 
     Returns
     -------
     pandas.DataFrame
-        One row a coordinate and feature, ordered by coordinate, modality and rank.
+        One row per coordinate and feature, ordered by coordinate, modality and rank.
 
-        - ``coordinate``: ``"axis_0"`` and so on (``"topic_0"`` where they are topics); and the ``feature``, with
-          its ``modality``.
-        - ``loading``: the change of the natural logarithm of the feature's share per unit of the coordinate, as it
-          stands in the embedding, against the mean of the modality's features: those of a coordinate sum to 0. A
-          constant added to all would change nothing, since shares sum to 1.
+        - ``coordinate``: ``"axis_0"`` and so on (``"topic_0"`` in a topic model); ``feature`` and ``modality``.
+        - ``loading``: change of the natural logarithm of the feature's share per unit of the coordinate in the
+          embedding, relative to the mean over the features of the modality, so that the loadings of a coordinate sum to
+          0. A constant added to all of them has no effect, because shares sum to 1.
         - ``standard_deviation``, and the 90 % credible interval from ``lower`` to ``upper``.
-        - ``lfsr``: local false sign rate, how probable it is that the loading has the other sign [1]_.
-        - ``rank``: 0 is the feature with the loading that is surely large: by its absolute value less half the
-          width of the interval.
+        - ``lfsr``: local false sign rate, the posterior probability that the loading has the opposite sign [1]_.
+        - ``rank``: 0 is the feature with the largest credible loading: absolute value minus half the width of the
+          interval.
 
     Raises
     ------
@@ -138,12 +135,10 @@ def loadings(model: FittedModel, n_features: int | None = None) -> pd.DataFrame:
     ValueError
         The decoder is not linear.
 
-    Notes
-    -----
-    With `bayesian_loadings` the intervals are those of the posterior that was learned together with the loadings.
-    Without it they are from a Laplace approximation, see `latent_traverse`, that tells ten directions of the
-    coordinates and covariates apart: beyond these the intervals are those of the prior. Both take the cells'
-    states as independent of the loadings, and how the coordinates are turned against each other as given.
+    Notes ----- With `bayesian_loadings` the intervals come from the posterior that was learned together with the
+    loadings. Without it they come from a Laplace approximation, see `latent_traverse`, in the ten main directions of
+    the coordinates and covariates; in all other directions the intervals are those of the prior. Both treat the latent
+    states as independent of the loadings, and condition on the rotation of the coordinates.
 
     References
     ----------
@@ -160,8 +155,8 @@ def loadings(model: FittedModel, n_features: int | None = None) -> pd.DataFrame:
     check_fitted(model)
     if model.parameters_["decoder"] != "linear":
         raise ValueError(
-            f"decoder is {model.parameters_['decoder']!r}, which has no loadings of coordinates: fit "
-            "VAE(decoder='linear') for them; latent_traverse shows what a coordinate changes"
+            f"decoder is {model.parameters_['decoder']!r}, which has no loadings: fit "
+            "VAE(decoder='linear') for them; latent_traverse shows the effect of a coordinate"
         )
     if n_features is not None:
         check_integer("n_features", n_features)
@@ -169,21 +164,22 @@ def loadings(model: FittedModel, n_features: int | None = None) -> pd.DataFrame:
 
 
 def check_covariates(covariates: Any) -> Mapping[str, Any]:
-    """Give covariates as a mapping, or raise."""
+    """Return covariates as a mapping, or raise."""
     if not isinstance(covariates, Mapping | None):
-        raise TypeError(f'covariates is {covariates!r}: it must be a dict from covariate to value, {{"batch": "b2"}}')
+        raise TypeError(f'covariates is {covariates!r}: it must be a dict of covariate to value, {{"batch": "b2"}}')
     return {} if covariates is None else covariates
 
 
 def balanced_combinations(categories: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Take each category of each covariate in turn, until each is as common as the others of its covariate.
+    """Return combinations of categories in which all categories of a covariate are equally frequent.
 
-    Where that takes more than 1000 turns, as with several covariates of very many categories, it is only about so.
+    With more than 1,000 such combinations, as for several covariates with many categories, the frequencies are only
+    approximately equal.
 
     Examples
     --------
-    >>> from celldial.tl.feature_tables import in_turn
-    >>> in_turn({"batch": ["b0", "b1"], "donor": ["x", "y", "z"]})["batch"]
+    >>> from celldial.tl.feature_tables import balanced_combinations
+    >>> balanced_combinations({"batch": ["b0", "b1"], "donor": ["x", "y", "z"]})["batch"]
     ['b0', 'b1', 'b0', 'b1', 'b0', 'b1']
     """
     sizes = [len(names) for names in categories.values()]
@@ -195,23 +191,23 @@ def balanced_combinations(categories: Mapping[str, Sequence[str]]) -> dict[str, 
 def topic_table(
     module: Module, covariates: Covariates, features: Mapping[str, np.ndarray], n_features: int | None
 ) -> pd.DataFrame:
-    """Say which features each topic is made of.
+    """Return the share and lift of each feature in each topic.
 
     Parameters
     ----------
     module
-        Trained, with topics as coordinates.
+        A trained module with topics.
     covariates
-        Of cells over which shares are averaged.
+        Covariates to average the shares over.
     features
         Modality to the names of its features.
     n_features
-        How many of each topic and modality to keep; all by default.
+        Number of features to keep for each topic and modality; all by default.
 
     Returns
     -------
     pandas.DataFrame
-        One row a topic and feature; see `celldial.VAE.topics`.
+        One row per topic and feature; see `celldial.tl.topics`.
     """
     device = to_eval(module)
     pure_zz = module.latent.inverse_link(torch.eye(module.latent.n_latent, device=device))
@@ -221,13 +217,13 @@ def topic_table(
         share_zf = torch.stack([_mean_share(modality, pure_z, category_ck, continuous_ck) for pure_z in pure_zz])
         share_zf = share_zf.clamp_min(torch.finfo(share_zf.dtype).tiny)
         lift_zf = (share_zf / share_zf.mean(0)).log2()
-        # What a feature adds to the divergence of the topic from the average one, in bits per count.
+        # Contribution of the feature to the divergence of the topic from the mean over topics, in bits per count.
         parts.append((name, {"share": share_zf, "log2_lift": lift_zf}, share_zf * lift_zf))
     return _to_long_table("topic", coordinate_names(module), parts, features, n_features)
 
 
 def _mean_share(modality: Modality, state_z: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
-    """Average the share of each feature in one state over covariates, shape ``(f,)``, float64."""
+    """Return the share of each feature in one latent state, averaged over covariates, shape ``(f,)``, float64."""
     total_f = state_z.new_zeros(modality.decoder.rate_head.out_features, dtype=torch.float64)
     n_block = decode_block_size(len(total_f))
     for start in range(0, len(category_ck), n_block):
@@ -240,31 +236,31 @@ def _mean_share(modality: Modality, state_z: Tensor, category_ck: Tensor, contin
 
 @torch.no_grad()
 def loading_table(module: Module, features: Mapping[str, np.ndarray], n_features: int | None) -> pd.DataFrame:
-    """Say by how much each coordinate of a linear decoder changes each feature, and how sure that is.
+    """Return the loadings of a linear decoder with their uncertainty.
 
     Parameters
     ----------
     module
-        Trained, with linear decoders.
+        A trained module with linear decoders.
     features
         Modality to the names of its features.
     n_features
-        How many of each coordinate and modality to keep; all by default.
+        Number of features to keep for each coordinate and modality; all by default.
 
     Returns
     -------
     pandas.DataFrame
-        One row a coordinate and feature; see `celldial.VAE.loadings`.
+        One row per coordinate and feature; see `celldial.tl.loadings`.
     """
-    known = all(_is_known(modality) for _, modality in module.by_modality())
+    has_uncertainty = all(_has_uncertainty(modality) for _, modality in module.by_modality())
     parts = []
     for name, modality in module.by_modality():
         weight_zf = modality.decoder.rate_head.weight[:, : module.latent.n_latent].T.double()
         mean_zf = weight_zf - weight_zf.mean(1, keepdim=True)
         columns, score_zf = {"loading": mean_zf}, mean_zf.abs()
-        if known:
+        if has_uncertainty:
             variance_zf = _variances(modality, module.latent.n_latent).double()
-            # Of what is left when the mean of all is taken off, the loadings being independent of each other.
+            # Variance after subtraction of the mean over features, for independent loadings.
             n = variance_zf.shape[1]
             variance_zf = variance_zf * (1 - 2 / n) + variance_zf.mean(1, keepdim=True) / n
             deviation_zf = variance_zf.sqrt()
@@ -279,17 +275,17 @@ def loading_table(module: Module, features: Mapping[str, np.ndarray], n_features
     return _to_long_table("coordinate", coordinate_names(module), parts, features, n_features)
 
 
-def _is_known(modality: Modality) -> bool:
-    """Tell whether it is known how sure the loadings are."""
+def _has_uncertainty(modality: Modality) -> bool:
+    """Return whether the uncertainty of the loadings is known."""
     return modality.decoder.log_deviation_fh is not None or modality.loadings is not None
 
 
 def _variances(modality: Modality, n_latent: int) -> Tensor:
-    """Posterior variance of each loading, shape ``(z, f)``."""
+    """Return the posterior variance of each loading, shape ``(z, f)``."""
     if modality.decoder.log_deviation_fh is not None:
         return (2 * modality.decoder.log_deviation_fh[:, :n_latent]).exp().T
     assert modality.loadings is not None
-    # A loading is how a log rate differs between two states that are a unit of the coordinate apart.
+    # A loading is the difference in log rate between two states that differ by one unit of the coordinate.
     centre_h = modality.loadings.centre_h
     state_sh = torch.cat([centre_h[None], centre_h + torch.eye(len(centre_h), device=centre_h.device)[:n_latent]])
     first_f = torch.zeros(modality.decoder.rate_head.out_features, dtype=torch.int64, device=centre_h.device)
@@ -299,22 +295,22 @@ def _variances(modality: Modality, n_latent: int) -> Tensor:
 
 
 def _to_long_table(
-    what: str,
+    column: str,
     names: list[str],
     parts: Sequence[tuple[str, Mapping[str, Tensor], Tensor]],
     features: Mapping[str, np.ndarray],
     n_features: int | None,
 ) -> pd.DataFrame:
-    """Put matrices of coordinates × features of each modality into one table, by coordinate, modality and rank.
+    """Return matrices of coordinates × features of all modalities as one table, by coordinate, modality and rank.
 
     Parameters
     ----------
-    what
-        What the column with the names of the coordinates is called.
+    column
+        Name of the column with the names of the coordinates.
     names
-        These.
+        Names of the coordinates.
     parts
-        Of each modality its name, columns of numbers, and the scores that rank the features of a coordinate.
+        For each modality its name, matrices of values, and the scores that rank the features of a coordinate.
     features, n_features
         As in `topic_table`.
     """
@@ -322,11 +318,17 @@ def _to_long_table(
     for z, name in enumerate(names):
         for modality, columns, score_zf in parts:
             order_f = np.argsort(ranks(score_zf[z].cpu().numpy()))[:n_features]
-            of = {key: of_zf[z].cpu().numpy()[order_f] for key, of_zf in columns.items()}
+            values = {key: value_zf[z].cpu().numpy()[order_f] for key, value_zf in columns.items()}
             rank_f = np.arange(len(order_f))
             tables.append(
                 pd.DataFrame(
-                    {what: name, "modality": modality, "feature": features[modality][order_f], **of, "rank": rank_f}
+                    {
+                        column: name,
+                        "modality": modality,
+                        "feature": features[modality][order_f],
+                        **values,
+                        "rank": rank_f,
+                    }
                 )
             )
     return pd.concat(tables, ignore_index=True)

@@ -1,6 +1,6 @@
-"""Which latent coordinates matter, and named directions among them: numbers in, numbers out.
+"""Named axes: directions in latent space that predict a target, and the score of every cell on them.
 
-Axis suffixes: ``b`` batches, ``c`` cells, ``f`` features, ``k`` coordinates by name, ``z`` latent coordinates.
+Axis suffixes: ``b`` batches, ``c`` cells, ``f`` features, ``k`` columns of a table, ``z`` latent coordinates.
 """
 
 from __future__ import annotations
@@ -31,10 +31,8 @@ from celldial.utils.validation import check_integer
 __all__ = ["Axis", "check_axis_name", "fit_axis"]
 
 
-# --- Named directions -------------------------------------------------------------------------------------------------
-
-# Added to the variance of each coordinate before it is divided by: where it is below that a coordinate is inactive
-# (Burda et al. 2016, arXiv:1509.00519), and the score is not to be made of tiny differences.
+# Added to the variance of each coordinate before the division. A coordinate with a smaller variance is inactive
+# (Burda et al. 2016, arXiv:1509.00519), and the score must not depend on tiny differences.
 RIDGE = 0.01
 QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
 
@@ -50,61 +48,61 @@ def find_axis(
     modality: str | None = None,
     n_permutations: int = 999,
 ) -> Axis:
-    """Find the direction in latent space along which something changes, name it, and score every cell on it.
+    """Find a named axis: the direction in latent space along which a target changes, and a score for every cell.
 
-    The direction is the way in which the mean latent state moves; the score is the linear function of the latent
-    state that tells best how far a cell is, on average 0 where the axis starts and 1 where it ends; see
-    `celldial.tl.find_axis.fit_axis`. Give one of `obs`, `groups` and `features`, or `obs` and `groups`.
+    The direction is the regression of the latent state on the target. The score is the linear function of the latent
+    state that predicts the target best, on average 0 at the start of the axis and 1 at its end; see
+    `celldial.tl.find_axis.fit_axis`. The target is given by one of `obs`, `groups` and `features`, or by `obs` and
+    `groups` together.
 
     Parameters
     ----------
     model
-        A fitted `VAE`; left out in a call as a method, ``model.find_axis(adata)``.
+        A fitted `VAE`; omitted in the method call ``model.find_axis(adata, name, ...)``.
     adata
-        Cells to find it in. Those without any count, or with NaN in `obs`, take no part, but get a score.
+        Cells. Cells without any count, or with NaN in `obs`, are not used to find the axis, but get a score.
     name
-        What to call it: the column of ``adata.obs`` with the score.
+        Name of the axis, and of the column of ``adata.obs`` with the score.
     obs
-        Column of ``adata.obs``. Of two categories, the axis goes from the first to the second (that is, of a
-        categorical their order, else the order of the alphabet; of booleans from False to True); of an ordered
-        categorical from the first to the last, with the others evenly between; of numbers from their 5 % quantile
-        to their 95 % quantile.
+        Column of ``adata.obs``. With two categories, the axis runs from the first to the second (in the order of a
+        categorical, otherwise alphabetically; from False to True); with an ordered categorical from the first to the
+        last category, the others evenly between; with numbers from their 5 % to their 95 % quantile.
     groups
-        From which value of `obs` to which, ``("ctrl", "stim")``; other cells take no part. Without `obs`, the one
-        column of text or categories that has both is looked for.
+        Two values of `obs`, ``("ctrl", "stim")``, from which the axis runs and to which; other cells are not used.
+        Without `obs`, the only column of text or categories that has both values is used.
     features
-        ``{"up": [...], "down": [...]}``, either or both. The axis is that of the observed expression of these
-        genes, log-normalized and standardized, mean of those up less mean of those down, from its 5 % quantile to
-        its 95 % quantile. Names that are not found are looked for without regard to case.
+        ``{"up": [...], "down": [...]}``, either or both. The target is the observed expression of these features,
+        log-normalized and standardized, mean of those up minus mean of those down, from its 5 % to its 95 % quantile.
+        Names are matched exactly, then without regard to case.
     modality
-        Modality of `features`; ``"rna"`` by default, or the model's first.
+        Modality of `features`; by default ``"rna"``, or the first modality of a model without RNA.
     n_permutations
-        For the p-value: how many times to shuffle the target over the cells, within batches where the model has a
-        `batch_key`. It cannot come out below 1 / (1 + `n_permutations`).
+        Number of permutations of the target for the p-value, within batches if the model has a `batch_key`. The
+        smallest possible p-value is 1 / (1 + `n_permutations`).
 
     Returns
     -------
     Axis
-        The axis: origin, direction, filter, ``strength`` (share of the target's variance that the score explains,
-        R² adjusted for the number of coordinates, within batches) and ``p_value``. Written: the scores, float32, to
-        ``adata.obs[name]``, and the axis to ``adata.uns["celldial"]["axes"][name]``.
+        The axis: origin, direction, filter, ``strength`` (fraction of the target's variance that the score explains,
+        adjusted R² within batches) and ``p_value``. Written: the scores, float32, to ``adata.obs[name]``, and the axis
+        to ``adata.uns["celldial"]["axes"][name]``.
 
     Raises
     ------
     NotFittedError
         The model is not fitted yet.
     ValueError, TypeError, KeyError
-        The name is taken; a column, group or gene is not there; there is nothing to tell apart, or too few cells.
-        The AnnData is then as it was.
+        The name is taken; a column, group or feature does not exist; the target does not vary; or there are too few
+        cells. The AnnData is left unchanged.
 
     Notes
     -----
-    The p-value is over cells: it is small where these cells differ beyond chance. Cells of one donor or culture are
-    no independent repeats, so that it does not say that other donors would show the same. For that, compare the
+    The p-value refers to cells: it is small if these cells differ beyond chance. Cells of one donor or culture are not
+    independent replicates, so that it does not show that other donors would behave the same way. For that, compare the
     scores averaged by donor.
 
-    Where the model has a `batch_key`, differences of the means between batches are taken out first, so that a
-    difference between batches is no axis.
+    If the model has a `batch_key`, differences between batches are removed first, so that a batch effect is not found
+    as an axis.
 
     References
     ----------
@@ -158,28 +156,28 @@ def find_axis(
 
 @dataclass(frozen=True, eq=False)
 class Axis:
-    """A named direction in latent space: which way cells move, and how far along each cell is.
+    """A named axis of latent space: a direction to move cells along, and a score for the position of each cell.
 
     Parameters
     ----------
     name
-        The axis, and the column of ``adata.obs`` with the scores.
+        Name of the axis, and of the column of ``adata.obs`` with the scores.
     description
-        What it goes from and to.
+        Start and end of the axis in words.
     origin_z
-        Where the score is 0, shape ``(n_latent,)``.
+        Point with score 0, shape ``(n_latent,)``.
     direction_z
-        The way the mean state moves as the score goes from 0 to 1.
+        Change of the mean latent state while the score goes from 0 to 1.
     filter_z
-        What the score is made of: ``score_c = (z_cz - origin_z) @ filter_z``.
+        Weights of the score: ``score_c = (z_cz - origin_z) @ filter_z``.
     strength
-        Share of the target's variance that the score explains.
+        Fraction of the target's variance that the score explains.
     p_value
-        By permutation of the target over the cells.
+        P-value of a permutation test over the cells.
     n_permutations
-        How many there were.
+        Number of permutations.
     quantiles
-        The scores' quantiles 0.01, 0.05, 0.5, 0.95 and 0.99.
+        Quantiles 0.01, 0.05, 0.5, 0.95 and 0.99 of the scores.
 
     Examples
     --------
@@ -204,18 +202,18 @@ class Axis:
     quantiles: np.ndarray = field(repr=False)
 
     def score(self, z_cz: np.ndarray) -> np.ndarray:
-        """Tell how far along latent states are.
+        """Return the position of cells on the axis.
 
         Parameters
         ----------
         z_cz
-            Latent coordinates as `celldial.VAE.latent_posterior` gives them, shape ``(cells, n_latent)``. Further
-            columns are not looked at.
+            Latent coordinates as `celldial.VAE.latent_posterior` returns them, shape ``(cells, n_latent)``. Further
+            columns are ignored.
 
         Returns
         -------
         numpy.ndarray
-            The score of each cell, 0 where the axis starts and 1 where it ends, float32, shape ``(cells,)``.
+            Score of each cell, 0 at the start of the axis and 1 at its end, float32, shape ``(cells,)``.
 
         Examples
         --------
@@ -231,12 +229,12 @@ class Axis:
         return score_c.astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give all but the name in types that an h5ad file holds; :meth:`from_dict` gives it back.
+        """Return everything except the name as types that an h5ad file can hold; :meth:`from_dict` is the inverse.
 
         Returns
         -------
         dict[str, Any]
-            What is stored in ``adata.uns["celldial"]["axes"][name]``.
+            The content of ``adata.uns["celldial"]["axes"][name]``.
 
         Examples
         --------
@@ -261,14 +259,14 @@ class Axis:
 
     @classmethod
     def from_dict(cls, name: str, stored: Mapping[str, Any]) -> Axis:
-        """Read what :meth:`to_dict` gave, also after a way through an h5ad file.
+        """Return the axis that :meth:`to_dict` describes, also after it was written to and read from an h5ad file.
 
         Parameters
         ----------
         name
-            What the axis is called.
+            Name of the axis.
         stored
-            What :meth:`to_dict` gave.
+            Result of :meth:`to_dict`.
 
         Returns
         -------
@@ -302,25 +300,25 @@ class Axis:
 def check_axis_name(
     name: Any, columns: Iterable[str], found: Mapping[str, Any], n_latent: int, reserved: Sequence[str] = ()
 ) -> None:
-    """Raise unless an axis can be called `name`.
+    """Raise unless an axis can have this name.
 
     Parameters
     ----------
     name
-        What it shall be called.
+        Name of the new axis.
     columns
-        Those of ``adata.obs``.
+        Columns of ``adata.obs``.
     found
-        The axes that ``adata`` has, which may be replaced.
+        Stored axes of ``adata``, which may be replaced.
     n_latent
-        Number of latent coordinates; the axes there are must be of a model that has as many.
+        Number of latent coordinates of the model, which the stored axes must share.
     reserved
-        Names of what is no direction, such as that of the periodic axis.
+        Names that are not available, such as that of the periodic coordinate.
     """
     if not isinstance(name, str) or not name or "/" in name:
-        raise ValueError(f"name is {name!r}: it must be text, not empty and without '/', such as 'interferon'")
+        raise ValueError(f"name is {name!r}: it must be non-empty text without '/', such as 'interferon'")
     if name in reserved or re.fullmatch(r"(axis|topic)_\d+", name):
-        raise ValueError(f"name is {name!r}, which is what a coordinate of the model is called: choose another")
+        raise ValueError(f"name is {name!r}, the name of a coordinate of the model: choose another")
     if name in columns and name not in found:
         raise ValueError(
             f"adata.obs has a column {name!r} that find_axis did not write: choose another name, or remove the column "
@@ -330,8 +328,8 @@ def check_axis_name(
         n_stored = len(stored["direction"])
         if n_stored != n_latent:
             raise ValueError(
-                f"adata.uns['celldial']['axes'] has {other!r}, of a model with {n_stored} latent coordinates, and this "
-                f"one has {n_latent}: remove it with del adata.uns['celldial']['axes']"
+                f"adata.uns['celldial']['axes'] has {other!r} from a model with {n_stored} latent coordinates; this "
+                f"one has {n_latent}. Remove it with del adata.uns['celldial']['axes']"
             )
 
 
@@ -344,12 +342,13 @@ def fit_axis(
     n_permutations: int,
     random: np.random.Generator,
 ) -> Axis:
-    r"""Find the direction in which cells move with a target, and the score that tells the target best.
+    """Fit the direction in which cells move with a target, and the score that predicts the target best.
 
-    These are two things [1]_. The direction (a pattern) is the regression of the states on the target: of two groups,
-    the difference of their means. The score (a filter) is the ridge regression of the target on the states, which for
-    two groups is the linear discriminant; it leans on what tells the target without noise, and is no way that cells
-    go. It is scaled so that the step along the direction that takes the target from 0 to 1 does so to the score.
+    Direction and score differ [1]_. The direction (a pattern) is the regression of the states on the target: for two
+    groups, the difference of their means. The score (a filter) is the ridge regression of the target on the states,
+    which for two groups is the linear discriminant. It relies on coordinates with little noise, and is not a direction
+    in which cells move. It is scaled so that a step along the direction that takes the target from 0 to 1 takes the
+    score from 0 to 1, too.
 
     Parameters
     ----------
@@ -358,25 +357,24 @@ def fit_axis(
     z_cz
         Latent states of the cells.
     target_c
-        What the axis is to tell, 0 where it starts and 1 where it ends; NaN for cells that take no part in finding it.
+        Target of the axis, 0 at its start and 1 at its end; NaN for cells that are not used.
     batch_c
-        Codes of the batches, or None. Differences between batches are taken out, of states and target.
+        Codes of the batches, or None. Differences between batches are removed from states and target.
     n_permutations
-        How many times to permute the target over the cells that take part, within batches.
+        Number of permutations of the target over the cells that are used, within batches.
     random
-        Draws the permutations.
+        Generator of the permutations.
 
     Returns
     -------
     Axis
-        `strength` is R² adjusted for the number of coordinates, so that it is about 0 for a target that has nothing to
-        do with the states; at least 0. `p_value` is the share of permutations, the data themselves included [2]_, that
-        explain as much.
+        `strength` is R² adjusted for the number of coordinates, at least 0; for a target unrelated to the states it is
+        about 0. `p_value` is the fraction of permutations, the observed data included [2]_, that explain as much.
 
     Raises
     ------
     ValueError
-        The target is the same for all cells of each batch; or there are too few cells for so many coordinates.
+        The target is constant within every batch, or there are too few cells for the number of coordinates.
 
     References
     ----------
@@ -388,56 +386,56 @@ def fit_axis(
     Examples
     --------
     >>> import numpy as np
-    >>> from celldial.tl.find_axis import find_direction
+    >>> from celldial.tl.find_axis import fit_axis
     >>> random = np.random.default_rng(0)
     >>> group_c = np.repeat([0.0, 1.0], 500)
     >>> z_cz = random.normal(size=(1000, 2)) + np.outer(group_c, [3, 0])
-    >>> axis = find_direction("response", "A → B", z_cz, group_c, None, 999, random)
+    >>> axis = fit_axis("response", "A → B", z_cz, group_c, None, 999, random)
     >>> axis.direction_z.round() + 0, axis.p_value
     (array([3., 0.], dtype=float32), 0.001)
     >>> round(axis.strength, 1)
     0.7
     """
-    taking_part = np.flatnonzero(~np.isnan(target_c))
-    code_c = np.zeros(len(taking_part), dtype=np.int64) if batch_c is None else batch_c[taking_part]
+    used = np.flatnonzero(~np.isnan(target_c))
+    code_c = np.zeros(len(used), dtype=np.int64) if batch_c is None else batch_c[used]
     order = np.argsort(code_c, kind="stable")  # batch by batch
-    taking_part, code_c = taking_part[order], code_c[order]
+    used, code_c = used[order], code_c[order]
     start_b = np.unique(code_c, return_index=True)[1]
-    state_cz, value_c = z_cz[taking_part].astype(np.float64), target_c[taking_part].astype(np.float64)
+    state_cz, value_c = z_cz[used].astype(np.float64), target_c[used].astype(np.float64)
     n_cells, n_latent = state_cz.shape
     n_free = n_cells - len(start_b)
     if n_free <= n_latent:
         raise ValueError(
-            f"{n_cells} cells, of {len(start_b)} batches, are too few to find a direction among {n_latent} latent "
-            f"coordinates: {n_latent + len(start_b) + 1} are needed at least"
+            f"{n_cells} cells in {len(start_b)} batches are too few to find a direction among {n_latent} latent "
+            f"coordinates: at least {n_latent + len(start_b) + 1} are needed"
         )
     mean_z, mean = state_cz.mean(0), value_c.mean()
     within_cz = _within_batches(state_cz, start_b)
     within_c = _within_batches(value_c[:, None], start_b)[:, 0]
     variance = within_c @ within_c / n_cells
     if variance <= 1e-12 * np.square(value_c).mean():
-        where = "cells" if batch_c is None else "cells of each batch, so that it cannot be told from the batch"
-        raise ValueError(f"{description}: this is the same for all {where}; there is no axis to be found")
+        where = "cells" if batch_c is None else "cells of each batch, and so confounded with the batch"
+        raise ValueError(f"{description}: the target is the same for all {where}; there is no axis to find")
     covariance_zz = within_cz.T @ within_cz / n_cells + RIDGE * np.eye(n_latent)
     whitener_zz = np.linalg.inv(np.linalg.cholesky(covariance_zz))
 
     def explained(permuted_c: np.ndarray) -> float:
-        """Share of the target's variance that ridge regression takes up, the penalty subtracted."""
+        """Return the fraction of the target's variance that ridge regression explains, minus the penalty."""
         return float(np.square(whitener_zz @ (permuted_c @ within_cz)).sum()) / (n_cells**2 * variance)
 
     observed = explained(within_c)
     batches = np.split(within_c, start_b[1:])
     permuted = (np.concatenate([random.permutation(part) for part in batches]) for _ in range(n_permutations))
     n_as_large = sum(bool(explained(permuted_c) >= observed * (1 - 1e-9)) for permuted_c in permuted)
-    together_z = within_c @ within_cz / n_cells
-    direction_z = together_z / variance
-    filter_z = whitener_zz.T @ (whitener_zz @ together_z)
+    covariance_z = within_c @ within_cz / n_cells
+    direction_z = covariance_z / variance
+    filter_z = whitener_zz.T @ (whitener_zz @ covariance_z)
     score_c = within_cz @ filter_z
     squares = score_c @ score_c
     r_squared = (score_c @ within_c) ** 2 / (squares * variance * n_cells) if squares > 0 else 0.0
     if observed > 0:
         filter_z = filter_z / (filter_z @ direction_z)
-    # From the mean of all cells: batches that have more of one group than others must not shift it.
+    # Relative to the mean of all cells: batches with unequal group sizes must not shift it.
     origin_z = mean_z - direction_z * mean
     return Axis(
         name,
@@ -453,7 +451,7 @@ def fit_axis(
 
 
 def _within_batches(value_ck: np.ndarray, start_b: np.ndarray) -> np.ndarray:
-    """Subtract from each row the mean of its batch; batches come one after the other, from `start_b` on."""
+    """Subtract the mean of its batch from each row; batches are contiguous and begin at `start_b`."""
     size_b = np.diff([*start_b, len(value_ck)])
     mean_bk = np.add.reduceat(value_ck, start_b, axis=0) / size_b[:, None]
     return value_ck - np.repeat(mean_bk, size_b, axis=0)

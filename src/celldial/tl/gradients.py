@@ -1,6 +1,6 @@
-"""How good the estimators of the gradient are, on the cells of a fitted model: bias, variance and time of each.
+"""Comparison of gradient estimators on the cells of a fitted model: bias, variance and time of each.
 
-Axis suffixes: ``c`` cells, ``n`` draws, ``p`` parameters of one kind of a cell's posterior.
+Axis suffixes: ``c`` cells, ``n`` samples, ``p`` parameters of one kind of a cell's posterior.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 __all__ = ["compare_gradients", "sweep_gradients"]
 
-# Steps in which baselines learn the cells that they are used on, and the size of the largest.
+# Steps and peak learning rate for fitting the baselines.
 WARM_UP, LEARNING_RATE = 500, 3e-2
 
 
 @dataclass(frozen=True)
 class EstimatorConfig:
-    """One way to estimate the gradient."""
+    """Configuration of a gradient estimator."""
 
     gradient: Gradient
     baseline: BaselineName | None = None
@@ -46,7 +46,7 @@ class EstimatorConfig:
 
 
 def available_estimators(module: Module) -> dict[str, EstimatorConfig]:
-    """Name the ways there are for a module; the first has no bias, and of those the least variance."""
+    """Return the estimators of a module by name; the first is unbiased and has the smallest variance of those."""
     score = Gradient("score_function") if module.clusters is None else Gradient(cluster="score_function")
     scored = {
         "score_function": EstimatorConfig(score),
@@ -61,7 +61,7 @@ def available_estimators(module: Module) -> dict[str, EstimatorConfig]:
             "straight_through": EstimatorConfig(relaxed, straight_through=True),
             **scored,
         }
-    # The score function does not go with a flow: see `celldial.estimator.validation.check_latent`.
+    # The score function and a flow exclude each other: see `celldial.estimator.validation.check_latent`.
     return {"reparameterized": EstimatorConfig(Gradient())} | (scored if module.flow is None else {})
 
 
@@ -76,59 +76,57 @@ def compare_gradients(
     temperature: float = FINAL_TEMPERATURE,
     seed: int = 0,
 ) -> pd.DataFrame:
-    r"""Compare estimators of the gradient of the negative ELBO on cells of a fitted model.
+    """Compare estimators of the gradient of the negative ELBO on cells of a fitted model.
 
-    The gradient is that with respect to the posterior of each cell: the means and the logs of the standard deviations
-    of its coordinates, and for a model with clusters the log-odds of these. Each estimate is from a single draw, as in
-    training, and in nats a cell.
+    The gradient is taken with respect to the posterior of each cell: the means and log standard deviations of its
+    coordinates, and the log-odds of the clusters if there are any. Each estimate uses a single sample, as in training,
+    and is in nats per cell.
 
     Parameters
     ----------
     model
-        Fitted, by whatever estimator.
+        A `VAE` fitted with any estimator; omitted in the method call ``model.compare_gradients(adata)``.
     adata
         Cells to compare on.
     estimators
-        Which to compare, all by default. ``"reparameterized"`` [1]_ goes through the draw; ``"score_function"`` [2]_
-        goes through the log density of the draw, and ``"score_function + moving_average"`` and
-        ``"score_function + learned"`` [3]_ take a baseline off. For a model with clusters the estimators are of
-        their log-odds, with draws of coordinates that are reparameterized: ``"enumerate"`` sums over all clusters,
-        ``"gumbel_softmax"`` [4]_ relaxes the choice of one, ``"straight_through"`` [5]_ rounds what is relaxed; and
-        those by the score function.
+        Estimators to compare, all by default. ``"reparameterized"`` [1]_ differentiates through the sample;
+        ``"score_function"`` [2]_ uses the log density of the sample, and ``"score_function + moving_average"`` and
+        ``"score_function + learned"`` [3]_ subtract a baseline. In a model with clusters the estimators apply to the
+        log-odds of the clusters, with reparameterized samples of the coordinates: ``"enumerate"`` sums over all
+        clusters, ``"gumbel_softmax"`` [4]_ relaxes the choice of a cluster, ``"straight_through"`` [5]_ rounds the
+        relaxed choice; the score function estimators are also available.
     n_samples
-        Draws of each estimator for each cell.
+        Samples of each estimator for each cell.
     n_cells
-        Number of cells, which are chosen at random.
+        Number of cells, chosen at random.
     n_reference
-        Draws for the gradient that biases are measured against, by the estimator that has no bias and the least
-        variance: the first of the above.
+        Samples for the reference gradient, from the unbiased estimator with the smallest variance, which is the first
+        of the above.
     temperature
-        Of relaxed choices; by default that at the end of training.
+        Temperature of relaxed choices; by default that at the end of training.
     seed
-        Of all randomness.
+        Seed of all random numbers.
 
     Returns
     -------
     pandas.DataFrame
-        One row for each kind of parameter, ``"mu"``, ``"sigma"`` and ``"cluster"``, and each estimator. Columns, where
-        root mean squares and means are over cells and parameters:
+        One row for each kind of parameter, ``"mu"``, ``"sigma"`` and ``"cluster"``, and each estimator. Root mean
+        squares and means are over cells and parameters.
 
-        - ``mean``: the gradient, root mean square
-        - ``bias``: how far the mean over the draws is from the reference, root mean square
-        - ``standard_error``: what ``bias`` is by chance alone; there is a bias where it is clearly larger
-        - ``variance``: of single draws, mean
-        - ``microseconds``: time for a draw of one cell, where many are made at once
+        - ``mean``: root mean square of the gradient
+        - ``bias``: root mean square difference between the mean over samples and the reference
+        - ``standard_error``: the ``bias`` expected by chance; a clearly larger one indicates a real bias
+        - ``variance``: mean variance of single samples
+        - ``microseconds``: time per sample and cell, in large batches
 
     Raises
     ------
     ValueError
-        There is no such estimator for this model, or it has a periodic coordinate.
+        The model has no such estimator, or it has a periodic coordinate.
 
-    Notes
-    -----
-    Weights are those of the end of training: 1 for the KL divergence, and for modalities as they were in training.
-    There is no dropout, latent loadings are at their means, and baselines are fitted to these cells first. See [6]_ on
-    what makes the variances differ.
+    Notes ----- The weights are those of the end of training: 1 for the KL divergence, and the training weights for the
+    modalities. There is no dropout, latent loadings are at their means, and baselines are fitted to these cells first.
+    See [6]_ for the reasons why the variances differ.
 
     References
     ----------
@@ -163,11 +161,11 @@ def compare_gradients(
             for name, moments in reference.items():
                 moments.add(drawn[name])
     rows = {}
-    for estimator, way in chosen.items():
+    for estimator, config in chosen.items():
         found = {name: Moments() for name in reference}
-        # Other draws than those of the reference, and the same whatever else is compared.
+        # Samples differ from those of the reference, and do not depend on the other estimators.
         with isolate_rng(seed + 1):
-            module = configure_module(model.module_, way, cells, encoded, temperature)
+            module = configure_module(model.module_, config, cells, encoded, temperature)
             start = time.perf_counter()
             for drawn in draws(module, cells, encoded, temperature, n_samples):
                 for name, moments in found.items():
@@ -200,31 +198,33 @@ def sweep_gradients(
     temperature: float = FINAL_TEMPERATURE,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Measure the variance of estimators for wider and narrower posteriors, and for averages of several draws.
+    """Measure the variance of gradient estimators for wider and narrower posteriors, and for averages of samples.
 
     Parameters
     ----------
-    model, adata, estimators
-        As for `compare_gradients`.
+    model
+        A fitted `VAE`; omitted in the method call ``model.sweep_gradients(adata)``.
+    adata, estimators
+        As in `compare_gradients`.
     widths
-        What to multiply the standard deviation of each cell's posterior with; 1 is always among them.
+        Factors for the standard deviation of each cell's posterior; 1 is always included.
     n_averaged
-        How many draws to average, at the posterior's own width.
+        Numbers of samples to average, at the posterior's own width.
     n_samples
-        Draws of each estimator for each cell and width, at least twice as many as are averaged.
+        Samples of each estimator for each cell and width, at least twice the largest number to average.
     n_cells, temperature, seed
-        As for `compare_gradients`.
+        As in `compare_gradients`.
 
     Returns
     -------
     pandas.DataFrame
-        A table for `celldial.pl.gradient_variance`, of columns ``parameter``, ``estimator``, ``width``, ``n_averaged``
-        and ``variance``, which is measured, also that of averages.
+        Table for `celldial.pl.gradient_variance` with the columns ``parameter``, ``estimator``, ``width``,
+        ``n_averaged`` and ``variance``. All variances are measured, including those of averages.
 
     Raises
     ------
     ValueError
-        As for `compare_gradients`; or there are too few samples, or a width is not above 0.
+        As `compare_gradients`; or there are too few samples, or a width is not above 0.
 
     Examples
     --------
@@ -242,13 +242,13 @@ def sweep_gradients(
         raise ValueError(f"widths are {list(widths)}: each must be above 0")
     chosen, cells, encoded = prepare_inputs(model, adata, estimators, n_cells, temperature, seed)
     rows = []
-    for estimator, way in chosen.items():
+    for estimator, config in chosen.items():
         for width in sorted({*map(float, widths), 1.0}):
             sizes = sorted({1, *n_averaged}) if width == 1 else [1]
             found = {(name, k): Moments(k) for name in posterior_of(encoded) for k in sizes}
             wider = encoded._replace(sigma_cz=width * encoded.sigma_cz)
             with isolate_rng(seed):
-                module = configure_module(model.module_, way, cells, wider, temperature)
+                module = configure_module(model.module_, config, cells, wider, temperature)
                 for drawn in draws(module, cells, wider, temperature, n_samples):
                     for (name, _), moments in found.items():
                         moments.add(drawn[name])
@@ -266,12 +266,14 @@ def prepare_inputs(
     temperature: float,
     seed: int,
 ) -> tuple[dict[str, EstimatorConfig], Cells, EncoderOutput]:
-    """Give the estimators that are meant, some cells, and what the encoders say of these."""
+    """Return the requested estimators, some cells, and the encoder output for these cells."""
     check_fitted(model)
     module = model.module_
     check_integer("n_cells", n_cells)
     if module.circle is not None:
-        raise ValueError("the model has a periodic coordinate, whose gradients are not compared: fit one without")
+        raise ValueError(
+            "the model has a periodic coordinate, for which gradients are not compared: fit a model without it"
+        )
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature!r}: it must be above 0")
     known = available_estimators(module)
@@ -279,9 +281,7 @@ def prepare_inputs(
     names = list(dict.fromkeys(wanted))
     for name in names:
         if name not in known:
-            raise ValueError(
-                f"there is no estimator {name!r} for this model: choose some of {', '.join(map(repr, known))}"
-            )
+            raise ValueError(f"this model has no estimator {name!r}; available: {', '.join(map(repr, known))}")
     _, cells = read_cells(model, adata)
     checks.check_has_counts(cells)
     filled_c = (~cells.empty_c).nonzero()[:, 0]
@@ -294,9 +294,9 @@ def prepare_inputs(
 def configure_module(
     module: Module, config: EstimatorConfig, cells: Cells, encoded: EncoderOutput, temperature: float
 ) -> Module:
-    """Copy a module, so that its gradients are estimated in another way, with baselines that know these cells."""
+    """Return a copy of a module with another gradient estimator, and with baselines fitted to these cells."""
     module = copy.deepcopy(module).eval().requires_grad_(False)
-    module.bayesian = False  # a draw of loadings would be one for all draws of cells
+    module.bayesian = False  # one sample of the loadings would be shared by all samples of cells
     if module.clusters is not None:
         module.clusters.straight_through = config.straight_through
     module.gradient = config.gradient
@@ -313,7 +313,7 @@ def configure_module(
 
 
 def posterior_of(encoded: EncoderOutput) -> dict[str, Tensor]:
-    """Give the parameters that gradients are taken by, as what they are called to a tensor ``(c, p)``."""
+    """Return the parameters of the posterior that gradients are taken with respect to, by name, each ``(c, p)``."""
     parameters = {"mu": encoded.mu_cz, "sigma": encoded.sigma_cz.log()}
     if encoded.logits_ck is not None:
         parameters["cluster"] = encoded.logits_ck
@@ -323,10 +323,10 @@ def posterior_of(encoded: EncoderOutput) -> dict[str, Tensor]:
 def draws(
     module: Module, cells: Cells, encoded: EncoderOutput, temperature: float, n_samples: int
 ) -> Iterator[dict[str, Tensor]]:
-    """Draw gradients of each cell, ``(n, c, p)`` by kind of parameter, in blocks of as many draws as memory allows."""
+    """Yield gradients of each cell, ``(n, c, p)`` by parameter, in blocks of as many samples as memory allows."""
     n_cells = len(cells)
     n_block = min(n_samples, max(1, decode_block_size(max(module.n_features.values())) // n_cells))
-    # Copies of a cell are cells like others: one pass draws for each.
+    # Copies of a cell are treated as separate cells, so that one pass samples for each.
     copies = repeat_cells(cells, n_block)
     for start in range(0, n_samples, n_block):
         n = min(n_block, n_samples - start)
@@ -338,24 +338,24 @@ def draws(
 
 
 def repeat_cells(cells: Cells, n: int) -> Cells:
-    """Take all cells `n` times."""
+    """Return all cells `n` times."""
     return cells.select(torch.arange(len(cells)).repeat(n))
 
 
 def estimate(module: Module, cells: Cells, parameters: dict[str, Tensor], temperature: float) -> Tensor:
-    """Estimate the negative ELBO of cells, whose gradient by the parameters is what is compared."""
+    """Return the negative ELBO of cells, whose gradient with respect to the parameters is compared."""
     encoded = EncoderOutput(parameters["mu"], parameters["sigma"].exp(), parameters.get("cluster"))
     with pyro.validation_enabled(False):
         return module.elbo_estimator.differentiable_loss(module.model, module.guide, cells, encoded, 1.0, temperature)
 
 
 def fit_baselines(module: Module, cells: Cells, encoded: EncoderOutput, temperature: float) -> None:
-    """Let the baselines learn what is to be expected of these cells."""
+    """Fit the baselines to these cells."""
     module.baselines.train().requires_grad_(True)
     learned = list(module.baselines.parameters())
     optimizer = torch.optim.Adam(learned, lr=LEARNING_RATE) if learned else None
     schedule = None if optimizer is None else torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, WARM_UP)
-    # A cell alone has no spread by which what baselines are told could be standardized.
+    # The inputs of baselines are standardized over cells, which needs at least two.
     n = 2 if len(cells) == 1 else 1
     cells = repeat_cells(cells, n)
     parameters = {name: part.repeat(n, 1) for name, part in posterior_of(encoded).items()}
@@ -370,7 +370,7 @@ def fit_baselines(module: Module, cells: Cells, encoded: EncoderOutput, temperat
 
 
 class Moments:
-    """Mean and variance of draws as they come, or of averages of `n_averaged` of them, shape ``(c, p)``."""
+    """Running mean and variance of samples, or of averages of `n_averaged` samples, shape ``(c, p)``."""
 
     def __init__(self, n_averaged: int = 1) -> None:
         self.n_averaged = n_averaged
@@ -379,7 +379,7 @@ class Moments:
         self.waiting_ncp: Tensor | None = None
 
     def add(self, drawn_ncp: Tensor) -> None:
-        """Add draws; those that do not fill an average wait for the next."""
+        """Add samples; those that do not fill an average wait for the next call."""
         if self.waiting_ncp is not None:
             drawn_ncp = torch.cat([self.waiting_ncp, drawn_ncp])
         n = len(drawn_ncp) // self.n_averaged
@@ -396,10 +396,10 @@ class Moments:
 
     @property
     def variance_cp(self) -> Tensor:
-        """Variance, without bias."""
+        """Unbiased variance."""
         return (self.square_cp - self.n * self.mean_cp.square()).clamp_min(0) / (self.n - 1)
 
 
 def root_mean_square(value_cp: Tensor) -> float:
-    """Root mean square."""
+    """Return the root mean square."""
     return float(value_cp.square().mean().sqrt())

@@ -1,4 +1,4 @@
-"""Which latent coordinates matter: a table of them, from cells and a trained module."""
+"""Ranking of the latent coordinates by their use: KL divergence, and share of the variance of the decoded output."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ __all__ = ["coordinate_names", "coordinate_table", "kl_divergence", "rank_coordi
 
 
 def axes(model: FittedModel, adata: AnnData, *, n_cells: int = 500) -> pd.DataFrame:
-    """Rank the latent coordinates by how much they matter, and mark those that the model does not use.
+    """Rank the latent coordinates by their effect on the decoded output, and mark those that the model does not use.
 
     Parameters
     ----------
     model
-        A fitted `VAE`; left out in a call as a method, ``model.axes(adata)``.
+        A fitted `VAE`; omitted in the method call ``model.axes(adata)``.
     adata
-        Cells to judge by; those without any count take no part.
+        Cells; those without any count are not used.
     n_cells
-        Number of cells, drawn at random, whose output is decoded for the variance, `n_latent` + 1 times each.
+        Number of cells, drawn at random, to decode for the variance, `n_latent` + 1 times each.
 
     Returns
     -------
     pandas.DataFrame
-        One row a coordinate, ``"axis_0"`` and so on (``"topic_0"`` where they are topics) and the periodic one by
-        its name, what matters most first. Written: the same, in the order of the coordinates, to
+        One row per coordinate, ``"axis_0"`` and so on (``"topic_0"`` in a topic model), and one for the periodic
+        coordinate under its name, in the order of their rank. Written: the same, in the order of the coordinates, to
         ``adata.uns["celldial"]["coordinates"]``.
 
-        - ``kl``: KL divergence of the cells' posteriors from the prior, mean over all cells, in nats: how much the
-          counts tell of the coordinate.
-        - ``variance``: how much the decoded output hangs on it. Half the mean squared change of the natural
-          logarithm of what is expected when the coordinate alone is replaced by that of a random cell, features
-          weighted by their share of what is expected; see `celldial.tl.rank_axes.total_effects`. Mean over
+        - ``kl``: KL divergence of the posterior from the prior, mean over all cells, in nats: the information in the
+          counts about the coordinate.
+        - ``variance``: effect of the coordinate on the decoded output. Half the mean squared change of the natural
+          logarithm of the expected value if the coordinate alone is replaced by that of a random cell, features
+          weighted by their share of the expected counts; see `celldial.tl.rank_axes.total_effects`. Mean over
           modalities.
-        - ``share``: the variance as a share of the sum over coordinates, taken in each modality (``share_rna``,
+        - ``share``: the variance as a fraction of the sum over coordinates, computed for each modality (``share_rna``,
           ...) and averaged over them.
-        - ``used``: whether `kl` is 0.1 nats or more, and `share` 0.05 % or more.
+        - ``used``: whether `kl` is at least 0.1 nats and `share` at least 0.05 %.
         - ``rank``: 0 is the largest share.
 
     Raises
@@ -86,45 +86,45 @@ def axes(model: FittedModel, adata: AnnData, *, n_cells: int = 500) -> pd.DataFr
 def rank_coordinates(
     module: Module, cells: Cells, library_size: Mapping[str, float], periodic: str | None, n_cells: int, seed: int
 ) -> pd.DataFrame:
-    """Judge each latent coordinate by what the counts tell of it, and by how much the decoded output hangs on it.
+    """Measure the KL divergence of each latent coordinate and its effect on the decoded output.
 
     Parameters
     ----------
     module
-        Trained.
+        A trained module.
     cells
-        To judge by.
+        Cells to measure on.
     library_size
         Modality to the library size to decode with.
     periodic
-        What the circle is called, if there is one.
+        Name of the periodic coordinate, if there is one.
     n_cells
-        Number of cells whose output is decoded.
+        Number of cells to decode.
     seed
-        Of their choice, and of the values that replace theirs.
+        Seed of the choice of cells and of the replacement values.
 
     Returns
     -------
     pandas.DataFrame
-        One row a coordinate, in their order; see `celldial.VAE.axes`.
+        One row per coordinate in their order; see `celldial.tl.axes`.
 
     Raises
     ------
     ValueError
         Fewer than two cells have counts.
     """
-    filled = np.flatnonzero(~cells.empty_c.numpy())
-    if len(filled) < 2:
-        raise ValueError(f"only {len(filled)} of {len(cells)} cells has counts: axes are judged by two at least")
+    nonempty = np.flatnonzero(~cells.empty_c.numpy())
+    if len(nonempty) < 2:
+        raise ValueError(f"only {len(nonempty)} of {len(cells)} cells has counts: ranking the axes needs at least two")
     latent_state = posterior.infer(module, cells)
     n_latent = module.latent.n_latent
     names, columns = coordinate_names(module), [[k] for k in range(n_latent)]
-    kl_k = kl_divergence(latent_state.mean[filled], latent_state.standard_deviation[filled])
+    kl_k = kl_divergence(latent_state.mean[nonempty], latent_state.standard_deviation[nonempty])
     if latent_state.circle is not None and periodic is not None:
         names.append(periodic)
         columns.append([n_latent, n_latent + 1])
-        kl_k = np.append(kl_k, latent_state.circle.kl[filled].mean())
-    chosen = np.sort(np.random.default_rng(seed).choice(filled, min(n_cells, len(filled)), replace=False))
+        kl_k = np.append(kl_k, latent_state.circle.kl[nonempty].mean())
+    chosen = np.sort(np.random.default_rng(seed).choice(nonempty, min(n_cells, len(nonempty)), replace=False))
     category_ck, continuous_ck = cells.category_ck[chosen].numpy(), cells.continuous_ck[chosen].numpy()
     variance = {}
     for modality in module.modalities:
@@ -142,18 +142,19 @@ def rank_coordinates(
 
 
 def coordinate_names(module: Module) -> list[str]:
-    """Name the latent coordinates: ``"axis_0"`` and so on, or ``"topic_0"`` where they are topics."""
+    """Return the names of the latent coordinates: ``"axis_0"`` and so on, or ``"topic_0"`` in a topic model."""
     return [f"{module.latent.coordinate_noun}_{k}" for k in range(module.latent.n_latent)]
 
 
-# A coordinate is used if cells tell it and the decoder listens. At 0.1 nats the counts of a cell narrow the variance of
-# the coordinate to exp(-0.2), four fifths of the prior's. Of 30 coordinates on blood cells that need about 10, the rest
-# had up to 0.13 nats, for an encoder overfits a little, and up to 0.03 % of the variance; the next ones had 0.1 %.
+# A coordinate is used if the counts inform it and the decoder depends on it. At 0.1 nats the counts reduce the variance
+# of the coordinate to exp(-0.2), four fifths of the prior. Among 30 coordinates for blood cells that need about 10, the
+# unused ones had up to 0.13 nats, since an encoder overfits slightly, and up to 0.03 % of the variance; the next had
+# 0.1 %.
 USED_KL, USED_SHARE = 0.1, 5e-4
 
 
 def kl_divergence(mean_cz: np.ndarray, deviation_cz: np.ndarray) -> np.ndarray:
-    """KL divergence of normal posteriors from N(0, 1), mean over the cells in nats, float64, shape ``(z,)``."""
+    """Return the KL divergence of normal posteriors from N(0, 1), mean over cells in nats, float64, shape ``(z,)``."""
     mean_cz, deviation_cz = mean_cz.astype(np.float64), deviation_cz.astype(np.float64)
     return ((mean_cz**2 + deviation_cz**2 - 1) / 2 - np.log(deviation_cz)).mean(0)
 
@@ -165,32 +166,33 @@ def total_effects(
     n_block: int,
     random: np.random.Generator,
 ) -> np.ndarray:
-    r"""Measure how much of the decoded output hangs on each coordinate, all else being equal.
+    """Return the effect of each coordinate on the decoded output, with all other coordinates unchanged.
 
-    In every cell the coordinate is replaced by that of another cell, drawn at random. Half the mean squared change of
-    the log expected value is the variance that the coordinate makes, its interactions with the others included: the
-    total effect of Sobol, by the estimator of Jansen [1]_ [2]_. It is summed over features, each weighted by its share
-    of what is expected in all. To second order that is the Kullback-Leibler divergence, in nats per count, between what
-    is expected of a cell with and without the change, which makes modalities of any number of features comparable. As
-    the coordinates of cells are not independent of each other, the sum over coordinates is not the whole variance.
+    In every cell the coordinate is replaced by that of another random cell. Half the mean squared change of the log
+    expected value is the variance that the coordinate causes, including its interactions with the others: the total
+    effect of Sobol, by the estimator of Jansen [1]_ [2]_. It is summed over features, each weighted by its share of the
+    expected counts. To second order this is the Kullback-Leibler divergence, in nats per count, between the expected
+    profiles of a cell with and without the change, which makes modalities with different numbers of features
+    comparable. The coordinates of cells are not independent, so that the sum over coordinates differs from the total
+    variance.
 
     Parameters
     ----------
     z_cz
         Latent states of a sample of cells, at least two.
     columns
-        The columns of `z_cz` that each coordinate has: one, or the two of a coordinate on the circle.
+        Columns of `z_cz` of each coordinate: one, or two for a coordinate on the circle.
     decode
-        From latent states, and the slice of the cells that they stand for, to expected values ``(c, f)``.
+        Function of latent states and the slice of cells that they belong to, which returns expected values ``(c, f)``.
     n_block
-        How many cells to decode at once.
+        Number of cells to decode at once.
     random
-        Draws the replacements.
+        Generator of the replacements.
 
     Returns
     -------
     numpy.ndarray
-        The variance by coordinate, in squared natural logarithms, float64, shape ``(len(columns),)``.
+        Variance by coordinate, in squared natural logarithms, float64, shape ``(len(columns),)``.
 
     References
     ----------
@@ -231,24 +233,24 @@ def total_effects(
 
 
 def coordinate_table(names: Sequence[str], kl_k: np.ndarray, variance: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """Say of each coordinate how much it matters.
+    """Return the table of coordinates with shares, ranks and use.
 
     Parameters
     ----------
     names
-        Of the coordinates.
+        Names of the coordinates.
     kl_k
-        What `kl_divergence` gave.
+        Result of `kl_divergence`.
     variance
-        Modality to what `total_effects` gave.
+        Modality to the result of `total_effects`.
 
     Returns
     -------
     pandas.DataFrame
-        One row a coordinate, in their order; see `celldial.VAE.axes`.
+        One row per coordinate in their order; see `celldial.tl.axes`.
     """
     share = {f"share_{modality}": variance_k / (variance_k.sum() or 1) for modality, variance_k in variance.items()}
-    # Each modality counts alike: the variance of chromatin is a small fraction of that of expression.
+    # Modalities have equal weight: the variance of accessibility is a small fraction of that of expression.
     share_k = np.mean(list(share.values()), axis=0)
     rank_k = np.empty(len(names), dtype=np.int64)
     rank_k[np.lexsort((-kl_k, -share_k))] = np.arange(len(names))
@@ -266,7 +268,7 @@ def coordinate_table(names: Sequence[str], kl_k: np.ndarray, variance: Mapping[s
 
 
 def _derange(n_cells: int, random: np.random.Generator) -> np.ndarray:
-    """Give each cell another one, and each is given once: round a circle in random order."""
+    """Assign another cell to each cell, each exactly once: the next one in a random cyclic order."""
     order_c = random.permutation(n_cells)
     donor_c = np.empty_like(order_c)
     donor_c[order_c] = np.roll(order_c, 1)
@@ -274,5 +276,5 @@ def _derange(n_cells: int, random: np.random.Generator) -> np.ndarray:
 
 
 def _log(expected_cf: np.ndarray) -> np.ndarray:
-    """Logarithm, of the smallest positive number where a softmax has come to 0."""
+    """Return the logarithm; a softmax that underflowed to 0 counts as the smallest positive number."""
     return np.log(np.maximum(expected_cf, np.finfo(np.float32).tiny))

@@ -1,6 +1,7 @@
-"""Traversals of latent space: the paths, and what is read off the curves. Numbers in, numbers out.
+"""Paths through latent space, and summaries of the curves along them: arrays in, arrays out.
 
-Axis suffixes: ``c`` cells (or draws of them), ``f`` features, ``s`` steps, ``z`` columns of the latent state.
+Axis suffixes: ``c`` cells (or posterior samples of them), ``f`` features, ``s`` steps, ``z`` columns of the latent
+state.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ HALF_WIDTH = 1.6448536
 
 
 def evenly_spaced(value_c: np.ndarray, span: tuple[float, float], n_steps: int) -> np.ndarray:
-    """Space the steps evenly between two quantiles of the cells, shape ``(s,)``."""
+    """Return evenly spaced steps between two quantiles of the cells, shape ``(s,)``."""
     low, high = np.quantile(value_c, span)
     return np.linspace(low, high, n_steps)
 
 
 def along_coordinate(state_cz: np.ndarray, coordinate: int, position_s: np.ndarray) -> np.ndarray:
-    """Set one coordinate of every cell to each position in turn, shape ``(s, c, z)``."""
+    """Set one coordinate of every cell to each position, shape ``(s, c, z)``."""
     state_scz = np.repeat(state_cz[None], len(position_s), axis=0)
     state_scz[:, :, coordinate] = position_s[:, None]
     return state_scz
@@ -47,58 +48,57 @@ def along_coordinate(state_cz: np.ndarray, coordinate: int, position_s: np.ndarr
 def along_direction(
     state_cz: np.ndarray, origin_z: np.ndarray, filter_z: np.ndarray, direction_z: np.ndarray, position_s: np.ndarray
 ) -> np.ndarray:
-    """Move every cell along a direction until its score is each position in turn, shape ``(s, c, z)``.
+    """Move every cell along a direction until its score equals each position, shape ``(s, c, z)``.
 
     Parameters
     ----------
     state_cz
-        Latent states. Columns beyond those of the direction stay.
+        Latent states. Columns beyond those of the direction stay unchanged.
     origin_z, filter_z
         The score of a cell is (state − origin) · filter.
     direction_z
-        The way cells move.
+        Direction of the movement.
     position_s
-        The scores.
+        Target scores.
     """
     n_columns = len(direction_z)
     score_c = (state_cz[:, :n_columns] - origin_z) @ filter_z
-    way_sc = (position_s[:, None] - score_c) / (filter_z @ direction_z)
+    shift_sc = (position_s[:, None] - score_c) / (filter_z @ direction_z)
     state_scz = np.repeat(state_cz[None], len(position_s), axis=0)
-    state_scz[:, :, :n_columns] += (way_sc[:, :, None] * direction_z).astype(state_cz.dtype)
+    state_scz[:, :, :n_columns] += (shift_sc[:, :, None] * direction_z).astype(state_cz.dtype)
     return state_scz
 
 
 def around_circle(state_cz: np.ndarray, angle_s: np.ndarray) -> np.ndarray:
-    """Turn every cell, fully active, to each angle: its last two columns become cosine and sine; ``(s, c, z)``."""
+    """Set every cell, fully active, to each angle: its last two columns become cosine and sine; ``(s, c, z)``."""
     state_scz = np.repeat(state_cz[None], len(angle_s), axis=0)
     state_scz[:, :, -2:] = np.stack([np.cos(angle_s), np.sin(angle_s)], -1)[:, None]
     return state_scz
 
 
 def between(from_cz: np.ndarray, to_cz: np.ndarray, position_s: np.ndarray) -> np.ndarray:
-    """Move every cell straight from one state, at 0, to another, at 1; shape ``(s, c, z)``."""
+    """Move every cell in a straight line from one state, at 0, to another, at 1; shape ``(s, c, z)``."""
     position_s11 = position_s[:, None, None].astype(from_cz.dtype)
     return (1 - position_s11) * from_cz + position_s11 * to_cz
 
 
 def optimal_pairs(from_cz: np.ndarray, to_cz: np.ndarray) -> np.ndarray:
-    """Pair the cells of two groups of one size so that the squared ways are shortest in sum.
+    """Pair the cells of two groups of equal size so that the sum of squared distances is minimal.
 
-    Moved straight from one to the other, cells of such pairs go by displacement interpolation from the one
-    distribution to the other [1]_: on the way they are as different from each other as cells of a group are, which is
-    lost between the means.
+    Straight movement between such pairs is the displacement interpolation between the two distributions [1]_. On the
+    way the cells stay as different from each other as the cells of a group are, unlike a path between group means.
 
     Returns
     -------
     numpy.ndarray
-        For each cell of the first group its partner in the second.
+        Position of the partner in the second group for each cell of the first.
 
     References
     ----------
     .. [1] McCann (1997), A convexity principle for interacting gases, doi:10.1006/aima.1997.1634.
     """
-    way_cc = ((from_cz[:, None] - to_cz[None]) ** 2).sum(-1)
-    partner_c: np.ndarray = linear_sum_assignment(way_cc)[1]
+    distance_cc = ((from_cz[:, None] - to_cz[None]) ** 2).sum(-1)
+    partner_c: np.ndarray = linear_sum_assignment(distance_cc)[1]
     return partner_c
 
 
@@ -107,20 +107,20 @@ def optimal_pairs(from_cz: np.ndarray, to_cz: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Traversal:
-    """Expected values along a path, averaged over cells, and how sure they are.
+    """Population means along a path, with their posterior variance.
 
     Parameters
     ----------
     mean_sf
-        The averages, above 0.
+        Mean expected values, above 0.
     variance_sf
         Posterior variance of their natural logarithms.
     change_variance_f
         Posterior variance of the log change from the lowest to the highest step.
-    largest_f
-        What no expected value can be above: 1 for probabilities, else infinite.
+    upper_bound_f
+        Largest possible expected value: 1 for probabilities, otherwise infinite.
     closed
-        Whether the path ends where it began.
+        Whether the path ends where it starts.
     """
 
     mean_sf: np.ndarray
@@ -141,13 +141,13 @@ class Traversal:
 
     @property
     def log2_fold_change_sf(self) -> np.ndarray:
-        """Mean against that of the first step."""
+        """log2 fold change of the mean against the first step."""
         change_sf: np.ndarray = np.log2(self.mean_sf / self.mean_sf[0])
         return change_sf
 
     @property
     def change_f(self) -> np.ndarray:
-        """log2 fold change of the last step against the first; 0 where they are the same place."""
+        """log2 fold change of the last step against the first; 0 on a closed path."""
         return np.zeros_like(self.mean_sf[0]) if self.closed else self.log2_fold_change_sf[-1]
 
     @property
@@ -158,12 +158,12 @@ class Traversal:
 
     @property
     def peak_step_f(self) -> np.ndarray:
-        """Step of the highest mean."""
+        """Step with the highest mean."""
         return self.mean_sf.argmax(0)
 
     @property
     def lfsr_f(self) -> np.ndarray:
-        """Local false sign rate: how probable it is that the highest step is not above the lowest [1]_.
+        """Local false sign rate: posterior probability that the highest step is not above the lowest [1]_.
 
         References
         ----------
@@ -174,26 +174,26 @@ class Traversal:
         return lfsr_f
 
     def score_f(self, modality_f: np.ndarray) -> np.ndarray:
-        """Say how much of a change there is at least, to rank the features by.
+        """Return the smallest credible change of each feature, to rank the features by.
 
-        It is the lower end of the 90 % interval of log2((highest + a) / (lowest + a)), with a the mean over all
-        features of the modality: what is hardly there changes little by it, however large the fold.
+        This is the lower end of the 90 % credible interval of log2((highest + a) / (lowest + a)), where a is the mean
+        over all features of the modality. The constant keeps rare features with a large fold change from ranking high.
         """
         low_f, high_f = (end.astype(float) for end in (self.mean_sf.min(0), self.mean_sf.max(0)))
         score_f = np.empty_like(low_f)
         for modality in np.unique(modality_f):
-            of = modality_f == modality
-            a = self.mean_sf[:, of].mean(dtype=float)
-            low, high = low_f[of], high_f[of]
-            # By how much the moderated change follows the log change, at most.
+            here = modality_f == modality
+            a = self.mean_sf[:, here].mean(dtype=float)
+            low, high = low_f[here], high_f[here]
+            # Upper bound of the derivative of the moderated change by the log change.
             share = high / (high + a)
-            width = HALF_WIDTH * np.sqrt(self.change_variance_f[of]) * share / np.log(2)
-            score_f[of] = np.log2((high + a) / (low + a)) - width
+            width = HALF_WIDTH * np.sqrt(self.change_variance_f[here]) * share / np.log(2)
+            score_f[here] = np.log2((high + a) / (low + a)) - width
         return score_f
 
 
 def s_value(lfsr_f: np.ndarray) -> np.ndarray:
-    """Mean local false sign rate of a feature and all that are surer: the share of wrong signs among them."""
+    """Return the mean local false sign rate of each feature and all features with a smaller one."""
     order_f = np.argsort(lfsr_f, kind="stable")
     s_value_f = np.empty_like(lfsr_f, dtype=float)
     s_value_f[order_f] = np.cumsum(lfsr_f[order_f]) / np.arange(1, len(lfsr_f) + 1)
@@ -201,7 +201,7 @@ def s_value(lfsr_f: np.ndarray) -> np.ndarray:
 
 
 def ranks(score_f: np.ndarray) -> np.ndarray:
-    """Rank scores: 0 is the highest; of equal ones, the first."""
+    """Return the rank of each score: 0 is the highest; among equal scores the first."""
     rank_f = np.empty(len(score_f), dtype=np.int64)
     rank_f[np.argsort(-score_f, kind="stable")] = np.arange(len(score_f))
     return rank_f
@@ -210,6 +210,6 @@ def ranks(score_f: np.ndarray) -> np.ndarray:
 def concat_modalities(
     parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Put averages of several modalities side by side."""
+    """Concatenate the population means of several modalities along the features."""
     mean, variance, change = zip(*parts, strict=True)
     return np.concatenate(mean, 1), np.concatenate(variance, 1), np.concatenate(change)
