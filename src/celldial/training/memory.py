@@ -1,4 +1,4 @@
-"""How much memory training will take, said before it starts rather than by the system in its middle."""
+"""Estimate the memory that training needs, and raise before it starts if there is not enough."""
 
 from __future__ import annotations
 
@@ -16,53 +16,53 @@ if TYPE_CHECKING:
 __all__ = ["check_memory", "estimate_memory"]
 
 FLOAT_BYTES = 4
-# Of every weight there are the gradient, two moments of it in the optimizer, and the value in the best epoch.
+# Each weight is stored with its gradient, the two moments of Adam, and its value in the best epoch.
 WEIGHT_COPIES = 5
-# Of every stored count: its column (8 bytes) and value; and among the cells that training starts from, which is when
-# memory for counts is at its peak, again both, its row, and what is worked out of it.
+# A stored count has a column (8 bytes) and a value (4). Memory for counts peaks at the start of training: the sample
+# of cells that initializes the module has column and value again, the row, and intermediate results (26 bytes).
 BYTES_PER_COUNT = 12 + 26
 
 
 def estimate_memory(cells: Cells, likelihood: Mapping[str, str], n_hidden: int, batch_size: int) -> int:
-    """Estimate the memory that training takes, in bytes, beyond what the process has and the AnnData in it.
+    """Return the memory that training needs, in bytes, in addition to what the process and the AnnData have now.
 
-    Layers between hidden units, which are small, are left out.
+    Layers between hidden units are small and left out.
 
     Parameters
     ----------
     cells
         The data set.
     likelihood
-        Modality to the name of its observation model.
+        Modality to the name of its likelihood.
     n_hidden
         Width of the hidden layers.
     batch_size
         Cells in a minibatch.
     """
-    weights = matrices = 0
-    for modality, rows in cells.counts.items():
-        observation_model = LIKELIHOODS[likelihood[modality]]
-        weights += rows.n_columns * (n_hidden + observation_model.n_heads * (n_hidden + 1))
-        matrices += rows.n_columns * observation_model.n_matrices * batch_size
-    n_counts = sum(len(rows.value_n) for rows in cells.counts.values())
-    return FLOAT_BYTES * (WEIGHT_COPIES * weights + matrices) + n_counts * BYTES_PER_COUNT
+    n_weights = n_matrix_entries = 0
+    for modality, counts in cells.counts.items():
+        family = LIKELIHOODS[likelihood[modality]]
+        n_weights += counts.n_columns * (n_hidden + family.n_heads * (n_hidden + 1))
+        n_matrix_entries += counts.n_columns * family.n_matrices * batch_size
+    n_counts = sum(len(counts.value_n) for counts in cells.counts.values())
+    return FLOAT_BYTES * (WEIGHT_COPIES * n_weights + n_matrix_entries) + n_counts * BYTES_PER_COUNT
 
 
 def check_memory(
     cells: Cells, likelihood: Mapping[str, str], n_hidden: int, batch_size: int, device: torch.device
 ) -> None:
-    """Raise where training would need more memory than there is; the parameters are those of `estimate_memory`.
+    """Raise if training needs more memory than is available; the parameters are those of `estimate_memory`.
 
     Raises
     ------
     MemoryError
-        With the figures, and what makes it less.
+        There is not enough memory; the message has the numbers and suggests what to change.
     """
     needed, free = estimate_memory(cells, likelihood, n_hidden, batch_size), available_memory(device)
     if needed > free:
-        features = " + ".join(f"{rows.n_columns} features ({name})" for name, rows in cells.counts.items())
+        features = " + ".join(f"{counts.n_columns} features ({name})" for name, counts in cells.counts.items())
         raise MemoryError(
-            f"training on {len(cells)} cells × {features} takes about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB "
-            f"are free on {device.type}: choose a smaller n_hidden or batch_size (it is {batch_size}), or leave out "
-            "features that few cells have"
+            f"training on {len(cells)} cells × {features} needs about {needed / 1e9:.1f} GB, but only "
+            f"{free / 1e9:.1f} GB are free on {device.type}: choose a smaller n_hidden or batch_size (it is "
+            f"{batch_size}), or remove features that few cells express"
         )

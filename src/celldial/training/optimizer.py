@@ -1,67 +1,90 @@
-"""The optimizer: which part of a module learns how fast, and what pulls it towards zero."""
+"""The optimizer: learning rate, weight decay and prior of each kind of parameter."""
 
 from __future__ import annotations
 
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from torch.optim import Adam
 
 if TYPE_CHECKING:
     from celldial.model.module import Module
+    from celldial.model.networks import Decoder
 
 __all__ = ["make_optimizer"]
 
-# Log scales, such as dispersions, move this much faster.
+# The learning rate of log scales, such as dispersions, is higher by this factor.
 LOG_SCALE_LR_FACTOR = 10
+
+Parameters = list[Tensor]
 
 
 def make_optimizer(module: Module, learning_rate: float, weight_decay: float, n_cells: int) -> Adam:
-    """Hold each part of the module as it needs it, and let log scales, such as dispersions, move faster.
+    """Return an Adam optimizer with a group for each kind of parameter.
 
-    The loadings, that is the decoder's last weights, have a normal prior: a feature that is seen in few cells says
-    little of its own, and without a prior Adam, which makes steps of one size of any gradient, would fit its noise.
-    Other matrices decay, vectors do not.
+    The loadings, which are the weights of the decoder's last layer, have a normal prior. The data say little about the
+    loadings of a feature that few cells express, and Adam takes steps of the same size for gradients of any size, so
+    that it would fit noise without the prior. Other matrices decay; vectors do not.
+
+    Parameters
+    ----------
+    module
+        The module to train.
+    learning_rate
+        Peak learning rate.
+    weight_decay
+        Decay of the matrices that have no prior.
+    n_cells
+        Number of training cells. The loss is per cell, so a prior counts ``1 / n_cells``.
     """
-    modalities = [modality for _, modality in module.by_modality()]
-    dispersions = [p for modality in modalities for p in modality.likelihood.parameters()]
-    loadings = {modality: [h for h in modality.decoder.heads.parameters() if h.ndim > 1] for modality in modalities}
-    turning = [modality.decoder for modality in modalities if modality.decoder.harmonics is not None]
-    harmonics = [decoder.harmonics.weight for decoder in turning if decoder.harmonics is not None]
-    # What is known of cells before they are seen is learned from all of them, how sure loadings are has a prior, and
-    # baselines bias nothing: none of these decays. How common components are is the log scale among them.
-    known = [part for part in (module.learned_prior, module.clusters, module.baselines) if part is not None]
-    free = [p for part in known for name, p in part.named_parameters() if not name.endswith("logit_k")]
-    fast = dispersions + [p for part in known for name, p in part.named_parameters() if name.endswith("logit_k")]
-    deviations = [modality.decoder.log_deviation_fh for modality in modalities]
-    free += [p for p in deviations if p is not None]
-    if any(p is not None for p in deviations):
-        free += chain(*loadings.values())
-        loadings = {}
-    others = {id(p) for p in chain(fast, harmonics, free, *loadings.values())}
-    networks = [p for p in module.parameters() if id(p) not in others]
-    groups: list[dict[str, Any]] = [
-        *(
-            {
-                "params": heads,
-                # The gradient of minus the log of a normal prior, per cell as the loss is.
-                "weight_decay": heads[0].shape[1] / (modality.likelihood.loading_scale**2 * n_cells),
-                "decoupled_weight_decay": False,
-            }
-            for modality, heads in loadings.items()
-        ),
-        *(
-            {
-                "params": [weight_fk],
-                "weight_decay": 1 / (decoder.harmonic_scale**2 * n_cells),
-                "decoupled_weight_decay": False,
-            }
-            for decoder, weight_fk in zip(turning, harmonics, strict=True)
-        ),
-        {"params": [p for p in networks if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in networks if p.ndim <= 1]},
+    groups: list[dict[str, Any]] = []
+    for _, modality in module.by_modality():
+        decoder = modality.decoder
+        if decoder.log_deviation_fh is None:  # otherwise the KL term of the loadings contains their prior
+            loadings = _loadings(decoder)
+            scale, n_hidden = modality.likelihood.loading_scale, loadings[0].shape[1]
+            groups.append(_group_with_prior(loadings, scale, n_hidden, n_cells))
+        if decoder.harmonics is not None:
+            groups.append(_group_with_prior([decoder.harmonics.weight], decoder.harmonic_scale, 1, n_cells))
+    free, log_scales = _without_decay(module)
+    assigned = {id(p) for p in chain(free, log_scales, *(group["params"] for group in groups))}
+    others = [p for p in module.parameters() if id(p) not in assigned]
+    groups += [
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in others if p.ndim <= 1]},
         {"params": free},
-        {"params": fast, "lr": LOG_SCALE_LR_FACTOR * learning_rate},
+        {"params": log_scales, "lr": LOG_SCALE_LR_FACTOR * learning_rate},
     ]
     groups = [group for group in groups if group["params"]]
     return Adam(groups, lr=learning_rate, weight_decay=0.0, decoupled_weight_decay=True, fused=True)
+
+
+def _group_with_prior(parameters: Parameters, scale: float, n_inputs: int, n_cells: int) -> dict[str, Any]:
+    """Return a group with a normal prior of variance ``scale**2 / n_inputs``.
+
+    Its decay is the gradient of minus the log density of the prior, per cell.
+    """
+    weight_decay = n_inputs / (scale**2 * n_cells)
+    return {"params": parameters, "weight_decay": weight_decay, "decoupled_weight_decay": False}
+
+
+def _without_decay(module: Module) -> tuple[Parameters, Parameters]:
+    """Return the parameters of any shape that do not decay: those at the usual learning rate, and log scales.
+
+    Priors and clusters are learned from all cells, loadings with a posterior have a prior in the loss, and baselines
+    do not bias the gradient.
+    """
+    free: Parameters = []
+    log_scales: Parameters = [p for _, modality in module.by_modality() for p in modality.likelihood.parameters()]
+    for part in (module.learned_prior, module.clusters, module.baselines):
+        for name, parameter in () if part is None else part.named_parameters():
+            (log_scales if name.endswith("logit_k") else free).append(parameter)
+    for _, modality in module.by_modality():
+        if modality.decoder.log_deviation_fh is not None:
+            free += [modality.decoder.log_deviation_fh, *_loadings(modality.decoder)]
+    return free, log_scales
+
+
+def _loadings(decoder: Decoder) -> Parameters:
+    return [p for p in decoder.heads.parameters() if p.ndim > 1]

@@ -1,4 +1,4 @@
-"""The networks compiled by ``torch.compile``, for the time of training."""
+"""Compile the networks of a module with ``torch.compile`` during training."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ __all__ = ["compiled_networks"]
 
 @contextmanager
 def compiled_networks(module: Module) -> Iterator[None]:
-    """Compile what lies between the sparse product and the likelihood, in this block and in training mode.
+    """Within the block, run the dense layers between the sparse product and the likelihood compiled, in training mode.
 
-    That is dense, and its shapes change with the number of cells alone: it is compiled once for all sizes of a
-    minibatch. On a CUDA device each network becomes a CUDA graph, one for each size. What surrounds it cannot be traced
-    (Pyro's handlers) or need not be (the kernels over sparse counts).
+    Their shapes vary only in the number of cells, so they are compiled once for all sizes of a minibatch. On a CUDA
+    device each network becomes a CUDA graph, one per size. The code around them cannot be traced (Pyro's handlers) or
+    does not need it (the kernels for sparse counts).
 
     Parameters
     ----------
     module
-        On the device where it is trained. Afterwards it is as it was, but for its weights.
+        A module on the device on which it is trained. After the block it runs uncompiled again.
     """
     networks: list[nn.Module] = []
     for _, modality in module.by_modality():
         networks += [*modality.encoder.layers, modality.decoder]
     for network in networks:
-        network.forward = _in_training(network, network.forward)
+        network.forward = _compiled_in_training(network, network.forward)
     try:
         yield
     finally:
         for network in networks:
-            del network.forward  # which hid that of its class
+            del network.forward  # which hid the method of the class
 
 
-def _in_training(network: nn.Module, forward: Callable) -> Callable:
-    """Compile a network's forward pass, but leave validation as it is: that has other sizes, and no gradient."""
-    faster = torch.compile(forward, dynamic=True, mode="reduce-overhead")
-    return lambda *inputs: faster(*inputs) if network.training else forward(*inputs)
+def _compiled_in_training(network: nn.Module, forward: Callable) -> Callable:
+    """Return a forward pass that is compiled in training only: validation has other sizes and no gradients."""
+    compiled = torch.compile(forward, dynamic=True, mode="reduce-overhead")
+    return lambda *inputs: compiled(*inputs) if network.training else forward(*inputs)
