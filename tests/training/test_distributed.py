@@ -98,26 +98,26 @@ def test_more_processes_than_cells() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    "options",
     [
-        ({"device": "abacus"}, "device is 'abacus': choose 'cpu' or 'cuda'"),
-        ({"device": "meta"}, "device is 'meta': choose"),
-        ({"precision": "16-bit"}, "precision is '16-bit': choose"),
-        ({"devices": 0}, "devices is 0"),
-        ({"num_nodes": 0}, "num_nodes is 0"),
-        ({"device": "cpu:0", "devices": 2}, "which is one, and devices is 2"),
+        {"device": "abacus"},
+        {"device": "meta"},
+        {"precision": "16-bit"},
+        {"devices": 0},
+        {"num_nodes": 0},
+        {"device": "cpu:0", "devices": 2},
     ],
 )
-def test_wrong_hardware(options: dict[str, Any], message: str) -> None:
+def test_wrong_hardware(options: dict[str, Any]) -> None:
     adata = simulate()
-    with pytest.raises(ValueError, match=message):
+    with raises(ValueError, naming=[*options, *options.values()]):
         VAE(2, 8).fit(adata, max_epochs=1, progress=False, **options)
     assert not adata.obsm
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_no_such_device() -> None:
-    with pytest.raises(ValueError, match="torch finds no such device here"):
+    with raises(ValueError, naming=["cuda"]):
         VAE(2, 8).fit(simulate(), max_epochs=1, progress=False, device="cuda")
 
 
@@ -131,7 +131,7 @@ def test_a_notebook_with_threads_is_told_what_to_do(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     adata = simulate()
-    with pytest.raises(ValueError, match="torch has 2 threads: put the call into a script, or set OMP_NUM_THREADS=1"):
+    with raises(ValueError, naming=["2 threads", "OMP_NUM_THREADS=1"]):
         VAE(2, 8).fit(adata, max_epochs=1, devices=2, device="cpu")
     assert not adata.obsm
     assert not adata.uns

@@ -21,6 +21,7 @@ from celldial.training import loop, optimizer
 from celldial.training.plan import TrainingPlan, choose_batch_size, choose_max_epochs
 from celldial.utils.settings import settings
 from helpers.modules import build_module
+from helpers.raises import raises
 from helpers.simulate import simulate_cells, simulate_two_cells
 
 TRAIN_C, VALIDATION_C = torch.arange(50), torch.arange(50, 60)
@@ -369,7 +370,7 @@ def test_early_stopping_waits_and_then_stops(
     with caplog.at_level(logging.INFO, logger="celldial"):
         history = fit(module, cells, max_epochs=60, batch_size=50, early_stopping=True)
     assert 12 <= len(history["seconds"]) < 60
-    assert "the best was epoch 2" in caplog.text
+    assert "epoch 2" in caplog.text
     assert_weights(module, weights[1])
 
 
@@ -402,7 +403,7 @@ def test_an_elbo_that_is_not_finite_names_the_epoch(
 ) -> None:
     module = make_module(cells)
     break_forward(monkeypatch, 5, lambda loss: loss * value)  # the second of three steps of epoch 2
-    with pytest.raises(FloatingPointError, match="in epoch 2 of 4: try a lower learning_rate .it was 0.5"):
+    with raises(FloatingPointError, naming=["epoch 2 of 4", "learning_rate", "0.5"]):
         fit(module, cells, validation_c=validation_c, learning_rate=0.5)
 
 
@@ -412,12 +413,12 @@ def test_a_validation_elbo_that_is_not_finite_names_the_epoch(
 ) -> None:
     module = make_module(cells)
     script(monkeypatch, module, [-5.0, -4.0, value])
-    with pytest.raises(FloatingPointError, match=f"became {value} in epoch 3 of 4"):
+    with raises(FloatingPointError, naming=[value, "epoch 3 of 4"]):
         fit(module, cells)
 
 
 def test_a_learning_rate_far_too_high_is_no_silent_failure(cells: Cells) -> None:
-    with pytest.raises(FloatingPointError, match="1e\\+30"):
+    with raises(FloatingPointError, naming=["1e+30"]):
         fit(make_module(cells), cells, learning_rate=1e30)
 
 
@@ -438,7 +439,9 @@ def test_ctrl_c_keeps_the_best_epoch(
     assert {len(values) for values in history.values()} == {2}
     assert_weights(module, weights[0])
     assert not module.training
-    assert [record.getMessage() for record in caplog.records] == ["interrupted: the model has the weights of epoch 1"]
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "epoch 1" in record.getMessage()
 
 
 def test_ctrl_c_in_the_first_epoch_is_raised(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
