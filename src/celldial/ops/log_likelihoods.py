@@ -1,11 +1,11 @@
-"""The fused log-likelihoods over sparse counts, each beside its plain torch reference.
+"""Fused log-likelihoods of sparse counts, each with a plain reference in torch.
 
-Counts are 90 to 99 % zeros. Every function here takes the expensive special functions on the stored (nonzero)
-entries only, and works out its own gradient during the forward pass. No function makes a dense copy of the counts;
-the ``*_reference`` twins do, and exist to be read and to be tested against. In single precision on a CPU,
-`celldial.ops.numba_backend` computes the same by loops that go once over each row.
+Counts are 90 to 99 % zeros. The fused functions evaluate expensive special functions at the stored (nonzero) entries
+only, compute their gradients in the forward pass, and never make a dense copy of the counts. The ``*_reference``
+functions do make one: they are for readers and tests. `celldial.ops.numba_backend` computes the same in single
+precision on a CPU, with loops that pass once over each row, and `celldial.ops.triton_backend` on CUDA devices.
 
-Axis suffixes: ``c`` cells, ``f`` features, ``h`` hidden, ``n`` stored entries of a sparse matrix.
+Axis suffixes: ``c`` cells, ``f`` features, ``h`` hidden units, ``n`` stored entries of a sparse matrix.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ __all__ = [
 ]
 
 LOG2_E = 1.4426950408889634
-# It comes with torch where that is built for CUDA, on Linux.
+# Triton is installed with torch builds for CUDA on Linux.
 HAS_TRITON = find_spec("triton") is not None
 
 
 def are_float32_on_cpu(*tensors: Tensor) -> bool:
-    """Tell whether tensors are what `celldial.ops.numba_backend` is for."""
+    """Return whether `celldial.ops.numba_backend` applies to the tensors."""
     return all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
 
 
 def backend_for(*tensors: Tensor) -> Any:
-    """Give the module that has a function of the same name for such tensors, if there is one.
+    """Return the module with faster functions of the same names for such tensors, or None.
 
-    Imported where it is needed: numba and Triton take a second.
+    It is imported when first needed, because importing numba or Triton takes a second.
     """
     if are_float32_on_cpu(*tensors):
         from celldial.ops import numba_backend
@@ -61,7 +61,7 @@ def backend_for(*tensors: Tensor) -> Any:
 
 
 def gather_rows(rows: CSRTensor, index_c: Tensor) -> CSRTensor:
-    """Gather the rows ``index_c``, in that order."""
+    """Return the rows ``index_c``, in that order."""
     if not are_float32_on_cpu(rows.value_n):
         return rows.select(index_c)
     from celldial.ops import numba_backend
@@ -70,12 +70,12 @@ def gather_rows(rows: CSRTensor, index_c: Tensor) -> CSRTensor:
 
 
 def sparse_linear_reference(rows: CSRTensor, weight_fh: Tensor) -> Tensor:
-    """Matrix product of sparse rows with a weight matrix, written plainly."""
+    """Return the product of a sparse matrix with a weight matrix; reference."""
     return rows.to_dense() @ weight_fh
 
 
 def sparse_linear(rows: CSRTensor, weight_fh: Tensor) -> Tensor:
-    """Matrix product of sparse rows with a weight matrix, shape ``(c, h)``; differentiable in the weight alone."""
+    """Return the product of a sparse matrix with weights, shape ``(c, h)``; differentiable in the weights only."""
     backend = backend_for(rows.value_n, weight_fh)
     if backend is not None:
         return backend.sparse_linear(rows, weight_fh)
@@ -84,7 +84,7 @@ def sparse_linear(rows: CSRTensor, weight_fh: Tensor) -> Tensor:
 
 
 class _SparseLinear(torch.autograd.Function):
-    """Forward by ``embedding_bag``; backward by the transposed rows, which is faster than its own."""
+    """Forward with ``embedding_bag``; backward with the transposed matrix, which is faster than its own gradient."""
 
     @staticmethod
     def forward(ctx: Any, weight_fh: Tensor, rows: CSRTensor) -> Tensor:
@@ -105,18 +105,18 @@ class _SparseLinear(torch.autograd.Function):
 
 
 def bernoulli_reference(logits_cf: Tensor, log_exposure_c: Tensor, counts: CSRTensor) -> Tensor:
-    """Bernoulli log-likelihood per cell, written plainly; every stored entry is a success."""
+    """Return the Bernoulli log-likelihood per cell; reference. Each stored entry is a success."""
     lambda_cf = log_exposure_c.exp()[:, None] * torch.softmax(logits_cf, -1)
-    open_cf = counts.to_dense() > 0
-    return torch.where(open_cf, torch.log(-torch.expm1(-lambda_cf)), -lambda_cf).sum(-1)
+    success_cf = counts.to_dense() > 0
+    return torch.where(success_cf, torch.log(-torch.expm1(-lambda_cf)), -lambda_cf).sum(-1)
 
 
 def bernoulli(logits_cf: Tensor, log_exposure_c: Tensor, counts: CSRTensor) -> Tensor:
-    r"""Bernoulli log-likelihood per cell, success probability ``1 - exp(-exposure * softmax(logits))``.
+    r"""Return the Bernoulli log-likelihood per cell, success probability ``1 - exp(-exposure * softmax(logits))``.
 
-    That is the chance that a Poisson count of mean :math:`\lambda = \text{exposure} \cdot \text{softmax}` is not zero
-    (the complementary log-log link), so that a cell's depth scales rates and not odds. The rates of a cell sum to its
-    exposure whatever the logits, so that beyond the log-partition only successes matter:
+    This is the probability that a Poisson count of mean :math:`\lambda = \text{exposure} \cdot \text{softmax}` is not
+    zero (the complementary log-log link), so a cell's depth scales rates, not odds. The rates of a cell sum to its
+    exposure for any logits, so apart from the log-partition only successes matter:
     :math:`\log p = \sum_{x_f = 1} \log(e^{\lambda_f} - 1) - \text{exposure}`.
 
     Parameters
@@ -126,7 +126,7 @@ def bernoulli(logits_cf: Tensor, log_exposure_c: Tensor, counts: CSRTensor) -> T
     log_exposure_c
         Log of the sum of the rates of a cell.
     counts
-        What was observed: each stored entry is a success, whatever its value.
+        The observed counts: each stored entry is a success, whatever its value.
 
     Returns
     -------
@@ -144,17 +144,17 @@ class _Bernoulli(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_cf: Tensor, log_exposure_c: Tensor, counts: CSRTensor) -> Tensor:
         row_n, flat_n = counts.row_n, counts.flat_n
-        peak_c1 = logits_cf.amax(-1, keepdim=True)
-        share_cf = (logits_cf - peak_c1).mul_(LOG2_E).exp2_()
+        max_c1 = logits_cf.amax(-1, keepdim=True)
+        share_cf = (logits_cf - max_c1).mul_(LOG2_E).exp2_()
         total_c1 = share_cf.sum(-1, keepdim=True)
         exposure_c = log_exposure_c.exp()
-        log_lambda_n = logits_cf.flatten()[flat_n] + (log_exposure_c - (peak_c1 + total_c1.log())[:, 0])[row_n]
-        # log(e^r - 1) = log r + r + log((1 - e^-r) / r), of which the last is lost to rounding near 0.
+        log_lambda_n = logits_cf.flatten()[flat_n] + (log_exposure_c - (max_c1 + total_c1.log())[:, 0])[row_n]
+        # log(e^r - 1) = log r + r + log((1 - e^-r) / r); near r = 0 the last term is smaller than rounding errors.
         lambda_n = log_lambda_n.exp().clamp_min(torch.finfo(logits_cf.dtype).tiny)
-        closed_n = -torch.expm1(-lambda_n)
-        log_p_c = counts.sum_rows(log_lambda_n + lambda_n + (closed_n / lambda_n).log()) - exposure_c
+        success_probability_n = -torch.expm1(-lambda_n)
+        log_p_c = counts.sum_rows(log_lambda_n + lambda_n + (success_probability_n / lambda_n).log()) - exposure_c
         if any(ctx.needs_input_grad):
-            grad_log_lambda_n = lambda_n / closed_n
+            grad_log_lambda_n = lambda_n / success_probability_n
             total_grad_c = counts.sum_rows(grad_log_lambda_n)
             grad_cf = share_cf.mul_(-total_grad_c[:, None] / total_c1)
             ctx.save_for_backward(_add_at_(grad_cf, flat_n, grad_log_lambda_n), total_grad_c - exposure_c)
@@ -168,17 +168,17 @@ class _Bernoulli(torch.autograd.Function):
 
 
 def poisson_reference(logits_cf: Tensor, library_c: Tensor, counts: CSRTensor) -> Tensor:
-    """Poisson log-likelihood per cell, written plainly."""
+    """Return the Poisson log-likelihood per cell; reference."""
     x_cf = counts.to_dense()
     mu_cf = library_c[:, None] * torch.softmax(logits_cf, -1)
     return (torch.xlogy(x_cf, mu_cf) - mu_cf - torch.lgamma(x_cf + 1)).sum(-1)
 
 
 def poisson(logits_cf: Tensor, library_c: Tensor, counts: CSRTensor) -> Tensor:
-    r"""Poisson log-likelihood per cell, mean ``library * softmax(logits)``.
+    r"""Return the Poisson log-likelihood per cell, mean ``library * softmax(logits)``.
 
-    The rates of a cell sum to its library size whatever the logits, so that beyond the log-partition only nonzero
-    counts matter: :math:`\log p = \sum_{x_f > 0} (x_f \log \mu_f - \log x_f!) - \text{library}`.
+    The rates of a cell sum to its library size for any logits, so apart from the log-partition only nonzero counts
+    matter: :math:`\log p = \sum_{x_f > 0} (x_f \log \mu_f - \log x_f!) - \text{library}`.
 
     Parameters
     ----------
@@ -221,7 +221,7 @@ class _Poisson(torch.autograd.Function):
 
 
 def negative_binomial_reference(logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: CSRTensor) -> Tensor:
-    """Negative binomial log-likelihood per cell, written plainly."""
+    """Return the negative binomial log-likelihood per cell; reference."""
     return _negative_binomial_entries(logits_cf, log_theta_f, library_c, counts.to_dense()).sum(-1)
 
 
@@ -239,14 +239,14 @@ def _negative_binomial_entries(logits_cf: Tensor, log_theta_f: Tensor, library_c
 
 
 def negative_binomial(logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: CSRTensor) -> Tensor:
-    r"""Negative binomial log-likelihood per cell, mean ``library * softmax(logits)``.
+    r"""Return the negative binomial log-likelihood per cell, mean ``library * softmax(logits)``.
 
     With :math:`r = \mu / \theta`,
 
     .. math:: \log p = -\sum_f \theta_f \log(1 + r_f) + \sum_{x_f > 0} \left[
               \log\Gamma(x_f + \theta_f) - \log\Gamma(\theta_f) - \log x_f! + x_f (\log r_f - \log(1 + r_f)) \right]
 
-    so that the gamma functions are taken on nonzero counts only.
+    so gamma functions are evaluated at nonzero counts only.
 
     Parameters
     ----------
@@ -277,7 +277,7 @@ class _NegativeBinomial(torch.autograd.Function):
         terms = _NegativeBinomialTerms(logits_cf, log_theta_f, library_c, counts)
         log_p_c = counts.sum_rows(terms.log_p_n) - terms.log1p_cf @ terms.theta_f
         if any(ctx.needs_input_grad):
-            # In place from here on: each matrix of `terms` is used up by the gradient that it becomes.
+            # In place from here on: each matrix of `terms` is overwritten by a gradient.
             grad_log_theta_cf = torch.sub(terms.share_cf, terms.log1p_cf, out=terms.log1p_cf)
             grad_log_theta_cf.mul_(terms.theta_f)
             _add_at_(grad_log_theta_cf, terms.flat_n, terms.grad_log_theta_n())
@@ -294,7 +294,7 @@ class _NegativeBinomial(torch.autograd.Function):
 
 
 class _NegativeBinomialTerms:
-    """What both negative binomials need: every entry's ratio mu / theta, and each stored count's own terms."""
+    """Terms of both negative binomials: the ratio mu / theta of all entries, and the terms of the stored counts."""
 
     def __init__(self, logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: CSRTensor) -> None:
         self.flat_n, self.x_n = counts.flat_n, counts.value_n
@@ -303,11 +303,11 @@ class _NegativeBinomialTerms:
         self.theta_n = self.theta_f[column_n]
         self.column_n = column_n
 
-        # One exponential serves both the softmax and the ratio; by base 2 it is three times faster on a CPU.
-        peak_c1 = logits_cf.amax(-1, keepdim=True)
-        ratio_cf = (logits_cf - peak_c1).mul_(LOG2_E).exp2_()
+        # One exponential for both the softmax and the ratio; to base 2, which is three times faster on a CPU.
+        max_c1 = logits_cf.amax(-1, keepdim=True)
+        ratio_cf = (logits_cf - max_c1).mul_(LOG2_E).exp2_()
         scale_c1 = self.library_c1 / ratio_cf.sum(-1, keepdim=True)
-        log_ratio_n = logits_cf.flatten()[self.flat_n] + (scale_c1.log() - peak_c1)[row_n, 0] - log_theta_f[column_n]
+        log_ratio_n = logits_cf.flatten()[self.flat_n] + (scale_c1.log() - max_c1)[row_n, 0] - log_theta_f[column_n]
         self.ratio_cf = ratio_cf.mul_(scale_c1).mul_(1 / self.theta_f)
         self.log1p_cf = ratio_cf.log1p()
         share_cf = ratio_cf + 1
@@ -322,16 +322,16 @@ class _NegativeBinomialTerms:
         )
 
     def grad_log_mu_n(self) -> Tensor:
-        """Gradient of ``log_p_n`` by the log mean."""
+        """Return the gradient of ``log_p_n`` with respect to the log mean."""
         return self.x_n * (1 - self.share_n)
 
     def grad_log_theta_n(self) -> Tensor:
-        """Gradient of ``log_p_n`` by the log inverse dispersion."""
+        """Return the gradient of ``log_p_n`` with respect to the log inverse dispersion."""
         digamma_n = torch.digamma(self.x_n + self.theta_n) - torch.digamma(self.theta_f)[self.column_n]
         return self.theta_n * digamma_n - self.grad_log_mu_n()
 
     def softmax_backward_(self, grad_log_mu_cf: Tensor) -> Tensor:
-        """Turn the gradient by log mean into the one by logits, in place; uses up the ratio."""
+        """Return the gradient with respect to logits from that of the log means; overwrites it and the ratio."""
         mu_cf = self.ratio_cf.mul_(self.theta_f)
         return grad_log_mu_cf.addcmul_(mu_cf, grad_log_mu_cf.sum(-1, keepdim=True) / self.library_c1, value=-1)
 
@@ -339,7 +339,7 @@ class _NegativeBinomialTerms:
 def zero_inflated_negative_binomial_reference(
     logits_cf: Tensor, dropout_logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: CSRTensor
 ) -> Tensor:
-    """Zero-inflated negative binomial log-likelihood per cell, written plainly."""
+    """Return the zero-inflated negative binomial log-likelihood per cell; reference."""
     x_cf = counts.to_dense()
     log_p_cf = _negative_binomial_entries(logits_cf, log_theta_f, library_c, x_cf)
     kept_cf = log_p_cf - softplus(dropout_logits_cf)
@@ -350,7 +350,7 @@ def zero_inflated_negative_binomial_reference(
 def zero_inflated_negative_binomial(
     logits_cf: Tensor, dropout_logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: CSRTensor
 ) -> Tensor:
-    r"""Negative binomial log-likelihood per cell where counts are lost with probability ``sigmoid(dropout_logits)``.
+    r"""Return the negative binomial log-likelihood per cell if counts are lost with prob. ``sigmoid(dropout_logits)``.
 
     With :math:`w` the dropout logits and :math:`n_f = -\theta_f \log(1 + \mu_f / \theta_f)` the log-probability of a
     negative binomial zero, a zero has :math:`\log p = \zeta(n - w) - \zeta(-w)` and a count has
@@ -390,14 +390,14 @@ class _ZeroInflatedNegativeBinomial(torch.autograd.Function):
     ) -> Tensor:
         terms = _NegativeBinomialTerms(logits_cf, log_theta_f, library_c, counts)
         flat_n, theta_f, theta_n = terms.flat_n, terms.theta_f, terms.theta_n
-        # Every entry is first taken for a zero; the stored ones are then put right.
+        # Each entry is first treated as a zero; the stored entries are corrected afterwards.
         dropout_n = dropout_logits_cf.flatten()[flat_n]
-        odds_cf = -torch.addcmul(dropout_logits_cf, terms.log1p_cf, theta_f)  # log p_NB(0) - dropout logits
-        zero_cf = softplus(odds_cf) - softplus(-dropout_logits_cf)
+        log_odds_cf = -torch.addcmul(dropout_logits_cf, terms.log1p_cf, theta_f)  # log p_NB(0) - dropout logits
+        zero_cf = softplus(log_odds_cf) - softplus(-dropout_logits_cf)
         log_p_n = terms.log_p_n - theta_n * terms.log1p_n - softplus(dropout_n) - zero_cf.view(-1)[flat_n]
         log_p_c = zero_cf.sum(-1) + counts.sum_rows(log_p_n)
         if any(ctx.needs_input_grad):
-            kept_cf = odds_cf.sigmoid_()  # probability that a zero is the negative binomial's own
+            kept_cf = log_odds_cf.sigmoid_()  # probability that a zero is from the negative binomial
             grad_dropout_cf = torch.sigmoid(-dropout_logits_cf) - kept_cf
             grad_dropout_cf.view(-1)[flat_n] = -torch.sigmoid(dropout_n)
             kept_cf.view(-1)[flat_n] = 1
@@ -418,6 +418,6 @@ class _ZeroInflatedNegativeBinomial(torch.autograd.Function):
 
 
 def _add_at_(dense_cf: Tensor, flat_n: Tensor, value_n: Tensor) -> Tensor:
-    """Add numbers at the stored entries of a dense matrix, in place."""
+    """Add values to the stored entries of a dense matrix, in place."""
     dense_cf.view(-1).index_add_(0, flat_n, value_n)
     return dense_cf

@@ -1,12 +1,11 @@
-"""The operations of `celldial.ops.log_likelihoods` in single precision on a CPU, by compiled loops.
+"""The functions of `celldial.ops.log_likelihoods` for float32 on a CPU, by the compiled loops of `numba_kernels`.
 
-`celldial.ops.log_likelihoods` calls this where all tensors are so, and says what is computed. The loops are those of
-`celldial.ops.numba_kernels`. The forward pass keeps a few numbers a
-cell; gradients are worked out from these and the logits in the backward pass, weighted at once, so that a training step
-holds two matrices of cells by features, the logits and their gradient. Rows, or columns, are shared out among torch's
-threads, and what these add up is added in their order.
+`celldial.ops.log_likelihoods` documents the functions, and calls this module if all tensors are float32 on a CPU. The
+forward pass stores a few numbers per cell. The backward pass computes weighted gradients from these and the logits, so
+a training step holds only two matrices of cells by features: the logits and their gradient. Rows or columns are split
+over as many threads as torch uses, and sums over threads are added in a fixed order.
 
-Axis suffixes: ``c`` cells, ``f`` features, ``h`` hidden, ``n`` stored entries, ``t`` threads.
+Axis suffixes: ``c`` cells, ``f`` features, ``h`` hidden units, ``n`` stored entries, ``t`` threads.
 """
 
 from __future__ import annotations
@@ -28,23 +27,23 @@ from celldial.ops.csr import CSRTensor
 
 __all__ = ["bernoulli", "gather_rows", "negative_binomial", "poisson", "sparse_linear"]
 
-# Fewer columns than this are not given a thread of their own.
+# Minimum number of columns per thread.
 MIN_COLUMNS = 16
 
 
 def gather_rows(rows: CSRTensor, index_c: Tensor) -> CSRTensor:
-    """Gather rows; see `celldial.ops.log_likelihoods.gather_rows`."""
+    """Return rows in a inputs order; see `celldial.ops.log_likelihoods.gather_rows`."""
     length_c = (rows.indptr_c[1:] - rows.indptr_c[:-1])[index_c]
     indptr_c = torch.cat([length_c.new_zeros(1), length_c.cumsum(0)])
     n_entries = int(indptr_c[-1])
     column_n, value_n = rows.column_n.new_empty(n_entries), rows.value_n.new_empty(n_entries)
-    given = to_numpy(rows.indptr_c, rows.column_n, rows.value_n, index_c, indptr_c, column_n, value_n)
-    run_threaded(numba_kernels.gather, split_range(len(index_c)), *given)
+    inputs = to_numpy(rows.indptr_c, rows.column_n, rows.value_n, index_c, indptr_c, column_n, value_n)
+    run_threaded(numba_kernels.gather, split_range(len(index_c)), *inputs)
     return CSRTensor(indptr_c, column_n, value_n, rows.n_columns)
 
 
 def sparse_linear(rows: CSRTensor, weight_fh: Tensor) -> Tensor:
-    """Matrix product of sparse rows with a weight matrix; see `celldial.ops.log_likelihoods.sparse_linear`."""
+    """Return the product of a sparse matrix with a weight matrix; see `celldial.ops.log_likelihoods.sparse_linear`."""
     result: Tensor = _SparseLinear.apply(weight_fh, rows)
     return result
 
@@ -70,7 +69,7 @@ class _SparseLinear(torch.autograd.Function):
 
 
 def bernoulli(logits_cf: Tensor, log_exposure_c: Tensor, counts: CSRTensor) -> Tensor:
-    """Bernoulli log-likelihood per cell; see `celldial.ops.log_likelihoods.bernoulli`."""
+    """Return the Bernoulli log-likelihood per cell; see `celldial.ops.log_likelihoods.bernoulli`."""
     result: Tensor = _Bernoulli.apply(logits_cf, log_exposure_c, counts)
     return result
 
@@ -79,23 +78,23 @@ class _Bernoulli(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_cf: Tensor, log_exposure_c: Tensor, counts: CSRTensor) -> Tensor:
         logits_cf = logits_cf.contiguous()
-        log_p_c, peak_c, scale_c, grad_log_exposure_c = logits_cf.new_empty(4, len(logits_cf))
+        log_p_c, max_c, scale_c, grad_log_exposure_c = logits_cf.new_empty(4, len(logits_cf))
         ctx.gradient = counts.with_values(torch.empty_like(counts.value_n))
-        found = to_numpy(log_p_c, peak_c, scale_c, grad_log_exposure_c)
-        given = (*to_numpy(logits_cf, log_exposure_c), *csr_arrays(ctx.gradient))
-        run_threaded(numba_kernels.bernoulli, split_range(len(logits_cf)), *given, *found)
-        ctx.save_for_backward(logits_cf, peak_c, scale_c, grad_log_exposure_c)
+        outputs = to_numpy(log_p_c, max_c, scale_c, grad_log_exposure_c)
+        inputs = (*to_numpy(logits_cf, log_exposure_c), *csr_arrays(ctx.gradient))
+        run_threaded(numba_kernels.bernoulli, split_range(len(logits_cf)), *inputs, *outputs)
+        ctx.save_for_backward(logits_cf, max_c, scale_c, grad_log_exposure_c)
         return log_p_c
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_c: Tensor) -> tuple[Tensor, Tensor, None]:
-        logits_cf, peak_c, scale_c, grad_log_exposure_c = ctx.saved_tensors
-        return _gradient(logits_cf, ctx.gradient, peak_c, scale_c, grad_c), grad_log_exposure_c * grad_c, None
+        logits_cf, max_c, scale_c, grad_log_exposure_c = ctx.saved_tensors
+        return _gradient(logits_cf, ctx.gradient, max_c, scale_c, grad_c), grad_log_exposure_c * grad_c, None
 
 
 def poisson(logits_cf: Tensor, library_c: Tensor, counts: CSRTensor) -> Tensor:
-    """Poisson log-likelihood per cell; see `celldial.ops.log_likelihoods.poisson`."""
+    """Return the Poisson log-likelihood per cell; see `celldial.ops.log_likelihoods.poisson`."""
     result: Tensor = _Poisson.apply(logits_cf, library_c, counts)
     return result
 
@@ -104,30 +103,30 @@ class _Poisson(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_cf: Tensor, library_c: Tensor, counts: CSRTensor) -> Tensor:
         logits_cf = logits_cf.contiguous()
-        log_p_c, peak_c, scale_c = logits_cf.new_empty(3, len(logits_cf))
-        given = (*to_numpy(logits_cf, library_c), *csr_arrays(counts))
-        run_threaded(numba_kernels.poisson, split_range(len(logits_cf)), *given, *to_numpy(log_p_c, peak_c, scale_c))
+        log_p_c, max_c, scale_c = logits_cf.new_empty(3, len(logits_cf))
+        inputs = (*to_numpy(logits_cf, library_c), *csr_arrays(counts))
+        run_threaded(numba_kernels.poisson, split_range(len(logits_cf)), *inputs, *to_numpy(log_p_c, max_c, scale_c))
         ctx.counts = counts
-        ctx.save_for_backward(logits_cf, peak_c, scale_c)
+        ctx.save_for_backward(logits_cf, max_c, scale_c)
         return log_p_c
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_c: Tensor) -> tuple[Tensor, None, None]:
-        logits_cf, peak_c, scale_c = ctx.saved_tensors
-        return _gradient(logits_cf, ctx.counts, peak_c, scale_c, grad_c), None, None
+        logits_cf, max_c, scale_c = ctx.saved_tensors
+        return _gradient(logits_cf, ctx.counts, max_c, scale_c, grad_c), None, None
 
 
-def _gradient(logits_cf: Tensor, gradient: CSRTensor, peak_c: Tensor, scale_c: Tensor, grad_c: Tensor) -> Tensor:
-    """Gradient by logits where beyond stored entries only the log-partition matters; see the kernel."""
+def _gradient(logits_cf: Tensor, gradient: CSRTensor, max_c: Tensor, scale_c: Tensor, grad_c: Tensor) -> Tensor:
+    """Return the gradient with respect to logits if apart from stored entries only the log-partition matters."""
     result_cf = torch.empty_like(logits_cf)
-    given = (*to_numpy(logits_cf), *csr_arrays(gradient), *to_numpy(peak_c, scale_c, grad_c, result_cf))
-    run_threaded(numba_kernels.log_partition_gradient, split_range(len(logits_cf)), *given)
+    inputs = (*to_numpy(logits_cf), *csr_arrays(gradient), *to_numpy(max_c, scale_c, grad_c, result_cf))
+    run_threaded(numba_kernels.log_partition_gradient, split_range(len(logits_cf)), *inputs)
     return result_cf
 
 
 def negative_binomial(logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: CSRTensor) -> Tensor:
-    """Negative binomial log-likelihood per cell; see `celldial.ops.log_likelihoods.negative_binomial`."""
+    """Return the negative binomial log-likelihood per cell; see `celldial.ops.log_likelihoods.negative_binomial`."""
     result: Tensor = _NegativeBinomial.apply(logits_cf, log_theta_f, library_c, counts)
     return result
 
@@ -136,55 +135,58 @@ class _NegativeBinomial(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: CSRTensor) -> Tensor:
         logits_cf = logits_cf.contiguous()
-        log_p_c, peak_c, scale_c = logits_cf.new_empty(3, len(logits_cf))
-        given = (*to_numpy(logits_cf, log_theta_f, library_c), *csr_arrays(counts))
+        log_p_c, max_c, scale_c = logits_cf.new_empty(3, len(logits_cf))
+        inputs = (*to_numpy(logits_cf, log_theta_f, library_c), *csr_arrays(counts))
         run_threaded(
-            numba_kernels.negative_binomial, split_range(len(logits_cf)), *given, *to_numpy(log_p_c, peak_c, scale_c)
+            numba_kernels.negative_binomial, split_range(len(logits_cf)), *inputs, *to_numpy(log_p_c, max_c, scale_c)
         )
         ctx.counts = counts
-        ctx.save_for_backward(logits_cf, log_theta_f, library_c, peak_c, scale_c)
+        ctx.save_for_backward(logits_cf, log_theta_f, library_c, max_c, scale_c)
         return log_p_c
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_c: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        logits_cf, log_theta_f, library_c, *kept = ctx.saved_tensors
+        logits_cf, log_theta_f, library_c, max_c, scale_c = ctx.saved_tensors
         rows = split_range(len(logits_cf))
         grad_log_theta_tf = logits_cf.new_zeros(len(rows), len(log_theta_f))
         grad_logits_cf = torch.empty_like(logits_cf)
-        given = (*to_numpy(logits_cf, log_theta_f, library_c), *csr_arrays(ctx.counts), *to_numpy(*kept, grad_c))
-        each = [(*span, sum_f) for span, sum_f in zip(rows, *to_numpy(grad_log_theta_tf), strict=True)]
-        run_threaded(numba_kernels.negative_binomial_gradient, each, *given, *to_numpy(grad_logits_cf))
+        inputs = (
+            *to_numpy(logits_cf, log_theta_f, library_c),
+            *csr_arrays(ctx.counts),
+            *to_numpy(max_c, scale_c, grad_c),
+        )
+        spans = [(*span, sum_f) for span, sum_f in zip(rows, *to_numpy(grad_log_theta_tf), strict=True)]
+        run_threaded(numba_kernels.negative_binomial_gradient, spans, *inputs, *to_numpy(grad_logits_cf))
         return grad_logits_cf, grad_log_theta_tf.sum(0), None, None
 
 
 def csr_arrays(rows: CSRTensor) -> list[np.ndarray]:
-    """Give starts, columns and values of rows as arrays."""
+    """Return row pointers, columns and values of a sparse matrix as arrays."""
     return to_numpy(rows.indptr_c, rows.column_n, rows.value_n)
 
 
 def to_numpy(*tensors: Tensor) -> list[np.ndarray]:
-    """Give tensors as arrays, which share their memory if rows are in order there."""
+    """Return tensors as arrays, which share the memory of contiguous tensors."""
     return [tensor.detach().contiguous().numpy() for tensor in tensors]
 
 
-def split_range(n: int, least: int = 1) -> list[tuple[int, int]]:
-    """Cut ``range(n)`` into one span for each of torch's threads, or fewer of at least `least`."""
-    n_parts = max(1, min(torch.get_num_threads(), n // least))
+def split_range(n: int, min_length: int = 1) -> list[tuple[int, int]]:
+    """Split ``range(n)`` into one span per torch thread, or into fewer spans of at least `min_length`."""
+    n_parts = max(1, min(torch.get_num_threads(), n // min_length))
     edges = [n * part // n_parts for part in range(n_parts + 1)]
     return list(pairwise(edges))
 
 
 def run_threaded(kernel: Callable[..., None], spans: list[tuple[Any, ...]], *shared: Any) -> None:
-    """Call a kernel for each part, ``kernel(*part, *shared)``, on as many threads.
+    """Call ``kernel(*span, *shared)`` for each span, in as many threads.
 
-    numba's own threads are not used: to have a number of them, numba sets the number of threads of all of OpenMP, and
-    so torch's.
+    numba's own threads are not used: to choose their number, numba changes that of all of OpenMP, and so torch's.
     """
     others = []
     if len(spans) > 1:
         pool = _pool(os.getpid(), len(spans) - 1)
-        others = [pool.submit(kernel, *part, *shared) for part in spans[1:]]
+        others = [pool.submit(kernel, *span, *shared) for span in spans[1:]]
     kernel(*spans[0], *shared)
     for other in others:
         other.result()
@@ -192,5 +194,5 @@ def run_threaded(kernel: Callable[..., None], spans: list[tuple[Any, ...]], *sha
 
 @lru_cache(maxsize=1)
 def _pool(process: int, n_threads: int) -> ThreadPoolExecutor:
-    """Threads beside the caller's; those of a parent process are not there after a fork."""
+    """Return a pool of threads, one per process: a forked process does not have the threads of its parent."""
     return ThreadPoolExecutor(n_threads, thread_name_prefix="celldial")
