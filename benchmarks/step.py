@@ -28,6 +28,7 @@ import celldial
 from celldial.data.cells import Cells, minibatches
 from celldial.data.schema import Schema
 from celldial.estimator.serialization import build_module
+from celldial.model.likelihoods import BINARY_LIKELIHOODS
 from celldial.model.module import Module
 from celldial.ops.log_likelihoods import sparse_linear
 from celldial.training.optimizer import make_optimizer
@@ -134,7 +135,7 @@ def measure(case: str, path: Path | None, threads: list[int], batch_size: int, r
     """Print the parts of a step with each number of threads; return a row of the last table for each."""
     adata = read(case, path)
     torch.manual_seed(0)
-    schema = Schema.from_anndata(adata, likelihood=LIKELIHOODS[case])
+    schema = Schema.from_anndata(adata, likelihood=LIKELIHOODS[case], binary_likelihoods=BINARY_LIKELIHOODS)
     cells = Cells.from_anndata(adata, schema)
     module = build_module(celldial.VAE(likelihood=LIKELIHOODS[case]), schema, None)
     module.initialize(cells)

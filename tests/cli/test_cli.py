@@ -485,13 +485,13 @@ def test_files_that_are_no_cells(tmp_path: Path, file: Path, capsys: pytest.Capt
 
 def test_files_that_are_no_models(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert_refused("there is no file '.*missing.celldial'", capsys, "info", tmp_path / "missing.celldial")
-    assert_refused("is no celldial file, or is damaged", capsys, "info", folder / "cells.h5ad")
+    assert_refused("is not a celldial file, or is damaged", capsys, "info", folder / "cells.h5ad")
     assert_refused("there is no file", capsys, "info", tmp_path)
     (tmp_path / "half.celldial").write_bytes((folder / "m.celldial").read_bytes()[:-100])
     assert_refused("is damaged", capsys, "info", tmp_path / "half.celldial", "--json")
     turned = ["--axis", "0", "--table", tmp_path / "t.csv"]
     assert_refused(
-        "is no celldial file", capsys, "traverse", folder / "out.h5ad", "--model", folder / "out.h5ad", *turned
+        "is not a celldial file", capsys, "traverse", folder / "out.h5ad", "--model", folder / "out.h5ad", *turned
     )
 
 

@@ -291,17 +291,19 @@ def test_wrong_likelihoods() -> None:
         Schema.from_anndata(make_adata(), likelihood=1)
 
 
-def test_bernoulli_counts_are_ones(caplog: pytest.LogCaptureFixture) -> None:
+def test_binary_counts_are_ones(caplog: pytest.LogCaptureFixture) -> None:
     adata = make_adata()
     schema = Schema.from_anndata(adata)
+    assert schema.binary == {"rna": False, "atac": True, "protein": False}
+    assert not any(Schema.from_anndata(adata, binary_likelihoods=()).binary.values())
     with caplog.at_level(logging.DEBUG, logger="celldial"):
         counts = schema.read_counts(adata)
     np.testing.assert_array_equal(counts["atac"].toarray(), [[1, 1], [0, 0], [1, 0], [0, 1]])
-    assert len(logged(caplog, naming=["atac", 2, "bernoulli"])) == 1
+    assert len(logged(caplog, naming=["atac", 2, "binary"])) == 1
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="celldial"):
         same_counts(schema.read_counts(make_adata(COUNTS.clip(0, 1))), COUNTS.clip(0, 1))
-    assert not logged(caplog, naming=["atac", "bernoulli"])
+    assert not logged(caplog, naming=["atac", "binary"])
 
 
 @pytest.mark.parametrize(("column", "noun"), [(1, "gene 'g1'"), (3, "peak 'p0'"), (6, "protein 'a1'")])

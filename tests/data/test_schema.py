@@ -488,6 +488,7 @@ def schemas(draw: st.DrawFn) -> Schema:
         feature_names=feature_names,
         sources=draw(per_modality),
         likelihood=draw(per_modality),
+        binary=draw(st.fixed_dictionaries(dict.fromkeys(feature_names, st.booleans()))),
         presence_keys={key: draw(st.text()) for key in feature_names if draw(st.booleans())},
         layer=draw(st.none() | st.text()),
         batch_key=draw(st.none() | st.text()),
@@ -535,12 +536,3 @@ def test_h5ad_round_trip(kind: str, tmp_path: Any) -> None:
     assert list(back.continuous) == list(schema.continuous)
     assert list(back.feature_names) == list(schema.feature_names)
     assert all(type(name) is str for name in back.feature_names["rna"])
-
-
-@pytest.mark.parametrize("likelihood", [None, "poisson"])
-def test_dicts_of_before_modalities_are_read(likelihood: str | None) -> None:
-    schema = Schema.from_anndata(make_adata(), batch_key="batch", likelihood=likelihood)
-    stored = schema.to_dict()
-    for key in ("sources", "likelihood", "presence_keys"):
-        del stored[key]
-    assert Schema.from_dict(stored, **({} if likelihood is None else {"likelihood": likelihood})) == schema

@@ -25,6 +25,7 @@ from celldial import VAE
 from celldial.io.model_file import FORMAT_VERSION
 from celldial.model.likelihoods import LIKELIHOODS
 from helpers.make_golden import SHOWN, TEXT, golden_paths, read_cells
+from helpers.raises import raises
 from helpers.simulate import COVARIATES, simulate
 
 
@@ -190,13 +191,11 @@ def reseal(content: bytes, change: Callable[[dict[str, Any]], Any], **tensors: t
     return save(load(content) | tensors, {"celldial": json.dumps(about)})
 
 
-def refuse(path: Path, content: bytes) -> str:
-    """Check that a file is refused by name, and give the message."""
+def refuse(path: Path, content: bytes, *facts: Any) -> None:
+    """Check that a file is refused by an error that names it."""
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="model.celldial") as error:
+    with raises(ValueError, naming=[repr(str(path)), *facts]):
         VAE.load(path)
-    assert repr(str(path)) in str(error.value)
-    return str(error.value)
 
 
 def test_an_unchanged_file_is_not_refused(content: bytes, tmp_path: Path) -> None:
@@ -222,16 +221,16 @@ FOREIGN = {
 
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_what_is_no_model_is_refused(kind: str, tmp_path: Path) -> None:
-    assert "is no celldial file, or is damaged" in refuse(tmp_path / "model.celldial", FOREIGN[kind])
+    refuse(tmp_path / "model.celldial", FOREIGN[kind])
 
 
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.999])
 def test_a_truncated_file_is_refused(content: bytes, tmp_path: Path, share: float) -> None:
-    assert "damaged" in refuse(tmp_path / "model.celldial", content[: int(share * len(content))])
+    refuse(tmp_path / "model.celldial", content[: int(share * len(content))])
 
 
 def test_a_file_with_a_tail_is_refused(content: bytes, tmp_path: Path) -> None:
-    assert "damaged" in refuse(tmp_path / "model.celldial", content + b"\0" * 8)
+    refuse(tmp_path / "model.celldial", content + b"\0" * 8)
 
 
 CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -267,14 +266,14 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 @pytest.mark.parametrize("kind", CHANGES)
 def test_what_does_not_fit_together_is_refused(kind: str, content: bytes, tmp_path: Path) -> None:
-    assert "damaged" in refuse(tmp_path / "model.celldial", reseal(content, CHANGES[kind]))
+    refuse(tmp_path / "model.celldial", reseal(content, CHANGES[kind]))
 
 
 def test_weights_that_are_too_many_or_of_wrong_shape_are_refused(content: bytes, tmp_path: Path) -> None:
-    assert "damaged" in refuse(tmp_path / "model.celldial", reseal(content, lambda about: None, extra=torch.ones(2)))
+    refuse(tmp_path / "model.celldial", reseal(content, lambda about: None, extra=torch.ones(2)))
     name = sorted(load(content))[0]
     wrong = {name: torch.ones(1, 2, 3)}
-    assert "damaged" in refuse(tmp_path / "model.celldial", reseal(content, lambda about: None, **wrong))
+    refuse(tmp_path / "model.celldial", reseal(content, lambda about: None, **wrong))
 
 
 @settings(deadline=None, max_examples=200)
@@ -300,9 +299,7 @@ def test_a_flipped_byte_is_refused_or_harmless(
 
 def test_a_later_format_is_refused_with_advice(content: bytes, tmp_path: Path) -> None:
     later = reseal(content, lambda about: about.update(format_version=FORMAT_VERSION + 1))
-    message = refuse(tmp_path / "model.celldial", later)
-    assert f"format version {FORMAT_VERSION + 1}" in message
-    assert "install a newer celldial" in message
+    refuse(tmp_path / "model.celldial", later, FORMAT_VERSION + 1, FORMAT_VERSION)
 
 
 @pytest.mark.parametrize("name", ["missing.celldial", "folder"])

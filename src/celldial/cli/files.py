@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from celldial.io.atomic import written_whole
+from celldial.io.atomic import atomic_write
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -51,7 +51,7 @@ def outputs(
         raise ValueError(f"{' and '.join(final)} are the same file: give each its own")
     # Files are made when they are written: a job that is killed in training leaves none.
     with ExitStack() as stack:
-        yield {option: stack.enter_context(written_whole(path)) for option, path in final.items()}
+        yield {option: stack.enter_context(atomic_write(path)) for option, path in final.items()}
     for path in given.values():
         print(path)
 

@@ -25,7 +25,7 @@ def describe(path: Path) -> dict[str, Any]:
     from celldial import VAE
     from celldial.io import model_file
 
-    header, _ = model_file.read(path)
+    header, _ = model_file.read_model(path)
     if "identity" in header:
         raise ValueError(
             f"{str(path)!r} is the checkpoint of a training, no model: the same celldial fit goes on from it"

@@ -19,6 +19,7 @@ __all__ = [
     "FEATURE_TYPES",
     "check_presence",
     "find_modalities",
+    "modality_of_likelihood",
     "obsm_key",
     "resolve_likelihoods",
     "resolve_presence_keys",
@@ -40,6 +41,13 @@ FEATURE_TYPES = {
 
 DEFAULT_KEY = "feature_types"
 """The column of ``var`` that says what a feature is; only this one may be absent."""
+
+DEFAULT_LIKELIHOOD = "negative_binomial"
+DEFAULT_LIKELIHOODS = {"atac": "bernoulli"}
+"""Modality to its observation model, if it is not `DEFAULT_LIKELIHOOD`."""
+
+BINARY_LIKELIHOODS = (DEFAULT_LIKELIHOODS["atac"],)
+"""Observation models of presence: counts above 1 are read as 1. Callers that know of others name them."""
 
 KNOWN_MODALITIES = tuple(dict.fromkeys(FEATURE_TYPES.values()))
 """The modalities known by name, in the order in which a model has them; others come after."""
@@ -213,8 +221,12 @@ def resolve_likelihoods(modalities: Iterable[str], likelihood: str | Mapping[str
         raise TypeError(f"likelihood is {likelihood!r}: it must be a name, or a dict from modality to name")
     given = {} if likelihood is None else likelihood
     check_known_modalities("likelihood", given, names)
-    default = {"atac": "bernoulli"}
-    return {name: given.get(name, default.get(name, "negative_binomial")) for name in names}
+    return {name: given.get(name, DEFAULT_LIKELIHOODS.get(name, DEFAULT_LIKELIHOOD)) for name in names}
+
+
+def modality_of_likelihood(likelihood: str | Mapping[str, str] | None) -> str:
+    """Return the modality of features without a type: the one with this default likelihood, otherwise ``"rna"``."""
+    return next((name for name, default in DEFAULT_LIKELIHOODS.items() if default == likelihood), "rna")
 
 
 def check_known_modalities(argument: str, given: Iterable[str], known: list[str]) -> None:

@@ -6,7 +6,7 @@ Numbers leave this file as numpy and scipy arrays. Nothing is ever written to an
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,19 +37,17 @@ from celldial.data.covariates import (
     to_float,
 )
 from celldial.data.modalities import (
-    ALL_FEATURES,
+    BINARY_LIKELIHOODS,
     check_presence,
     find_modalities,
+    modality_of_likelihood,
     obsm_key,
     resolve_likelihoods,
     resolve_presence_keys,
 )
 from celldial.utils.messages import format_names, get_column
 
-__all__ = ["BERNOULLI", "MIN_OVERLAP", "Schema"]
-
-BERNOULLI = "bernoulli"
-"""The observation model that knows only whether there is a count."""
+__all__ = ["MIN_OVERLAP", "Schema"]
 
 logger = logging.getLogger("celldial")
 
@@ -67,6 +65,8 @@ class Schema:
         ``"obsm/key"``, or `celldial.data.modalities.ALL_FEATURES` where there is no such column.
     likelihood
         Modality to the name of its observation model.
+    binary
+        Modality to whether its counts above 1 are read as 1.
     presence_keys
         Modality to the boolean column of ``obs`` that says which cells have it; only those that there are.
     layer
@@ -97,6 +97,7 @@ class Schema:
     feature_names: dict[str, tuple[str, ...]]
     sources: dict[str, str]
     likelihood: dict[str, str]
+    binary: dict[str, bool]
     presence_keys: dict[str, str]
     layer: str | None
     batch_key: str | None
@@ -117,6 +118,7 @@ class Schema:
         modalities: Mapping[str, str] | None = None,
         modality_key: str = "feature_types",
         presence_keys: Mapping[str, str] | None = None,
+        binary_likelihoods: Collection[str] = BINARY_LIKELIHOODS,
     ) -> Schema:
         """Note the features and covariates of the cells to fit.
 
@@ -149,6 +151,8 @@ class Schema:
             Modality to the boolean column of ``adata.obs`` that says which cells have it; by default
             ``"has_<modality>"``, such as ``"has_protein"``, if there is one. Without a column, cells that have no count
             of a modality lack it.
+        binary_likelihoods
+            Names of the observation models for which counts above 1 are read as 1; by default that of ``"atac"``.
 
         Raises
         ------
@@ -163,8 +167,7 @@ class Schema:
         all_in_obsm = isinstance(modalities, Mapping) and all(obsm_key(str(source)) for source in modalities.values())
         check_anndata(adata, needs_features=not all_in_obsm)
         obs = adata.obs if obs is None else obs
-        default_modality = "atac" if likelihood == BERNOULLI else "rna"
-        sources, feature_names = find_modalities(adata, modalities, modality_key, default_modality)
+        sources, feature_names = find_modalities(adata, modalities, modality_key, modality_of_likelihood(likelihood))
         check_n_features(feature_names)
         if any(obsm_key(source) is None for source in sources.values()):
             get_count_matrix(adata, layer)
@@ -178,10 +181,12 @@ class Schema:
                 raise ValueError(
                     f"covariate {key!r} is given more than once (batch, categorical, continuous): keep one"
                 )
+        likelihoods = resolve_likelihoods(sources, likelihood)
         return cls(
             feature_names=feature_names,
             sources=sources,
-            likelihood=resolve_likelihoods(sources, likelihood),
+            likelihood=likelihoods,
+            binary={modality: name in binary_likelihoods for modality, name in likelihoods.items()},
             presence_keys=resolve_presence_keys(obs, sources, presence_keys),
             layer=layer,
             batch_key=batch_key,
@@ -204,6 +209,7 @@ class Schema:
             "feature_names": {modality: list(names) for modality, names in self.feature_names.items()},
             "sources": dict(self.sources),
             "likelihood": dict(self.likelihood),
+            "binary": dict(self.binary),
             "presence_keys": dict(self.presence_keys),
             "layer": self.layer,
             "batch_key": self.batch_key,
@@ -214,20 +220,15 @@ class Schema:
         }
 
     @classmethod
-    def from_dict(cls, stored: Mapping[str, Any], likelihood: str = "negative_binomial") -> Schema:
-        """Read what :meth:`to_dict` gave, also after a way through JSON or through ``adata.uns`` and an h5ad file.
-
-        Dicts of before there were several modalities have one, which was all of ``var``; `likelihood` tells its
-        observation model, which they did not.
-        """
+    def from_dict(cls, stored: Mapping[str, Any]) -> Schema:
+        """Read the result of :meth:`to_dict`, also after it was stored as JSON or in ``adata.uns`` of an h5ad file."""
         modalities = list(stored["modalities"])
-        sources = stored.get("sources", dict.fromkeys(modalities, ALL_FEATURES))
-        likelihoods = stored.get("likelihood", dict.fromkeys(modalities, likelihood))
-        presence_keys = stored.get("presence_keys", {})
+        presence_keys = stored["presence_keys"]
         return cls(
             feature_names={key: tuple(map(str, stored["feature_names"][key])) for key in modalities},
-            sources={key: str(sources[key]) for key in modalities},
-            likelihood={key: str(likelihoods[key]) for key in modalities},
+            sources={key: str(stored["sources"][key]) for key in modalities},
+            likelihood={key: str(stored["likelihood"][key]) for key in modalities},
+            binary={key: bool(stored["binary"][key]) for key in modalities},
             presence_keys={key: str(presence_keys[key]) for key in modalities if key in presence_keys},
             layer=stored["layer"],
             batch_key=stored["batch_key"],
@@ -257,7 +258,7 @@ class Schema:
         -------
         dict[str, sparse.csr_matrix]
             Each modality to float32 counts, shape ``(cells, features)``: sorted columns, no duplicates, no stored
-            zeros. Where the likelihood is ``"bernoulli"``, they are ones.
+            zeros. Counts of binary modalities are ones.
 
         Raises
         ------
@@ -306,7 +307,7 @@ class Schema:
                 rows = select_columns(to_canonical_csr(matrix), match_obsm_columns(matrix, found, names, where, of))
             check_counts(rows, adata, names, where, modality)
             check_presence(adata.obs, self.presence_keys.get(modality), modality, rows, several)
-            counts[modality] = as_model_counts(rows, modality, self.likelihood[modality])
+            counts[modality] = as_model_counts(rows, modality, self.binary[modality])
         return counts
 
     def _missing_modalities(self, adata: AnnData, position_f: Mapping[str, np.ndarray]) -> set[str]:
@@ -412,12 +413,12 @@ def match_obsm_columns(
     return np.arange(len(names))
 
 
-def as_model_counts(rows: sparse.csr_matrix, modality: str, likelihood: str) -> sparse.csr_matrix:
-    """Give checked counts as the model is to see them, float32; the rows given are left as they are."""
+def as_model_counts(rows: sparse.csr_matrix, modality: str, binary: bool) -> sparse.csr_matrix:
+    """Return checked counts as the model reads them, float32; `rows` does not change."""
     value_n = rows.data
-    if likelihood == BERNOULLI:
+    if binary:
         n_above = np.count_nonzero(value_n > 1)
         if n_above:
-            logger.debug("%s: %d counts above 1 are taken as 1 (%s)", modality, n_above, BERNOULLI)
+            logger.debug("%s: %d counts above 1 are read as 1 (binary)", modality, n_above)
             value_n = np.ones(len(value_n), dtype=np.float32)
     return sparse.csr_matrix((value_n.astype(np.float32, copy=False), rows.indices, rows.indptr), shape=rows.shape)

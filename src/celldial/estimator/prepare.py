@@ -21,6 +21,7 @@ from celldial.data.on_disk import OnDiskSource
 from celldial.data.schema import Schema
 from celldial.data.splits import train_validation_split
 from celldial.io import results
+from celldial.model.likelihoods import BINARY_LIKELIHOODS
 from celldial.periodic.markers import PeriodicProcess, find_markers
 from celldial.utils.messages import get_column
 
@@ -85,7 +86,7 @@ def prepare_training_data(
     ValueError, TypeError, KeyError, OSError
         As `VAE.fit`.
     """
-    options = {name: parameters[name] for name in SCHEMA_PARAMETERS}
+    options = {name: parameters[name] for name in SCHEMA_PARAMETERS} | {"binary_likelihoods": BINARY_LIKELIHOODS}
     if is_on_disk(data):
         return _prepare_from_files(data, parameters, options, process, validation_size, validation_cells)
     table = mudata_to_anndata(data, layer=parameters["layer"], modality_key=parameters["modality_key"])

@@ -44,28 +44,23 @@ def save(model: VAE, path: Path) -> None:
 
 def load(cls: type[VAE], path: Path) -> VAE:
     """Read a model from a file that this version or an earlier one wrote."""
-    about, tensors = model_file.read(path)
+    about, tensors = model_file.read_model(path)
     # Weights are initialized before they are replaced; the seed keeps the caller's random state as it was.
-    with model_file.damaged_if_this_fails(path), isolate_rng(0):
+    with model_file.wrap_file_errors(path), isolate_rng(0):
         model = cls(**about["parameters"])
         validation.check_parameters(model.get_params(deep=False))
         model.parameters_ = to_json(model.get_params(deep=False))  # includes parameters that the file does not have
-        # Before format version 2 there was one modality, and the schema did not have its likelihood.
-        model.schema_ = Schema.from_dict(about["schema"], about["parameters"]["likelihood"])
-        model.clusters_ = about.get("clusters")  # since format version 4
+        model.schema_ = Schema.from_dict(about["schema"])
+        model.clusters_ = about["clusters"]
         model.module_ = build_module(model, model.schema_, model.clusters_)
         for name, modality in model.module_.by_modality():
             prefix = f"modalities.{name}.loadings."
             found = {key.removeprefix(prefix): part for key, part in tensors.items() if key.startswith(prefix)}
-            # Since format version 3.
             modality.loadings = Loadings(**found) if found else None
         model.module_.load_state_dict(tensors)
         model.history_ = {k: [math.nan if v is None else v for v in values] for k, values in about["history"].items()}
-        periodic = about.get("periodic")  # since format version 3
-        model.periodic_ = None if periodic is None else _periodic_from_json(periodic)
+        model.periodic_ = None if about["periodic"] is None else _periodic_from_json(about["periodic"])
         quantiles = about["library_size_quantiles"]
-        if isinstance(quantiles, list):
-            quantiles = dict.fromkeys(model.schema_.modalities, quantiles)
         model.library_size_quantiles_ = {name: np.array(quantiles[name]) for name in model.schema_.modalities}
         model.fingerprint_ = fingerprint(model.module_)
     model.module_.eval()

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes: a file appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["written_whole"]
+__all__ = ["atomic_write"]
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Have a file written under another name, and give it its own once this block has ended well.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Write to a temporary file, and rename it to `path` if the block succeeds.
 
     Parameters
     ----------
     path
-        What to write. What is there is replaced, or stays as it is if the block fails.
+        The file to write. An existing file is replaced, or stays as it was if the block fails.
 
     Yields
     ------
     Path
-        Where to write meanwhile: a hidden file beside the other, because a file is only replaced in one step within a
-        file system, with the same ending, which some writers go by. The block makes it; nothing is there before.
+        The temporary file, which the block creates. It is a hidden file in the same folder, because a rename is atomic
+        only within a file system. Its name has the same suffix, because some writers depend on it.
     """
-    meanwhile = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
+    temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
     try:
-        yield meanwhile
-        with meanwhile.open("r+b") as file:
+        yield temporary
+        with temporary.open("r+b") as file:
             os.fsync(file.fileno())
-        os.replace(meanwhile, path)
+        os.replace(temporary, path)
     finally:
-        meanwhile.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

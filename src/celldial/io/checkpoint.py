@@ -1,4 +1,4 @@
-"""The file by which a training that was cut short goes on: what is in it, and whose it is."""
+"""`Checkpoint`: the file from which an interrupted training resumes."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ from celldial.io import model_file
 
 __all__ = ["Checkpoint"]
 
+MAX_VALUE_LENGTH = 60
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where training writes its state, and looks for that of an earlier call.
+    """Where a training writes its state, and finds the state of an earlier call.
 
     Parameters
     ----------
     folder
-        For the files, one a stage of training; it is made if it is not there.
+        Folder of the files, one for each stage of training. It is created if it does not exist.
     identity
-        What the state hangs on, in JSON types: parameters, options, cells. Another training finds no use for it.
+        What the state depends on, in JSON types: parameters, options and cells. Only a training with the same identity
+        can resume.
     minutes
-        How often to write; None for after each epoch.
+        Minutes between writes; None to write after each epoch.
     stage
-        Of the training, which names the file.
+        Stage of training, which names the file.
     """
 
     folder: Path
@@ -37,63 +40,65 @@ class Checkpoint:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Path of the file."""
         return self.folder / f"{self.stage}.checkpoint"
 
     def for_stage(self, stage: str) -> Checkpoint:
-        """Give that of another stage of the same training."""
+        """Return the checkpoint of another stage of the same training."""
         return replace(self, stage=stage)
 
-    def write(self, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Replace the file in one step, so that there always is a whole one.
+    def write(self, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Replace the file in one step, so that a complete file exists at all times.
 
         Raises
         ------
         OSError
-            There is no room for it, or no permission. The file before is still there.
+            The file could not be written. The previous file is still there.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            model_file.write(self.path, {"identity": dict(self.identity), **about}, tensors)
+            model_file.write(self.path, {"identity": dict(self.identity), **metadata}, tensors)
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"the checkpoint {str(self.path)!r} could not be written ({error.strerror}). Make room, or see that "
-                "the folder can be written to, and call again: training goes on from the checkpoint before",
+                f"the checkpoint {str(self.path)!r} could not be written ({error.strerror}). Free disk space or change "
+                "the permissions of the folder, and repeat the call: training resumes from the previous checkpoint",
             ) from error
 
     def read(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        """Read the file if there is one: all but the tensors, and the tensors.
+        """Return the metadata and the tensors of the file, or None if there is no file.
 
         Raises
         ------
         ValueError
-            It is of another training, or no such file at all.
+            The file belongs to another training or another format version, or is not a checkpoint.
         """
         if not self.path.exists():
             return None
-        about, tensors = model_file.read(self.path)
-        found = about.pop("identity", {})  # a model has none
-        for name in {**self.identity, **found}:
-            before, now = found.get(name), self.identity.get(name)
+        metadata, tensors = model_file.read_file(self.path)
+        identity = {"format_version": model_file.FORMAT_VERSION, **self.identity}
+        # A model file has no identity.
+        found = {"format_version": metadata["format_version"], **metadata.pop("identity", {})}
+        for name in {**identity, **found}:
+            before, now = found.get(name), identity.get(name)
             if before != now:
                 raise ValueError(
-                    f"{str(self.path)!r} is the checkpoint of another training: {difference(name, before, now)}. Call "
-                    "fit as before to go on with that one, or name another folder"
+                    f"{str(self.path)!r} is the checkpoint of another training: "
+                    f"{describe_mismatch(name, before, now)}. Repeat the call that wrote it, or choose another folder"
                 )
-        return about, tensors
+        return metadata, tensors
 
 
-def difference(name: str, before: Any, now: Any) -> str:
-    """Say by what two trainings differ, down to the entry of a dict."""
+def describe_mismatch(name: str, before: Any, now: Any) -> str:
+    """Describe the first difference between two values, down to an entry of nested dicts."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in {**before, **now}:
             if before.get(key) != now.get(key):
-                return difference(key, before.get(key), now.get(key))
-    return f"its {name} is {shortened(before)}, and now it is {shortened(now)}"
+                return describe_mismatch(key, before.get(key), now.get(key))
+    return f"its {name} is {truncate(before)}, not {truncate(now)}"
 
 
-def shortened(value: Any) -> str:
-    """Write a value, or the start of it."""
+def truncate(value: Any) -> str:
+    """Return the representation of a value, at most `MAX_VALUE_LENGTH` characters long."""
     text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= MAX_VALUE_LENGTH else f"{text[: MAX_VALUE_LENGTH - 3]}..."

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from celldial.io.atomic import written_whole
+from celldial.io.atomic import atomic_write
 
 __all__ = ["write_in_blocks"]
 
@@ -34,7 +34,7 @@ def write_in_blocks(path: Path, blocks: Iterable[np.ndarray], obs: pd.DataFrame,
     ValueError
         The number of columns differs from `names`, or the number of rows from `obs`.
     """
-    with written_whole(path) as meanwhile:
+    with atomic_write(path) as meanwhile:
         AnnData(obs=obs, var=pd.DataFrame(index=names)).write_h5ad(meanwhile)
         with h5py.File(meanwhile, "r+") as file:
             file.pop("X", None)  # versions of anndata write different things for a missing X

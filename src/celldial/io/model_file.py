@@ -1,4 +1,4 @@
-"""The file of a model: one safetensors file, whose header carries everything else as JSON. Reading it runs no code."""
+"""The model file: a safetensors file whose header holds everything but the tensors as JSON. Reading it runs no code."""
 
 from __future__ import annotations
 
@@ -13,60 +13,87 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from celldial.io.atomic import written_whole
+from celldial.io.atomic import atomic_write
 
-__all__ = ["FORMAT_VERSION", "damaged_if_this_fails", "read", "write"]
+__all__ = ["FORMAT_VERSION", "read_file", "read_model", "wrap_file_errors", "write"]
 
-# Raise it when a file written by this version cannot be read by earlier ones; `read` must go on reading earlier files.
+# Increase it when earlier versions of celldial cannot read the files of this one. `read_model` must keep reading the
+# files of all earlier versions.
 FORMAT_VERSION = 4
 
 
-def write(path: Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a model file, whole or not at all.
+def write(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write a file in one step: a failure leaves the previous file as it was.
 
     Parameters
     ----------
     path
-        Where to. What is there is replaced.
-    about
-        All but the weights, in JSON types.
+        The file to write or replace.
+    metadata
+        Everything but the tensors, in JSON types.
     tensors
-        The weights.
+        Tensors by name.
     """
-    header = json.dumps({"format_version": FORMAT_VERSION, **about}, allow_nan=False)
+    header = json.dumps({"format_version": FORMAT_VERSION, **metadata}, allow_nan=False)
     content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"celldial": header})
-    with written_whole(path) as meanwhile:
-        meanwhile.write_bytes(content)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read a model file: everything but the weights, and the weights.
+def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the metadata and the tensors of a file as they were written.
 
     Raises
     ------
     FileNotFoundError
         There is no such file.
     ValueError
-        It is no model file, is damaged, or is of a later format.
+        The file is not a celldial file, is damaged, or has a later format version.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}")
-    with damaged_if_this_fails(path), safe_open(path, framework="pt") as file:
-        about = json.loads((file.metadata() or {})["celldial"])
-        version = operator.index(about["format_version"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    with wrap_file_errors(path), safe_open(path, framework="pt") as file:
+        metadata = json.loads((file.metadata() or {})["celldial"])
+        version = operator.index(metadata["format_version"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     if version > FORMAT_VERSION:
         raise ValueError(
-            f"{str(path)!r} has the format version {version}, and this celldial reads up to {FORMAT_VERSION}: "
+            f"{str(path)!r} has format version {version}, and this version of celldial reads up to {FORMAT_VERSION}: "
             "install a newer celldial"
         )
-    return about, tensors
+    return metadata, tensors
+
+
+def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the metadata and the tensors of a model as the current format has them; raises as `read_file`."""
+    metadata, tensors = read_file(path)
+    with wrap_file_errors(path):
+        _add_missing_metadata(metadata)
+    return metadata, tensors
 
 
 @contextmanager
-def damaged_if_this_fails(path: str | Path) -> Iterator[None]:
-    """Say of any failure to make sense of a file that the file is at fault."""
+def wrap_file_errors(path: str | Path) -> Iterator[None]:
+    """Raise any failure to interpret a file as a ValueError that names the file."""
     try:
         yield
-    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{str(path)!r} is no celldial file, or is damaged: {error}") from error
+    except (SafetensorError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{str(path)!r} is not a celldial file, or is damaged: {error}") from error
+
+
+def _add_missing_metadata(metadata: dict[str, Any]) -> None:
+    """Add the metadata that a file of an earlier format version does not have."""
+    version, schema = metadata["format_version"], metadata["schema"]
+    modalities = schema["modalities"]
+    if version < 2:
+        # One modality, which had all features of adata.var.
+        schema["sources"] = dict.fromkeys(modalities, "")
+        schema["likelihood"] = dict.fromkeys(modalities, metadata["parameters"]["likelihood"])
+        schema["presence_keys"] = {}
+        metadata["library_size_quantiles"] = dict.fromkeys(modalities, metadata["library_size_quantiles"])
+    if version < 3:
+        metadata["periodic"] = None
+    if version < 4:
+        metadata["clusters"] = None
+    if version < 5:
+        schema["binary"] = {modality: name == "bernoulli" for modality, name in schema["likelihood"].items()}

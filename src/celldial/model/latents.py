@@ -182,11 +182,6 @@ LATENTS: dict[LatentName, type[Latent]] = {
 }
 
 
-def check_range(z_cz: np.ndarray, latent: LatentName) -> None:
-    """Raise if coordinates are outside the range of their family."""
-    LATENTS[latent](z_cz.shape[1]).check_range(z_cz)
-
-
 def check_latent_states(z: Any, n_latent: int) -> np.ndarray:
     """Give latent states as float32 of shape ``(cells, n_latent)``, or raise."""
     z_cz = np.array(z, dtype=np.float32, ndmin=2)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from celldial.io.atomic import written_whole
+from celldial.io.atomic import atomic_write
 from celldial.pl._figure import BLACK, ORANGE, TURN, minus, percent, shorten
 from celldial.pl._projection import CellMap, Near, count_neighbors, find_map, find_near, project
 from celldial.pl._scatter import MISSING, MOST_IN_LEGEND, colors_of, is_number
@@ -140,7 +140,7 @@ def dial(
             f"the page would have {len(page) / 1e6:.1f} MB, more than 5 MB, with {plural('feature', n_shown)}, "
             f"{plural('step', len(near_s))} and {plural('cell', min(adata.n_obs, max_cells))}: ask for fewer"
         )
-    with written_whole(target) as meanwhile:
+    with atomic_write(target) as meanwhile:
         meanwhile.write_bytes(page)
     return target
 
