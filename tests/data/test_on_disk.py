@@ -66,14 +66,14 @@ def few_at_a_time(monkeypatch):
 
 def test_every_cell_with_counts_is_trained_or_validated_on(hundred):
     assert sorted([*hundred.train_c.tolist(), *hundred.validation_c.tolist()]) == [c for c in range(100) if c != 17]
-    assert (hundred.n_train, hundred.n_validation) == (89, 10)
+    assert (len(hundred.train_c), len(hundred.validation_c)) == (89, 10)
     assert hundred.summary.empty_c.nonzero().tolist() == [[17]]
     assert hundred.library_size["rna"].tolist() == [0 if cell == 17 else cell + 1 for cell in range(100)]
 
 
 def test_validation_cells_are_runs_of_neighbors(tmp_path):
     source = opened(numbered(20_000), tmp_path / "a.h5ad", validation_size=0.3)
-    assert source.n_validation == 6000
+    assert len(source.validation_c) == 6000
     n_runs = 1 + int((source.validation_c.diff() > 1).sum())
     assert n_runs <= 6000 / 64 + 1
     other = opened(numbered(20_000), tmp_path / "b.h5ad", validation_size=0.3, seed=1)
@@ -86,7 +86,7 @@ def test_validation_cells_may_be_named(tmp_path):
     for name, wanted in {"mask": mask, "names": list(adata.obs_names[mask])}.items():
         source = opened(adata, tmp_path / f"{name}.h5ad", validation_cells=wanted)
         assert source.validation_c.tolist() == list(np.flatnonzero(mask))
-        assert source.n_train == 25
+        assert len(source.train_c) == 25
     with raises(KeyError, naming=["validation_cells", "'c99'"]):
         opened(adata, tmp_path / "a.h5ad", validation_cells=["c1", "c99"])
     with raises(ValueError, naming=["validation_cells", 3, 30]):
@@ -104,7 +104,7 @@ def test_as_many_cells_are_held_out_as_in_memory_and_labelled_ones_stay(tmp_path
     cells = Cells.from_anndata(adata, source.schema)
     cells = Cells(**{**vars(cells), "label_c": label_c})
     train_c, validation_c = train_validation_split(adata, cells, 0.2, None, 0)
-    assert (source.n_train, source.n_validation) == (len(train_c), len(validation_c))
+    assert (len(source.train_c), len(source.validation_c)) == (len(train_c), len(validation_c))
     assert 2 * len(labelled) > 40 or not set(labelled) & set(source.validation_c.tolist())
     minibatch = next(source.training_minibatches(16, torch.Generator().manual_seed(0)))
     assert minibatch.label_c.tolist() == label_c[numbers(minibatch)].tolist()
@@ -244,7 +244,7 @@ def test_what_is_read_at_a_time_is_bounded(tmp_path, monkeypatch):
     sizes = []
     read = source.dataset.read
     monkeypatch.setattr(source.dataset, "read", lambda row_c, names: sizes.append(len(row_c)) or read(row_c, names))
-    assert sum(map(len, source.training_minibatches(4, torch.Generator()))) == source.n_train
+    assert sum(map(len, source.training_minibatches(4, torch.Generator()))) == len(source.train_c)
     assert max(sizes) <= 40
 
 

@@ -1,75 +1,41 @@
-"""Where training gets its cells from. Training knows what a `Source` can do, and not whether it is memory or a disk."""
+"""Training cells in memory: on the device if the counts fit there, else on the CPU."""
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from celldial.data.cells import Cells, decode_blocks, minibatches
+from celldial.data.source import checksum
 from celldial.utils.device import available_memory
 from celldial.utils.prefetch import prefetch
 
-__all__ = ["InMemorySource", "Source"]
+__all__ = ["InMemorySource"]
 
-# The share of the free memory of a GPU that counts may take; activations and weights need the rest.
 MAX_MEMORY_SHARE = 0.6
+"""Largest share of a GPU's free memory for the counts. Activations and weights need the rest."""
+
 CPU = torch.device("cpu")
-
-
-class Source(Protocol):
-    """Cells to train and to validate on.
-
-    With several processes, each has a source of all cells, and asks for its share of them: `rank` of `n_ranks`.
-    """
-
-    @property
-    def n_train(self) -> int:
-        """Number of cells to train on."""
-
-    @property
-    def n_validation(self) -> int:
-        """Number of cells to validate on."""
-
-    @property
-    def fingerprint(self) -> str:
-        """What tells these cells from others, so that a training that broke off is not gone on with on others."""
-
-    def to(self, device: torch.device) -> Source:
-        """Give the same cells, as minibatches on a device."""
-
-    def training_minibatches(
-        self, batch_size: int, generator: torch.Generator, rank: int = 0, n_ranks: int = 1
-    ) -> Iterator[Cells]:
-        """Go once through the cells to train on, in an order that `generator` alone decides.
-
-        Together the ranks have `batch_size` cells at a time; each has as many minibatches as the others, of the same
-        sizes, so that some few cells are left out where the numbers do not divide.
-        """
-
-    def validation_minibatches(self, rank: int = 0, n_ranks: int = 1) -> Iterator[Cells]:
-        """Go once through the cells to validate on, always in the same blocks."""
-
-    def training_sample(self, n_cells: int) -> Cells:
-        """Give some cells to train on, on the CPU: `n_cells` at most, all if they are fewer, and always the same."""
 
 
 @dataclass(frozen=True)
 class InMemorySource:
-    """Cells in memory: on the device where they fit, else beside it, from where they go there block by block.
+    """A `celldial.data.source.Source` of cells in memory.
+
+    The counts are on the device of the minibatches if they fit there. Otherwise, they stay where they are, and each
+    minibatch is moved to the device.
 
     Parameters
     ----------
     cells
-        The data set.
+        All cells.
     train_c, validation_c
-        Indices of the cells to train and to validate on, int64, in ascending order.
+        Indices of the training and validation cells, int64, in ascending order.
     device
-        Where minibatches are wanted.
+        Device of the minibatches.
     """
 
     cells: Cells
@@ -78,56 +44,45 @@ class InMemorySource:
     device: torch.device = CPU
 
     @property
-    def n_train(self) -> int:
-        """Number of cells to train on."""
-        return len(self.train_c)
-
-    @property
-    def n_validation(self) -> int:
-        """Number of cells to validate on."""
-        return len(self.validation_c)
-
-    @property
     def fingerprint(self) -> str:
-        """Checksum of where each cell's counts begin, of their totals, and of which cells are trained on."""
-        checksum = 0
-        parts = [rows.indptr_c for rows in self.cells.counts.values()]
-        for part in (*parts, *self.cells.library_size.values(), self.train_c, self.validation_c):
-            checksum = zlib.crc32(part.cpu().numpy().tobytes(), checksum)
-        return f"{checksum:08x}"
+        """Checksum of the number of counts in each cell, of the library sizes, and of the split."""
+        indptrs = [rows.indptr_c for rows in self.cells.counts.values()]
+        return checksum([*indptrs, *self.cells.library_size.values(), self.train_c, self.validation_c])
 
     def to(self, device: torch.device) -> InMemorySource:
-        """Give the same cells, as minibatches on a device."""
-        # Empty cells are not among those chosen, and without them there may be nothing to gather in each step.
+        """Return a source of the same cells with minibatches on `device`."""
+        # Cells without counts are never selected. If all others have a modality, its mask would only cost time.
         cells = self.cells.drop_full_masks(torch.cat([self.train_c, self.validation_c]))
         if device.type == "cpu" or cells.n_bytes < MAX_MEMORY_SHARE * available_memory(device):
             cells = cells.to(device)
-            device = cells.category_ck.device  # with the index that "cuda" lacks
+            device = cells.category_ck.device  # with its index, which "cuda" lacks
         return replace(self, cells=cells, device=device)
 
     def training_minibatches(
         self, batch_size: int, generator: torch.Generator, rank: int = 0, n_ranks: int = 1
     ) -> Iterator[Cells]:
-        """Go once through the cells to train on."""
+        """Yield the training cells once, in an order that depends only on `generator`."""
         if n_ranks == 1:
             return self._on_device(minibatches(self.cells, batch_size, generator=generator, index_c=self.train_c))
-        order_c = self.train_c[torch.randperm(self.n_train, generator=generator)]
-        own_c = order_c[: self.n_train // n_ranks * n_ranks][rank::n_ranks]
+        n_train = len(self.train_c)
+        order_c = self.train_c[torch.randperm(n_train, generator=generator)]
+        own_c = order_c[: n_train // n_ranks * n_ranks][rank::n_ranks]
         return self._on_device(minibatches(self.cells, max(1, batch_size // n_ranks), index_c=own_c))
 
     def validation_minibatches(self, rank: int = 0, n_ranks: int = 1) -> Iterator[Cells]:
-        """Go once through the cells to validate on."""
+        """Yield the validation cells once, always in the same blocks."""
         return self._on_device(decode_blocks(self.cells, self.validation_c[rank::n_ranks]))
 
     def training_sample(self, n_cells: int) -> Cells:
-        """Give some cells to train on, on the CPU."""
-        chosen_c = self.train_c
-        if len(chosen_c) > n_cells:
-            order_c = torch.randperm(len(chosen_c), generator=torch.Generator().manual_seed(0))
-            chosen_c = chosen_c[order_c[:n_cells].sort().values]
-        return self.cells.select(chosen_c).to("cpu")
+        """Return at most `n_cells` training cells on the CPU, always the same ones."""
+        sample_c = self.train_c
+        if len(sample_c) > n_cells:
+            order_c = torch.randperm(len(sample_c), generator=torch.Generator().manual_seed(0))
+            sample_c = sample_c[order_c[:n_cells].sort().values]
+        return self.cells.select(sample_c).to("cpu")
 
-    def _on_device(self, parts: Iterator[Cells]) -> Iterator[Cells]:
+    def _on_device(self, blocks: Iterator[Cells]) -> Iterator[Cells]:
+        """Move blocks of cells to the device of the minibatches, each one while its predecessor is in use."""
         if self.cells.category_ck.device == self.device:
-            return parts
-        return prefetch(part.to(self.device) for part in parts)
+            return blocks
+        return prefetch(block.to(self.device) for block in blocks)

@@ -1,4 +1,4 @@
-"""Training and validation cells."""
+"""Splits of the cells into training and validation cells."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from torch import Tensor
 
 from celldial.data.cells import Cells
 
-__all__ = ["random_split", "train_validation_split"]
+__all__ = ["holdout_candidates", "random_split", "split_by_mask", "train_validation_split"]
 
 
 def random_split(n_cells: int, validation_size: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Split cells at random into those to train on and those to validate on.
+    """Split cells at random into training and validation cells.
 
     Parameters
     ----------
     n_cells
         Number of cells.
     validation_size
-        Share of the cells to validate on, from 0 up to, not including, 1. Above 0 it stands for at least one cell,
-        but one is always left to train on.
+        Fraction of validation cells, from 0 to less than 1. If it is above 0, there is at least one validation cell,
+        but always at least one training cell, too.
     generator
-        Source of randomness, on the CPU.
+        Random number generator, on the CPU.
 
     Returns
     -------
-    train_index, validation_index
-        Disjoint, together all cells, each in ascending order (close to each other in memory), int64.
+    train_c, validation_c
+        Indices, int64, in ascending order, so that neighbors stay close in memory. Each cell is in one of the two.
 
     Raises
     ------
     ValueError
-        There is no cell, or `validation_size` is outside [0, 1).
+        There are no cells, or `validation_size` is outside [0, 1).
     """
     if n_cells < 1:
         raise ValueError(f"there are {n_cells} cells to split: at least one is needed")
@@ -55,52 +55,61 @@ def train_validation_split(
     validation_cells: Sequence[Any] | np.ndarray | None,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """Say which cells to train and which to validate on, as indices; empty cells are neither.
+    """Return the indices of the training cells and of the validation cells. Cells without counts are in neither.
 
     Parameters
     ----------
     adata, cells
-        The data set.
+        All cells.
     validation_size
-        Share of the cells to validate on.
+        Fraction of validation cells.
     validation_cells
-        The cells to validate on instead: names, or a boolean mask.
+        The validation cells, as names or as a boolean mask. They replace the random choice.
     seed
-        Of the random choice.
+        Seed of the random choice.
+
+    Raises
+    ------
+    KeyError
+        `validation_cells` has a name that no cell has.
+    ValueError
+        `validation_cells` is a mask of another length or leaves no training cell; or as in :func:`random_split`.
     """
     if validation_cells is None:
-        open_c, labelled_c = holdout_candidates(cells)
-        train, validation = random_split(len(open_c), validation_size, torch.Generator().manual_seed(seed))
-        return torch.cat([open_c[train], labelled_c]).sort().values, open_c[validation]
+        candidate_c, reserved_c = holdout_candidates(cells)
+        train, validation = random_split(len(candidate_c), validation_size, torch.Generator().manual_seed(seed))
+        return torch.cat([candidate_c[train], reserved_c]).sort().values, candidate_c[validation]
     held_out_c = np.asarray(validation_cells)
     if held_out_c.dtype != bool:
         unknown = pd.Index(held_out_c).difference(adata.obs_names)
         if len(unknown):
             raise KeyError(
-                f"validation_cells names {unknown[0]!r}, which is not in adata.obs_names; give names or a mask"
+                f"validation_cells has {unknown[0]!r}, which is not in adata.obs_names: use names of cells or a "
+                "boolean mask"
             )
         held_out_c = adata.obs_names.isin(held_out_c)
     return split_by_mask(cells, held_out_c)
 
 
 def holdout_candidates(cells: Cells) -> tuple[Tensor, Tensor]:
-    """Tell which cells may be held out, and which have a label and so are to be learned from; empty ones are neither.
+    """Return the indices of the cells that may be held out, and of those that must be training cells.
 
-    What is known of few cells is to be learned from; where most have a label, any may be held out.
+    If few cells have a label, all of them are training cells, because the model learns the labels from them. If more
+    than half of the cells have a label, any cell may be held out. Cells without counts are in neither group.
     """
-    filled_c = ~cells.empty_c
-    labelled_c = torch.zeros_like(filled_c) if cells.label_c is None else filled_c & (cells.label_c >= 0)
-    if 2 * int(labelled_c.sum()) > int(filled_c.sum()):
-        labelled_c = torch.zeros_like(filled_c)
-    return (filled_c & ~labelled_c).nonzero().squeeze(1), labelled_c.nonzero().squeeze(1)
+    nonempty_c = ~cells.empty_c
+    labeled_c = torch.zeros_like(nonempty_c) if cells.label_c is None else nonempty_c & (cells.label_c >= 0)
+    if 2 * int(labeled_c.sum()) > int(nonempty_c.sum()):
+        labeled_c = torch.zeros_like(nonempty_c)
+    return (nonempty_c & ~labeled_c).nonzero().squeeze(1), labeled_c.nonzero().squeeze(1)
 
 
 def split_by_mask(cells: Cells, held_out_c: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Split the cells that have counts by a mask, into indices of those to train and to validate on."""
+    """Split the cells that have counts by a mask of the validation cells; return indices."""
     if len(held_out_c) != len(cells):
         raise ValueError(f"validation_cells is a mask of {len(held_out_c)} values for {len(cells)} cells")
-    filled_c, held_out = ~cells.empty_c, torch.from_numpy(held_out_c)
-    train_c, validation_c = (filled_c & ~held_out).nonzero().squeeze(1), (filled_c & held_out).nonzero().squeeze(1)
+    nonempty_c, mask_c = ~cells.empty_c, torch.from_numpy(held_out_c)
+    train_c, validation_c = (nonempty_c & ~mask_c).nonzero().squeeze(1), (nonempty_c & mask_c).nonzero().squeeze(1)
     if len(train_c) == 0:
-        raise ValueError("validation_cells holds all cells out: none is left to train on")
+        raise ValueError("validation_cells holds out all cells: at least one training cell is needed")
     return train_c, validation_c

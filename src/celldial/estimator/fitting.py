@@ -18,9 +18,10 @@ import torch
 
 from celldial.data import checks, labels
 from celldial.data.cells import Cells
-from celldial.data.in_memory import InMemorySource, Source
+from celldial.data.in_memory import InMemorySource
 from celldial.data.on_disk import OnDiskSource
 from celldial.data.schema import Schema
+from celldial.data.source import Source
 from celldial.data.splits import train_validation_split
 from celldial.estimator import validation
 from celldial.estimator.prepare import EXCLUDED_FROM_TRAINING, prepare_training_data
@@ -106,7 +107,7 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
         options.strategy,
         options.loggers,
     )
-    plan = _plan(model, source.n_train, options, hardware.torch_device.type)
+    plan = _plan(model, len(source.train_c), options, hardware.torch_device.type)
     run = RunContext(hardware, _checkpoint(model, schema, source, plan, hardware, options))
     target = None if process is None else PeriodicTarget(process, found.markers, found.modality)
     with override_settings(options.device, options.precision), isolate_rng(model.seed):
@@ -114,13 +115,13 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
         held = source.cells if isinstance(source, InMemorySource) else sample
         memory.check_memory(held, schema.likelihood, model.n_hidden, plan.batch_size, hardware.torch_device)
         module = build_module(model, schema, found.clusters)
-        module.initialize(sample, source.n_train)
+        module.initialize(sample, len(source.train_c))
         del sample, held
         stages = first_stages(module, plan, model.seed, target)
         history, source = loop.fit(module, source, stages, model.seed, run)
         latent_state = _infer_source(module, source, adata)
         sample = source.training_sample(MAX_CELLS_TO_MEASURE)
-        fit_laplace(module, sample, torch.arange(len(sample)), source.n_train / len(sample))
+        fit_laplace(module, sample, torch.arange(len(sample)), len(source.train_c) / len(sample))
     model.parameters_, model.schema_, model.module_, model.history_ = to_json(parameters), schema, module, history
     model.periodic_ = None if target is None else describe(module, schema, target, model.gene_symbols)
     model.clusters_ = found.clusters

@@ -21,7 +21,7 @@ from sklearn.metrics import pairwise_distances_argmin_min
 from sklearn.mixture import GaussianMixture
 
 from celldial.data.cells import MAX_DECODE_CELLS, Cells, minibatches
-from celldial.data.in_memory import Source
+from celldial.data.source import Source
 from celldial.model.module import Module
 from celldial.training.plan import Stage, StagePlan, TrainingPlan
 from celldial.utils.settings import settings

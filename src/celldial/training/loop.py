@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from celldial.data.cells import Cells
-    from celldial.data.in_memory import Source
+    from celldial.data.source import Source
     from celldial.io.checkpoint import Checkpoint
     from celldial.model.module import Module
 
@@ -167,15 +167,15 @@ class Trainer:
         seed: int,
         checkpoint: Checkpoint | None,
     ) -> None:
-        n_train = source.n_train // fabric.world_size
+        n_train = len(source.train_c) // fabric.world_size
         if n_train == 0:
             raise ValueError(
-                f"there are fewer training cells ({source.n_train}) than processes ({fabric.world_size}): "
+                f"there are fewer training cells ({len(source.train_c)}) than processes ({fabric.world_size}): "
                 "use fewer devices"
             )
         self.fabric, self.module, self.plan = fabric, module, plan
         self.n_steps = plan.max_epochs * math.ceil(n_train / max(1, plan.batch_size // fabric.world_size))
-        self.adam = make_optimizer(module, plan.learning_rate, plan.weight_decay, source.n_train)
+        self.adam = make_optimizer(module, plan.learning_rate, plan.weight_decay, len(source.train_c))
         peak_rates = [group["lr"] for group in self.adam.param_groups]
         self.schedule = OneCycleLR(
             self.adam, peak_rates, total_steps=self.n_steps + 1, pct_start=LR_WARMUP_FRACTION, div_factor=10
@@ -267,7 +267,7 @@ class Trainer:
         sums = torch.stack([loss_sum, loss_sum.new_tensor(self.state.n_cells)])
         total_loss, n_cells = all_reduce_sum(self.fabric, sums).tolist()
         record = {"elbo_train": -total_loss / n_cells}
-        if self.source.n_validation > 0:
+        if len(self.source.validation_c) > 0:
             record |= evaluate(
                 self.module, self.source.validation_minibatches(*self.shard), partial(all_reduce_sum, self.fabric)
             )
@@ -285,7 +285,7 @@ class Trainer:
         record |= {"kl_weight": self._kl_weight(), "learning_rate": float(self.schedule.get_last_lr()[0])}
         state.records.append({**record, "seconds": self.seconds})
         self.fabric.log_dict(state.records[-1], step=state.epoch)
-        if self.source.n_validation == 0 or state.best_elbo is None or elbo > state.best_elbo:
+        if len(self.source.validation_c) == 0 or state.best_elbo is None or elbo > state.best_elbo:
             state.best_elbo, state.best_epoch = elbo, state.epoch
             self._save_best_weights()
 
