@@ -206,10 +206,10 @@ class Bernoulli(Likelihood):
 
     A cell's fragments fall on peaks as a Poisson process, and a peak is seen open where at least one fragment fell:
     :math:`P(x_{cf} = 1) = 1 - \exp(-\ell_c \, \text{softmax}_f(\text{logits}_c))`. **Depth**: the exposure
-    :math:`\ell_c` is a power law of the cell's library size :math:`n_c` (here its number of open peaks),
-    :math:`\log \ell_c = a + b \log n_c`, with :math:`a` and :math:`b` learned, because the deeper a cell the more
-    fragments fall on peaks that are open already. The latent state need not carry the depth. ``benchmarks/depth.py``
-    compares this on held-out cells with a log-odds offset and with no model of depth.
+    :math:`\ell_c` is a power law of the cell's library size :math:`n_c` (here its number of open peaks), :math:`\log
+    \ell_c = a + b \log n_c`, with :math:`a` and :math:`b` learned, because the deeper a cell the more fragments fall on
+    peaks that are open already. The latent state need not carry the depth. ``benchmarks/ablations/depth.py`` compares
+    this on held-out cells with a log-odds offset and with no model of depth.
 
     References
     ----------

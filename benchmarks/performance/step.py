@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Where the time of a training step goes, and how far the step is from its floor, the decoder's dense products.
 
-    python benchmarks/step.py [--case rna FILE.h5ad] [--case atac FILE.h5ad] [--threads 1 2]
+    python -m benchmarks.performance.step [--case rna FILE.h5ad] [--case atac FILE.h5ad] [--threads 1 2]
 
 Every part is timed alone, then the whole step of `celldial.training.loop.Trainer` without Lightning Fabric. The case
 "rna" uses the 2,000 most variable genes with a negative binomial likelihood, the case "atac" all peaks with a Bernoulli
@@ -18,8 +18,8 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import torch
-from rna import most_variable_genes
-from timing import milliseconds
+from benchmarks.peers.rna import most_variable_genes
+from benchmarks.timing import milliseconds
 from torch import Tensor
 from torch.distributions import kl_divergence
 from torch.optim.lr_scheduler import OneCycleLR

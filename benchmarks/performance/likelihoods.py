@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """The fused likelihoods against their plain references and against torch's and Pyro's dense distributions.
 
-    python benchmarks/likelihoods.py [--threads 1]
+    python -m benchmarks.performance.likelihoods [--threads 1]
 
 Forward and backward of one minibatch, in milliseconds. The dense distributions are given the counts as a dense matrix,
 which costs nothing here; the references make their own.
@@ -14,9 +14,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from benchmarks.timing import milliseconds
 from pyro.distributions import ZeroInflatedNegativeBinomial
 from scipy import sparse
-from timing import milliseconds
 from torch import Tensor
 from torch.distributions import NegativeBinomial, Poisson
 

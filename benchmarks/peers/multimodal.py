@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """RNA and ATAC, celldial beside MULTIVI and PEAKVI: speed, fit, memory, imputation, mosaics, embeddings, in one table.
 
-    python benchmarks/multimodal.py --peer-python PEERS/bin/python --data DIR
+    python -m benchmarks.peers.multimodal --peer-python PEERS/bin/python --data DIR
 
 Every measurement is a process of its own, with the same threads for all. One long run of each peer serves several rows.
 See benchmarks/README.md for what each row means.
@@ -20,8 +20,7 @@ from typing import Any
 
 import anndata as ad
 import numpy as np
-from bench import (
-    HERE,
+from benchmarks.harness import (
     Bench,
     Row,
     Run,
@@ -44,9 +43,9 @@ from celldial.datasets import simulate_multiome
 from celldial.metrics import auroc_per_cell, foscttm, ilisi, knn_f1, leiden_nmi, pearson_per_cell
 
 WORKERS = {
-    "celldial": HERE / "worker_multimodal.py",
-    "MULTIVI": HERE / "worker_peers.py",
-    "PEAKVI": HERE / "worker_peers.py",
+    "celldial": "benchmarks.workers.celldial_multimodal",
+    "MULTIVI": "benchmarks.workers.scvi_multimodal",
+    "PEAKVI": "benchmarks.workers.scvi_multimodal",
 }
 PEER_OF = {"a549": "MULTIVI", "pbmc10k_atac": "PEAKVI", "a549_peaks": "PEAKVI"}
 TREATMENT = "treatment_hours"

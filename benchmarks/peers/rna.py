@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """RNA counts, celldial beside scvi-tools: quality of fit, speed and embedding, in one table.
 
-    python benchmarks/rna.py --peer-python PEERS/bin/python --data DIR
+    python -m benchmarks.peers.rna --peer-python PEERS/bin/python --data DIR
 
 Every measurement is a process of its own, with the same threads for both, and the two take turns: neither warms the
 other, and a slow minute of the machine does not hit one alone. See benchmarks/README.md for what each row means.
@@ -20,8 +20,7 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import scanpy as sc
-from bench import (
-    HERE,
+from benchmarks.harness import (
     Bench,
     Row,
     Run,
@@ -36,7 +35,7 @@ from bench import (
 
 from celldial.metrics import knn_f1, leiden_nmi
 
-WORKERS = {"celldial": HERE / "worker_celldial.py", "scVI": HERE / "worker_scvi.py"}
+WORKERS = {"celldial": "benchmarks.workers.celldial_rna", "scVI": "benchmarks.workers.scvi_rna"}
 BOTH = ("celldial", "scVI")
 DATA_SETS = ("pbmc68k_counts", "balf")
 LABELS = "bulk_labels"

@@ -1,6 +1,7 @@
-"""Do one job of multimodal.py with MULTIVI or PEAKVI, in their environment: worker_peers.py JOB_AS_JSON OUT_FOLDER.
+"""Run one job of peers/multimodal.py with MULTIVI or PEAKVI in their environment: arguments JOB_AS_JSON OUT_FOLDER.
 
-The twin of worker_multimodal.py: the same tasks, the same cells, the same numbers in result.json. Imports no celldial.
+The twin of workers/celldial_multimodal.py: the same tasks, the same cells, the same numbers in result.json. Imports no
+celldial.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import anndata as ad  # noqa: E402
 import numpy as np  # noqa: E402
 import scvi  # noqa: E402
 import torch  # noqa: E402
-from bench import resident_mb  # noqa: E402
+from benchmarks.harness import resident_mb  # noqa: E402
 from lightning.pytorch.callbacks import Callback  # noqa: E402
 from mudata import MuData  # noqa: E402
 from scipy.sparse import csr_matrix  # noqa: E402

@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Hundreds of thousands of peaks: is the memory that `fit` expects what it takes, and how fast is it?
 
-    python benchmarks/wide.py [--peaks 10000 100000 500000] [--cells 5000] [--genes 2000] [--epochs 2] [--threads 1]
+    python -m benchmarks.performance.wide [--peaks 10000 100000 500000] [--cells 5000] [--genes 2000] [--epochs 2]
+    [--threads 1]
 
 The data are random, so that nothing is to be learned from them but time and memory. Every size is a process of its own.
 Linux only. See benchmarks/README.md for what the columns mean.
@@ -24,7 +25,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
-from bench import HERE, resident_mb
+from benchmarks.harness import resident_mb
 from scipy.sparse import csr_matrix
 
 import celldial
@@ -111,7 +112,7 @@ def main() -> None:
         sizes = {"peaks": n_peaks, "cells": options.cells, "genes": options.genes, "epochs": options.epochs}
         arguments = [f"--{name}={value}" for name, value in {**sizes, "threads": options.threads}.items()]
         process = subprocess.run(
-            [sys.executable, str(HERE / "wide.py"), "--here", *arguments],
+            [sys.executable, "-m", "benchmarks.performance.wide", "--here", *arguments],
             env=environment,
             stdout=subprocess.PIPE,
             text=True,

@@ -1,6 +1,6 @@
-"""Do one job of multimodal.py with celldial: worker_multimodal.py JOB_AS_JSON OUT_FOLDER.
+"""Do one job of peers/multimodal.py with celldial: workers/celldial_multimodal.py JOB_AS_JSON OUT_FOLDER.
 
-The twin of worker_peers.py: the same tasks, the same cells, the same numbers in result.json.
+The twin of workers/scvi_multimodal.py: the same tasks, the same cells, the same numbers in result.json.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import torch
-from bench import resident_mb
+from benchmarks.harness import resident_mb
 from scipy.sparse import csr_matrix
 
 import celldial

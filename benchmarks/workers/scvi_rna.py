@@ -1,6 +1,7 @@
-"""Do one job of rna.py with scvi-tools, in its own environment: worker_scvi.py JOB_AS_JSON OUT_FOLDER.
+"""Do one job of peers/rna.py with scvi-tools, in its own environment: workers/scvi_rna.py JOB_AS_JSON OUT_FOLDER.
 
-The twin of worker_celldial.py: the same tasks, the same cells, the same numbers in result.json. Imports no celldial.
+The twin of workers/celldial_rna.py: the same tasks, the same cells, the same numbers in result.json. Imports no
+celldial.
 """
 
 from __future__ import annotations

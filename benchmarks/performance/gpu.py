@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """How fast celldial trains on one GPU, and how near to what the card allows.
 
-    python benchmarks/gpu.py                                   # one million cells, on a CUDA device
-    python benchmarks/gpu.py --device cpu --cells 2000 --batch-sizes 128 --no-scvi
+    python -m benchmarks.performance.gpu                                   # one million cells, on a CUDA device
+    python -m benchmarks.performance.gpu --device cpu --cells 2000 --batch-sizes 128 --no-scvi
 
 Made counts, since only their number matters. First the parts alone: how fast the card copies memory, how much of that
 the likelihood's kernels reach (counting what must be read and written), how long the matrix products of a step take.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """What each choice of the defaults gives: one change at a time, on held-out cells and on the embedding.
 
-    python benchmarks/ablation.py --data DIR [--threads 1] [--seeds 3]
+    python -m benchmarks.ablations.defaults --data DIR [--threads 1] [--seeds 3]
 
 Prints the best validation −ELBO (nats/cell; the first 10 % of the cells are held out), and for `pbmc68k_counts` the
 agreement of the embedding with the cell types. Medians over seeds.
@@ -22,7 +22,7 @@ import anndata as ad
 import numpy as np
 import scanpy as sc
 import torch
-from rna import LABELS, most_variable_genes
+from benchmarks.peers.rna import LABELS, most_variable_genes
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, normalized_mutual_info_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict

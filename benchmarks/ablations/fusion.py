@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """How modalities are fused and weighed, and the prior on the loadings of peaks: each choice on held-out cells.
 
-    python benchmarks/fusion.py --data DIR [--only paired mosaic simulated weights prior] [--seeds 2] [--a549-seeds 1]
+    python -m benchmarks.ablations.fusion --data DIR [--only paired mosaic simulated weights prior] [--seeds 2]
+    [--a549-seeds 1]
 
 See benchmarks/README.md for what the columns mean. Medians over seeds.
 """
@@ -20,7 +21,7 @@ from unittest import mock
 import anndata as ad
 import numpy as np
 import torch
-from multimodal import TREATMENT, counts_of, log_per_10k, n_held_out
+from benchmarks.peers.multimodal import TREATMENT, counts_of, log_per_10k, n_held_out
 from scipy.sparse import csr_matrix
 
 import celldial as cd

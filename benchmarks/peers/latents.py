@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Latent families, priors, posteriors, clusters and gradient estimators: what each gives, in one table.
 
-    python benchmarks/latents.py --peer-python PEERS/bin/python --data DIR --keep peer_runs
+    python -m benchmarks.peers.latents --peer-python PEERS/bin/python --data DIR --keep peer_runs
 
 scVI and SCANVI run in processes of their own, celldial in this one. See benchmarks/README.md for what the rows mean.
 """
@@ -24,14 +24,14 @@ import numpy as np
 import pyro
 import scanpy as sc
 import torch
-from bench import HERE, Bench, Row, conditions, markdown, measure
+from benchmarks.harness import Bench, Row, conditions, markdown, measure
+from benchmarks.peers.rna import DATA_SETS, LABELS, prepare
+from benchmarks.timing import milliseconds
 from pyro import poutine
 from pyro.distributions import Normal
-from rna import DATA_SETS, LABELS, prepare
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, normalized_mutual_info_score
 from sklearn.neighbors import KNeighborsClassifier
-from timing import milliseconds
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -43,10 +43,10 @@ from celldial.model.elbo import MeanFieldELBO
 from celldial.model.latents import MIN_SCALE
 from celldial.model.likelihoods import SparseObservation
 from celldial.model.module import Module
-from celldial.tl.gradients import compare
+from celldial.tl import compare_gradients
 from celldial.training.plan import choose_batch_size, choose_max_epochs
 
-WORKERS = {"scvi-tools": HERE / "worker_latents.py"}
+WORKERS = {"scvi-tools": "benchmarks.workers.scvi_latents"}
 SMALL = "pbmc68k_counts"
 
 # What may be said of the latent state, and how a cell is judged: arguments of VAE.
@@ -115,7 +115,7 @@ def tell_some(adata: ad.AnnData, seeds: int) -> None:
 
 
 def held_out(adata: ad.AnnData) -> np.ndarray:
-    """Give the cells to validate on, as rna.py has them: a tenth, rounded down, the first of the file."""
+    """Give the cells to validate on, as peers/rna.py has them: a tenth, rounded down, the first of the file."""
     mask_c: np.ndarray = np.arange(adata.n_obs) < adata.n_obs - math.ceil(0.9 * adata.n_obs)
     return mask_c
 
@@ -270,7 +270,7 @@ def measure_variance(bench: Bench, size: Sizes) -> list[Row]:
     for seed in range(size.seeds):
         start = time.perf_counter()
         model = fit(adata, size, seed, {})
-        variance = compare(model, adata, n_samples=N_SAMPLES, seed=seed)["variance"]
+        variance = compare_gradients(model, adata, n_samples=N_SAMPLES, seed=seed)["variance"]
         for (parameter, estimator), value in variance.items():
             if parameter in ("mu", "sigma") and estimator != trick:
                 ratio = float(value / variance[parameter, trick])

@@ -1,6 +1,6 @@
 """What the benchmarks beside a peer have in common: jobs in processes of their own, and a table of what they measured.
 
-The workers, of which some run in the peers' environment, import this file, too: no celldial here, and no scanpy.
+The workers import this file, too, and some run in the peers' environment: it imports neither celldial nor scanpy.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 
 Run = dict[str, Any]
 
@@ -48,7 +48,7 @@ class Bench:
     """Runs jobs, each in a fresh process, and keeps what they measured."""
 
     interpreter: dict[str, str]
-    worker: dict[str, Path]
+    worker: dict[str, str]
     paths: dict[str, Path]
     scratch: Path
     threads: int
@@ -57,8 +57,9 @@ class Bench:
     known: dict[str, Run] = field(default_factory=dict)
 
     def run(self, who: str, task: str, data: str, out: Path | None = None, **options: Any) -> Run:
-        """Have a worker do one job; what it measured comes back, with the arrays that it made."""
-        job = {"who": who, "task": task, "data": str(self.paths[data]), "threads": self.threads, "seed": 0, **options}
+        """Run one job in a worker process, and return its measurements and the arrays that it made."""
+        path = str(Path(self.paths[data]).resolve())
+        job = {"who": who, "task": task, "data": path, "threads": self.threads, "seed": 0, **options}
         if out is None:
             out = Path(tempfile.mkdtemp(dir=self.scratch))
         # Set before numpy, torch and numba load, because they read it then. No GPU: the comparison is of CPUs.
@@ -68,7 +69,8 @@ class Bench:
         }
         print(f"{who:9}{task:12}{data:16}{options or ''}", file=sys.stderr, flush=True)
         process = subprocess.run(
-            [self.interpreter[who], str(self.worker[who]), json.dumps(job), str(out)],
+            [self.interpreter[who], "-m", self.worker[who], json.dumps(job), str(out.resolve())],
+            cwd=ROOT,
             env={**os.environ, **environment},
             capture_output=True,
             text=True,

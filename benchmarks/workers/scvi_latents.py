@@ -1,4 +1,4 @@
-"""Do one job of latents.py with scvi-tools, in its own environment: worker_latents.py JOB_AS_JSON OUT_FOLDER.
+"""Run one job of peers/latents.py with scvi-tools in its own environment: arguments JOB_AS_JSON OUT_FOLDER.
 
 Embeds cells with scVI, and has SCANVI label them from those whose label is known. Imports no celldial.
 """
@@ -28,7 +28,7 @@ WAYS: dict[str, dict[str, Any]] = {"default": {}, "tutorial": {"max_epochs": 20,
 
 
 def transfer(job: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Train scVI as worker_scvi.py does, then SCANVI from it in each way; note embedding and predicted labels."""
+    """Train scVI as workers/scvi_rna.py does, then SCANVI from it in each way; note embedding and predicted labels."""
     adata = ad.read_h5ad(job["data"])
     scvi.model.SCVI.setup_anndata(adata)
     model = scvi.model.SCVI(adata, n_latent=10, gene_likelihood="nb")

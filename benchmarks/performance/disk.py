@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """A million cells on disk: does training from there keep up with training from memory, and does memory stay bounded?
 
-    python benchmarks/disk.py --scratch DIR [--cells 100000 1000000] [--genes 2000] [--epochs 2] [--threads 1]
+    python -m benchmarks.performance.disk --scratch DIR [--cells 100000 1000000] [--genes 2000] [--epochs 2] [--threads
+    1]
 
 The simulated counts are written once to DIR, block by block, and found there by a later call (2 GB a million cells).
 Every run is a process of its own. Linux only. See benchmarks/README.md for what the columns mean.
@@ -22,7 +23,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
-from bench import HERE, resident_mb
+from benchmarks.harness import resident_mb
 from scipy import sparse
 
 N_TYPES, BLOCK = 20, 10_000
@@ -79,7 +80,7 @@ def run(path: Path, source: str, options: argparse.Namespace) -> dict[str, Any]:
     threads = {f"{library}_NUM_THREADS": str(options.threads) for library in ("OMP", "MKL", "OPENBLAS", "NUMBA")}
     arguments = [f"--here={path}", f"--source={source}", f"--epochs={options.epochs}", f"--threads={options.threads}"]
     process = subprocess.run(
-        [sys.executable, str(HERE / "disk.py"), *arguments],
+        [sys.executable, "-m", "benchmarks.performance.disk", *arguments],
         env={**os.environ, **threads, "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
         text=True,

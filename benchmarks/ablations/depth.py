@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """How the sequencing depth of ATAC cells is modelled: four ways, compared on held-out cells.
 
-    python benchmarks/depth.py --data DIR [--threads 1] [--seeds 2] [--epochs N]
+    python -m benchmarks.ablations.depth --data DIR [--threads 1] [--seeds 2] [--epochs N]
 
 The variants replace `celldial.model.likelihoods.Bernoulli` while a default `fit` runs. See benchmarks/README.md for
 the columns. Medians over seeds.
@@ -20,7 +20,7 @@ from unittest import mock
 import anndata as ad
 import numpy as np
 import torch
-from multimodal import counts_of, n_held_out
+from benchmarks.peers.multimodal import counts_of, n_held_out
 from sklearn.linear_model import LinearRegression
 from torch import Tensor
 from torch.autograd.function import once_differentiable

@@ -2,9 +2,9 @@
 
 Run it on two checkouts (``PYTHONPATH=CHECKOUT/src``), then compare the two files that it wrote:
 
-    python benchmarks/behavior.py run before.npz --data DIR
-    python benchmarks/behavior.py run after.npz --data DIR
-    python benchmarks/behavior.py compare before.npz after.npz
+    python -m benchmarks.performance.behavior run before.npz --data DIR
+    python -m benchmarks.performance.behavior run after.npz --data DIR
+    python -m benchmarks.performance.behavior compare before.npz after.npz
 
 `compare` prints the largest relative difference of every array, and exits with 1 if one is above ``--tolerance``.
 """

@@ -1,6 +1,6 @@
-"""Do one job of rna.py with celldial: worker_celldial.py JOB_AS_JSON OUT_FOLDER.
+"""Do one job of peers/rna.py with celldial: workers/celldial_rna.py JOB_AS_JSON OUT_FOLDER.
 
-The twin of worker_scvi.py: the same tasks, the same cells, the same numbers in result.json.
+The twin of workers/scvi_rna.py: the same tasks, the same cells, the same numbers in result.json.
 """
 
 from __future__ import annotations

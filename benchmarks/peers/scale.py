@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """How training grows: beside the peers at equal sizes, with cells and features, over processes; and what import costs.
 
-    python benchmarks/scale.py --peer-python PEERS/bin/python --data DIR [--only peers processes growth import]
+    python -m benchmarks.peers.scale --peer-python PEERS/bin/python --data DIR [--only peers processes growth import]
 
-Steps beside their floor are measured by step.py, training from files by disk.py, on a GPU by gpu.py. See
-benchmarks/README.md for what each row means.
+Steps beside their floor are measured by performance/step.py, training from files by performance/disk.py, on a GPU by
+performance/gpu.py. See benchmarks/README.md for what each row means.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from statistics import median
 from typing import Any
 
 import anndata as ad
-import multimodal
 import numpy as np
-from bench import HERE, Bench, Row, Run, cells_per_second, markdown, measure, row_of_speed
-from rna import most_variable_genes
+from benchmarks.harness import ROOT, Bench, Row, Run, cells_per_second, markdown, measure, row_of_speed
+from benchmarks.peers import multimodal
+from benchmarks.peers.rna import most_variable_genes
 from scipy.sparse import csr_matrix
 
 DENSITY = 0.1
@@ -149,7 +149,7 @@ PARTS: dict[str, Callable[[Bench, Sizes], list[Row]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--peer-python", type=Path, help="interpreter of an environment with scvi-tools")
-    parser.add_argument("--data", type=Path, default=HERE.parent / "data", help="folder with the h5ad files")
+    parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder with the h5ad files")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cells", type=int, default=10_000)
@@ -161,16 +161,16 @@ def main() -> None:
         folder = Path(scratch)
         peer = str(options.peer_python)
         workers = {
-            "celldial": (sys.executable, "worker_celldial.py"),
-            "celldial-multimodal": (sys.executable, "worker_multimodal.py"),
-            "scale": (sys.executable, "worker_scale.py"),
-            "scVI": (peer, "worker_scvi.py"),
-            "PEAKVI": (peer, "worker_peers.py"),
-            "MULTIVI": (peer, "worker_peers.py"),
+            "celldial": (sys.executable, "benchmarks.workers.celldial_rna"),
+            "celldial-multimodal": (sys.executable, "benchmarks.workers.celldial_multimodal"),
+            "scale": (sys.executable, "benchmarks.workers.celldial_scale"),
+            "scVI": (peer, "benchmarks.workers.scvi_rna"),
+            "PEAKVI": (peer, "benchmarks.workers.scvi_multimodal"),
+            "MULTIVI": (peer, "benchmarks.workers.scvi_multimodal"),
         }
         bench = Bench(
             interpreter={who: interpreter for who, (interpreter, _) in workers.items()},
-            worker={who: HERE / name for who, (_, name) in workers.items()},
+            worker={who: name for who, (_, name) in workers.items()},
             paths=prepare(options.data, folder, options.only, options.cells),
             scratch=folder,
             threads=options.threads,

@@ -1,4 +1,4 @@
-"""Do one job of scale.py with celldial: worker_scale.py JOB_AS_JSON OUT_FOLDER."""
+"""Do one job of peers/scale.py with celldial: workers/celldial_scale.py JOB_AS_JSON OUT_FOLDER."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Traversals: seconds for one of many features, and memory for one of many cells.
 
-    python benchmarks/traverse.py [--threads 2] [--only speed memory]
+    python -m benchmarks.performance.traverse [--threads 2] [--only speed memory]
 
 The models are trained for one epoch on random data, because nothing is asked of them but time and memory: `speed` with
 the 1,185 genes and 52,761 peaks of the A549 multiome, `memory` with 100,000 cells × 100,000 peaks, 300 open in each
@@ -25,9 +25,9 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
-from bench import HERE, resident_mb
+from benchmarks.harness import resident_mb
+from benchmarks.performance.wide import random_multiome, reset_peak
 from scipy.sparse import csr_matrix
-from wide import random_multiome, reset_peak
 
 import celldial
 
@@ -93,7 +93,7 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
     # Set before numpy, torch and numba load, because they read it then. No GPU: the memory is the process's.
     threads = {f"{library}_NUM_THREADS": str(options.threads) for library in ("OMP", "MKL", "OPENBLAS", "NUMBA")}
     process = subprocess.run(
-        [sys.executable, str(HERE / "traverse.py"), f"--here={name}", f"--folder={folder}"]
+        [sys.executable, "-m", "benchmarks.performance.traverse", f"--here={name}", f"--folder={folder}"]
         + [f"--{key}={getattr(options, key)}" for key in ("threads", "repeats")],
         env={**os.environ, **threads, "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,

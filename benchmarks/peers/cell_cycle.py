@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """How well does the circle find the cell cycle, and does it find it every time? Beside baselines, in one table.
 
-    python benchmarks/cell_cycle.py --data DIR --out cell_cycle.json
+    python -m benchmarks.peers.cell_cycle --data DIR --out cell_cycle.json
 
 Set OMP_NUM_THREADS=1 where the machine does other things, too. See benchmarks/README.md for what the rows mean.
 """
@@ -25,7 +25,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
-from bench import Row, conditions, markdown
+from benchmarks.harness import Row, conditions, markdown
 from scipy.sparse import csr_matrix
 from sklearn.decomposition import PCA
 from sklearn.linear_model import RidgeCV

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Intervals of traversals: how often is the truth inside the 90 % band?
 
-    python benchmarks/intervals.py [--seeds 0 1 2] [--cells 2000] [--epochs auto]
+    python -m benchmarks.ablations.intervals [--seeds 0 1 2] [--cells 2000] [--epochs auto]
 
 Cells are simulated, so that what is expected of each is known, also in another batch or at another angle of the cell
 cycle. Only those paths count that go through states of which there is a truth; see benchmarks/README.md.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Is one axis one programme? celldial beside DRVI and scVI on simulated cells, by drvi-py's metrics, in one table.
 
-    python benchmarks/disentanglement.py --peer-python PEERS/bin/python --keep peer_runs
+    python -m benchmarks.peers.disentanglement --peer-python PEERS/bin/python --keep peer_runs
 
 The peers' environment needs drvi-py 0.2.8 and scvi-tools. No data needed: each seed is another simulation, and the seed
 of every model on it. See benchmarks/README.md for what the rows mean.
@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 from anndata import AnnData
-from bench import HERE, Bench, Row, Run, best, conditions, markdown, write_report
+from benchmarks.harness import Bench, Row, Run, best, conditions, markdown, write_report
 
 from celldial.datasets import simulate_multiome
 
 PEERS = ("DRVI", "scVI")
-WORKERS = dict.fromkeys([*PEERS, "drvi-py"], HERE / "worker_disentanglement.py")
+WORKERS = dict.fromkeys([*PEERS, "drvi-py"], "benchmarks.workers.disentanglement")
 # What the benchmark of drvi-py computes by default; its ASC is, by its own words, not for discrete labels.
 SCORES = [f"{pooled}-{measure}" for measure in ("SMI", "SPN") for pooled in ("LMS", "MSAS", "MSGS")]
 # celldial's models: the data that each is given, and what it is told.
@@ -139,7 +139,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         paths = prepare(Path(scratch), seeds, n_cells)
         interpreter = dict.fromkeys(WORKERS, options.peer_python) | {"celldial": sys.executable}
-        workers = WORKERS | {"celldial": HERE / "worker_multimodal.py"}
+        workers = WORKERS | {"celldial": "benchmarks.workers.celldial_multimodal"}
         bench = Bench(interpreter, workers, paths, Path(scratch), options.threads, keep=options.keep)
         rows = [row for n_types in N_TYPES for row in measure(bench, n_types, seeds, epochs)]
     versions = next(run["versions"] for run in bench.done if "versions" in run)

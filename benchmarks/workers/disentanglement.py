@@ -1,4 +1,4 @@
-"""Do one job of disentanglement.py with DRVI or scVI, in their environment: worker_disentanglement.py JOB OUT_FOLDER.
+"""Run one job of peers/disentanglement.py with DRVI or scVI in their environment: arguments JOB_AS_JSON OUT_FOLDER.
 
 Embeds cells with one of the two, or scores anyone's embedding by drvi-py's metrics. Imports no celldial.
 """
