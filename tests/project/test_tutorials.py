@@ -1,11 +1,16 @@
 """The committed tutorials are complete and up to date; the slow tests run them."""
 
 import ast
+import importlib
 import importlib.util
+import inspect
 import re
+from functools import reduce
 from pathlib import Path
 
 import pytest
+
+import celldial as cd
 
 nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("nbclient")
@@ -16,6 +21,17 @@ execute = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(execute)
 TUTORIALS = execute.tutorials()
 MAX_KILOBYTES = 1500
+# Methods that only a VAE has; `fit`, `transform`, `score` and the like are also methods of other libraries.
+METHODS = [
+    "axes",
+    "clusters",
+    "denoise",
+    "find_axis",
+    "impute",
+    "impute_to_file",
+    "latent_posterior",
+    "latent_traverse",
+]
 
 each_tutorial = pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 
@@ -81,3 +97,34 @@ def test_claims_of_the_text_are_asserted_in_hidden_cells(path):
     for cell in hidden:
         assert any(isinstance(node, ast.Assert) for node in ast.walk(source_tree(cell))), cell.source
         assert not cell.outputs
+
+
+@each_tutorial
+def test_names_and_arguments_of_celldial_exist(path):
+    """The tutorials run in the slow tests only. This finds a renamed function or argument at once."""
+    nodes = [node for cell in code_cells(nbformat.read(path, as_version=4)) for node in ast.walk(source_tree(cell))]
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "celldial":
+            for alias in node.names:
+                getattr(importlib.import_module(node.module), alias.name)
+        elif isinstance(node, ast.Attribute) and (names := names_below_cd(node)):
+            reduce(getattr, names, cd)
+        elif isinstance(node, ast.Call) and (function := function_of_celldial(node.func)):
+            arguments = {keyword.arg for keyword in node.keywords if keyword.arg}
+            assert arguments <= set(inspect.signature(function).parameters), ast.unparse(node)
+
+
+def function_of_celldial(node):
+    """Return what ``cd.pl.axes`` or ``model.find_axis`` refers to, and None for a function of another package."""
+    if names := names_below_cd(node):
+        return reduce(getattr, names, cd)
+    return getattr(cd.VAE, node.attr) if isinstance(node, ast.Attribute) and node.attr in METHODS else None
+
+
+def names_below_cd(node):
+    """Return ``["pl", "axes"]`` for the expression ``cd.pl.axes``, and an empty list for one of another package."""
+    names = []
+    while isinstance(node, ast.Attribute):
+        names.insert(0, node.attr)
+        node = node.value
+    return names if isinstance(node, ast.Name) and node.id == "cd" else []
