@@ -75,7 +75,7 @@ def test_where_nothing_is_known() -> None:
 
 def test_a_label_that_the_model_does_not_know() -> None:
     described = {"names": ["a", "b"], "labels_key": "label", "unknown_label": "unknown"}
-    with raises(ValueError, naming=["'label'", "'c'", 2, "'a'", "'b'"]):
+    with raises(ValueError, naming=["'label'", "'c'", "'d'", "'a'", "'b'"]):
         encode_labels(table("d", "a", "c", "c"), described)
 
 

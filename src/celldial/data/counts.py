@@ -1,4 +1,4 @@
-"""Counts in an AnnData: where they are, whether they are counts, and the wanted columns of them as sparse rows."""
+"""Counts in an AnnData: find the matrix, check its values, and select the features of a model as sparse rows."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ __all__ = [
     "check_anndata",
     "check_counts",
     "check_feature_overlap",
+    "check_matrix_type",
     "describe_layer",
     "describe_obsm",
     "get_count_matrix",
@@ -29,14 +30,14 @@ __all__ = [
 ]
 
 MIN_OVERLAP = 0.5
-"""Smallest share of a modality's features that an AnnData must have; the others are taken as zeros."""
+"""Smallest fraction of a modality's features that an AnnData must have. The other features are read as zeros."""
 
 MAX_COUNT = np.finfo(np.float32).max
-"""Counts above this would be infinite as float32."""
+"""Larger counts would be infinite as float32."""
 
 
 def check_anndata(adata: Any, needs_features: bool = True) -> None:
-    """Raise unless `adata` is an AnnData in memory with cells, features (where needed) and distinct names."""
+    """Raise unless `adata` is an AnnData in memory with cells, features (if needed) and distinct names."""
     if not isinstance(adata, AnnData):
         remedy = ": read it first, anndata.read_h5ad(path)" if isinstance(adata, str | PathLike) else ""
         raise TypeError(f"expected an AnnData, got {type(adata).__module__}.{type(adata).__name__}{remedy}")
@@ -53,87 +54,91 @@ def check_anndata(adata: Any, needs_features: bool = True) -> None:
             )
 
 
-# --- Where counts are -------------------------------------------------------------------------------------------------
+# --- Find the matrix --------------------------------------------------------------------------------------------------
 
 
 def describe_layer(layer: str | None) -> str:
-    """Write where counts are, as the user would."""
+    """Return the code that reads a layer, for messages."""
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
 
 def describe_obsm(key: str) -> str:
-    """Write where counts are in obsm, as the user would."""
+    """Return the code that reads a key of obsm, for messages."""
     return f"adata.obsm[{key!r}]"
 
 
 def layer_names(adata: AnnData) -> list[str]:
-    """List the layers, less the one named None, which since anndata 0.13 is ``adata.X``."""
+    """Return the names of the layers, except None, which is ``adata.X`` since anndata 0.13."""
     return [name for name in adata.layers if name is not None]
 
 
 def get_count_matrix(adata: AnnData, layer: str | None) -> Any:
-    """Find the matrix of counts and check that it is of a kind that is read; its values are not looked at."""
+    """Return the matrix of counts in X or in a layer. Its type is checked, but not its values."""
     layers = layer_names(adata)
     if layer is not None and layer not in layers:
-        raise KeyError(
-            f"adata has no layer {layer!r}; its layers: {format_names(layers)}. Layer None stands for adata.X"
-        )
+        raise KeyError(f"adata has no layer {layer!r}; its layers: {format_names(layers)}. For adata.X, use layer=None")
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
-        remedy = f'name the layer that holds raw counts, VAE(layer="{layers[0]}")' if layers else "put raw counts there"
+        remedy = f'choose the layer of raw counts, VAE(layer="{layers[0]}")' if layers else "store raw counts there"
         raise ValueError(f"adata.X is None; layers: {format_names(layers)}. Please {remedy}")
     check_matrix_type(matrix, describe_layer(layer))
     return matrix
 
 
 def get_obsm_matrix(adata: AnnData, key: str) -> tuple[Any, tuple[str, ...] | None]:
-    """Find counts in obsm, checked as by :func:`get_count_matrix`, and their names where they are in a DataFrame."""
+    """Return the matrix of counts in a key of obsm, and the names of its columns if it is a DataFrame.
+
+    Its type is checked, but not its values.
+    """
     if key not in adata.obsm:
-        raise KeyError(f"adata.obsm has no {key!r}; there are: {format_names(adata.obsm)}")
-    found, where = adata.obsm[key], describe_obsm(key)
-    if not isinstance(found, pd.DataFrame):
-        check_matrix_type(found, where)
-        if found.ndim != 2:
-            raise TypeError(f"{where} has the shape {found.shape}: counts are a matrix of cells by features")
-        return found, None
-    names = found.columns.astype(str)
+        raise KeyError(f"adata.obsm has no {key!r}; its keys: {format_names(adata.obsm)}")
+    stored, where = adata.obsm[key], describe_obsm(key)
+    if not isinstance(stored, pd.DataFrame):
+        check_matrix_type(stored, where)
+        if stored.ndim != 2:
+            raise TypeError(f"{where} has shape {stored.shape}: counts must be a matrix of cells by features")
+        return stored, None
+    names = stored.columns.astype(str)
     if names.has_duplicates:
         raise ValueError(f"{where} has the column {names[names.duplicated()][0]!r} more than once: make names distinct")
-    for name, dtype in zip(names, found.dtypes, strict=True):
+    for name, dtype in zip(names, stored.dtypes, strict=True):
         if getattr(dtype, "kind", "O") not in "biuf":
-            raise TypeError(f"column {name!r} of {where} is of dtype {dtype}, not of numbers: leave it out of {where}")
-    if all(isinstance(dtype, pd.SparseDtype) for dtype in found.dtypes):
-        accessor: Any = found.sparse  # of unknown type to pandas-stubs
+            raise TypeError(f"column {name!r} of {where} has dtype {dtype}, which is not numeric: drop this column")
+    if all(isinstance(dtype, pd.SparseDtype) for dtype in stored.dtypes):
+        accessor: Any = stored.sparse  # pandas-stubs do not know its type
         return accessor.to_coo(), tuple(names)
-    # Columns of pandas' own dtypes become float64, where what is missing is NaN, which is no count.
-    plain = all(isinstance(dtype, np.dtype) for dtype in found.dtypes)
-    return found.to_numpy() if plain else found.to_numpy(dtype=np.float64, na_value=np.nan), tuple(names)
+    # Columns with an extension dtype of pandas become float64. Missing values become NaN, which later checks refuse.
+    plain = all(isinstance(dtype, np.dtype) for dtype in stored.dtypes)
+    return stored.to_numpy() if plain else stored.to_numpy(dtype=np.float64, na_value=np.nan), tuple(names)
 
 
 def check_matrix_type(matrix: Any, where: str) -> None:
-    """Raise unless counts are of a kind that is read."""
+    """Raise unless a matrix has a type and a dtype that can be read."""
     if not is_supported_matrix(matrix):
         kind = f"{type(matrix).__module__}.{type(matrix).__name__} of {getattr(matrix, 'dtype', 'unknown dtype')}"
         raise TypeError(
-            f"{where} is a {kind}: make it a numpy array or a scipy sparse matrix of int, bool, "
-            "float32 or float64 (a dask array: with .compute())"
+            f"{where} is a {kind}: convert it to a numpy array or a scipy sparse matrix of int, bool, float32 or "
+            "float64 (a dask array: with .compute())"
         )
 
 
 def is_supported_matrix(matrix: Any) -> bool:
-    """Tell whether this is a numpy array or scipy sparse matrix of a dtype that scipy.sparse can hold."""
+    """Return whether `matrix` is a numpy array or scipy sparse matrix of a dtype that scipy.sparse supports."""
     if not (isinstance(matrix, np.ndarray) or sparse.issparse(matrix)):
         return False
     return matrix.dtype.kind in "biuf" and matrix.dtype != np.float16
 
 
-# --- Rows and columns of them -----------------------------------------------------------------------------------------
+# --- Select rows and columns ------------------------------------------------------------------------------------------
 
 
 def to_canonical_csr(matrix: Any) -> sparse.csr_matrix:
-    """Give CSR with sorted columns, no duplicates and no stored zeros; shares the memory of `matrix` if it is that."""
+    """Return CSR with sorted columns and without duplicates and stored zeros.
+
+    The result shares memory with `matrix` if that already is in this form.
+    """
     rows = matrix.tocsr() if sparse.issparse(matrix) else sparse.csr_matrix(np.asarray(matrix))
-    # From its three arrays, so that nothing done to the result (sorting, flags) is done to the user's matrix.
+    # A new object of the same arrays, so that sorting and flags do not change the user's matrix.
     rows = sparse.csr_matrix((rows.data, rows.indices, rows.indptr), shape=rows.shape)
     if not (rows.has_canonical_format and rows.data.all()):
         rows = rows.copy()
@@ -143,83 +148,81 @@ def to_canonical_csr(matrix: Any) -> sparse.csr_matrix:
 
 
 def match_features(found: pd.Index, wanted: tuple[str, ...]) -> np.ndarray:
-    """Find where each wanted name is, int64, shape ``(len(wanted),)``; -1 where it is not."""
-    if len(found) == len(wanted) and tuple(found) == wanted:  # ten times faster than looking up
+    """Return the position of each wanted name in `found`, int64, shape ``(len(wanted),)``; -1 if it is missing."""
+    if len(found) == len(wanted) and tuple(found) == wanted:  # ten times faster than a lookup
         return np.arange(len(wanted))
     return found.get_indexer(pd.Index(wanted, dtype=object))
 
 
 def check_feature_overlap(
-    position_f: np.ndarray, found: pd.Index, wanted: tuple[str, ...], where: str, of: str = ""
+    position_f: np.ndarray, found: pd.Index, wanted: tuple[str, ...], where: str, modality: str = ""
 ) -> None:
-    """Raise where too many of the wanted features are not found, and warn where some are not.
+    """Raise if too many features of the model are missing; warn if some are missing.
 
     Parameters
     ----------
     position_f
-        What :func:`match_features` gave.
+        Result of :func:`match_features`.
     found, wanted
-        The names.
+        Names of the features in the data and in the model.
     where
-        What has the names `found`, for the messages.
-    of
-        The modality, for the messages, where the model has several.
+        Place of the names `found`, for the messages.
+    modality
+        Name of the modality, for the messages; empty if the model has only one.
     """
     n_present, n_wanted = int((position_f >= 0).sum()), len(wanted)
     if n_present == n_wanted:
         return
-    features = f"features of {of}" if of else "features"
+    features = f"{modality} features" if modality else "features"
     overlap = f"{n_present} of the model's {n_wanted} {features} ({n_present / n_wanted:.1%}) are in {where}"
     if n_present < MIN_OVERLAP * n_wanted:
         raise ValueError(
-            f"only {overlap}; at least {MIN_OVERLAP:.0%} are needed. The model's start {format_names(wanted, 3)}, "
-            f"those of "
-            f"adata {format_names(found, 3)}. Give adata the same kind of names (genes: symbols or Ensembl ids)"
+            f"only {overlap}; at least {MIN_OVERLAP:.0%} are needed. The model has {format_names(wanted, 3)}; {where} "
+            f"has {format_names(found, 3)}. Use the same kind of names (genes: symbols or Ensembl ids)"
         )
-    warn(f"{overlap}; the others are taken as zeros")
+    warn(f"{overlap}; the others are read as zeros")
 
 
 def select_columns(rows: sparse.csr_matrix, position_f: np.ndarray) -> sparse.csr_matrix:
-    """Take the columns at the given positions, in that order; a position of -1 stands for a column of zeros.
+    """Return the columns at the given positions, in that order; a position of -1 gives a column of zeros.
 
-    Takes time and memory with the entries of `rows`, not with its columns, and gives `rows` itself where nothing is
-    to be done.
+    Time and memory grow with the entries of `rows`, not with its columns. If nothing changes, the result is `rows`.
     """
     present = np.flatnonzero(position_f >= 0)
     source = position_f[present]
-    run = len(source) > 0 and bool((np.diff(source) == 1).all())
-    if run and len(source) == len(position_f) == rows.shape[1]:
+    consecutive = len(source) > 0 and bool((np.diff(source) == 1).all())
+    if consecutive and len(source) == len(position_f) == rows.shape[1]:
         return rows
     # A slice is up to three times faster than an index, and both are several times faster than a sparse product.
-    chosen = rows[:, source[0] : source[-1] + 1] if run else rows[:, source]
+    selected = rows[:, source[0] : source[-1] + 1] if consecutive else rows[:, source]
     if len(present) < len(position_f):
-        column_n = present.astype(chosen.indices.dtype)[chosen.indices]
-        chosen = sparse.csr_matrix((chosen.data, column_n, chosen.indptr), shape=(rows.shape[0], len(position_f)))
-    chosen.sort_indices()
-    return chosen
+        column_n = present.astype(selected.indices.dtype)[selected.indices]
+        selected = sparse.csr_matrix((selected.data, column_n, selected.indptr), shape=(rows.shape[0], len(position_f)))
+    selected.sort_indices()
+    return selected
 
 
-# --- Whether they are counts ------------------------------------------------------------------------------------------
+# --- Check the values -------------------------------------------------------------------------------------------------
 
 
 def invalid_counts(values: np.ndarray) -> np.ndarray:
-    """Mark the values that are negative, not finite (as float32) or not whole numbers."""
+    """Return a mask of the values that are negative, not finite (as float32) or not whole numbers."""
     if values.dtype.kind in "bu":
         return np.zeros(values.shape, dtype=bool)
     if values.dtype.kind == "i":
         return values < 0
-    good: np.ndarray = (values >= 0) & (values <= MAX_COUNT) & (values == np.rint(values))
-    return ~good
+    valid: np.ndarray = (values >= 0) & (values <= MAX_COUNT) & (values == np.rint(values))
+    return ~valid
 
 
 def check_counts(
     rows: sparse.csr_matrix, adata: AnnData, feature_names: Sequence[str], where: str, modality: str
 ) -> None:
-    """Raise unless all entries are counts, naming the first that is not and where counts are to be had."""
-    wrong = np.flatnonzero(invalid_counts(rows.data))
-    if len(wrong) == 0:
+    """Raise unless all entries are counts. The message names the first invalid entry, and where counts may be."""
+    invalid = np.flatnonzero(invalid_counts(rows.data))
+    if len(invalid) == 0:
         return
-    entry = wrong[0]
+    entry = invalid[0]
     value = rows.data[entry]
     cell = adata.obs_names[np.searchsorted(rows.indptr, entry, side="right") - 1]
     kind = "negative" if value < 0 else "not a whole number" if value <= MAX_COUNT else "not finite as float32"
@@ -231,20 +234,20 @@ def check_counts(
 
 
 def suggest_count_source(adata: AnnData, where: str) -> str:
-    """Say where else in `adata` there are raw counts, instead of those in X or a layer."""
+    """Return a sentence that says where `adata` has raw counts, if those in `where` are invalid."""
     layers = {describe_layer(name): name for name in [None, *layer_names(adata)]}
-    if where in layers:  # and not in obsm
+    if where in layers:  # not in obsm
         for other, name in layers.items():
             if other != where and contains_counts(adata.X if name is None else adata.layers[name]):
                 argument = "None" if name is None else f'"{name}"'
-                return f"{other} holds counts: use VAE(layer={argument})"
+                return f"{other} has counts: use VAE(layer={argument})"
         if adata.raw is not None and contains_counts(adata.raw.X):
-            return "adata.raw holds counts: use adata.raw.to_adata()"
+            return "adata.raw has counts: use adata.raw.to_adata()"
     return "Use the data from before normalization, log transform and scaling"
 
 
 def contains_counts(matrix: Any) -> bool:
-    """Tell whether all entries are nonnegative whole numbers."""
+    """Return whether `matrix` is supported and all its entries are nonnegative whole numbers."""
     if not is_supported_matrix(matrix):
         return False
     return not invalid_counts(matrix.data if sparse.issparse(matrix) else np.asarray(matrix)).any()

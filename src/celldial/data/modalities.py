@@ -1,4 +1,4 @@
-"""Modalities of an AnnData: which features are of which, how each is modelled, and which cells have it."""
+"""Modalities of an AnnData: their features, their likelihoods, and the cells that have them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 FEATURE_TYPES = {
-    "Gene Expression": "rna",  # as 10x Genomics writes it, and some others after it
+    "Gene Expression": "rna",  # as in files of 10x Genomics
     "GEX": "rna",
     "rna": "rna",
     "Peaks": "atac",
@@ -37,58 +37,59 @@ FEATURE_TYPES = {
     "protein": "protein",
     "prot": "protein",
 }
-"""Values of ``var["feature_types"]`` and the modality that each means."""
+"""Value of ``var["feature_types"]`` to its modality."""
 
 DEFAULT_KEY = "feature_types"
-"""The column of ``var`` that says what a feature is; only this one may be absent."""
+"""Default column of ``var`` with the type of each feature. It may be missing, other columns may not."""
 
 DEFAULT_LIKELIHOOD = "negative_binomial"
 DEFAULT_LIKELIHOODS = {"atac": "bernoulli"}
-"""Modality to its observation model, if it is not `DEFAULT_LIKELIHOOD`."""
+"""Modality to its default likelihood, if it is not `DEFAULT_LIKELIHOOD`."""
 
 BINARY_LIKELIHOODS = (DEFAULT_LIKELIHOODS["atac"],)
-"""Observation models of presence: counts above 1 are read as 1. Callers that know of others name them."""
+"""Likelihoods for which counts above 1 are read as 1."""
 
 KNOWN_MODALITIES = tuple(dict.fromkeys(FEATURE_TYPES.values()))
-"""The modalities known by name, in the order in which a model has them; others come after."""
+"""Modalities with known feature types, in the order of a model. Other modalities come after them."""
 
 ALL_FEATURES = ""
-"""The source of a modality that has all of ``var``, because no column says what the features are."""
+"""Source of a modality that has all features of ``var``, because there is no column of feature types."""
 
 OBSM_PREFIX = "obsm/"
-"""What the source of a modality in ``obsm`` starts with: it is then the path in an h5ad file."""
+"""Prefix of the source of a modality in ``obsm``. With it, the source is the path in an h5ad file."""
 
 logger = logging.getLogger("celldial")
 
 
 def obsm_key(source: str) -> str | None:
-    """Give the key in ``obsm`` that a source names; None for a source in ``var``."""
+    """Return the key in ``obsm`` of a source; None for a source in ``var``."""
     return source.removeprefix(OBSM_PREFIX) if source.startswith(OBSM_PREFIX) else None
 
 
-# --- Which features ---------------------------------------------------------------------------------------------------
+# --- Features ---------------------------------------------------------------------------------------------------------
 
 
 def find_modalities(
     adata: AnnData, modalities: Mapping[str, str] | None, modality_key: str, default_modality: str
 ) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
-    """Find the modalities and the names of their features.
+    """Return the source of each modality, and the names of its features.
 
     Parameters
     ----------
     adata
-        Its ``var`` (and ``obsm``) is looked at.
+        Its ``var`` and ``obsm`` are read.
     modalities
-        Modality to a value of ``var[modality_key]``, or to ``"obsm/key"``; None for all values that are known.
+        Modality to a value of ``var[modality_key]`` or to ``"obsm/key"``; by default, the modalities of all feature
+        types, which must be known.
     modality_key
-        Column of ``var`` that says what each feature is; it may be absent.
+        Column of ``var`` with the type of each feature.
     default_modality
-        The one modality, where nothing tells what the features are.
+        The only modality, if there is no column of feature types.
 
     Returns
     -------
     sources, feature_names
-        Of each modality, in the order of the model.
+        Dicts by modality, in the order of the model.
     """
     type_f = read_feature_types(adata, modality_key)
     if modalities is not None:
@@ -108,12 +109,11 @@ def find_modalities(
 
 
 def read_feature_types(adata: AnnData, modality_key: str) -> pd.Series | None:
-    """Read what each feature is, as text; None where no column says it."""
+    """Return the type of each feature as text; None if there is no column of types."""
     if modality_key not in adata.var:
-        if modality_key != DEFAULT_KEY:  # misspelt, perhaps; all would be taken for genes
+        if modality_key != DEFAULT_KEY:  # perhaps misspelled; all features would become genes
             raise KeyError(
-                f"modality_key is {modality_key!r}, which is not among the columns of adata.var: "
-                f"{format_names(adata.var)}"
+                f"modality_key {modality_key!r} is not a column of adata.var; its columns: {format_names(adata.var)}"
             )
         return None
     column = adata.var[modality_key]
@@ -121,13 +121,13 @@ def read_feature_types(adata: AnnData, modality_key: str) -> pd.Series | None:
     if len(missing) > 0:
         raise ValueError(
             f"adata.var[{modality_key!r}] is missing (NaN) for feature {str(adata.var_names[missing[0]])!r} "
-            f"({len(missing)} of {adata.n_vars} features): fill it in, or leave these features out"
+            f"({len(missing)} of {adata.n_vars} features): fill it in, or remove these features"
         )
     return column.astype(str)
 
 
 def default_sources(type_f: pd.Series, modality_key: str) -> dict[str, str]:
-    """Find the modalities whose feature types are known by name; others are refused."""
+    """Return the modalities of the feature types; raise if a type is unknown."""
     where = f"adata.var[{modality_key!r}]"
     sources: dict[str, str] = {}
     values = list(type_f.unique())
@@ -137,61 +137,66 @@ def default_sources(type_f: pd.Series, modality_key: str) -> dict[str, str]:
             unknown_f = type_f == value
             raise ValueError(
                 f"{where} is {value!r} for {unknown_f.sum()} features (the first is "
-                f"{str(type_f.index[unknown_f][0])!r}), which is no modality known by name: name it, as in "
-                f"modalities={known | {'other': value}}, or leave these features out, "
+                f"{str(type_f.index[unknown_f][0])!r}), and {value!r} is not a known feature type: name its modality, "
+                f"as in modalities={known | {'other': value}}, or remove these features, "
                 f"adata[:, {where} != {value!r}].copy()"
             )
         modality = FEATURE_TYPES[value]
         if modality in sources:
             raise ValueError(
-                f"{where} has both {sources[modality]!r} and {value!r}, which mean the same modality, {modality}: "
-                f"write them alike, or choose one with modalities={ {modality: value} }"
+                f"{where} has both {sources[modality]!r} and {value!r}, which are types of the same modality, "
+                f"{modality}: use one type for both, or choose one with modalities={ {modality: value} }"
             )
         sources[modality] = value
     return sources
 
 
 def check_sources(modalities: object, type_f: pd.Series | None, modality_key: str) -> dict[str, str]:
-    """Check the modalities that the user named, and say which features are left out."""
-    if not isinstance(modalities, Mapping) or not all(
-        isinstance(part, str) for pair in modalities.items() for part in pair
-    ):
-        raise TypeError(
-            f"modalities must be a dict of names, such as {{'rna': 'Gene Expression', 'protein': 'obsm/protein'}}, "
-            f"not {modalities!r}"
-        )
-    if not modalities:
-        raise ValueError("modalities is empty: name at least one, or leave it at None for all that are known by name")
-    for modality, source in modalities.items():
-        if not modality or set(modality) & set("./"):
-            raise ValueError(f"modalities has the name {modality!r}: a name is not empty and has neither dot nor slash")
-        if list(modalities.values()).count(source) > 1:
-            raise ValueError(f"modalities names {source!r} more than once: features are of one modality")
-    in_var = {modality: source for modality, source in modalities.items() if obsm_key(source) is None}
+    """Return the source of each modality that the user chose; raise if there is no such source."""
+    sources = check_modality_names(modalities)
+    in_var = {modality: source for modality, source in sources.items() if obsm_key(source) is None}
     if type_f is None:
         if len(in_var) > 1:
             raise KeyError(
-                f"adata.var has no column {modality_key!r} that says which features are {format_names(in_var)}: write "
-                f"it, "
-                "or name another column as modality_key"
+                f"adata.var has no column {modality_key!r} with feature types, but there are several modalities in "
+                f"adata.var ({format_names(in_var)}): add the column, or set modality_key to another one"
             )
-        return {**modalities, **dict.fromkeys(in_var, ALL_FEATURES)}
-    values = list(type_f.unique())
+        return {**sources, **dict.fromkeys(in_var, ALL_FEATURES)}
+    types = list(type_f.unique())
     for modality, source in in_var.items():
-        if source not in values:
+        if source not in types:
             raise KeyError(
-                f"modalities takes {modality!r} from features that are {source!r}, but adata.var[{modality_key!r}] has "
-                f"none of them; it has: {format_names(values)}"
+                f"modalities maps {modality!r} to {source!r}, but adata.var[{modality_key!r}] has no such feature "
+                f"type; it has: {format_names(types)}"
             )
-    n_left_out = int((~type_f.isin(list(in_var.values()))).sum())
-    if n_left_out:
-        others = [value for value in values if value not in in_var.values()]
-        logger.info("leaving out %d features that are of no modality named: %s", n_left_out, format_names(others))
+    n_ignored = int((~type_f.isin(list(in_var.values()))).sum())
+    if n_ignored:
+        others = [value for value in types if value not in in_var.values()]
+        logger.info("ignoring %d features whose types are not in modalities: %s", n_ignored, format_names(others))
+    return sources
+
+
+def check_modality_names(modalities: object) -> dict[str, str]:
+    """Return the parameter `modalities` as a dict; raise unless it has valid names and distinct sources."""
+    if not isinstance(modalities, Mapping) or not all(
+        isinstance(text, str) for pair in modalities.items() for text in pair
+    ):
+        raise TypeError(
+            f"modalities must be a dict of strings, such as {{'rna': 'Gene Expression', 'protein': 'obsm/protein'}}, "
+            f"not {modalities!r}"
+        )
+    if not modalities:
+        raise ValueError("modalities is empty: name at least one, or use None for all known feature types")
+    for modality, source in modalities.items():
+        if not modality or set(modality) & set("./"):
+            raise ValueError(f"modalities has the name {modality!r}: a name must not be empty or have a dot or a slash")
+        if list(modalities.values()).count(source) > 1:
+            raise ValueError(f"modalities has {source!r} more than once: features belong to one modality")
     return dict(modalities)
 
 
 def get_feature_names(adata: AnnData, modality: str, source: str, type_f: pd.Series | None) -> tuple[str, ...]:
-    """List the names of a modality's features."""
+    """Return the names of the features of a modality."""
     key = obsm_key(source)
     if key is not None:
         matrix, names = get_obsm_matrix(adata, key)
@@ -200,19 +205,19 @@ def get_feature_names(adata: AnnData, modality: str, source: str, type_f: pd.Ser
     return tuple(map(str, names_f))
 
 
-# --- How each is modelled ---------------------------------------------------------------------------------------------
+# --- Likelihoods ------------------------------------------------------------------------------------------------------
 
 
 def resolve_likelihoods(modalities: Iterable[str], likelihood: str | Mapping[str, str] | None) -> dict[str, str]:
-    """Give each modality the name of its observation model.
+    """Return the name of the likelihood of each modality.
 
     Parameters
     ----------
     modalities
         Names of the modalities.
     likelihood
-        One name for all; or modality to name, the others by default; None for all by default. The default is
-        ``"bernoulli"`` for ATAC and ``"negative_binomial"`` otherwise.
+        One name for all modalities, or a dict from modality to name. Modalities without a name have the default:
+        ``"bernoulli"`` for ATAC and ``"negative_binomial"`` for others.
     """
     names = list(modalities)
     if isinstance(likelihood, str):
@@ -230,26 +235,31 @@ def modality_of_likelihood(likelihood: str | Mapping[str, str] | None) -> str:
 
 
 def check_known_modalities(argument: str, given: Iterable[str], known: list[str]) -> None:
-    """Raise where an argument names a modality that there is not."""
+    """Raise if an argument has a modality that is not known."""
     for modality in given:
         if modality not in known:
-            raise KeyError(f"{argument} names the modality {modality!r}; those of adata are: {format_names(known)}")
+            raise KeyError(
+                f"{argument} has the modality {modality!r}; the modalities of adata are: {format_names(known)}"
+            )
 
 
-# --- Which cells have it ----------------------------------------------------------------------------------------------
+# --- Cells that have a modality ---------------------------------------------------------------------------------------
 
 
 def resolve_presence_keys(
     obs: pd.DataFrame, modalities: Iterable[str], presence_keys: Mapping[str, str] | None
 ) -> dict[str, str]:
-    """Find the columns of ``obs`` that say which cells have a modality: as given, else boolean ``has_<modality>``."""
+    """Return modality to the column of ``obs`` that marks its cells, for the modalities with such a column.
+
+    Modalities that are not in `presence_keys` use the column ``has_<modality>``, if it is boolean.
+    """
     names = list(modalities)
     if not (presence_keys is None or isinstance(presence_keys, Mapping)):
         raise TypeError(f"presence_keys is {presence_keys!r}: it must be a dict from modality to a column of adata.obs")
     given = {} if presence_keys is None else presence_keys
     check_known_modalities("presence_keys", given, names)
-    usual = {name: f"has_{name}" for name in names if is_boolean(obs.get(f"has_{name}"))}
-    keys = {name: given.get(name, usual.get(name)) for name in names}
+    default = {name: f"has_{name}" for name in names if is_boolean(obs.get(f"has_{name}"))}
+    keys = {name: given.get(name, default.get(name)) for name in names}
     found = {name: key for name, key in keys.items() if key is not None}
     for key in found.values():
         read_presence(obs, key)
@@ -257,68 +267,68 @@ def resolve_presence_keys(
 
 
 def is_boolean(column: pd.Series | None) -> bool:
-    """Tell whether a column holds True and False, apart from what may be missing."""
+    """Return whether all values of a column are True, False or missing."""
     if column is None:
         return False
     return pd.api.types.is_bool_dtype(column) or pd.api.types.infer_dtype(column, skipna=True) == "boolean"
 
 
 def read_presence(obs: pd.DataFrame, key: str) -> np.ndarray:
-    """Read which cells have a modality, bool, shape ``(cells,)``."""
+    """Return a mask of the cells that have a modality by a column of ``obs``, bool, shape ``(cells,)``."""
     column = get_column(obs, key, "presence column")
     missing = np.flatnonzero(column.isna())
     if len(missing) > 0:
         raise ValueError(
             f"adata.obs[{key!r}] is missing (NaN) in cell {str(obs.index[missing[0]])!r} ({len(missing)} of "
-            f"{len(column)} cells): write True where the cell has the modality, else False"
+            f"{len(column)} cells): use True for cells that have the modality, and False for others"
         )
     for value in column.unique():
         if isinstance(value, str) or value not in (0, 1):
             cell = obs.index[np.flatnonzero(column == value)[0]]
             raise ValueError(
-                f"adata.obs[{key!r}] is {str(value)!r} in cell {str(cell)!r}: write True where the cell has the "
-                "modality, else False"
+                f"adata.obs[{key!r}] is {str(value)!r} in cell {str(cell)!r}: use True for cells that have the "
+                "modality, and False for others"
             )
     return column.to_numpy().astype(bool)
 
 
-def check_presence(obs: pd.DataFrame, key: str | None, modality: str, rows: sparse.csr_matrix, several: bool) -> None:
-    """Compare which cells should have a modality with which have counts of it.
+def check_presence(
+    obs: pd.DataFrame, key: str | None, modality: str, rows: sparse.csr_matrix, multimodal: bool
+) -> None:
+    """Compare the cells that should have a modality with those that have counts of it.
 
-    A cell has it if it has a count: the number of its counts is given to the model, and where that is 0 nothing else
-    was observed. Counts where there should be none are an error, and no count where there should be some gives a
-    warning.
+    For the model, a cell has a modality if it has a count of it. Counts in a cell that should lack the modality are an
+    error. A cell without counts that should have the modality causes a warning.
 
     Parameters
     ----------
     obs
-        One row a cell.
+        One row per cell.
     key
-        The column of `obs` that says which cells have the modality; without it this only says how many have none.
+        Column of `obs` that marks the cells with the modality; None if there is none.
     modality
-        Its name, for the messages.
+        Name of the modality, for the messages.
     rows
-        Its counts, in canonical form.
-    several
-        Whether the model has other modalities. If not, nothing is said of cells without counts: they are empty, and the
-        estimator warns of them.
+        Counts of the modality, in canonical form.
+    multimodal
+        Whether the model has several modalities. If not, cells without counts are empty, and the caller warns of them.
     """
-    present_c = np.diff(rows.indptr) > 0
+    has_counts_c = np.diff(rows.indptr) > 0
     if key is None or key not in obs:
-        if several and not present_c.all():
-            logger.info("%d of %d cells have no count of %s: they lack it", (~present_c).sum(), len(obs), modality)
+        if multimodal and not has_counts_c.all():
+            n_without = (~has_counts_c).sum()
+            logger.info("%d of %d cells have no count of %s: they lack this modality", n_without, len(obs), modality)
         return
-    said_c = read_presence(obs, key)
-    wrong = np.flatnonzero(present_c & ~said_c)
-    if len(wrong) > 0:
+    marked_c = read_presence(obs, key)
+    unmarked = np.flatnonzero(has_counts_c & ~marked_c)
+    if len(unmarked) > 0:
         raise ValueError(
-            f"cell {str(obs.index[wrong[0]])!r} has {rows[wrong[0]].sum():g} counts of {modality}, but "
-            f"adata.obs[{key!r}] says that it lacks it ({len(wrong)} such cells): set one of the two right, the column "
-            "to True or the counts to zero"
+            f"cell {str(obs.index[unmarked[0]])!r} has {rows[unmarked[0]].sum():g} counts of {modality}, but "
+            f"adata.obs[{key!r}] is False ({len(unmarked)} such cells): set the column to True, or the counts to zero"
         )
-    without = np.flatnonzero(said_c & ~present_c)
-    if several and len(without) > 0:
+    without = np.flatnonzero(marked_c & ~has_counts_c)
+    if multimodal and len(without) > 0:
         warn(
             f"{len(without)} of {len(obs)} cells have {modality} by adata.obs[{key!r}], but no count of it (the first "
-            f"is {str(obs.index[without[0]])!r}): they are taken to lack it",
+            f"is {str(obs.index[without[0]])!r}): they are treated as cells that lack it"
         )

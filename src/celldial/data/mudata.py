@@ -1,4 +1,4 @@
-"""A MuData as one AnnData, so that the rest of the package knows one kind of data only."""
+"""Conversion of a MuData to an AnnData, so that all other files of the package need to know only AnnData."""
 
 from __future__ import annotations
 
@@ -28,41 +28,42 @@ def mudata_to_anndata(
     modality_key: str = "feature_types",
     schema: Schema | None = None,
 ) -> AnnData:
-    """Make one AnnData of a MuData; give anything else back as it is.
+    """Convert a MuData to one AnnData; return any other object as it is.
 
-    Cells are those of the MuData, in its order, with rows of zeros in a modality that lacks them. The MuData itself is
-    left as it is, but the result may share memory with it.
+    The cells are those of the MuData, in the same order. A modality that a cell lacks has a row of zeros. The MuData
+    does not change, but the result may share memory with it.
 
     Parameters
     ----------
     data
-        A MuData whose modalities share cells (``axis=0``), in memory; or an AnnData.
+        A MuData in memory whose modalities share cells (``axis=0``), or an AnnData.
     layer
-        The layer of each modality that holds raw counts; ``None`` for ``X``. It has the same name in the result.
+        The layer of each modality with raw counts; ``None`` for ``X``. It has the same name in the result.
     modality_key
-        Column of ``var`` that says in the result what each feature is. It has the one value of that column in the
-        modality, where there is one that is known and no other modality has it; else the modality's name in the MuData.
+        Column of ``var`` for the types of features in the result. If this column has one value in a modality, the value
+        is a known feature type, and no other modality has the same type, this value is kept. Otherwise, the type is the
+        name of the modality in the MuData.
     schema
-        What a model was fit to, where there is one already: features are then named as they were for it.
+        Features and covariates of a fitted model, if there is one. Features are then named as in the model.
 
     Returns
     -------
     ``X``
-        The counts, float CSR, also as ``layers[layer]`` where `layer` is given.
+        Counts as float CSR. If `layer` is given, they are also in ``layers[layer]``.
     ``var``
-        Names as in the modalities. Where a name is in two modalities, all names are preceded by that of the modality,
-        as in ``"rna:CD4"``.
+        Names of the features as in the modalities. If a name is in two modalities, all names have the modality as
+        prefix, as in ``"rna:CD4"``.
     ``obs``
-        The columns of the MuData; those of the modalities that it lacks, by the first modality that has the cell; and
-        for each modality a column ``has_rna``, ``has_atac``, ``has_protein`` or ``has_<name in the MuData>``: True for
-        the cells that it has.
+        The columns of the MuData. If it lacks a column of a modality, the column is added, with the values of the first
+        modality that has the cell. Each modality adds a column ``has_rna``, ``has_atac``, ``has_protein`` or
+        ``has_<name in the MuData>``, which is True for the cells of that modality.
 
     Raises
     ------
     TypeError
-        A modality is no AnnData, or its counts are of an unknown kind.
+        A modality is not an AnnData, or its counts have an unsupported type.
     ValueError
-        The modalities share features instead of cells; or one of them is backed, or has a name twice or no counts.
+        The modalities share features instead of cells; or a modality is backed, has a name twice, or has no counts.
     KeyError
         A modality lacks the layer.
 
@@ -75,7 +76,7 @@ def mudata_to_anndata(
     >>> mudata_to_anndata(adata) is adata
     True
     """
-    # Who has a MuData has imported mudata: it is never imported for the sake of asking.
+    # Whoever has a MuData has imported mudata. It is not imported only for this check.
     mudata: Any = sys.modules.get("mudata")
     if mudata is None or not isinstance(data, mudata.MuData):
         return data
@@ -83,7 +84,7 @@ def mudata_to_anndata(
         raise ValueError(f"the MuData has axis={data.axis}: its modalities must share cells, axis=0")
     if data.isbacked:
         raise ValueError("the MuData is backed by a file: read it into memory first, mudata.read_h5mu(path)")
-    # A part of a MuData keeps modalities that none of its cells has.
+    # A subset of a MuData keeps modalities that none of its cells has.
     mods: dict[str, AnnData] = {name: mod for name, mod in data.mod.items() if mod.n_obs > 0}
     if not mods:
         raise ValueError("the MuData has no cell in any modality: at least one is needed")
@@ -105,7 +106,7 @@ def mudata_to_anndata(
 
 
 def read_modality_counts(mod: Any, name: str, layer: str | None) -> sparse.csr_matrix:
-    """Find the counts of one modality, and name it in errors."""
+    """Return the counts of one modality. Errors name the modality."""
     try:
         check_anndata(mod)
         return to_canonical_csr(get_count_matrix(mod, layer))
@@ -113,66 +114,74 @@ def read_modality_counts(mod: Any, name: str, layer: str | None) -> sparse.csr_m
         raise type(error)(f"in modality {name!r} of the MuData (here adata): {error.args[0]}") from None
 
 
-def reindex_rows(rows: sparse.csr_matrix, source_c: np.ndarray) -> sparse.csr_matrix:
-    """Take the rows `source_c`, in that order; -1 stands for a row of zeros."""
-    if len(source_c) == rows.shape[0] and bool((source_c == np.arange(len(source_c))).all()):
+def reindex_rows(rows: sparse.csr_matrix, position_c: np.ndarray) -> sparse.csr_matrix:
+    """Return the rows at the given positions, in that order; a position of -1 gives a row of zeros."""
+    if len(position_c) == rows.shape[0] and bool((position_c == np.arange(len(position_c))).all()):
         return rows
-    present_c = source_c >= 0
-    chosen = rows[source_c[present_c]]
-    length_c = np.zeros(len(source_c), dtype=np.int64)
-    length_c[present_c] = np.diff(chosen.indptr)
-    indptr_c = np.concatenate([[0], np.cumsum(length_c)])
-    return sparse.csr_matrix((chosen.data, chosen.indices, indptr_c), shape=(len(source_c), rows.shape[1]))
+    present_c = position_c >= 0
+    selected = rows[position_c[present_c]]
+    nnz_c = np.zeros(len(position_c), dtype=np.int64)
+    nnz_c[present_c] = np.diff(selected.indptr)
+    indptr_c = np.concatenate([[0], np.cumsum(nnz_c)])
+    return sparse.csr_matrix((selected.data, selected.indices, indptr_c), shape=(len(position_c), rows.shape[1]))
 
 
 def assign_feature_types(mods: Mapping[str, AnnData], modality_key: str) -> dict[str, str]:
-    """Say what the features of each modality are: by their own column, or else by the modality's name."""
+    """Return the feature type of each modality: the one in its own ``var``, or else the name of the modality."""
     types = {}
     for name, mod in mods.items():
-        own = mod.var[modality_key].unique() if modality_key in mod.var else []
-        # A type that says more than the name: known, or beside a name that says nothing, either.
-        clear = len(own) == 1 and isinstance(own[0], str) and (own[0] in FEATURE_TYPES or name not in FEATURE_TYPES)
-        types[name] = own[0] if clear else name
-    # Two modalities of one type, such as "rna" and "spatial" of genes, are told apart by their names.
-    times = Counter(FEATURE_TYPES.get(value, value) for value in types.values())
-    return {name: value if times[FEATURE_TYPES.get(value, value)] == 1 else name for name, value in types.items()}
+        values = mod.var[modality_key].unique() if modality_key in mod.var else []
+        single = len(values) == 1 and isinstance(values[0], str)
+        # A type is used if it is known, or if neither the type nor the name is known.
+        types[name] = values[0] if single and (values[0] in FEATURE_TYPES or name not in FEATURE_TYPES) else name
+    # Two modalities of one type, such as "rna" and "spatial" of genes, are distinguished by their names.
+    n_of_type = Counter(FEATURE_TYPES.get(value, value) for value in types.values())
+    return {name: value if n_of_type[FEATURE_TYPES.get(value, value)] == 1 else name for name, value in types.items()}
 
 
 def default_modality_name(name: str, types: Mapping[str, str]) -> str:
-    """Say what a schema calls a modality by default: what its features mean, or else its name in the MuData."""
-    meant = FEATURE_TYPES.get(types[name], name)
-    alone = all(FEATURE_TYPES.get(types[other], other) != meant for other in types if other != name)
-    return meant if alone else name
+    """Return the name of a modality in a schema by default: that of its feature type, or else that in the MuData."""
+    of_type = FEATURE_TYPES.get(types[name], name)
+    unique = all(FEATURE_TYPES.get(types[other], other) != of_type for other in types if other != name)
+    return of_type if unique else name
 
 
 def unique_feature_names(mods: Mapping[str, AnnData], types: Mapping[str, str], schema: Schema | None) -> list[str]:
-    """Name all features: preceded by the modality where names alone do not tell them apart, or as a model has them."""
+    """Return distinct names of all features. They have the modality as prefix if needed, or if they have it in a model.
+
+    Parameters
+    ----------
+    mods
+        Name of each modality to its AnnData.
+    types
+        Name of each modality to its feature type.
+    schema
+        Features of a fitted model, if there is one.
+    """
     if schema is None:
-        preceded = dict.fromkeys(mods, has_name_clash(mods.values()))
+        prefixed = dict.fromkeys(mods, has_name_clash(mods.values()))
     else:
         known = {name for names in schema.feature_names.values() for name in names}
-        preceded = {name: any(f"{name}:{feature}" in known for feature in mod.var_names) for name, mod in mods.items()}
-        if has_name_clash(mod for name, mod in mods.items() if not preceded[name]):
-            # Modalities that the model does not know give way.
+        prefixed = {name: any(f"{name}:{feature}" in known for feature in mod.var_names) for name, mod in mods.items()}
+        if has_name_clash(mod for name, mod in mods.items() if not prefixed[name]):
+            # Modalities that are not in the model get the prefix.
+            in_model = {*schema.sources, *schema.sources.values()}
             for name in mods:
-                preceded[name] |= not {default_modality_name(name, types), types[name]} & {
-                    *schema.sources,
-                    *schema.sources.values(),
-                }
+                prefixed[name] |= not {default_modality_name(name, types), types[name]} & in_model
     return [
-        f"{name}:{feature}" if preceded[name] else str(feature)
+        f"{name}:{feature}" if prefixed[name] else str(feature)
         for name, mod in mods.items()
         for feature in mod.var_names
     ]
 
 
 def has_name_clash(mods: Iterable[AnnData]) -> bool:
-    """Tell whether some feature's name is in two modalities."""
+    """Return whether the name of a feature is in two modalities."""
     return max(Counter(feature for mod in mods for feature in mod.var_names).values(), default=0) > 1
 
 
 def merge_obs(obs: pd.DataFrame, mods: Mapping[str, AnnData]) -> pd.DataFrame:
-    """Add the columns of the modalities that the table of all cells lacks."""
+    """Return the table of all cells, with the columns of the modalities that it lacks."""
     table = obs.copy()
     for name in dict.fromkeys(column for mod in mods.values() for column in mod.obs):
         if name not in obs:

@@ -1,6 +1,6 @@
-"""What a model saw when it was fit: features of each modality, layer and covariates; and what any AnnData is held to.
+"""The schema of a model: its features, layer and covariates, and how to read them from any AnnData.
 
-Numbers leave this file as numpy and scipy arrays. Nothing is ever written to an AnnData.
+This file returns numpy and scipy arrays and never writes to an AnnData.
 """
 
 from __future__ import annotations
@@ -54,29 +54,30 @@ logger = logging.getLogger("celldial")
 
 @dataclass(frozen=True)
 class Schema:
-    """What fit saw, and what every later AnnData must offer.
+    """Features and covariates of a model. Every AnnData that the model reads must have them.
 
     Parameters
     ----------
     feature_names
-        Modality to the names of its features, in the order of the model: ``"rna"``, ``"atac"``, ``"protein"``, others.
+        Modality to the names of its features. Modalities are in the order of the model: ``"rna"``, ``"atac"``,
+        ``"protein"``, others.
     sources
-        Modality to where its features came from: a value of the column of ``var`` that says what a feature is,
-        ``"obsm/key"``, or `celldial.data.modalities.ALL_FEATURES` where there is no such column.
+        Modality to the source of its features: a value of the column of feature types in ``var``, ``"obsm/key"``, or
+        `celldial.data.modalities.ALL_FEATURES` if there is no such column.
     likelihood
-        Modality to the name of its observation model.
+        Modality to the name of its likelihood.
     binary
         Modality to whether its counts above 1 are read as 1.
     presence_keys
-        Modality to the boolean column of ``obs`` that says which cells have it; only those that there are.
+        Modality to the boolean column of ``obs`` that marks its cells, for the modalities with such a column.
     layer
-        The layer that holds the counts of features in ``var``; ``None`` for ``adata.X``.
+        The layer with the counts of the features in ``var``; ``None`` for ``adata.X``.
     batch_key
-        The categorical covariate that is the batch, also the first key of `categories`; ``None`` without batches.
+        The categorical covariate that is the batch, which is the first key of `categories`; ``None`` without batches.
     categories
         Categorical covariate to its categories, in the order of their codes.
     continuous
-        Continuous covariate to its mean and standard deviation over the cells of fit, in the covariate's own unit.
+        Continuous covariate to its mean and standard deviation over the training data.
 
     Examples
     --------
@@ -120,47 +121,47 @@ class Schema:
         presence_keys: Mapping[str, str] | None = None,
         binary_likelihoods: Collection[str] = BINARY_LIKELIHOODS,
     ) -> Schema:
-        """Note the features and covariates of the cells to fit.
+        """Find the features and covariates of the training data.
 
-        The counts must be there, but only :meth:`read_counts` looks at their values, so that they are read once.
+        The counts must exist, but their values are checked by :meth:`read_counts`, so that they are read only once.
 
         Parameters
         ----------
         adata
-            The cells to fit, in memory.
+            Training data in memory.
         obs
-            The table of all cells, where `adata` has only some of them; by default ``adata.obs``.
+            Table of all cells, if `adata` has only some of them; by default ``adata.obs``.
         layer
-            The layer that holds raw counts; ``None`` for ``adata.X``. Modalities in ``obsm`` have no layers.
+            The layer with raw counts; ``None`` for ``adata.X``. Modalities in ``obsm`` have no layers.
         batch_key
             Column of ``adata.obs`` with the batch.
         categorical_covariate_keys, continuous_covariate_keys
-            Further columns of ``adata.obs``. Categories keep their order where the column is categorical, less the
-            unused ones, and are sorted otherwise.
+            Further columns of ``adata.obs``. The categories of a categorical column keep their order, without unused
+            ones; those of other columns are sorted.
         likelihood
-            Name of the observation model, or modality to its name; by default ``"bernoulli"`` for ``"atac"`` and
-            ``"negative_binomial"`` for the others.
+            Name of the likelihood, or modality to its name; by default ``"bernoulli"`` for ``"atac"`` and
+            ``"negative_binomial"`` for other modalities.
         modalities
-            Name of each modality to a value of ``adata.var[modality_key]``, or to ``"obsm/key"``, where ``adata.obsm``
-            has a matrix, an array or a DataFrame of counts; other features are left out. By default all values are
-            taken, and must be in `celldial.data.modalities.FEATURE_TYPES`.
+            Modality to a value of ``adata.var[modality_key]``, or to ``"obsm/key"`` if ``adata.obsm`` has a matrix, an
+            array or a DataFrame of its counts. Other features are ignored. By default, all feature types are used, and
+            must be in `celldial.data.modalities.FEATURE_TYPES`.
         modality_key
-            Column of ``adata.var`` that says what each feature is. Without it all are genes, ``"rna"``, or peaks,
-            ``"atac"``, where `likelihood` is ``"bernoulli"``.
+            Column of ``adata.var`` with the type of each feature. Without this column, all features are genes,
+            ``"rna"``; or peaks, ``"atac"``, if `likelihood` is ``"bernoulli"``.
         presence_keys
-            Modality to the boolean column of ``adata.obs`` that says which cells have it; by default
-            ``"has_<modality>"``, such as ``"has_protein"``, if there is one. Without a column, cells that have no count
-            of a modality lack it.
+            Modality to the boolean column of ``adata.obs`` that marks its cells; by default ``"has_<modality>"``, such
+            as ``"has_protein"``, if it exists. Without a column, cells without counts of a modality lack it.
         binary_likelihoods
-            Names of the observation models for which counts above 1 are read as 1; by default that of ``"atac"``.
+            Names of the likelihoods for which counts above 1 are read as 1; by default the one of ``"atac"``.
 
         Raises
         ------
         TypeError
-            `adata` is no AnnData, the counts are of an unknown kind, or a continuous covariate is not numeric.
+            `adata` is not an AnnData, the counts have an unsupported type, or a continuous covariate is not numeric.
         ValueError
-            `adata` is backed or empty, has a name twice, or no counts; a feature is of an unknown type, or the only one
-            of its modality; a key is given twice; a covariate or a presence is missing or infinite in some cell.
+            `adata` is backed or empty, has a name twice, or has no counts; a feature type is unknown; a modality has
+            only one feature; a covariate is given twice; or a covariate or a presence column has a missing or invalid
+            value.
         KeyError
             There is no such layer, column, modality or feature type.
         """
@@ -171,16 +172,7 @@ class Schema:
         check_n_features(feature_names)
         if any(obsm_key(source) is None for source in sources.values()):
             get_count_matrix(adata, layer)
-        for keys in (categorical_covariate_keys, continuous_covariate_keys):
-            if isinstance(keys, str):
-                raise TypeError(f"covariate keys must be a list of names, not one string: use [{keys!r}]")
-        categorical_keys = [*([] if batch_key is None else [batch_key]), *categorical_covariate_keys]
-        all_keys = [*categorical_keys, *continuous_covariate_keys]
-        for key in all_keys:
-            if all_keys.count(key) > 1:
-                raise ValueError(
-                    f"covariate {key!r} is given more than once (batch, categorical, continuous): keep one"
-                )
+        categorical_keys = check_covariate_keys(batch_key, categorical_covariate_keys, continuous_covariate_keys)
         likelihoods = resolve_likelihoods(sources, likelihood)
         return cls(
             feature_names=feature_names,
@@ -200,9 +192,9 @@ class Schema:
         return tuple(self.feature_names)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the schema in plain JSON types; :meth:`from_dict` gives it back exactly.
+        """Return the schema in plain JSON types. :meth:`from_dict` restores it exactly.
 
-        Keys are listed beside each dict because h5ad files do not keep the order of a dict.
+        The keys of dicts are also stored as lists, because h5ad files do not keep the order of a dict.
         """
         return {
             "modalities": list(self.feature_names),
@@ -242,31 +234,33 @@ class Schema:
         )
 
     def read_counts(self, adata: AnnData) -> dict[str, sparse.csr_matrix]:
-        """Give the counts of the model's features, checked.
+        """Return the checked counts of the model's features.
 
-        Features are put in the order of the schema; features that the model does not know are left out, and features
-        that `adata` lacks are zeros. Where the model has several modalities, `adata` may lack some of them wholly. A
-        cell lacks a modality if, and only if, its row there is empty. A float32 CSR matrix in canonical form that needs
-        none of this is not copied: the result then shares its memory, so do not write to it.
+        Features are in the order of the schema. Features of `adata` that are not in the model are ignored, and features
+        that `adata` lacks are zeros. If the model has several modalities, `adata` may lack all features of some of
+        them. A cell lacks a modality if, and only if, its row there is empty.
+
+        A float32 CSR matrix in canonical form that has exactly these features is not copied. The result then shares its
+        memory: do not write to it.
 
         Parameters
         ----------
         adata
-            Cells to read, in memory.
+            Cells in memory.
 
         Returns
         -------
         dict[str, sparse.csr_matrix]
-            Each modality to float32 counts, shape ``(cells, features)``: sorted columns, no duplicates, no stored
-            zeros. Counts of binary modalities are ones.
+            Modality to float32 counts, shape ``(cells, features)``, with sorted columns and without duplicates and
+            stored zeros. Counts of binary modalities are ones.
 
         Raises
         ------
         TypeError
-            `adata` is no AnnData, or its counts are neither a numpy array nor a scipy sparse matrix of numbers.
+            `adata` is not an AnnData, or its counts are neither a numpy array nor a scipy sparse matrix of numbers.
         ValueError
-            `adata` is backed or empty or has a name twice; a count is negative, not finite or not a whole number;
-            fewer than `MIN_OVERLAP` of the model's features are present; or a cell has counts of a modality that it
+            `adata` is backed or empty or has a name twice; a count is negative, not finite or not a whole number; less
+            than `MIN_OVERLAP` of the features of a modality are present; or a cell has counts of a modality that it
             should lack.
         KeyError
             The layer is missing.
@@ -274,57 +268,58 @@ class Schema:
         Warns
         -----
         UserWarning
-            Some of the model's features are missing; or a cell should have a modality and has no count of it.
+            Some features of the model are missing, or a cell that should have a modality has no count of it.
         """
-        several = len(self.feature_names) > 1
-        keys = {modality: obsm_key(source) for modality, source in self.sources.items()}
-        check_anndata(adata, needs_features=all(key is None for key in keys.values()))
-        position_f = {
+        multimodal = len(self.feature_names) > 1
+        obsm_keys = {modality: obsm_key(source) for modality, source in self.sources.items()}
+        check_anndata(adata, needs_features=all(key is None for key in obsm_keys.values()))
+        positions = {
             modality: match_features(adata.var_names, self.feature_names[modality])
-            for modality, key in keys.items()
+            for modality, key in obsm_keys.items()
             if key is None
         }
-        lacking = self._missing_modalities(adata, position_f) if several else set()
-        n_known = sum(int((at >= 0).sum()) for at in position_f.values())
+        missing = self._missing_modalities(adata, positions) if multimodal else set()
+        n_known = sum(int((position_f >= 0).sum()) for position_f in positions.values())
         if n_known < adata.n_vars:
-            logger.info("ignoring %d features that the model does not know", adata.n_vars - n_known)
-        in_var = to_canonical_csr(get_count_matrix(adata, self.layer)) if position_f.keys() - lacking else None
+            logger.info("ignoring %d features that are not in the model", adata.n_vars - n_known)
+        in_var = to_canonical_csr(get_count_matrix(adata, self.layer)) if positions.keys() - missing else None
         counts = {}
         for modality, names in self.feature_names.items():
-            if modality in lacking:
-                logger.info("no cell has %s: adata has none of its %d features", modality, len(names))
+            if modality in missing:
+                logger.info("adata has none of the %d features of %s: all cells lack it", len(names), modality)
                 counts[modality] = sparse.csr_matrix((adata.n_obs, len(names)), dtype=np.float32)
                 continue
-            of = modality if several else ""
-            key = keys[modality]
+            label = modality if multimodal else ""
+            key = obsm_keys[modality]
             if key is None:
                 where = describe_layer(self.layer)
-                check_feature_overlap(position_f[modality], adata.var_names, names, "adata.var_names", of)
-                rows = select_columns(in_var, position_f[modality])
+                check_feature_overlap(positions[modality], adata.var_names, names, "adata.var_names", label)
+                rows = select_columns(in_var, positions[modality])
             else:
                 where = describe_obsm(key)
                 matrix, found = get_obsm_matrix(adata, key)
-                rows = select_columns(to_canonical_csr(matrix), match_obsm_columns(matrix, found, names, where, of))
+                position_f = match_obsm_columns(matrix, found, names, where, label)
+                rows = select_columns(to_canonical_csr(matrix), position_f)
             check_counts(rows, adata, names, where, modality)
-            check_presence(adata.obs, self.presence_keys.get(modality), modality, rows, several)
+            check_presence(adata.obs, self.presence_keys.get(modality), modality, rows, multimodal)
             counts[modality] = as_model_counts(rows, modality, self.binary[modality])
         return counts
 
-    def _missing_modalities(self, adata: AnnData, position_f: Mapping[str, np.ndarray]) -> set[str]:
-        """Say which modalities `adata` has no feature of; raise where it is all of them."""
-        lacking = {modality for modality, at in position_f.items() if (at < 0).all()}
+    def _missing_modalities(self, adata: AnnData, positions: Mapping[str, np.ndarray]) -> set[str]:
+        """Return the modalities without any feature in `adata`; raise if all modalities are missing."""
+        missing = {modality for modality, position_f in positions.items() if (position_f < 0).all()}
         for modality, source in self.sources.items():
             key = obsm_key(source)
             if key is not None and key not in adata.obsm:
-                lacking.add(modality)
-        if len(lacking) == len(self.feature_names):
-            starts = "; ".join(f"{modality} {format_names(names, 3)}" for modality, names in self.feature_names.items())
+                missing.add(modality)
+        if len(missing) == len(self.feature_names):
+            wanted = "; ".join(f"{modality} {format_names(names, 3)}" for modality, names in self.feature_names.items())
             raise ValueError(
-                f"adata has no feature of any modality of the model, whose features start {starts} (sources: "
-                f"{format_names(self.sources.values())}); those of adata start {format_names(adata.var_names, 3)}. "
-                "Give adata the same kind of names (genes: symbols or Ensembl ids)"
+                f"adata has no feature of any modality of the model. The model has {wanted} (sources: "
+                f"{format_names(self.sources.values())}); adata has {format_names(adata.var_names, 3)}. Use the same "
+                "kind of names (genes: symbols or Ensembl ids)"
             )
-        return lacking
+        return missing
 
     def encode_covariates(
         self,
@@ -333,33 +328,34 @@ class Schema:
         *,
         n_cells: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Encode the covariates of some cells.
+        """Return the covariates of cells as codes and standardized numbers.
 
         Parameters
         ----------
         obs
-            Where to find them: an AnnData, its ``obs``, or a dict from key to one value for all cells or one a cell.
+            Covariates of the cells: an AnnData, its ``obs``, or a dict from covariate to one value for all cells or one
+            value per cell.
         overrides
-            Key to one value for all cells, taken in place of the one in `obs`, which may then be absent.
+            Covariate to one value for all cells, instead of the values in `obs`, which may then lack it.
         n_cells
-            Number of cells. Needed with a dict; otherwise, where given, it must be the number in `obs`.
+            Number of cells. Required if `obs` is a dict; otherwise, it must be the number of rows, if given.
 
         Returns
         -------
         category_ck
-            Code of each categorical covariate, int64, shape ``(cells, len(categories))``.
+            Codes of the categorical covariates, int64, shape ``(cells, len(categories))``.
         continuous_ck
-            Continuous covariates less the mean of fit, over the standard deviation of fit, float32, shape
+            Continuous covariates, standardized by mean and standard deviation of the training data, float32, shape
             ``(cells, len(continuous))``.
 
         Raises
         ------
         KeyError
-            A covariate is missing, or the model knows none of that name.
+            A covariate is missing, or is not in the model.
         ValueError
-            A category was not seen in fit; a value is missing or infinite; or the number of cells is wrong.
+            A category was not in the training data; a value is missing or infinite; or the number of cells is wrong.
         TypeError
-            A continuous covariate is not numeric, or an override is not one value.
+            A continuous covariate is not numeric, or an override is not a single value.
         """
         known = [*self.categories, *self.continuous]
         overrides = {} if overrides is None else overrides
@@ -376,38 +372,55 @@ class Schema:
         }
         category_ck = np.empty((len(table), len(self.categories)), dtype=np.int64)
         for k, (key, categories) in enumerate(self.categories.items()):
-            remedy = f"fit a model with these cells, or set adata.obs[{key!r}] to a category that they are like"
+            remedy = f"fit a model with these cells, or set adata.obs[{key!r}] to the most similar category"
             if key in overrides:
-                remedy = "choose a known one"
+                remedy = "choose one of them"
             category_ck[:, k] = encode_categories(columns[key], key, categories, remedy)
         continuous_ck = np.empty((len(table), len(self.continuous)), dtype=np.float32)
-        for k, (key, (mean, deviation)) in enumerate(self.continuous.items()):
-            continuous_ck[:, k] = (to_float(columns[key], key) - mean) / deviation
+        for k, (key, (mean, std)) in enumerate(self.continuous.items()):
+            continuous_ck[:, k] = (to_float(columns[key], key) - mean) / std
         return category_ck, continuous_ck
 
 
+def check_covariate_keys(
+    batch_key: str | None, categorical_keys: Sequence[str], continuous_keys: Sequence[str]
+) -> list[str]:
+    """Return the keys of all categorical covariates, the batch first; raise if a key is given twice."""
+    for keys in (categorical_keys, continuous_keys):
+        if isinstance(keys, str):
+            raise TypeError(f"covariate keys must be a list of names, not a string: use [{keys!r}]")
+    categorical = [*([] if batch_key is None else [batch_key]), *categorical_keys]
+    all_keys = [*categorical, *continuous_keys]
+    for key in all_keys:
+        if all_keys.count(key) > 1:
+            raise ValueError(f"covariate {key!r} is given more than once (batch, categorical, continuous): keep one")
+    return categorical
+
+
 def check_n_features(feature_names: Mapping[str, tuple[str, ...]]) -> None:
-    """Raise where one of several modalities has too few features; a model of one is checked when it is fit."""
+    """Raise if one of several modalities has fewer than two features. A single modality is checked elsewhere."""
     for modality, names in feature_names.items():
         if len(names) < 2 and (len(feature_names) > 1 or not names):
             raise ValueError(
-                f"modality {modality!r} has {len(names)} features ({format_names(names)}): a modality is learned from "
-                f"at "
-                "least two. Leave it out, by naming the others in modalities"
+                f"modality {modality!r} has {len(names)} features ({format_names(names)}): at least two are needed. To "
+                "leave it out, name only the others in modalities"
             )
 
 
 def match_obsm_columns(
-    matrix: Any, found: tuple[str, ...] | None, names: tuple[str, ...], where: str, of: str
+    matrix: Any, found: tuple[str, ...] | None, names: tuple[str, ...], where: str, modality: str
 ) -> np.ndarray:
-    """Find the columns of a matrix in obsm, checked: by name where it has names, else as they come."""
+    """Return the columns of a matrix in obsm that have the model's features, int64; -1 for a missing feature.
+
+    Columns without names must have the order of the model.
+    """
     if found is not None:
         position_f = match_features(pd.Index(found, dtype=object), names)
-        check_feature_overlap(position_f, pd.Index(found, dtype=object), names, f"the columns of {where}", of)
+        check_feature_overlap(position_f, pd.Index(found, dtype=object), names, f"the columns of {where}", modality)
         return position_f
     if matrix.shape[1] != len(names):
         raise ValueError(
-            f"{where} has {matrix.shape[1]} columns without names, and the model {len(names)} features there: give the "
+            f"{where} has {matrix.shape[1]} columns without names, but the model has {len(names)} features: use the "
             "same columns, or a DataFrame with names"
         )
     return np.arange(len(names))
