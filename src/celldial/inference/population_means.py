@@ -1,14 +1,14 @@
-"""What a trained module expects on average over cells along a path of latent states, and how sure it is of that.
+"""Population means of expected values along a path of latent states, with their posterior variance.
 
-Three things make the average uncertain. The cells' latent states are known up to their posteriors: each cell is drawn a
-few times, and how the draws of one cell differ tells it. Some cells stand for a group: how they differ tells it. The
-decoder's loadings were learned from noisy counts: their posterior is known from a Laplace approximation
-(`celldial.model.laplace`). All are small on the log scale, where they add up.
+The variance has three sources. Each cell's latent state is uncertain: several samples from its posterior show by how
+much. A sample of cells represents a population: the differences between cells show by how much it may deviate. The
+loadings of the decoder were learned from noisy counts: a Laplace approximation gives their posterior
+(`celldial.model.laplace`). All three are small on the log scale, where they are added.
 
-Only sums over cells are kept, so that memory grows with steps × features and not with the cells. No AnnData here.
+Only sums over cells are kept, so that memory grows with steps × features and not with the number of cells.
 
-Axis suffixes: ``c`` cells, ``f`` features, ``h`` inputs of the last layer, ``j`` draws (those of one cell side by
-side), ``k`` covariates, ``n`` draws of one cell, ``s`` steps, ``z`` columns of the latent state.
+Axis suffixes: ``c`` cells, ``f`` features, ``h`` inputs of the last layer, ``j`` samples (those of one cell side by
+side), ``k`` covariates, ``n`` samples of one cell, ``s`` steps, ``z`` columns of the latent state.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from celldial.model.module import Modality, Module, concat_state
 
 __all__ = ["PopulationMeans", "mean_along_path", "sample_latent"]
 
-# Cells from which the information about the loadings is taken, scaled up to all.
+# Number of cells to measure the information about the loadings on; it is scaled to all cells.
 MAX_CELLS = 1000
-# Of float32: 1 MB.
+# Number of float32 values that fit into the cache: 1 MB.
 CACHED_ENTRIES = 2**18
 # Smaller expected values are rounding errors.
 TINY = 1e-30
 
 
 class PopulationMeans(NamedTuple):
-    """Expected values of one modality, averaged over cells, step by step; float32.
+    """Mean expected values of one modality at each step, float32.
 
     Parameters
     ----------
     mean_sf
-        The averages.
+        The means.
     variance_sf
         Posterior variance of their natural logarithms.
     change_variance_f
@@ -81,24 +81,24 @@ def mean_along_path(
     n_samples: int,
     n_group: int,
 ) -> PopulationMeans:
-    """Decode states at each step, and average over cells, which stand for a group.
+    """Decode latent states at each step, and average over the cells that represent a population.
 
     Parameters
     ----------
     module
-        What decodes.
+        A trained module.
     name
-        The modality to decode to.
+        Modality to decode.
     states_sjz
-        Latent states, float32: `n_samples` draws of each cell side by side.
+        Latent states, float32: `n_samples` samples of each cell side by side.
     covariates
-        Of the same draws.
+        Covariates of the same samples.
     library_size
-        Of every cell, in this modality.
+        Library size of every cell in this modality.
     n_samples
-        Draws of each cell, at least 2.
+        Samples of each cell, at least 2.
     n_group
-        Cells in the group of which the average is wanted.
+        Number of cells in the population.
     """
     along = _PathDecoder(module, name, states_sjz, covariates, library_size, n_samples, n_group)
     mean_sf, variance_sf, log_total_sj = along.steps()
@@ -108,7 +108,7 @@ def mean_along_path(
 
 
 class _PathDecoder:
-    """The inputs of the decoder's last layer along a path, and what is made of them."""
+    """Inputs of the decoder's last layer along a path, and the sums that are computed from them."""
 
     def __init__(
         self,
@@ -132,13 +132,13 @@ class _PathDecoder:
         )
         self.library_size = self.input_sjh.new_tensor([library_size])
         self.n_draws = self.input_sjh.shape[1]
-        # Matrices that take from each draw the mean of its cell's, by their number of rows.
+        # Matrices that subtract the mean over samples of the same cell, by their number of rows.
         self.centering: dict[int, Tensor] = {}
-        # A feature whose share does not vanish anywhere: it tells the sum over all features from its share.
+        # A feature with a share above 0 everywhere, from which the sum over all features follows.
         self.anchor = int(self.bias_f.argmax())
 
     def steps(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean over the draws, variance of its logarithm, and the log sum over features of each draw's rates."""
+        """Return mean over samples, variance of its logarithm, and log sum of rates over features of each sample."""
         n_steps, n_draws = len(self.input_sjh), self.n_draws
         mean_sf = self.input_sjh.new_empty((n_steps, self.n_features))
         variance_sf = torch.empty_like(mean_sf)
@@ -150,7 +150,7 @@ class _PathDecoder:
             for block in self._blocks(n_draws, MAX_DECODE_VALUES):
                 logits_jf = logits_buffer_jf[: block.stop - block.start]
                 torch.addmm(self.bias_f, input_jh[block], self.weight_fh.T, out=logits_jf)
-                # One large matrix product, then few draws at a time, which stay in the processor's cache.
+                # One large matrix product, then a few samples at a time, which stay in the processor's cache.
                 for few in self._blocks(len(logits_jf), CACHED_ENTRIES):
                     share_jf = torch.softmax(logits_jf[few], -1)
                     log_total_j = logits_jf[few, self.anchor] - share_jf[:, self.anchor].log()
@@ -159,45 +159,45 @@ class _PathDecoder:
             torch.div(sums_3f[0], n_draws, out=mean_sf[step]).clamp_min_(TINY)
             variance_sf[step] = self._variance_of_mean(sums_3f) / mean_sf[step].square()
         if self.loadings is not None:
-            of_loadings_sf = self.loadings.variance(self.input_sjh.mean(1))
+            loadings_variance_sf = self.loadings.variance(self.input_sjh.mean(1))
             for step, mean_f in enumerate(mean_sf):
-                variance_sf[step] += of_loadings_sf[step] * self.likelihood.elasticity(mean_f).square_()
+                variance_sf[step] += loadings_variance_sf[step] * self.likelihood.elasticity(mean_f).square_()
         return mean_sf, variance_sf, log_total_sj
 
     def change_variance(self, mean_sf: Tensor, log_total_sj: Tensor) -> Tensor:
-        """Variance of the log change from the lowest to the highest step of each feature.
+        """Return the variance of the log change from the lowest to the highest step of each feature.
 
-        The draws are the same at both steps, so that what they share drops out.
+        Both steps use the same samples, so that their common part cancels.
         """
         lowest_f, highest_f = mean_sf.argmin(0), mean_sf.argmax(0)
         variance_f = torch.empty_like(mean_sf[0])
         for start in range(0, self.n_features, BLOCK_FEATURES):
-            of = slice(start, start + BLOCK_FEATURES)
-            sums_3f = variance_f.new_zeros((3, len(variance_f[of])))
+            part = slice(start, start + BLOCK_FEATURES)
+            sums_3f = variance_f.new_zeros((3, len(variance_f[part])))
             for block in self._blocks(self.n_draws, MAX_DECODE_VALUES):
-                change_jf = self._relative(highest_f, of, block, mean_sf, log_total_sj)
-                change_jf -= self._relative(lowest_f, of, block, mean_sf, log_total_sj)
+                change_jf = self._relative(highest_f, part, block, mean_sf, log_total_sj)
+                change_jf -= self._relative(lowest_f, part, block, mean_sf, log_total_sj)
                 self._accumulate(change_jf, sums_3f)
-            variance_f[of] = self._variance_of_mean(sums_3f)
+            variance_f[part] = self._variance_of_mean(sums_3f)
         if self.loadings is not None:
             ends_2f = mean_sf.gather(0, torch.stack([lowest_f, highest_f]))
-            of_loadings_f = self.loadings.variance_of_change(self.input_sjh.mean(1), lowest_f, highest_f)
-            variance_f += of_loadings_f * self.likelihood.elasticity(ends_2f).mean(0).square_()
+            loadings_variance_f = self.loadings.variance_of_change(self.input_sjh.mean(1), lowest_f, highest_f)
+            variance_f += loadings_variance_f * self.likelihood.elasticity(ends_2f).mean(0).square_()
         return variance_f
 
-    def _relative(self, step_f: Tensor, of: slice, block: slice, mean_sf: Tensor, log_total_sj: Tensor) -> Tensor:
-        """Divide what is expected of some features, each at a step of its own, by its mean; shape ``(j, f)``."""
-        weight_fh, bias_f, step_of_f = self.weight_fh[of], self.bias_f[of], step_f[of]
+    def _relative(self, step_f: Tensor, part: slice, block: slice, mean_sf: Tensor, log_total_sj: Tensor) -> Tensor:
+        """Return expected values relative to their mean, with a separate step for each feature, shape ``(j, f)``."""
+        weight_fh, bias_f, step_of_f = self.weight_fh[part], self.bias_f[part], step_f[part]
         share_jf = self.input_sjh.new_empty((len(self.input_sjh[0, block]), len(bias_f)))
         for step in step_of_f.unique().tolist():
             column = (step_of_f == step).nonzero()[:, 0]
             logits_jf = torch.addmm(bias_f[column], self.input_sjh[step, block], weight_fh[column].T)
             share_jf[:, column] = (logits_jf - log_total_sj[step, block, None]).exp_()
-        mean_f = mean_sf[:, of].gather(0, step_of_f[None])[0]
+        mean_f = mean_sf[:, part].gather(0, step_of_f[None])[0]
         return self.likelihood.expected(share_jf, self.library_size) / mean_f
 
     def _accumulate(self, value_jf: Tensor, sums_3f: Tensor) -> None:
-        """Add up the draws of some cells, the squared deviations of each cell's draws from their mean, and squares."""
+        """Add values, squared deviations from the mean of the same cell, and squares to running sums over samples."""
         n_draws = len(value_jf)
         if n_draws not in self.centering:
             one_nn = value_jf.new_ones((self.n_samples, self.n_samples)) / self.n_samples
@@ -209,24 +209,24 @@ class _PathDecoder:
         sums_3f[2:].addmm_(one_1j, value_jf.square_())
 
     def _blocks(self, n_draws: int, n_entries: int) -> Iterator[slice]:
-        """Go through draws in blocks of about so many entries; those of one cell stay together."""
+        """Yield blocks of samples with about `n_entries` values; the samples of a cell stay together."""
         size = max(1, n_entries // (self.n_features * self.n_samples)) * self.n_samples
         for first in range(0, n_draws, size):
             yield slice(first, min(first + size, n_draws))
 
     def _variance_of_mean(self, sums_3f: Tensor) -> Tensor:
-        """Variance of a group's average, from what was added up over the draws of some of its cells.
+        """Return the variance of a population mean from running sums over the samples of some of its cells.
 
-        An analysis of variance: within cells, from the posterior of their states; between cells, from the choice.
+        Analysis of variance: within cells, from the posterior of their states; between cells, from the choice of cells.
         """
         sum_f, within_f, square_f = sums_3f
         n_cells = self.n_draws // self.n_samples
         within_f = within_f / (n_cells * (self.n_samples - 1))
-        # All the group's cells are uncertain; besides, only some draws were made of some cells.
+        # Each cell of the population is uncertain, and only some samples of some cells were drawn.
         variance_f = within_f * (1 / self.n_group + 1 / self.n_draws)
         if n_cells == 1 or n_cells >= self.n_group:
             return variance_f
-        means_f = (square_f - within_f * (n_cells * (self.n_samples - 1))) / self.n_samples  # squares of cells' means
+        means_f = (square_f - within_f * (n_cells * (self.n_samples - 1))) / self.n_samples  # sum of squared cell means
         between_f = (means_f - sum_f.square() / (self.n_samples**2 * n_cells)) / (n_cells - 1)
         between_f = (between_f - within_f / self.n_samples).clamp_min_(0)
         return variance_f + between_f * (1 / n_cells - 1 / self.n_group)

@@ -1,6 +1,6 @@
-"""What a trained module says of cells: latent states from counts, expression from latent states, new cells.
+"""Inference with a trained module: latent states from counts, expected values from latent states, new cells.
 
-Arrays in, arrays out, in blocks of cells, so that memory stays bounded on the device. No AnnData here.
+Arrays in, arrays out, in blocks of cells, so that memory on the device stays bounded.
 
 Axis suffixes: ``c`` cells, ``f`` features, ``k`` covariates, ``q`` quantiles, ``z`` latent coordinates.
 """
@@ -37,19 +37,20 @@ __all__ = [
     "to_eval",
 ]
 
-# Draws by which the mean of a posterior without a closed form is known.
+# Samples to estimate the moments of a posterior without a closed form.
 N_DRAWS = 64
 
 
 class Posterior(NamedTuple):
-    """Where each cell is in latent space, and how sure that is.
+    """Posterior of the latent coordinates of each cell.
 
     Parameters
     ----------
     mean
-        Mean of each cell's latent coordinates, float32, shape ``(cells, n_latent)``.
+        Mean of the latent coordinates, float32, shape ``(cells, n_latent)``.
     standard_deviation
-        Their standard deviation, of the same shape; 1 is that of the prior, where the counts tell nothing.
+        Standard deviation of the latent coordinates, float32, shape ``(cells, n_latent)``. A coordinate that the counts
+        do not inform has 1, the standard deviation of the prior.
 
     Examples
     --------
@@ -66,10 +67,10 @@ class Posterior(NamedTuple):
 
 
 class CirclePosterior(NamedTuple):
-    """Where each cell is on the circle, all of shape ``(cells,)``.
+    """Posterior of the periodic coordinate of each cell, all of shape ``(cells,)``.
 
-    The angle in [0, 2π) given that it is active, how concentrated that is (κ of the power spherical distribution), how
-    probable it is that the cell is active, and the KL divergence of all this from the prior in nats.
+    The angle in [0, 2π) given that the cell is active, its concentration (κ of the power spherical distribution), the
+    probability that the cell is active, and the KL divergence from the prior in nats.
     """
 
     angle: np.ndarray
@@ -79,9 +80,9 @@ class CirclePosterior(NamedTuple):
 
 
 class LatentState(NamedTuple):
-    """The latent state of each cell: its coordinates, and what decoders and users see of them.
+    """Latent state of each cell: posterior of the coordinates, and the embedding.
 
-    Besides, where there is one, the place on a circle; and the probability of each cluster, shape
+    If the model has them, also the posterior of the periodic coordinate, and the probability of each cluster, shape
     ``(cells, n_clusters)``.
     """
 
@@ -93,12 +94,12 @@ class LatentState(NamedTuple):
 
     @property
     def state_cz(self) -> np.ndarray:
-        """What is decoded: the mean coordinates, then activity times cosine and sine of the angle."""
+        """State to decode: mean coordinates, then activity times cosine and sine of the angle."""
         return self._with_circle(self.mean)
 
     @property
     def embedding_with_circle(self) -> np.ndarray:
-        """The embedding, and where there is a circle the place on it."""
+        """Embedding, followed by the point on the circle if there is one."""
         return self._with_circle(self.embedding)
 
     def _with_circle(self, value_cz: np.ndarray) -> np.ndarray:
@@ -110,14 +111,14 @@ class LatentState(NamedTuple):
 
 
 class Covariates(NamedTuple):
-    """Encoded covariates of some cells: what `Schema.encode_covariates` returns."""
+    """Encoded covariates of cells."""
 
     category_ck: np.ndarray
     continuous_ck: np.ndarray
 
 
 def to_eval(module: Module) -> torch.device:
-    """Bring a module to the device where it is to compute, and make it deterministic."""
+    """Move a module to the device of the settings, and switch it to evaluation mode."""
     device = settings.torch_device
     if next(module.parameters()).device != device:
         module.to(device)
@@ -127,7 +128,7 @@ def to_eval(module: Module) -> torch.device:
 
 @torch.no_grad()
 def infer(module: Module, cells: Cells) -> LatentState:
-    """Infer each cell's latent state; for cells without any count, the prior.
+    """Infer each cell's latent state; cells without any count get the prior.
 
     Raises
     ------
@@ -136,7 +137,7 @@ def infer(module: Module, cells: Cells) -> LatentState:
     """
     device = to_eval(module)
     parts = []
-    # Values that are not finite have a better error below. What has no closed form is drawn, the same way every time.
+    # Values that are not finite raise a clearer error below. The seed makes sampled moments reproducible.
     with pyro.validation_enabled(False), isolate_rng(0):
         for block in minibatches(cells, MAX_DECODE_CELLS):
             placed = angle_posterior.placed(module, block.to(device))
@@ -148,7 +149,7 @@ def infer(module: Module, cells: Cells) -> LatentState:
             if module.circle is not None:
                 direction = posterior["direction"]
                 angle_c = torch.atan2(direction.mean_cu[:, 1], direction.mean_cu[:, 0]) % (2 * math.pi)
-                # Rounding could make a full turn of a tiny negative angle.
+                # Rounding can turn a tiny negative angle into 2π.
                 angle_c = torch.where(angle_c >= 2 * math.pi, 0.0, angle_c)
                 prior = module.circle.prior(len(block), like=block.continuous_ck)
                 kl_c = kl_divergence(direction, prior[0]) + kl_divergence(posterior["active"], prior[1])
@@ -162,21 +163,21 @@ def infer(module: Module, cells: Cells) -> LatentState:
         cluster_ck = others.pop(0)
         cluster_ck[empty_c] = module.clusters.log_weight_k.exp().cpu().numpy()
     if others:
-        # Anywhere on the circle, or not at all, as the prior has it.
+        # The prior: any angle, and the prior probability of being active.
         for values_c in (others[0], others[1], others[3]):
             values_c[empty_c] = 0
     finite_c = np.isfinite(mean_cz).all(1) & np.isfinite(deviation_cz).all(1)
     if not finite_c.all():
         raise FloatingPointError(
-            f"the latent states of {(~finite_c).sum()} of {len(cells)} cells are not finite, so training went wrong: "
-            "try a lower learning_rate, and look for features with extreme counts"
+            f"the latent states of {(~finite_c).sum()} of {len(cells)} cells are not finite because the training "
+            "diverged: try a lower learning_rate, and look for features with extreme counts"
         )
     embedding_cz = module.latent.link(torch.from_numpy(mean_cz)).numpy()
     return LatentState(mean_cz, deviation_cz, embedding_cz, CirclePosterior(*others) if others else None, cluster_ck)
 
 
 def concat_states(parts: Sequence[LatentState]) -> LatentState:
-    """Put the latent states of some cells after each other."""
+    """Concatenate the latent states of several blocks of cells."""
     if len(parts) == 1:
         return parts[0]
     circle = cluster = None
@@ -191,7 +192,7 @@ def concat_states(parts: Sequence[LatentState]) -> LatentState:
 
 
 def posterior_moments(posterior: TorchDistribution) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each coordinate; of a flow from draws."""
+    """Return mean and standard deviation of each coordinate; those of a flow are estimated from samples."""
     if not isinstance(posterior, TransformedDistribution):
         return posterior.mean, posterior.stddev
     draws_ncz = posterior.sample([N_DRAWS])
@@ -200,16 +201,16 @@ def posterior_moments(posterior: TorchDistribution) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def importance_weighted_bound(module: Module, blocks: Iterable[Cells], n_samples: int) -> float:
-    """Importance-weighted bound on the log probability of cells, in nats per cell, by torch's generator.
+    """Return the importance-weighted bound on the log probability of cells, in nats per cell.
 
     Parameters
     ----------
     module
-        What is asked.
+        A trained module.
     blocks
-        Cells that have counts, on any device, block by block.
+        Cells with counts, on any device, block by block.
     n_samples
-        Draws of each cell.
+        Latent samples of each cell, from torch's generator.
 
     References
     ----------
@@ -234,22 +235,22 @@ def decode_mean(
     library_size: float,
     columns: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
-    """Decode latent states to the expected values of one modality, block by block of cells.
+    """Decode latent states to expected values of one modality, block by block of cells.
 
     Parameters
     ----------
     module
-        What decodes.
+        A trained module.
     modality
-        What to decode to.
+        Modality to decode.
     z_cz
         Latent states, float32.
     covariates
-        Of the same cells.
+        Covariates of the same cells.
     library_size
-        Of every cell, in this modality.
+        Library size of every cell in this modality.
     columns
-        Indices of the features wanted; all by default.
+        Indices of the features to return; all by default.
 
     Yields
     ------
@@ -265,16 +266,16 @@ def decode_mean(
 def sample_cells(
     module: Module, covariates: Covariates, library_size_q: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, dict[str, sparse.csr_matrix]]:
-    """Draw latent states from the prior and counts from the model, by torch's generator.
+    """Sample latent states from the prior and counts from the model, with torch's generator.
 
     Parameters
     ----------
     module
-        What decodes.
+        A trained module.
     covariates
-        Of the cells to draw.
+        Covariates of the new cells.
     library_size_q
-        Modality to evenly spaced quantiles of the library sizes to draw from.
+        Modality to evenly spaced quantiles of the library sizes to sample from.
 
     Returns
     -------
