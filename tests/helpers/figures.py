@@ -1,4 +1,4 @@
-"""What the tests of all plots share: how to look at a figure, and cells whose numbers are made by hand."""
+"""Shared by the tests of plots: comparing and reading figures, and cells with numbers made by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -18,27 +18,27 @@ from matplotlib.transforms import Bbox
 from scipy import sparse
 
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
-# Root mean square of the difference, of 255. Without text, other versions of matplotlib stay far below it, and one
-# missing curve is far above it: each plot has a test that takes something away.
+# Root mean square difference, on a scale to 255. Without text, other versions of matplotlib stay far below it, and a
+# missing curve is far above it: each plot has a test that removes something.
 TOLERANCE = 1.5
 
-TURN = 2 * np.pi
+TWO_PI = 2 * np.pi
 PHASES = ("G1", "S", "G2M")
 PHASE_START = np.array([0, 2.6, 4.3])
 
 
-# --- Looking at figures -----------------------------------------------------------------------------------------------
+# --- Figures ----------------------------------------------------------------------------------------------------------
 
 
 def difference(figure: Figure, name: str, folder: Path) -> str | None:
-    """Compare a figure without its text, whose shape depends on the fonts, with the one that is kept.
+    """Compare a figure with the reference image in tests/figures; text is removed, because fonts differ.
 
-    Where a change is meant: look at the new image, in the folder that the message names, and copy it to tests/figures.
+    To accept a change: look at the new image, in the folder that the message names, and copy it to tests/figures.
     """
     if mpl.__version_info__ < (3, 11):
         pytest.skip("before matplotlib 3.11, text is measured differently, and some panels are a pixel smaller")
     for legend in figure.findobj(Legend):
-        legend.remove()  # one that is merely invisible still takes room
+        legend.remove()  # an invisible legend would still take room
     for text in figure.findobj(Text):
         text.set_visible(False)
         text.set_in_layout(False)
@@ -49,12 +49,17 @@ def difference(figure: Figure, name: str, folder: Path) -> str | None:
 
 
 def texts(figure: Figure) -> set[str]:
-    """List what is written on a figure; tick labels only once it was drawn."""
+    """Return all texts of a figure; tick labels only after it was drawn."""
     return {text.get_text() for text in figure.findobj(Text) if text.get_visible()}
 
 
+def shows(figure: Figure, *facts: str) -> bool:
+    """Return whether one text of the figure contains all facts, ignoring case."""
+    return any(all(fact.lower() in text.lower() for fact in facts) for text in texts(figure))
+
+
 def all_inside(figure: Figure) -> bool:
-    """Tell whether nothing is cut off."""
+    """Return whether nothing is cut off."""
     figure.canvas.draw()
     box = figure.get_tightbbox()
     width, height = figure.get_size_inches()
@@ -63,13 +68,13 @@ def all_inside(figure: Figure) -> bool:
 
 
 def ink(text: Text) -> Any:
-    """Find the place of a text on the figure, without an empty line at its top."""
+    """Return the bounding box of a text, without an empty line at its top."""
     box = text.get_window_extent()
     return Bbox.from_bounds(box.x0, box.y0, box.width, box.height * (0.45 if text.get_text().startswith("\n") else 1))
 
 
 def overlapping(figure: Figure) -> list[str]:
-    """List tick labels of one axis that touch each other."""
+    """Return the tick labels that overlap another label of their axis."""
     figure.canvas.draw()
     touching = []
     for panel in figure.findobj(Axes):
@@ -86,12 +91,12 @@ def overlapping(figure: Figure) -> list[str]:
 
 
 def rows_of(panel: Axes) -> list[str]:
-    """Read the labels of the rows, from top to bottom."""
+    """Return the labels of the rows, from top to bottom."""
     return [label.get_text() for label in panel.get_yticklabels()]
 
 
 def bars_of(figure: Figure) -> list[Colorbar]:
-    """Find the color bars."""
+    """Return the color bars of a figure."""
     return [panel._colorbar for panel in figure.findobj(Axes) if hasattr(panel, "_colorbar")]
 
 
@@ -99,18 +104,18 @@ def bars_of(figure: Figure) -> list[Colorbar]:
 
 
 def names_of(modality: str, n: int) -> list[str]:
-    """Name features as they are named in the data of a modality."""
+    """Return feature names as they are usual for a modality."""
     write = {"rna": "GENE{}", "atac": "chr1:{}00-{}50", "protein": "CD{}"}.get(modality, modality + "_{}")
     return [write.format(*[index] * write.count("{}")) for index in range(n)]
 
 
 def traversal(kind: str = "coordinate", n_features: dict[str, int] | None = None, n_steps: int = 25) -> dict[str, Any]:
-    """Make what `VAE.latent_traverse` stores: features that peak one after the other, of various heights."""
+    """Return a traversal as `VAE.latent_traverse` stores it; features peak one after the other at various heights."""
     n_features = n_features or {"rna": 40}
     position_s = {
         "coordinate": np.linspace(-2, 2, n_steps),
         "direction": np.linspace(-0.2, 1.3, n_steps),
-        "periodic": np.linspace(0, TURN, n_steps),
+        "periodic": np.linspace(0, TWO_PI, n_steps),
         "path": np.linspace(0, 1, n_steps),
     }[kind]
     share_s1 = np.linspace(0, 1, n_steps)[:, None]
@@ -118,7 +123,7 @@ def traversal(kind: str = "coordinate", n_features: dict[str, int] | None = None
     for n in n_features.values():
         peak_f, height_f = np.linspace(-0.1, 1.1, n), 5 + np.arange(n) * 7 % 40
         if kind == "periodic":
-            blocks.append(height_f * np.exp(2 * np.cos(TURN * (share_s1 - peak_f)) - 2))
+            blocks.append(height_f * np.exp(2 * np.cos(TWO_PI * (share_s1 - peak_f)) - 2))
         else:
             blocks.append(0.5 + height_f * np.exp(-((4 * (share_s1 - peak_f)) ** 2)))
     for modality, block in zip(n_features, blocks, strict=True):
@@ -171,12 +176,12 @@ def traversal(kind: str = "coordinate", n_features: dict[str, int] | None = None
 
 
 def stored_in(**traversals: dict[str, Any]) -> AnnData:
-    """Make cells that have nothing but traversals."""
+    """Return cells that have only traversals."""
     return AnnData(np.zeros((2, 1), dtype=np.float32), uns={"latent_traverse": dict(traversals)})
 
 
 def coordinates(n: int = 6, modalities: tuple[str, ...] = ("rna",)) -> pd.DataFrame:
-    """Make what `VAE.axes` stores: the axes in an order that is not their rank, the last two unused."""
+    """Return coordinates as `VAE.axes` stores them: not sorted by rank, the last two unused."""
     size_z = np.array([0.5 ** (1 + (k + 2) % n) for k in range(n)])
     size_z[size_z < 0.5 ** (n - 1.5)] = 0.001
     table = pd.DataFrame({"kl": 3 * size_z, "variance": 20 * size_z, "share": size_z / size_z.sum()})
@@ -190,7 +195,7 @@ def coordinates(n: int = 6, modalities: tuple[str, ...] = ("rna",)) -> pd.DataFr
 
 
 def sweep(parameters: tuple[str, ...] = ("mu", "sigma")) -> pd.DataFrame:
-    """Make what `gradients.sweep` returns: powers of the width, and averages that are a little off."""
+    """Return a table as of `tl.sweep_gradients`: powers of the width, and averages slightly off their line."""
     estimators = ["score_function + learned", "reparameterized", "score_function"]
     if "cluster" in parameters:
         estimators = ["enumerate", "gumbel_softmax", "straight_through", *estimators[::2]]
@@ -206,9 +211,9 @@ def sweep(parameters: tuple[str, ...] = ("mu", "sigma")) -> pd.DataFrame:
 
 
 def cycling(n_cells: int = 240, phases: bool = True) -> AnnData:
-    """Make cells on a circle, every fourth of them without a phase, with markers, a map and traversals."""
+    """Return cells on a circle, every fourth of them without a phase, with markers, a map and traversals."""
     turn_c = np.arange(n_cells) / n_cells
-    angle_c = TURN * (turn_c + 0.12 * np.sin(TURN * turn_c)) % TURN
+    angle_c = TWO_PI * (turn_c + 0.12 * np.sin(TWO_PI * turn_c)) % TWO_PI
     active_c = np.arange(n_cells) % 4 != 0
     names = ["MCM5", "MCM6", "PCNA", "GINS2", "TOP2A", "CDK1", "UBE2C", "MKI67", "ACTB", "GAPDH"]
     peak_f = np.array([3.0, 3.2, 2.9, 3.1, 5.2, 5.0, 5.4, 5.3, 0, 0])

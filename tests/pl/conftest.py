@@ -1,4 +1,4 @@
-"""Fixtures of the tests of all plots."""
+"""Fixtures for the tests of plots."""
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -20,7 +20,7 @@ def _figures_in_default_style():
 
 @pytest.fixture
 def adata() -> AnnData:
-    """Cells as after `fit` and `latent_traverse`, with numbers made by hand: no model can change these figures."""
+    """Return cells as after `fit` and `latent_traverse`, with numbers that do not depend on a model."""
     epoch_e = np.arange(30)
     elbo_e = -650 - 3000 * np.exp(-1.5 * epoch_e) - 60 * np.exp(-0.2 * epoch_e)
     history = {

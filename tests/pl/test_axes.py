@@ -1,4 +1,4 @@
-"""Which coordinates matter: the image, and what is drawn and written on it."""
+"""`pl.axes`: the image, bars, labels and titles."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -6,20 +6,22 @@ import pytest
 from anndata import AnnData
 
 from celldial import pl
-from helpers.figures import all_inside, coordinates, difference, overlapping, rows_of, texts
+from helpers.figures import all_inside, coordinates, difference, overlapping, rows_of, shows
+from helpers.raises import raises
 
 
-def told(*arguments) -> AnnData:
+def cells_with_coordinates(*arguments) -> AnnData:
     return AnnData(np.zeros((2, 1), dtype=np.float32), uns={"celldial": {"coordinates": coordinates(*arguments)}})
 
 
 def test_axes_look_as_before(tmp_path):
-    figure = pl.axes(told(6, ("rna", "atac")), return_fig=True)
+    figure = pl.axes(cells_with_coordinates(6, ("rna", "atac")), return_fig=True)
     assert difference(figure, "axes.png", tmp_path) is None
 
 
 def test_a_missing_bar_is_seen(tmp_path):
-    max(pl.axes(told(6, ("rna", "atac")), show=False)["kl"].patches, key=lambda bar: bar.get_width()).remove()
+    panel = pl.axes(cells_with_coordinates(6, ("rna", "atac")), show=False)["kl"]
+    max(panel.patches, key=lambda bar: bar.get_width()).remove()
     assert "Error" in difference(plt.gcf(), "axes.png", tmp_path)
 
 
@@ -29,7 +31,7 @@ def test_a_missing_bar_is_seen(tmp_path):
     ids=str,
 )
 def test_bars_are_what_is_stored_in_order_of_rank(n, modalities):
-    adata = told(n, modalities)
+    adata = cells_with_coordinates(n, modalities)
     axes = pl.axes(adata, show=False)
     several = [f"share_{name}" for name in modalities] if len(modalities) > 1 else []
     assert list(axes) == ["share", *several, "kl"]
@@ -43,8 +45,8 @@ def test_bars_are_what_is_stored_in_order_of_rank(n, modalities):
     assert not overlapping(plt.gcf())
 
 
-def test_what_is_unused_is_pale_and_said_to_be_unused():
-    adata = told(6)
+def test_unused_coordinates_are_pale_and_labeled():
+    adata = cells_with_coordinates(6)
     axes = pl.axes(adata, show=False)
     used = adata.uns["celldial"]["coordinates"].sort_values("rank")["used"].to_numpy()
     for panel in axes.values():
@@ -52,19 +54,19 @@ def test_what_is_unused_is_pale_and_said_to_be_unused():
         assert len(colors) == 1
         assert min(colors.pop()[:3]) > 0.7
     assert sum(text.get_text() == "unused" for text in axes["share"].texts) == (~used).sum() > 0
-    assert f"Which latent coordinates matter: {used.sum()} of 6 are used" in texts(plt.gcf())
-    assert "KL divergence\n(nats per cell)" in texts(plt.gcf())
+    assert shows(plt.gcf(), f"{used.sum()} of 6")
+    assert shows(plt.gcf(), "KL divergence", "nats per cell")
 
 
-def test_nothing_is_used():
-    adata = told(6)
+def test_no_coordinate_is_used():
+    adata = cells_with_coordinates(6)
     table = adata.uns["celldial"]["coordinates"]
     table[["kl", "variance", "share", "share_rna"]], table["used"] = 0.0, False
     figure = pl.axes(adata, return_fig=True)
-    assert "Which latent coordinates matter: 0 of 6 are used" in texts(figure)
+    assert shows(figure, "0 of 6")
     assert all_inside(figure)
 
 
-def test_without_a_table_it_says_what_to_call():
-    with pytest.raises(KeyError, match="call model.axes\\(adata\\) first"):
+def test_without_a_table_the_error_names_the_method():
+    with raises(KeyError, naming=["model.axes(adata)"]):
         pl.axes(AnnData(np.zeros((2, 2))))

@@ -1,4 +1,4 @@
-"""Cells on a circle: the images, and what is drawn and written on them."""
+"""`pl.cell_cycle`: the images, the circle, the genes, labels and titles."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from celldial import pl
-from helpers.figures import PHASES, TURN, all_inside, bars_of, cycling, difference, overlapping, texts
+from helpers.figures import PHASES, TWO_PI, all_inside, bars_of, cycling, difference, overlapping, shows, texts
+from helpers.raises import raises
 
 
 @pytest.fixture
@@ -15,7 +16,7 @@ def cells():
 
 
 def points_of(panel) -> np.ndarray:
-    """Angles and radii of all dots."""
+    """Return angles and radii of all dots."""
     return np.concatenate([np.asarray(dots.get_offsets()) for dots in panel.collections if len(dots.get_offsets()) > 1])
 
 
@@ -39,13 +40,13 @@ def test_a_missing_density_is_seen(cells, tmp_path):
 # --- The circle -------------------------------------------------------------------------------------------------------
 
 
-def test_cell_cycle_says_what_it_shows(cells):
+def test_labels_and_titles(cells):
     figure = pl.cell_cycle(cells, return_fig=True)
-    written = texts(figure)
-    assert "Cell cycle: 180 of 240 cells carry a phase" in written
-    assert any("Clockwise from the top: angle 0, the start of G1." in text for text in written)
-    assert {"MCM5 (S)", "TOP2A (G2M)", "counts per 10,000", "cell cycle angle (rad)", *PHASES} <= written
-    assert {"mean of the cells in a bin, ± standard error", "what the model expects, with 90% interval"} <= written
+    assert shows(figure, "cell cycle", "180 of 240 cells", "phase")
+    assert shows(figure, "angle 0", "start of G1", "clockwise")
+    assert {"MCM5 (S)", "TOP2A (G2M)", "counts per 10,000", "cell cycle angle (rad)", *PHASES} <= texts(figure)
+    assert shows(figure, "observed", "standard error")
+    assert shows(figure, "model", "90%", "interval")
     assert all_inside(figure)
     assert not overlapping(figure)
 
@@ -57,28 +58,29 @@ def test_shares_are_of_all_cells(cells):
     assert share.sum() == 0.75
 
 
-def test_an_active_cell_whose_phase_is_not_said_carries_none(cells):
+def test_active_cells_without_a_phase_are_not_counted(cells):
     cells = cells.copy()
     active = np.flatnonzero(cells.obs["cell_cycle_active"])[:24]
     cells.obs.iloc[active, cells.obs.columns.get_loc("cell_cycle_phase")] = np.nan
     pl.cell_cycle(cells, show=False)
-    assert {"Cell cycle: 156 of 240 cells carry a phase", "no phase\n35%"} <= texts(plt.gcf())
+    assert shows(plt.gcf(), "156 of 240 cells")
+    assert "no phase\n35%" in texts(plt.gcf())
 
 
-def test_each_cell_is_at_its_angle_and_one_without_a_phase_in_the_middle(cells):
+def test_active_cells_are_at_their_angle_and_others_in_the_middle(cells):
     panel = pl.cell_cycle(cells, show=False)["circle"]
     assert panel.get_theta_offset() == pytest.approx(np.pi / 2)
     assert panel.get_theta_direction() == -1
-    idle, around = (np.asarray(dots.get_offsets()) for dots in panel.collections[:2])
+    inactive, around = (np.asarray(dots.get_offsets()) for dots in panel.collections[:2])
     active_c = cells.obs["cell_cycle_active"].to_numpy()
     np.testing.assert_allclose(around[:, 0], cells.obs["cell_cycle_angle"][active_c])
-    assert len(idle) == 60
-    assert idle[:, 1].max() < 0.4 < around[:, 1].min()
+    assert len(inactive) == 60
+    assert inactive[:, 1].max() < 0.4 < around[:, 1].min()
     assert around[:, 1].max() < 1
 
 
 def test_the_density_is_highest_where_most_cells_are(cells):
-    angle_c = np.random.default_rng(0).vonmises(2.0, 4, len(cells)) % TURN
+    angle_c = np.random.default_rng(0).vonmises(2.0, 4, len(cells)) % TWO_PI
     cells.obs["cell_cycle_angle"] = angle_c
     panel = pl.cell_cycle(cells, show=False)["circle"]
     theta, radius = panel.lines[0].get_data()
@@ -110,16 +112,16 @@ def test_any_number_of_active_cells(phases, active):
     cells.obs["cell_cycle_active"] = np.arange(240) < active
     cells.obs = cells.obs.drop(columns="cell_cycle_phase", errors="ignore")  # it follows from the angles
     figure = pl.cell_cycle(cells, return_fig=True)
-    assert f"Cell cycle: {active} of 240 cells carry a phase" in texts(figure)
+    assert shows(figure, f"{active} of 240 cells")
     assert all_inside(figure)
 
 
-def test_an_angle_that_is_missing_is_no_phase(cells):
+def test_cells_without_an_angle_have_no_phase(cells):
     cells.obs.loc[cells.obs_names[:100], "cell_cycle_angle"] = np.nan
-    assert "Cell cycle: 105 of 240 cells carry a phase" in texts(pl.cell_cycle(cells, return_fig=True))
+    assert shows(pl.cell_cycle(cells, return_fig=True), "105 of 240 cells")
 
 
-def test_phases_follow_from_the_angles_where_no_column_has_them(cells):
+def test_phases_are_derived_from_angles_without_a_column(cells):
     before = texts(pl.cell_cycle(cells, return_fig=True))
     del cells.obs["cell_cycle_phase"]
     assert texts(pl.cell_cycle(cells, return_fig=True)) == before
@@ -127,12 +129,13 @@ def test_phases_follow_from_the_angles_where_no_column_has_them(cells):
 
 def test_without_phases(tmp_path):
     cells = cycling(phases=False)
-    written = texts(pl.cell_cycle(cells, return_fig=True))
-    assert not {*PHASES} & written
-    assert any("Clockwise from the top: angle 0. Each" in text for text in written)
+    figure = pl.cell_cycle(cells, return_fig=True)
+    assert not set(PHASES) & texts(figure)
+    assert not shows(figure, "phase")
+    assert shows(figure, "180 of 240 cells", "active")
 
 
-def test_another_rhythm(cells):
+def test_another_periodic_process(cells):
     cells.obs = cells.obs.rename(columns=lambda name: name.replace("cell_cycle", "clock"))
     cells.uns["celldial"]["periodic"] = {
         "name": "clock",
@@ -143,19 +146,19 @@ def test_another_rhythm(cells):
     del cells.obs["clock_phase"]
     drawn = pl.cell_cycle(cells, show=False)
     assert list(drawn) == ["circle", "MCM5", "TOP2A"]
-    assert "Clock: 180 of 240 cells carry a phase" in texts(plt.gcf())
+    assert shows(plt.gcf(), "clock", "180 of 240 cells")
 
 
 # --- The genes --------------------------------------------------------------------------------------------------------
 
 
-def test_by_default_markers_that_change_most(cells):
+def test_the_default_genes_are_the_markers_that_change_most(cells):
     _, *genes = pl.cell_cycle(cells, show=False)
-    assert set(genes[:3]) == {"MCM5", "MCM6", "PCNA"}  # GINS2 hardly changes
+    assert set(genes[:3]) == {"MCM5", "MCM6", "PCNA"}  # GINS2 changes little
     assert set(genes[3:]) == {"TOP2A", "CDK1", "UBE2C"}
 
 
-def test_without_markers_those_of_the_best_rank_in_the_traversal():
+def test_without_markers_the_top_ranked_features_are_drawn():
     cells = cycling(phases=False)
     stored = cells.uns["latent_traverse"]["cell_cycle"]
     stored["rank"] = np.arange(10)[::-1]
@@ -185,18 +188,18 @@ def test_the_curve_is_the_stored_one_in_the_same_units(cells):
     stored = cells.uns["latent_traverse"]["cell_cycle"]
     (curve,) = (line for line in panel.lines if len(line.get_xdata()) == 25)
     np.testing.assert_allclose(curve.get_ydata(), stored["mean"][:, 0] * 1e4 / 60)
-    assert panel.get_xlim() == (0, TURN)
+    assert panel.get_xlim() == (0, TWO_PI)
     del cells.uns["latent_traverse"]["cell_cycle"]
     panel = pl.cell_cycle(cells, genes="MCM5", show=False)["MCM5"]
     assert not [line for line in panel.lines if len(line.get_xdata()) == 25]
-    assert not any("expects" in text for text in texts(plt.gcf()))
+    assert not shows(plt.gcf(), "model")
 
 
 def test_counts_of_a_layer(cells):
     before = pl.cell_cycle(cells, genes="MCM5", show=False)["MCM5"].containers[0].lines[0].get_ydata()
     cells.layers["counts"] = cells.X.toarray()
     cells.X = cells.X / 3
-    with pytest.raises(ValueError, match="adata.X does not hold counts of 'MCM5': name the layer that does, layer="):
+    with raises(ValueError, naming=["adata.X", "'MCM5'", "layer="]):
         pl.cell_cycle(cells, genes="MCM5")
     after = pl.cell_cycle(cells, genes="MCM5", layer="counts", show=False)["MCM5"].containers[0].lines[0].get_ydata()
     np.testing.assert_allclose(after, before)
@@ -215,13 +218,11 @@ def test_symbols_of_genes_in_a_column(cells):
     drawn = pl.cell_cycle(cells, gene_symbols="symbol", show=False)
     assert {"MCM5", "TOP2A"} < set(drawn)
     assert [line for line in drawn["MCM5"].lines if len(line.get_xdata()) == 25]
-    with pytest.raises(
-        KeyError, match="gene_symbols is 'symbols', which is not among the columns of adata.var: 'symbol'"
-    ):
+    with raises(KeyError, naming=["gene_symbols", "'symbols'", "adata.var", "'symbol'"]):
         pl.cell_cycle(cells, gene_symbols="symbols")
 
 
-def test_peaks_are_shares_of_cells(cells):
+def test_peaks_are_fractions_of_cells(cells):
     schema = cells.uns["celldial"]["schema"]
     schema["modalities"] = ["rna", "atac"]
     schema["feature_names"] = {"rna": list(cells.var_names[:8]), "atac": list(cells.var_names[8:])}
@@ -229,33 +230,35 @@ def test_peaks_are_shares_of_cells(cells):
     stored = cells.uns["latent_traverse"]["cell_cycle"]
     stored["modality"] = np.array(["rna"] * 8 + ["atac"] * 2, dtype=object)
     stored["likelihood"]["atac"], stored["library_size"]["atac"] = "bernoulli", 4.0
-    panel = pl.cell_cycle(cells, genes="ACTB", show=False)["ACTB"]
-    assert "share of cells open" in texts(plt.gcf())
-    assert (panel.containers[0].lines[0].get_ydata() == 1).all()
-    (curve,) = (line for line in panel.lines if len(line.get_xdata()) == 25)
-    np.testing.assert_allclose(curve.get_ydata(), stored["mean"][:, 8])
+    for _ in range(2):
+        panel = pl.cell_cycle(cells, genes="ACTB", show=False)["ACTB"]
+        assert "fraction of cells open" in texts(plt.gcf())
+        assert (panel.containers[0].lines[0].get_ydata() == 1).all()
+        (curve,) = (line for line in panel.lines if len(line.get_xdata()) == 25)
+        np.testing.assert_allclose(curve.get_ydata(), stored["mean"][:, 8])
+        # Stored with its unit, the name of the likelihood does not matter.
+        stored["unit"] = {"rna": "counts", "atac": "probability"}
+        stored["likelihood"]["atac"] = "another"
 
 
 def test_20_000_cells_are_drawn():
     figure = pl.cell_cycle(cycling(20_000), color="cell_type", return_fig=True)
-    assert "Cell cycle: 15,000 of 20,000 cells carry a phase" in texts(figure)
+    assert shows(figure, "15,000 of 20,000 cells")
 
 
-def test_what_is_not_there_is_named(cells):
-    with pytest.raises(
-        KeyError, match="no column 'clock_angle' in adata.obs: fit .*periodic='clock'.* of: 'cell_cycle'"
-    ):
+def test_missing_names_are_reported(cells):
+    with raises(KeyError, naming=["'clock_angle'", "VAE(periodic='clock')", "'cell_cycle'"]):
         pl.cell_cycle(cells, "clock")
-    with pytest.raises(KeyError, match="no feature 'Mcm5' .did you mean 'MCM5'"):
+    with raises(KeyError, naming=["'Mcm5'", "did you mean 'MCM5'"]):
         pl.cell_cycle(cells, genes=["Mcm5"])
-    with pytest.raises(ValueError, match="genes is \\[\\]: name at least one feature"):
+    with raises(ValueError, naming=["genes", "[]"]):
         pl.cell_cycle(cells, genes=[])
-    with pytest.raises(KeyError, match="color 'celltype' is not among .*did you mean 'cell_type'"):
+    with raises(KeyError, naming=["color", "'celltype'", "'cell_type'"]):
         pl.cell_cycle(cells, color="celltype")
-    with pytest.raises(KeyError, match="no layer 'raw'; its layers: none"):
+    with raises(KeyError, naming=["layer", "'raw'"]):
         pl.cell_cycle(cells, layer="raw")
     cells.X = None
-    with pytest.raises(ValueError, match="adata.X is None: name the layer that holds counts"):
+    with raises(ValueError, naming=["adata.X", "layer="]):
         pl.cell_cycle(cells)
 
 

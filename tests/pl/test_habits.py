@@ -1,5 +1,6 @@
-"""What all plots have in common: scanpy's habits, and that they leave all as it was."""
+"""All plots of `pl.__all__`: arguments as in scanpy, and no side effects."""
 
+import inspect
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,21 +14,25 @@ from matplotlib.figure import Figure
 
 from celldial import pl
 from helpers.figures import all_inside, coordinates, cycling, sweep
+from helpers.raises import raises
 
 
 def of_cells(name: str) -> Callable:
-    """Give a plot as a function of cells, where it is one of a table."""
+    """Return a plot as a function of cells; a plot of a table gets the one in ``uns["sweep"]``."""
     plot = getattr(pl, name)
-    return plot if name != "gradient_variance" else lambda cells, **options: plot(cells.uns["sweep"], **options)
+    if "adata" in inspect.signature(plot).parameters:
+        return plot
+    return lambda cells, **options: plot(cells.uns["sweep"], **options)
 
 
-FIGURES = [name for name in pl.__all__ if name != "dial"]  # which is a page
+# All but pages, which are written to a file.
+FIGURES = [name for name in pl.__all__ if "return_fig" in inspect.signature(getattr(pl, name)).parameters]
 PLOTS = pytest.mark.parametrize("plot", [of_cells(name) for name in FIGURES], ids=FIGURES)
 
 
 @pytest.fixture
 def cells(adata) -> AnnData:
-    """Cells on which all plots can be drawn."""
+    """Return cells with all results that plots read."""
     cells = cycling()
     cells.uns["sweep"] = sweep()
     cells.uns["celldial"] |= {"history": adata.uns["celldial"]["history"], "coordinates": coordinates()}
@@ -35,7 +40,7 @@ def cells(adata) -> AnnData:
 
 
 @PLOTS
-def test_what_is_shown_and_returned(cells, monkeypatch, plot):
+def test_show_and_return_fig(cells, monkeypatch, plot):
     import scanpy as sc
 
     shown = []
@@ -72,13 +77,13 @@ def test_drawing_into_given_axes(cells, plot, layout):
 
 
 @PLOTS
-def test_axes_without_a_grid_are_refused(cells, plot):
-    with pytest.raises(ValueError, match="ax is not part of a grid"):
+def test_axes_without_a_grid_are_rejected(cells, plot):
+    with raises(ValueError, naming=["ax", "plt.subplots()"]):
         plot(cells, ax=plt.figure().add_axes((0, 0, 1, 1)))
 
 
 @PLOTS
-def test_settings_of_matplotlib_and_the_cells_stay_as_they_are(cells, plot):
+def test_settings_of_matplotlib_and_cells_are_unchanged(cells, plot):
     import scanpy as sc
 
     sc.set_figure_params(fontsize=14)
@@ -92,8 +97,8 @@ def test_settings_of_matplotlib_and_the_cells_stay_as_they_are(cells, plot):
 
 
 @PLOTS
-def test_plots_of_a_file_look_the_same(cells, plot, tmp_path):
-    """What is read from an h5ad file has dicts in another order, and arrays for lists."""
+def test_cells_read_from_a_file_have_the_same_panels(cells, plot, tmp_path):
+    """Cells read from an h5ad file have dicts in another order, and arrays instead of lists."""
     import anndata as ad
 
     del cells.uns["latent_traverse"]["CD4 T to CD8 T"]

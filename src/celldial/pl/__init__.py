@@ -1,7 +1,7 @@
-"""The plots: they read what a model wrote into an AnnData, or a table, and need no model, nor torch.
+"""Plots of results that a model stored in an AnnData. They do not need the model.
 
-All but `dial`, which writes a page for the browser, take ``ax``, ``show`` and ``return_fig`` as scanpy's plots do, and
-leave matplotlib's settings as they are. Color-blind readers can tell their colors apart, too.
+All plots except `dial`, which writes an HTML page, accept ``ax``, ``show`` and ``return_fig`` as scanpy's plots do, and
+leave the settings of matplotlib unchanged.
 """
 
 from celldial.pl.axes import axes

@@ -1,4 +1,4 @@
-"""Reading a traversal that `celldial.VAE.latent_traverse` stored in an AnnData."""
+"""Traversals as `celldial.tl.latent_traverse` stores them: reading, units, and the choice and order of features."""
 
 from __future__ import annotations
 
@@ -8,64 +8,60 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from celldial.pl._figure import Phases, color_of
+from celldial.io.results import read_traversals
+from celldial.pl._colors import modality_color
+from celldial.pl._phases import Phases
+from celldial.pl._units import COUNTS, PROBABILITY, modality_units
 from celldial.utils.messages import did_you_mean, feature_noun, format_names
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["Part", "Traversal", "find_features", "in_turns", "plural", "read_traversal"]
+__all__ = [
+    "LFSR_CUTOFF",
+    "ModalityFeatures",
+    "StoredTraversal",
+    "feature_columns",
+    "interleave",
+    "order_by_peak",
+    "read_traversal",
+]
+
+# Below this local false sign rate, the direction of a change is marked as certain.
+LFSR_CUTOFF = 0.05
+MAX_LOG2 = 30.0
 
 
-def read_traversal(adata: AnnData, name: str | None) -> Traversal:
-    """Return a stored traversal, by default the last one, or say which ones there are."""
-    there: Mapping[str, Any] = adata.uns.get("latent_traverse", {})
-    if not there:
-        asked = "" if name is None else f" {name!r}"
+def read_traversal(adata: AnnData, name: str | None) -> StoredTraversal:
+    """Return a stored traversal, by default the last one, or raise an error that names the stored ones."""
+    stored = read_traversals(adata)
+    if not stored:
+        requested = "" if name is None else f" {name!r}"
         raise KeyError(
-            f"no traversal{asked} in adata.uns['latent_traverse'], there is none: "
+            f"no traversal{requested} in adata.uns['latent_traverse'], which is empty: "
             "call model.latent_traverse(adata, axis=...) first"
         )
     if name is None:
-        name = list(there)[-1]
-    if name not in there:
+        name = list(stored)[-1]
+    if name not in stored:
         raise KeyError(
-            f"no traversal {name!r} in adata.uns['latent_traverse']{did_you_mean(name, there)}; "
-            f"there are {format_names(there)}: call model.latent_traverse(adata, axis=...) first"
+            f"no traversal {name!r} in adata.uns['latent_traverse']{did_you_mean(name, stored)}; available: "
+            f"{format_names(stored)}. Call model.latent_traverse(adata, axis=...) to add one"
         )
-    return Traversal(name, there[name])
+    return StoredTraversal(name, stored[name])
 
 
-def find_features(feature_names: np.ndarray, wanted: Sequence[str] | str, argument: str, where: str) -> list[int]:
-    """Return the columns of features that are named; `where` says in the error which features there are."""
-    wanted = [wanted] if isinstance(wanted, str) else list(wanted)
-    if len(wanted) == 0 or len(set(wanted)) < len(wanted):
-        raise ValueError(f"{argument} is {wanted}: name at least one feature, and none twice")
-    column = {str(name): index for index, name in enumerate(feature_names)}
-    for name in wanted:
-        if name not in column:
-            raise KeyError(
-                f"{where} no feature {str(name)!r}{did_you_mean(name, column)}; there are: {format_names(column, 5)}"
-            )
-    return [column[name] for name in wanted]
+class ModalityFeatures:
+    """The features of one modality in a traversal: their columns by rank, and how they are drawn."""
+
+    def __init__(self, name: str, column_f: np.ndarray, unit: str, color: str) -> None:
+        self.name, self.column_f, self.unit, self.color = name, column_f, unit, color
+        self.noun = feature_noun(name)
+        self.font_style = "italic" if name == "rna" else "normal"
 
 
-def plural(noun: str, n: int) -> str:
-    """Count things in words."""
-    return f"{n:,} {noun}" + ("" if n == 1 else "s")
-
-
-class Part:
-    """The features of one modality in a traversal, as columns, those of the best rank first."""
-
-    def __init__(self, modality: str, column_f: np.ndarray, unit: str, color: str) -> None:
-        self.modality, self.column_f, self.unit, self.color = modality, column_f, unit, color
-        self.noun = feature_noun(modality)
-        self.style = "italic" if modality == "rna" else "normal"
-
-
-class Traversal:
-    """A stored traversal, with its arrays as arrays."""
+class StoredTraversal:
+    """A stored traversal; its arrays have axis suffixes ``s`` steps and ``f`` features."""
 
     def __init__(self, name: str, stored: Mapping[str, Any]) -> None:
         self.name, self.stored = name, stored
@@ -76,7 +72,7 @@ class Traversal:
         self.modality_f = np.asarray(stored["modality"]).astype(str)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """Return one of the arrays of numbers."""
+        """Return one of the stored numeric arrays."""
         return np.asarray(self.stored[name], dtype=float)
 
     @property
@@ -84,41 +80,96 @@ class Traversal:
         """Whether the path is a closed loop of angles."""
         return self.kind == "periodic"
 
+    @property
+    def interval(self) -> str:
+        """The probability of the credible intervals, such as "90%"."""
+        return f"{float(self.stored['interval']):.0%}"
+
+    @property
+    def title(self) -> str:
+        """What changes, for the title of a figure."""
+        prefix = {"periodic": "along the ", "direction": "along the axis ", "path": ""}.get(self.kind, "along ")
+        return f"Changes {prefix}{self.axis}"
+
     @cached_property
     def phases(self) -> Phases | None:
-        """The sectors of a periodic axis, if they have names."""
+        """The phases of a periodic coordinate, if it has any."""
         phases = self.stored.get("phases")
-        return None if not phases else Phases.read(phases["names"], phases["start"])
+        return None if not phases else Phases.from_arrays(phases["names"], phases["start"])
 
     @cached_property
     def ends(self) -> tuple[str, str]:
-        """What the path goes from and to."""
+        """The names of start and end of a path between two groups."""
         names = self.axis.removeprefix("from ").split(" to ")
         return (names[0], names[1]) if self.kind == "path" and len(names) == 2 else ("start", "end")
 
     @cached_property
-    def parts(self) -> list[Part]:
-        """The traversal taken apart into modalities."""
-        modalities = list(dict.fromkeys(self.modality_f))
+    def units(self) -> dict[str, str]:
+        """Whether the values of each modality are counts or probabilities."""
+        return modality_units(self.stored)
+
+    @cached_property
+    def modalities(self) -> list[ModalityFeatures]:
+        """The features of each modality, by rank."""
+        names = list(dict.fromkeys(self.modality_f))
         rank_f = self["rank"]
-        parts = []
-        for modality in modalities:
-            column_f = np.flatnonzero(self.modality_f == modality)
-            if self.stored["likelihood"][modality] == "bernoulli":
-                unit = "probability open" if modality == "atac" else "probability"
+        modalities = []
+        for name in names:
+            column_f = np.flatnonzero(self.modality_f == name)
+            if self.units.get(name, COUNTS) == PROBABILITY:
+                unit = "probability open" if name == "atac" else "probability"
             else:
-                unit = f"counts per {float(self.stored['library_size'][modality]):,.0f}"
+                unit = f"counts per {float(self.stored['library_size'][name]):,.0f}"
             by_rank_f = column_f[np.argsort(rank_f[column_f], kind="stable")]
-            parts.append(Part(modality, by_rank_f, unit, color_of(modality, modalities)))
-        return parts
+            modalities.append(ModalityFeatures(name, by_rank_f, unit, modality_color(name, names)))
+        return modalities
 
-    def load_dataset_file(self, column: int) -> Part:
-        """Find the modality that a feature belongs to."""
-        return next(part for part in self.parts if part.modality == self.modality_f[column])
+    def modality_of(self, column: int) -> ModalityFeatures:
+        """Return the modality of a feature."""
+        return next(modality for modality in self.modalities if modality.name == self.modality_f[column])
+
+    def log2_fold_change(self, column_f: np.ndarray) -> np.ndarray:
+        """Return the log2 of the means relative to the first step, limited to ±30; 0 if a mean of 0 makes it NaN."""
+        log2_sf = np.nan_to_num(self["log2_fold_change"][:, column_f], nan=0, posinf=MAX_LOG2, neginf=-MAX_LOG2)
+        return np.clip(log2_sf, -MAX_LOG2, MAX_LOG2)
 
 
-def in_turns(parts: Sequence[Part], n: int) -> list[int]:
-    """Take features of the best rank in turns from each modality, so that of two, each has a column of its own."""
-    n_each = [max(1, n // len(parts) + (turn < n % len(parts))) for turn in range(len(parts))]
-    groups = [part.column_f[:n_of_part] for part, n_of_part in zip(parts, n_each, strict=True)]
+def feature_columns(feature_names: np.ndarray, requested: Sequence[str] | str, argument: str, source: str) -> list[int]:
+    """Return the columns of the requested features.
+
+    Parameters
+    ----------
+    feature_names
+        Names of all features.
+    requested
+        Names of the requested features.
+    argument
+        The argument in which they were passed, for errors.
+    source
+        Where the features come from, for errors.
+    """
+    requested = [requested] if isinstance(requested, str) else list(requested)
+    if len(requested) == 0 or len(set(requested)) < len(requested):
+        raise ValueError(f"{argument} is {requested}: pass at least 1 feature, and each feature once")
+    column = {str(name): index for index, name in enumerate(feature_names)}
+    for name in requested:
+        if name not in column:
+            hint = did_you_mean(name, column)
+            raise KeyError(f"no feature {str(name)!r} in {source}{hint}; available: {format_names(column, 5)}")
+    return [column[name] for name in requested]
+
+
+def interleave(modalities: Sequence[ModalityFeatures], n: int) -> list[int]:
+    """Return the columns of `n` top-ranked features, modalities taking turns, so that each fills a column of a grid."""
+    n_each = [max(1, n // len(modalities) + (index < n % len(modalities))) for index in range(len(modalities))]
+    groups = [modality.column_f[:n_features] for modality, n_features in zip(modalities, n_each, strict=True)]
     return [int(group[turn]) for turn in range(max(map(len, groups))) for group in groups if turn < len(group)]
+
+
+def order_by_peak(traversal: StoredTraversal, column_f: np.ndarray) -> np.ndarray:
+    """Return features in the order in which they peak along the path."""
+    log2_sf = traversal.log2_fold_change(column_f)
+    # Many features peak at the same end. Among these, features whose curve has its center of mass earlier come first.
+    height_sf = log2_sf - log2_sf.min(0)
+    center_f = np.arange(len(log2_sf)) @ height_sf / np.maximum(height_sf.sum(0), 1e-9)
+    return column_f[np.lexsort([center_f, traversal["peak_step"][column_f]])]

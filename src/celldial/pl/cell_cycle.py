@@ -1,4 +1,4 @@
-"""Cells on a circle, and marker genes around it."""
+"""The plot of cells around a periodic coordinate, such as the cell cycle, and of marker genes against the angle."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from celldial.pl._expression import Counts
-from celldial.pl._figure import BLACK, BLUE, CYCLIC, TURN, Phases, angle_axis, canvas, finish, fit, percent, tidy
-from celldial.pl._scatter import draw_cells
-from celldial.pl._traversal import Traversal, find_features
-from celldial.utils.messages import did_you_mean, format_names
+from celldial.io.results import read_record, read_traversals
+from celldial.pl._colors import BLACK, BLUE, CYCLIC_COLORMAP
+from celldial.pl._expression import ObservedCounts
+from celldial.pl._figure import despine, make_figure, show_or_return, shrink_text
+from celldial.pl._phases import ANGLE_LABELS, ANGLE_TICKS, TWO_PI, Phases, format_angle_axis
+from celldial.pl._scatter import scatter_cells
+from celldial.pl._text import format_percent
+from celldial.pl._traversal import StoredTraversal, feature_columns
+from celldial.pl._units import COUNTS, PROBABILITY
+from celldial.utils.messages import format_names, get_column
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -22,10 +27,10 @@ __all__ = ["cell_cycle"]
 
 N_GENES = 6
 GENES_PER_ROW = 2
-# To choose genes by, so many cells are enough.
-CELLS_TO_CHOOSE_BY = 3000
-# Radii: cells without a phase, angles, cells with one, the ring of phases, their density, names of phases.
-CENTER, TICKS, CELLS, RING, DENSITY, NAMES = 0.33, 0.43, (0.53, 0.9), (0.93, 1.0), (1.0, 1.42), 1.68
+MAX_CELLS_FOR_RANKING = 3000
+# Radii of the circle, from the center outward.
+INACTIVE_RADIUS, TICK_RADIUS, CELL_RADII = 0.33, 0.43, (0.53, 0.9)
+PHASE_RADII, DENSITY_RADII, MAX_LABEL_RADIUS = (0.93, 1.0), (1.0, 1.42), 1.68
 GOLDEN_ANGLE = np.pi * (3 - 5**0.5)
 
 
@@ -41,57 +46,58 @@ def cell_cycle(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> dict[str, Axes] | Figure | None:
-    """Draw where the cells are in the cell cycle, or in another rhythm, and how marker genes change with it.
+    """Plot where cells are in the cell cycle, or another periodic process, and how marker genes change with the angle.
 
-    On the left, the circle, clockwise from the top, where angle 0 is: with phases, the start of the first one, G1. Each
-    dot in the ring is a cell at its angle (how far from the middle means nothing), the outline is the density of cells.
-    The cells in the middle carry no phase: they are not active, or could be anywhere. Percentages are of all cells. On
-    the right, marker genes against the angle, of cells with a phase: what was counted, and, if
-    `celldial.VAE.latent_traverse` was called for this axis, what the model expects.
+    On the left is the circle. Angle 0, which is the start of the first phase (G1), is at the top, and angles increase
+    clockwise. Each dot in the ring is a cell at its angle; its distance from the center has no meaning. The outline is
+    the density of the cells. The cells in the middle are not assigned to a phase: they are inactive, or their angle is
+    too uncertain. Percentages are of all cells. On the right are marker genes against the angle, in cells assigned to a
+    phase: the observed counts and, after `celldial.VAE.latent_traverse` along this coordinate, the expectation of the
+    model.
 
     Parameters
     ----------
     adata
-        Cells with angles, in ``adata.obs["cell_cycle_angle"]``.
+        Cells with angles in ``adata.obs["cell_cycle_angle"]``.
     name
-        Name of the periodic axis; by default that of the last model that was fitted to these cells.
+        Name of the periodic coordinate. By default that of the last model that was fitted to these cells.
     genes
-        Genes to draw; by default of the markers of each phase those that change most with the angle. Without markers,
-        the features of the best rank in the traversal around this axis, if there is one.
+        Genes to plot. By default the markers of each phase that change most with the angle. Without markers, the
+        top-ranked features of the traversal along this coordinate, if there is one.
     color
-        Column of ``obs`` to color the cells by; by default their phase, and without phases their angle.
+        Column of ``obs`` that colors the cells. By default their phase; without phases all are gray.
     gene_symbols
-        Column of ``var`` that has the names of `genes`; by default ``var_names``, or the column that the markers were
-        looked up in.
+        Column of ``var`` with the names of `genes`. By default the column in which the model looked up its markers, or
+        ``var_names``.
     layer
-        Layer of counts; by default the one that the model was fitted to.
+        Layer with raw counts. By default the layer that the model was fitted to.
     ax
-        Where to draw: the panels take the place of these Axes, which must be part of a grid, such as ``plt.subplots``
-        makes. If the figure has no layout engine it gets the constrained one. By default a new figure is made.
+        Axes that are replaced by the panels. They must be part of a grid, as from ``plt.subplots``. A figure without a
+        layout engine is given the constrained one. By default a new figure is created.
     show
-        Whether to show the figure, and return nothing. By default as scanpy does
-        (``scanpy.settings.autoshow``), but never where `ax` or `return_fig` is given.
+        Whether to show the figure and return None. The default is ``scanpy.settings.autoshow``, or False if `ax` or
+        `return_fig` is given.
     return_fig
         Whether to return the figure.
 
     Returns
     -------
     dict[str, Axes] | Figure | None
-        Nothing if the figure is shown, the figure with `return_fig`, otherwise the Axes: ``"circle"``, and one under
-        the name of each gene, in counts per 10,000 of the cell: the mean of the cells in a bin of angles, with its
-        standard error. Peaks that are modelled as open or not are drawn as the share of cells in which they are open.
+        None if the figure is shown, the figure with `return_fig`, and otherwise the panels: ``"circle"``, and one for
+        each gene, by its name. Genes are shown in counts per 10,000: the mean of the cells in each bin of angles, with
+        its standard error. Peaks with a binary likelihood are shown as the fraction of cells in which they are open.
 
     Raises
     ------
     KeyError
-        There are no such angles, genes, layer or column.
+        If there are no such angles, genes, layer or column.
     ValueError
-        What should be counts is not, a gene is named twice, or `ax` is not part of a grid.
+        If the matrix does not hold raw counts, if a gene is repeated, or if `ax` is not part of a grid.
 
     Notes
     -----
-    Counts are not put on a log scale: the mean of logarithms is not the logarithm of the mean, and what was counted
-    would lie below what the model expects even where that is right.
+    Counts are not on a log scale. The mean of logarithms is smaller than the logarithm of the mean, so observed means
+    would lie below a correct expectation.
 
     Examples
     --------
@@ -102,36 +108,32 @@ def cell_cycle(
     >>> list(axes)
     ['circle', 'MCM6', 'UBE2C']
     """
-    circle = _read(adata, name)
-    counts = Counts(adata, gene_symbols or circle.gene_symbols, layer)
-    if color is not None and color not in adata.obs:
-        raise KeyError(
-            f"color {color!r} is not among the columns of adata.obs{did_you_mean(color, list(adata.obs))}; "
-            f"there are: {format_names(adata.obs.columns)}"
-        )
+    cells = _read_cells(adata, name)
+    counts = ObservedCounts(adata, gene_symbols or cells.gene_symbols, layer)
+    if color is not None:
+        get_column(adata.obs, color, "color")  # before anything is drawn
     if genes is not None:
-        chosen = find_features(counts.names_f, genes, "genes", f"adata.{counts.where} has")
+        selected = feature_columns(counts.names_f, genes, "genes", counts.names_source)
     else:
-        chosen = _choose(circle, counts)
-    values = {counts.names_f[column]: counts.normalized(column) for column in chosen}
+        selected = _select_genes(cells, counts)
+    values = {column: counts.normalized(column) for column in selected}
 
-    n_columns = min(max(len(chosen), 1), GENES_PER_ROW)
-    n_rows = -(-len(chosen) // GENES_PER_ROW)
+    n_columns = min(max(len(selected), 1), GENES_PER_ROW)
+    n_rows = -(-len(selected) // GENES_PER_ROW)
     width = 3.6 if n_columns == 1 else 2.7 * n_columns
-    figure = canvas(ax, (5.0 + (width if chosen else 0), max(5.0 + (color is not None), 1.2 + 1.6 * n_rows)))
-    n_active = int(circle.active_c.sum())
-    title = f"{circle.label[:1].upper()}{circle.label[1:]}: {n_active:,} of {adata.n_obs:,} cells carry a phase"
-    fit(figure.suptitle(title, fontweight="bold"))
-    widths = [5.0, width] if chosen else [1]
+    figsize = (5.0 + (width if selected else 0), max(5.0 + (color is not None), 1.2 + 1.6 * n_rows))
+    figure = make_figure(ax, figsize)
+    shrink_text(figure.suptitle(_title(cells), fontweight="bold"))
+    widths = [5.0, width] if selected else [1]
     left, *right = figure.subfigures(1, len(widths), width_ratios=widths, squeeze=False)[0]
-    drawn = {"circle": _draw_circle(left, circle, adata, color)}
-    if chosen:
-        drawn |= _draw_genes(right[0], circle, chosen, counts, values, n_columns)
-    return finish(figure, drawn, ax, show, return_fig)
+    panels = {"circle": _draw_circle(left, cells, adata, color)}
+    if selected:
+        panels |= _draw_genes(right[0], cells, counts, values, n_columns)
+    return show_or_return(figure, panels, ax, show, return_fig)
 
 
-class _Circle(NamedTuple):
-    """The cells of a periodic axis: what the model wrote about them."""
+class _PeriodicCells(NamedTuple):
+    """Angles, activity and phases of the cells, and the markers and traversal of their periodic coordinate."""
 
     label: str
     angle_c: np.ndarray
@@ -140,87 +142,90 @@ class _Circle(NamedTuple):
     phases: Phases | None
     markers: dict[str, list[str]]
     gene_symbols: str | None
-    traversal: Traversal | None
-
-    @property
-    def around_c(self) -> np.ndarray:
-        """Angles of the cells that carry a phase."""
-        angle_c: np.ndarray = self.angle_c[self.active_c]
-        return angle_c
+    traversal: StoredTraversal | None
 
 
-def _read(adata: AnnData, name: str | None) -> _Circle:
-    """Read angles, activity and phases of the cells."""
-    about: Mapping[str, Any] = adata.uns.get("celldial", {}).get("periodic") or {}
+def _read_cells(adata: AnnData, name: str | None) -> _PeriodicCells:
+    """Return what the model stored about the periodic coordinate `name`."""
+    record: Mapping[str, Any] = read_record(adata).get("periodic") or {}
     if name is None:
-        name = str(about.get("name", "cell_cycle"))
+        name = str(record.get("name", "cell_cycle"))
     if f"{name}_angle" not in adata.obs:
-        there = [str(column).removesuffix("_angle") for column in adata.obs if str(column).endswith("_angle")]
+        names = [str(column).removesuffix("_angle") for column in adata.obs if str(column).endswith("_angle")]
         raise KeyError(
-            f"no column '{name}_angle' in adata.obs: fit a model with VAE(periodic={name!r}) first "
-            f"(columns of angles there are of: {format_names(there)})"
+            f"no column '{name}_angle' in adata.obs: fit a model with VAE(periodic={name!r}) first. Periodic "
+            f"coordinates in adata.obs: {format_names(names)}"
         )
-    if about.get("name") != name:
-        about = {}
+    if record.get("name") != name:
+        record = {}
     angle_c = adata.obs[f"{name}_angle"].to_numpy(dtype=float)
     active_c = np.isfinite(angle_c)
     if f"{name}_active" in adata.obs:
         active_c = active_c & adata.obs[f"{name}_active"].to_numpy(dtype=bool)
     phases = phase_c = None
-    if "phases" in about:
-        phases = Phases.read(about["phases"], about["phase_start"])
+    if "phases" in record:
+        phases = Phases.from_arrays(record["phases"], record["phase_start"])
         if f"{name}_phase" in adata.obs:
             phase_c = adata.obs[f"{name}_phase"].astype(object).to_numpy()
-            active_c = active_c & adata.obs[f"{name}_phase"].notna().to_numpy()  # else the angle could be anything
+            active_c = active_c & adata.obs[f"{name}_phase"].notna().to_numpy()  # without a phase, the angle is unknown
         else:
-            phase_c = np.array(phases.names, dtype=object)[phases.of(np.nan_to_num(angle_c))]
-    markers = about.get("markers", {})
-    # In the order of the phases: h5ad files do not keep that of a dict.
-    order = [phase for phase in (phases.names if phases is not None else ()) if phase in markers]
-    stored = adata.uns.get("latent_traverse", {}).get(name)
-    traversal = Traversal(name, stored) if stored is not None and stored["kind"] == "periodic" else None
-    return _Circle(
+            phase_c = np.array(phases.names, dtype=object)[phases.index_of(np.nan_to_num(angle_c))]
+    markers = record.get("markers", {})
+    # In the order of the phases, because h5ad files do not keep the order of a dict.
+    marked = [phase for phase in (phases.names if phases is not None else ()) if phase in markers]
+    stored = read_traversals(adata).get(name)
+    return _PeriodicCells(
         name.replace("_", " "),
         angle_c,
         active_c,
         phase_c,
         phases,
-        {phase: [str(gene) for gene in markers[phase]] for phase in order},
-        about.get("gene_symbols"),
-        traversal,
+        {phase: [str(gene) for gene in markers[phase]] for phase in marked},
+        record.get("gene_symbols"),
+        StoredTraversal(name, stored) if stored is not None and stored["kind"] == "periodic" else None,
     )
 
 
-def _choose(circle: _Circle, counts: Counts) -> list[int]:
-    """Choose the genes to draw: for each phase those of its markers that change most with the angle."""
+def _title(cells: _PeriodicCells) -> str:
+    """Return the title of the figure."""
+    counts = f"{int(cells.active_c.sum()):,} of {len(cells.active_c):,} cells"
+    state = "are active" if cells.phases is None else "are assigned to a phase"
+    return f"{cells.label[:1].upper()}{cells.label[1:]}: {counts} {state}"
+
+
+# --- Selection of genes -----------------------------------------------------------------------------------------------
+
+
+def _select_genes(cells: _PeriodicCells, counts: ObservedCounts) -> list[int]:
+    """Return the columns of the genes to plot: for each phase the markers that change most with the angle."""
     column_of = {str(name): column for column, name in enumerate(counts.names_f)}
-    lists = [[column_of[gene] for gene in genes if gene in column_of] for genes in circle.markers.values()]
-    lists = [columns for columns in lists if columns]
-    if not lists:
-        if circle.traversal is None:
+    candidates = [[column_of[gene] for gene in genes if gene in column_of] for genes in cells.markers.values()]
+    candidates = [columns for columns in candidates if columns]
+    if not candidates:
+        if cells.traversal is None:
             return []
-        ranked = circle.traversal.parts[0].column_f[:N_GENES]
+        ranked = cells.traversal.modalities[0].column_f[:N_GENES]
         column_of = {name: column for column, name in enumerate(counts.var_names)}
-        lists = [[column_of[gene] for gene in circle.traversal.feature_names[ranked] if gene in column_of]]
-    n_each = -(-N_GENES // len(lists))
-    if len(lists) > N_GENES // 2:
+        candidates = [[column_of[gene] for gene in cells.traversal.feature_names[ranked] if gene in column_of]]
+    n_each = -(-N_GENES // len(candidates))
+    if len(candidates) > N_GENES // 2:
         n_each = 2
-    chosen: list[int] = []
-    for columns in lists:
-        variation = [_variation(circle, counts.normalized(column)) for column in columns]
-        order = np.argsort(-np.array(variation), kind="stable")
-        chosen += [columns[index] for index in order if columns[index] not in chosen][:n_each]
-    return chosen
+    selected: list[int] = []
+    for columns in candidates:
+        explained = [_variance_explained(cells, counts.normalized(column)) for column in columns]
+        order = np.argsort(-np.array(explained), kind="stable")
+        selected += [columns[index] for index in order if columns[index] not in selected][:n_each]
+    return selected
 
 
-def _variation(circle: _Circle, value_c: np.ndarray) -> float:
-    """Work out which share of the variance of log expression a sine of the angle explains, over the active cells."""
-    known_c = np.flatnonzero(circle.active_c & np.isfinite(value_c))
-    known_c = known_c[:: max(1, len(known_c) // CELLS_TO_CHOOSE_BY)]
+def _variance_explained(cells: _PeriodicCells, value_c: np.ndarray) -> float:
+    """Return the share of the variance of log expression that a sine of the angle explains in active cells."""
+    known_c = np.flatnonzero(cells.active_c & np.isfinite(value_c))
+    known_c = known_c[:: max(1, len(known_c) // MAX_CELLS_FOR_RANKING)]
     if len(known_c) < 4:
         return 0.0
     log_c = np.log1p(value_c[known_c])
-    angle_c = circle.angle_c[known_c]
+    angle_c = cells.angle_c[known_c]
     design = np.column_stack([np.ones(len(angle_c)), np.cos(angle_c), np.sin(angle_c)])
     fitted = design @ np.linalg.lstsq(design, log_c, rcond=None)[0]
     return float(fitted.var() / max(log_c.var(), 1e-12))
@@ -229,78 +234,82 @@ def _variation(circle: _Circle, value_c: np.ndarray) -> float:
 # --- The circle -------------------------------------------------------------------------------------------------------
 
 
-def _draw_circle(figure: SubFigure, circle: _Circle, adata: AnnData, color: str | None) -> Axes:
+def _draw_circle(figure: SubFigure, cells: _PeriodicCells, adata: AnnData, color: str | None) -> Axes:
     """Draw the cells, their density and the phases."""
     panel: Any = figure.add_subplot(projection="polar")
     panel.set_theta_zero_location("N")
     panel.set_theta_direction(-1)
-    panel.set_rlim(0, NAMES + 0.12)
+    panel.set_rlim(0, MAX_LABEL_RADIUS + 0.12)
     panel.set_axis_off()
-    rng = np.random.default_rng(0)
-    n_cells = len(circle.angle_c)
-    # Spread evenly over the area of the ring.
-    radius_c = np.sqrt(rng.uniform(CELLS[0] ** 2, CELLS[1] ** 2, n_cells))
-    angle_c = np.where(circle.active_c, circle.angle_c, 0)
-    # Cells without a phase have no angle: they fill the middle like the seeds of a sunflower.
-    idle = np.flatnonzero(~circle.active_c)
-    # As dense as the cells of the ring, if there is room.
-    ring_area = CELLS[1] ** 2 - CELLS[0] ** 2
-    reach = min(CENTER, np.sqrt(ring_area * len(idle) / max(n_cells - len(idle), 1)) + 0.05)
-    seed_c = rng.permutation(len(idle))
-    radius_c[idle] = reach * np.sqrt((seed_c + 0.5) / max(len(idle), 1))
-    angle_c[idle] = seed_c * GOLDEN_ANGLE
-    size = float(np.clip(8000 / max(n_cells, 1), 0.8, 14))
-    dots = {"s": size, "alpha": 0.8}
+    angle_c, radius_c = _cell_positions(cells)
+    size = float(np.clip(8000 / max(len(angle_c), 1), 0.8, 14))
+    style = {"s": size, "alpha": 0.8}
     if color is not None:
-        draw_cells(figure, panel, angle_c, radius_c, adata, color, "bottom", **dots)
+        scatter_cells(figure, panel, angle_c, radius_c, adata, color, "bottom", **style)
     else:
-        dots |= {"linewidths": 0, "rasterized": True}
-        panel.scatter(angle_c[idle], radius_c[idle], color="0.6", **dots)
-        around = circle.active_c
-        if circle.phases is None:
-            panel.scatter(angle_c[around], radius_c[around], color="0.35", **dots)
+        style |= {"linewidths": 0, "rasterized": True}
+        active_c = cells.active_c
+        panel.scatter(angle_c[~active_c], radius_c[~active_c], color="0.6", **style)
+        if cells.phases is None:
+            panel.scatter(angle_c[active_c], radius_c[active_c], color="0.35", **style)
         else:
-            shade_c = np.array(circle.phases.colors, dtype=object)[circle.phases.of(angle_c[around])]
-            panel.scatter(angle_c[around], radius_c[around], c=list(shade_c), **dots)
-    outer = _draw_density(panel, circle)
-    _draw_names(panel, circle, outer)
-    start = "angle 0" if circle.phases is None else f"angle 0, the start of {circle.phases.names[0]}"
+            color_c = np.array(cells.phases.colors, dtype=object)[cells.phases.index_of(angle_c[active_c])]
+            panel.scatter(angle_c[active_c], radius_c[active_c], c=list(color_c), **style)
+    outline = _draw_density(panel, cells)
+    _label_phases(panel, cells, outline)
+    start = "" if cells.phases is None else f" (start of {cells.phases.names[0]})"
     caption = panel.set_title(
-        f"Clockwise from the top: {start}. Each dot is a cell;\n"
+        f"Angle 0{start} is at the top; angles increase clockwise. Each dot is a cell;\n"
         "the outline is their density. Percentages are of all cells.",
         fontsize="small",
     )
-    fit(caption, 0.94 * figure.bbox.width)
+    shrink_text(caption, 0.94 * figure.bbox.width)
     return panel
 
 
-def _draw_density(panel: Any, circle: _Circle) -> np.ndarray:
-    """Draw the ring of phases, around it the density of the cells that carry one, and return how far out that is."""
-    grid = np.linspace(0, TURN, 361)
-    outer = np.full(len(grid), DENSITY[0])
-    if circle.active_c.any():
-        density = _density(circle.around_c)
+def _cell_positions(cells: _PeriodicCells) -> tuple[np.ndarray, np.ndarray]:
+    """Return angle and radius at which cells are drawn: active cells in the ring, the others in the middle."""
+    rng = np.random.default_rng(0)
+    n_cells = len(cells.angle_c)
+    # Uniform over the area of the ring.
+    radius_c = np.sqrt(rng.uniform(CELL_RADII[0] ** 2, CELL_RADII[1] ** 2, n_cells))
+    angle_c = np.where(cells.active_c, cells.angle_c, 0)
+    # Inactive cells fill the middle like the seeds of a sunflower, as densely as the cells of the ring if they fit.
+    inactive = np.flatnonzero(~cells.active_c)
+    ring_area = CELL_RADII[1] ** 2 - CELL_RADII[0] ** 2
+    max_radius = min(INACTIVE_RADIUS, np.sqrt(ring_area * len(inactive) / max(n_cells - len(inactive), 1)) + 0.05)
+    position_c = rng.permutation(len(inactive))
+    radius_c[inactive] = max_radius * np.sqrt((position_c + 0.5) / max(len(inactive), 1))
+    angle_c[inactive] = position_c * GOLDEN_ANGLE
+    return angle_c, radius_c
+
+
+def _draw_density(panel: Any, cells: _PeriodicCells) -> np.ndarray:
+    """Draw the ring of phases and, around it, the density of the active cells; return the radius of the outline."""
+    grid = np.linspace(0, TWO_PI, 361)
+    outline = np.full(len(grid), DENSITY_RADII[0])
+    if cells.active_c.any():
+        density = _density(cells.angle_c[cells.active_c])
         density = np.append(density, density[0])
-        outer = DENSITY[0] + (DENSITY[1] - DENSITY[0]) * density / density.max()
-    if circle.phases is None:
-        panel.fill_between(grid, DENSITY[0], outer, color="0.8", lw=0)
-        panel.pcolormesh(
-            grid, RING, (grid[None, :-1] + grid[None, 1:]) / 2, cmap=CYCLIC, vmin=0, vmax=TURN, rasterized=True
-        )
+        outline = DENSITY_RADII[0] + (DENSITY_RADII[1] - DENSITY_RADII[0]) * density / density.max()
+    if cells.phases is None:
+        panel.fill_between(grid, DENSITY_RADII[0], outline, color="0.8", lw=0)
+        angles = (grid[None, :-1] + grid[None, 1:]) / 2
+        panel.pcolormesh(grid, PHASE_RADII, angles, cmap=CYCLIC_COLORMAP, vmin=0, vmax=TWO_PI, rasterized=True)
     else:
-        for k, low, high in circle.phases.pieces():
-            shade = circle.phases.colors[k]
+        for k, low, high in cells.phases.intervals():
+            color = cells.phases.colors[k]
             theta = np.concatenate([[low], grid[(grid > low) & (grid < high)], [high]])
-            panel.fill_between(theta, DENSITY[0], np.interp(theta, grid, outer), color=shade, alpha=0.45, lw=0)
-            panel.fill_between(theta, *RING, color=shade, lw=0)
-    panel.plot(grid, outer, color="0.2", lw=1, label="density")
-    return outer
+            panel.fill_between(theta, DENSITY_RADII[0], np.interp(theta, grid, outline), color=color, alpha=0.45, lw=0)
+            panel.fill_between(theta, *PHASE_RADII, color=color, lw=0)
+    panel.plot(grid, outline, color="0.2", lw=1, label="density")
+    return outline
 
 
 def _density(angle_c: np.ndarray) -> np.ndarray:
-    """Estimate the density at each whole degree, with a kernel that is narrower the more cells there are."""
-    count_b, _ = np.histogram(angle_c % TURN, bins=360, range=(0, TURN))
-    # Counts of a bin belong to its middle, half a degree further on: less than a line is wide.
+    """Return a kernel density estimate at each degree; the kernel is narrower if there are more cells."""
+    count_b, _ = np.histogram(angle_c % TWO_PI, bins=360, range=(0, TWO_PI))
+    # A bin is drawn at its lower edge, half a degree off, which is less than the width of the line.
     width = np.degrees(np.clip(0.3 * (len(angle_c) / 200) ** -0.2, 0.12, 0.6))
     frequency = np.arange(181)
     kernel = np.exp(-0.5 * (np.radians(width) * frequency) ** 2)
@@ -308,21 +317,22 @@ def _density(angle_c: np.ndarray) -> np.ndarray:
     return np.maximum(density_b, 0)
 
 
-def _draw_names(panel: Any, circle: _Circle, outer: np.ndarray) -> None:
-    """Write the names of the phases with the share of cells in each, and that of cells that carry none."""
+def _label_phases(panel: Any, cells: _PeriodicCells, outline: np.ndarray) -> None:
+    """Write the angles, and the name and share of each phase and of the cells without one."""
     from matplotlib.patheffects import withStroke
 
-    n_cells = max(len(circle.angle_c), 1)
-    for angle, label in zip(np.arange(4) * np.pi / 2, ("0", "π/2", "π", "3π/2"), strict=True):
-        panel.text(angle, TICKS, label, ha="center", va="center", fontsize="x-small", color="0.35")
-    if circle.phases is not None and circle.phase_c is not None:
-        for phase, angle in zip(circle.phases.names, circle.phases.middle_k, strict=True):
-            share = float((circle.active_c & (circle.phase_c == phase)).sum() / n_cells)
-            radius = min(NAMES, np.interp(angle, np.linspace(0, TURN, len(outer)), outer) + 0.23)
-            panel.text(angle, radius, f"{phase}\n{percent(share)}", ha="center", va="center", fontweight="bold")
+    n_cells = max(len(cells.angle_c), 1)
+    for angle, label in zip(ANGLE_TICKS[:4], ANGLE_LABELS[:4], strict=True):
+        panel.text(angle, TICK_RADIUS, label, ha="center", va="center", fontsize="x-small", color="0.35")
+    if cells.phases is not None and cells.phase_c is not None:
+        for phase, angle in zip(cells.phases.names, cells.phases.middle_k, strict=True):
+            share = float((cells.active_c & (cells.phase_c == phase)).sum() / n_cells)
+            radius = min(MAX_LABEL_RADIUS, np.interp(angle, np.linspace(0, TWO_PI, len(outline)), outline) + 0.23)
+            panel.text(angle, radius, f"{phase}\n{format_percent(share)}", ha="center", va="center", fontweight="bold")
     halo = [withStroke(linewidth=3, foreground="white")]
-    idle = float((~circle.active_c).sum() / n_cells)
-    panel.text(0, 0, f"no phase\n{percent(idle)}", ha="center", va="center", fontsize="small", path_effects=halo)
+    share = float((~cells.active_c).sum() / n_cells)
+    label = f"{'inactive' if cells.phases is None else 'no phase'}\n{format_percent(share)}"
+    panel.text(0, 0, label, ha="center", va="center", fontsize="small", path_effects=halo)
 
 
 # --- The genes --------------------------------------------------------------------------------------------------------
@@ -330,77 +340,87 @@ def _draw_names(panel: Any, circle: _Circle, outer: np.ndarray) -> None:
 
 def _draw_genes(
     figure: SubFigure,
-    circle: _Circle,
-    chosen: Sequence[int],
-    counts: Counts,
-    values: Mapping[str, np.ndarray],
+    cells: _PeriodicCells,
+    counts: ObservedCounts,
+    values: Mapping[int, np.ndarray],
     n_columns: int,
 ) -> dict[str, Axes]:
-    """Draw a small panel for each gene: what was counted in bins of angles, and what the model expects."""
-    n_rows = -(-len(chosen) // n_columns)
-    panels = figure.subplots(n_rows, n_columns, sharex=True, squeeze=False).flat
-    phase_of = {gene: phase for phase, genes in circle.markers.items() for gene in genes}
-    n_bins = int(np.clip(circle.active_c.sum() // 12, 6, 24))
-    edges = np.linspace(0, TURN, n_bins + 1)
-    units = {counts.unit(column) for column in chosen}
-    drawn, handles = {}, {}
-    for panel, column in zip(panels, chosen, strict=False):
+    """Draw one panel for each gene: observed means in bins of angles, and the expectation of the model."""
+    grid = figure.subplots(-(-len(values) // n_columns), n_columns, sharex=True, squeeze=False).flat
+    n_bins = int(np.clip(cells.active_c.sum() // 12, 6, 24))
+    edges = np.linspace(0, TWO_PI, n_bins + 1)
+    units = {counts.axis_label(column) for column in values}
+    phase_of = {gene: phase for phase, genes in cells.markers.items() for gene in genes}
+    panels: dict[str, Axes] = {}
+    handles: dict[str, Any] = {}
+    for panel, (column, value_c) in zip(grid, values.items(), strict=False):
         gene = str(counts.names_f[column])
-        middle, mean, error = _binned(circle, values[gene], edges)
-        handles["mean of the cells in a bin, ± standard error"] = panel.errorbar(
-            middle, mean, error, color=BLACK, ls="", marker="o", ms=3, lw=1, zorder=3
-        )
-        top = np.nanmax(mean + error, initial=0)
-        curve = _expected(circle, counts.var_names[column], counts.modality_f[column])
-        if curve is not None and circle.traversal is not None:
-            position_s, mean_s, lower_s, upper_s = curve
-            band = panel.fill_between(position_s, lower_s, upper_s, color=BLUE, alpha=0.25, lw=0)
-            (line,) = panel.plot(position_s, mean_s, color=BLUE, lw=2)
-            interval = float(circle.traversal.stored["interval"])
-            handles[f"what the model expects, with {interval:.0%} interval"] = (band, line)
-            top = max(top, float(np.max(upper_s)))
-        role = f" ({phase_of[gene]})" if gene in phase_of else ""
-        panel.set_title(f"{gene}{role}", fontsize="medium", fontstyle="italic")
-        panel.set_ylim(0, (top or 1.0) * 1.22)
+        handles |= _draw_gene(panel, cells, _bin_means(cells, value_c, edges), _expected_curve(cells, counts, column))
+        phase = f" ({phase_of[gene]})" if gene in phase_of else ""
+        panel.set_title(f"{gene}{phase}", fontsize="medium", fontstyle="italic")
         if len(units) > 1:
-            panel.set_ylabel(counts.unit(column), fontsize="small")
-        tidy(panel)
-        angle_axis(panel, circle.phases)
-        drawn[gene] = panel
-    for panel in panels[len(chosen) :]:
+            panel.set_ylabel(counts.axis_label(column), fontsize="small")
+        despine(panel)
+        format_angle_axis(panel, cells.phases)
+        panels[gene] = panel
+    for panel in grid[len(values) :]:
         panel.set_axis_off()
-    for panel in list(drawn.values())[-n_columns:]:
+    for panel in list(panels.values())[-n_columns:]:
         panel.xaxis.set_tick_params(labelbottom=True)
-    figure.supxlabel(f"{circle.label} angle (rad)", fontsize="medium")
+    figure.supxlabel(f"{cells.label} angle (rad)", fontsize="medium")
     if len(units) == 1:
         figure.supylabel(units.pop(), fontsize="medium")
     figure.legend(
         list(handles.values()), list(handles), loc="outside upper center", frameon=False, fontsize="small", ncols=1
     )
-    return drawn
+    return panels
 
 
-def _binned(circle: _Circle, value_c: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Average over the active cells in each bin, with the standard error, leaving out bins of fewer than three."""
-    known_c = circle.active_c & np.isfinite(value_c)
-    bin_c = np.clip(np.digitize(circle.angle_c[known_c] % TURN, edges) - 1, 0, len(edges) - 2)
+def _draw_gene(
+    panel: Axes,
+    cells: _PeriodicCells,
+    observed: tuple[np.ndarray, np.ndarray, np.ndarray],
+    expected: tuple[np.ndarray, ...] | None,
+) -> dict[str, Any]:
+    """Draw observed means with standard errors, and the expected curve with its interval; return legend handles."""
+    middle, mean, error = observed
+    points = panel.errorbar(middle, mean, error, color=BLACK, ls="", marker="o", ms=3, lw=1, zorder=3)
+    handles: dict[str, Any] = {"observed mean per bin ± standard error": points}
+    highest = np.nanmax(mean + error, initial=0)
+    if expected is not None and cells.traversal is not None:
+        position_s, mean_s, lower_s, upper_s = expected
+        band = panel.fill_between(position_s, lower_s, upper_s, color=BLUE, alpha=0.25, lw=0)
+        (line,) = panel.plot(position_s, mean_s, color=BLUE, lw=2)
+        handles[f"expected by the model, with {cells.traversal.interval} credible interval"] = (band, line)
+        highest = max(highest, float(np.max(upper_s)))
+    panel.set_ylim(0, (highest or 1.0) * 1.22)
+    return handles
+
+
+def _bin_means(
+    cells: _PeriodicCells, value_c: np.ndarray, edges: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return middle, mean and standard error of each bin of active cells; bins of fewer than three are left out."""
+    known_c = cells.active_c & np.isfinite(value_c)
+    bin_c = np.clip(np.digitize(cells.angle_c[known_c] % TWO_PI, edges) - 1, 0, len(edges) - 2)
     value_c = value_c[known_c]
     groups = [(b, value_c[bin_c == b]) for b in range(len(edges) - 1)]
-    kept = [(b, values) for b, values in groups if len(values) >= 3]
-    middle = np.array([(edges[b] + edges[b + 1]) / 2 for b, _ in kept])
-    mean = np.array([values.mean() for _, values in kept])
-    error = np.array([values.std(ddof=1) / len(values) ** 0.5 for _, values in kept])
+    filled = [(b, values) for b, values in groups if len(values) >= 3]
+    middle = np.array([(edges[b] + edges[b + 1]) / 2 for b, _ in filled])
+    mean = np.array([values.mean() for _, values in filled])
+    error = np.array([values.std(ddof=1) / len(values) ** 0.5 for _, values in filled])
     return middle, mean, error
 
 
-def _expected(circle: _Circle, name: str, modality: str) -> tuple[np.ndarray, ...] | None:
-    """Give the stored curve of a gene, in the units of the counts."""
-    if circle.traversal is None:
+def _expected_curve(cells: _PeriodicCells, counts: ObservedCounts, column: int) -> tuple[np.ndarray, ...] | None:
+    """Return position, mean, lower and upper end of a gene's stored curve, in the unit of the observed values."""
+    traversal, modality = cells.traversal, counts.modality_f[column]
+    if traversal is None:
         return None
-    found = np.flatnonzero((circle.traversal.feature_names == name) & (circle.traversal.modality_f == modality))
+    found = np.flatnonzero((traversal.feature_names == counts.var_names[column]) & (traversal.modality_f == modality))
     if len(found) == 0:
         return None
-    binary = circle.traversal.stored["likelihood"][modality] == "bernoulli"
-    scale = 1.0 if binary else 1e4 / float(circle.traversal.stored["library_size"][modality])
-    curves = (circle.traversal.stored[name][:, found[0]] * scale for name in ("mean", "lower", "upper"))
-    return circle.traversal.position_s, *curves
+    is_probability = traversal.units.get(modality, COUNTS) == PROBABILITY
+    scale = 1.0 if is_probability else 1e4 / float(traversal.stored["library_size"][modality])
+    curves = (traversal.stored[name][:, found[0]] * scale for name in ("mean", "lower", "upper"))
+    return traversal.position_s, *curves

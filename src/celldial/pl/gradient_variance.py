@@ -1,10 +1,11 @@
-"""How noisy the estimators of the gradient are."""
+"""The plot of the variance of gradient estimators."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from celldial.pl._figure import BLACK, BLUE, ORANGE, canvas, finish, fit, tidy
+from celldial.pl._colors import BLACK, BLUE, ORANGE
+from celldial.pl._figure import despine, make_figure, show_or_return, shrink_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -13,19 +14,19 @@ if TYPE_CHECKING:
 
 __all__ = ["gradient_variance"]
 
-# Estimator to what it is called, and to its color (of Okabe and Ito, too) and marker.
-LOOKS = {
+# Label, color (Okabe and Ito) and marker of each estimator.
+ESTIMATOR_STYLES = {
     "score_function": ("score function", BLACK, "s"),
-    "score_function + moving_average": ("score function, less a moving average", ORANGE, "D"),
-    "score_function + learned": ("score function, less a learned baseline", "#CC79A7", "v"),
-    "straight_through": ("relaxed draws, rounded (straight-through)", "#56B4E9", "o"),
-    "gumbel_softmax": ("relaxed draws (Gumbel-softmax)", "#009E73", "P"),
-    "reparameterized": ("through the draw (reparameterized)", BLUE, "o"),
-    "enumerate": ("sum over all clusters (enumeration)", BLUE, "o"),
+    "score_function + moving_average": ("score function with moving-average baseline", ORANGE, "D"),
+    "score_function + learned": ("score function with learned baseline", "#CC79A7", "v"),
+    "straight_through": ("straight-through (rounded relaxed draws)", "#56B4E9", "o"),
+    "gumbel_softmax": ("Gumbel-softmax (relaxed draws)", "#009E73", "P"),
+    "reparameterized": ("reparameterization", BLUE, "o"),
+    "enumerate": ("enumeration (sum over all clusters)", BLUE, "o"),
 }
-OF = {
-    "mu": "means of coordinates",
-    "sigma": "log widths of coordinates",
+PARAMETER_LABELS = {
+    "mu": "means of latent coordinates",
+    "sigma": "log widths of latent coordinates",
     "cluster": "log-odds of clusters",
 }
 
@@ -38,41 +39,41 @@ def gradient_variance(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> dict[str, Axes] | Figure | None:
-    """Draw how noisy the estimators of the gradient are, as `celldial.tl.sweep_gradients` measured it.
+    """Plot the variance of gradient estimators, as measured by `celldial.tl.sweep_gradients`.
 
-    On the left the cells' posteriors are made narrower and wider than they are: the score function becomes noisier the
-    surer the model is of a cell, and the reparameterization trick becomes less noisy. On the right several draws are
-    averaged at the width that the posteriors have; the dotted lines are the variance of one draw divided by their
-    number, on which averages of independent draws are. Both axes of both panels are logarithmic.
+    The left panel shows the variance for posteriors that are narrower and wider than fitted. Narrower posteriors make
+    the score function estimator noisier and the reparameterization estimator less noisy. The right panel shows averages
+    of several draws at the fitted width. Its dotted lines are the variance of one draw divided by the number of draws;
+    averages of independent draws lie on them. All axes are logarithmic.
 
     Parameters
     ----------
     table
-        What `celldial.tl.sweep_gradients` returns.
+        The table that `celldial.tl.sweep_gradients` returns.
     parameter
-        What the gradients are taken by: ``"mu"``, ``"sigma"`` or ``"cluster"``. By default clusters if there are any,
-        else means.
+        The parameter of the gradients: ``"mu"``, ``"sigma"`` or ``"cluster"``. By default ``"cluster"`` if the table
+        has it, and otherwise ``"mu"``.
     ax
-        Where to draw: the panels take the place of these Axes, which must be part of a grid, such as ``plt.subplots``
-        makes. If the figure has no layout engine it gets the constrained one. By default a new figure is made.
+        Axes that are replaced by the panels. They must be part of a grid, as from ``plt.subplots``. A figure without a
+        layout engine is given the constrained one. By default a new figure is created.
     show
-        Whether to show the figure, and return nothing. By default as scanpy does
-        (``scanpy.settings.autoshow``), but never where `ax` or `return_fig` is given.
+        Whether to show the figure and return None. The default is ``scanpy.settings.autoshow``, or False if `ax` or
+        `return_fig` is given.
     return_fig
         Whether to return the figure.
 
     Returns
     -------
     dict[str, Axes] | Figure | None
-        Nothing if the figure is shown, the figure with `return_fig`, otherwise the Axes ``"width"`` and
+        None if the figure is shown, the figure with `return_fig`, and otherwise the panels ``"width"`` and
         ``"n_averaged"``.
 
     Raises
     ------
     KeyError
-        The table is another one.
+        If the table lacks a column.
     ValueError
-        The table has no such parameter, or `ax` is not part of a grid.
+        If the table does not have the parameter, or if `ax` is not part of a grid.
 
     Examples
     --------
@@ -86,38 +87,57 @@ def gradient_variance(
     """
     for column in ("parameter", "estimator", "width", "n_averaged", "variance"):
         if column not in table:
-            raise KeyError(f"the table has no column {column!r}: make it by celldial.tl.sweep_gradients(model, adata)")
-    known = list(dict.fromkeys(table["parameter"]))
-    parameter = ("cluster" if "cluster" in known else "mu") if parameter is None else parameter
-    if parameter not in known:
-        raise ValueError(f"parameter is {parameter!r}: the table has {', '.join(map(repr, known))}")
+            raise KeyError(f"the table has no column {column!r}: create it with celldial.tl.sweep_gradients")
+    available = list(dict.fromkeys(table["parameter"]))
+    parameter = ("cluster" if "cluster" in available else "mu") if parameter is None else parameter
+    if parameter not in available:
+        raise ValueError(f"parameter is {parameter!r}, but the table only has {', '.join(map(repr, available))}")
     table = table[table["parameter"] == parameter]
 
-    figure = canvas(ax, (8.6, 5.0))
-    fit(figure.suptitle(f"How noisy estimates of the gradient are: {OF.get(parameter, parameter)}", fontweight="bold"))
-    width_ax, averaged_ax = figure.subplots(1, 2, sharey=True)
-    drawn = {"width": width_ax, "n_averaged": averaged_ax}
-    chosen = {"width": table[table["n_averaged"] == 1], "n_averaged": table[table["width"] == 1]}
+    figure = make_figure(ax, (8.6, 5.0))
+    title = f"Variance of gradient estimates: {PARAMETER_LABELS.get(parameter, parameter)}"
+    shrink_text(figure.suptitle(title, fontweight="bold"))
+    width_panel, averaged_panel = figure.subplots(1, 2, sharey=True)
+    _draw_curves(width_panel, table[table["n_averaged"] == 1], "width")
+    _draw_curves(averaged_panel, table[table["width"] == 1], "n_averaged")
+    _mark_fitted_width(width_panel)
+    width_panel.set_title("Narrower and wider posteriors", fontsize="medium")
+    width_panel.set_xlabel("width of the posterior of each cell\n(1: as fitted)")
+    width_panel.set_ylabel("variance of an estimate\n(lower is better)")
+    averaged_panel.set_title("Averages of several draws", fontsize="medium")
+    averaged_panel.set_xlabel("number of averaged draws\n(dotted: as 1 ÷ number)")
+    handles = width_panel.get_legend_handles_labels()[0]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize="small")
+    return show_or_return(figure, {"width": width_panel, "n_averaged": averaged_panel}, ax, show, return_fig)
+
+
+def _draw_curves(panel: Axes, table: pd.DataFrame, x: str) -> None:
+    """Draw the variance of each estimator against the column `x` of the table."""
+    panel.set_xscale("log")
+    panel.set_yscale("log")
     present = set(table["estimator"])
-    for name, panel in drawn.items():
-        panel.set_xscale("log")
-        panel.set_yscale("log")
-        for estimator in [*(e for e in LOOKS if e in present), *sorted(present - set(LOOKS))]:
-            label, color, marker = LOOKS.get(estimator, (estimator, "0.5", "x"))
-            row = chosen[name][chosen[name]["estimator"] == estimator].sort_values(name)
-            # Averages are points on the line where they should be.
-            line = "-" if name == "width" else ""
-            # Rounding changes no gradient of what is linear in the choice: the one curve may be on the other.
-            shape = {"ms": 9, "mfc": "none"} if estimator == "straight_through" else {"ms": 5}
-            panel.plot(row[name], row["variance"], color=color, ls=line, marker=marker, label=label, **shape)
-            if name == "n_averaged":
-                panel.plot(row[name], row["variance"].iloc[0] / row[name], color=color, ls=":", lw=1.2, zorder=1)
-        ticks = sorted(set(chosen[name][name]))
-        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        panel.minorticks_off()
-        tidy(panel)
-    width_ax.axvline(1, color="0.6", lw=1, ls="--", zorder=0)
-    width_ax.annotate(
+    others = sorted(present - set(ESTIMATOR_STYLES))
+    for estimator in [*(name for name in ESTIMATOR_STYLES if name in present), *others]:
+        label, color, marker = ESTIMATOR_STYLES.get(estimator, (estimator, "0.5", "x"))
+        rows = table[table["estimator"] == estimator].sort_values(x)
+        # Averages are points, to be compared with the dotted line.
+        line = "-" if x == "width" else ""
+        # A larger hollow marker keeps both visible if straight-through and Gumbel-softmax coincide, as they do if the
+        # model is linear in the cluster.
+        shape = {"ms": 9, "mfc": "none"} if estimator == "straight_through" else {"ms": 5}
+        panel.plot(rows[x], rows["variance"], color=color, ls=line, marker=marker, label=label, **shape)
+        if x == "n_averaged":
+            panel.plot(rows[x], rows["variance"].iloc[0] / rows[x], color=color, ls=":", lw=1.2, zorder=1)
+    ticks = sorted(set(table[x]))
+    panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    panel.minorticks_off()
+    despine(panel)
+
+
+def _mark_fitted_width(panel: Axes) -> None:
+    """Draw a vertical line at the width of the fitted posteriors."""
+    panel.axvline(1, color="0.6", lw=1, ls="--", zorder=0)
+    panel.annotate(
         "as fitted",
         (1, 0),
         xycoords=("data", "axes fraction"),
@@ -129,11 +149,3 @@ def gradient_variance(
         fontsize="x-small",
         color="0.35",
     )
-    width_ax.set_title("Narrower and wider posteriors", fontsize="medium")
-    width_ax.set_xlabel("width of the cells' posteriors\n(1: as fitted)")
-    width_ax.set_ylabel("variance of an estimate\n(lower is better)")
-    averaged_ax.set_title("Averages of several draws", fontsize="medium")
-    averaged_ax.set_xlabel("number of draws averaged\n(dotted: as 1 ÷ number)")
-    handles = width_ax.get_legend_handles_labels()[0]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize="small")
-    return finish(figure, drawn, ax, show, return_fig)

@@ -1,12 +1,15 @@
-"""How training went."""
+"""The plot of the training history."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from celldial.pl._figure import BLACK, BLUE, ORANGE, canvas, finish, minus
+from celldial.io.results import read_record
+from celldial.pl._colors import BLACK, BLUE, ORANGE
+from celldial.pl._figure import despine, make_figure, show_or_return
+from celldial.pl._text import format_count, format_minus
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -23,42 +26,44 @@ def history(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> dict[str, Axes] | Figure | None:
-    r"""Draw how training went: the ELBO of training and validation cells after each epoch, and the KL divergence.
+    r"""Plot the training history: the ELBO of training and validation cells by epoch, and the KL divergence.
 
-    The vertical axis leaves out the steep start, where it would squash the rest; a line in the plot then says so.
+    The vertical axis leaves out the steep start of training if it would compress the rest. A note in the panel then
+    gives the number of epochs below the axis.
 
     Parameters
     ----------
     adata
-        Cells that a model was fitted to: ``adata.uns["celldial"]["history"]`` is drawn.
+        Cells that a model was fitted to, with ``adata.uns["celldial"]["history"]``.
     ax
-        Where to draw: the panels take the place of these Axes, which must be part of a grid, such as ``plt.subplots``
-        makes. If the figure has no layout engine it gets the constrained one. By default a new figure is made.
+        Axes that are replaced by the panels. They must be part of a grid, as from ``plt.subplots``. A figure without a
+        layout engine is given the constrained one. By default a new figure is created.
     show
-        Whether to show the figure, and return nothing. By default as scanpy does
-        (``scanpy.settings.autoshow``), but never where `ax` or `return_fig` is given.
+        Whether to show the figure and return None. The default is ``scanpy.settings.autoshow``, or False if `ax` or
+        `return_fig` is given.
     return_fig
         Whether to return the figure.
 
     Returns
     -------
     dict[str, Axes] | Figure | None
-        Nothing if the figure is shown, the figure with `return_fig`, otherwise the Axes: ``"elbo"``, where there were
-        validation cells ``"kl"``, and with several modalities ``"elbo_train"``. All are in nats per cell. A higher ELBO
-        is better; a KL divergence near 0 means that the latent state tells nothing about a cell.
+        None if the figure is shown, the figure with `return_fig`, and otherwise the panels: ``"elbo"``, ``"kl"`` if
+        there were validation cells, and ``"elbo_train"`` if there are several modalities. All are in nats per cell. A
+        higher ELBO is better. A KL divergence near 0 means that the latent state holds no information about a cell.
 
     Raises
     ------
     KeyError
-        No model was fitted to these cells.
+        If no model was fitted to these cells.
     ValueError
-        `ax` is not part of a grid.
+        If `ax` is not part of a grid.
 
     Notes
     -----
-    The two curves are not quite comparable: the ELBO of the training cells is that of the minibatches as they were
-    trained, with dropout, and it is too high while the weight of the KL term still rises (the gray area). With several
-    modalities it also has their weights, and an axis of its own, on the right.
+    The two curves are not directly comparable. The ELBO of the training cells is averaged over the minibatches during
+    training, with dropout. It is too high during KL warm-up, while the weight of the KL divergence is below 1 (the gray
+    area). With several modalities, the ELBO of the training cells also includes the weights of the modalities, and has
+    its own axis on the right.
 
     Examples
     --------
@@ -71,85 +76,131 @@ def history(
     """
     from matplotlib.ticker import MaxNLocator
 
-    if "history" not in adata.uns.get("celldial", {}):
-        raise KeyError('there is no history in adata.uns["celldial"]: call model.fit(adata) first')
-    record = {name: np.asarray(values, dtype=float) for name, values in adata.uns["celldial"]["history"].items()}
-    epoch_e = np.arange(1, len(record["seconds"]) + 1)
-    kept = int(record["kept"].argmax())
-    validated = "elbo_validation" in record
-    marker = "." if len(epoch_e) < 60 else ""
+    stored = read_record(adata).get("history")
+    if stored is None:
+        raise KeyError('no history in adata.uns["celldial"]: call model.fit(adata) first')
+    record = _History({name: np.asarray(values, dtype=float) for name, values in stored.items()})
 
-    figure = canvas(ax, (6.4, 5.8) if validated else (6.4, 4.2))
-    panels = figure.subplots(2, sharex=True, height_ratios=[2.5, 1], squeeze=False)[:, 0] if validated else None
-    elbo_ax: Axes = figure.subplots() if panels is None else panels[0]
-    # In training, modalities have weights: another quantity, on another scale.
-    weighted = sum(name.startswith("log_likelihood_") for name in record) > 1
-    train_ax: Axes = elbo_ax.twinx() if weighted else elbo_ax
-    label = "training cells, modalities weighted\n(axis on the right)" if weighted else "training cells"
-    train_ax.plot(epoch_e, record["elbo_train"], color=ORANGE, ls="--", marker=marker, label=label)
-    if validated:
-        elbo_ax.plot(epoch_e, record["elbo_validation"], color=BLUE, marker=marker, label="validation cells")
-    # Without validation cells, at all or in the last call, the model has the weights of the last epoch.
-    judged = validated and not np.isnan(record["elbo_validation"][kept])
-    kept_elbo = record["elbo_validation" if judged else "elbo_train"][kept]
-    which = "best epoch" if judged else "last epoch"
-    (elbo_ax if judged else train_ax).plot(
-        epoch_e[kept],
-        kept_elbo,
-        color=BLACK,
-        ls="",
-        marker="D",
-        zorder=3,
-        label=f"{which}, {epoch_e[kept]}: {minus(f'{kept_elbo:.1f}')}\n(the model has its weights)",
-    )
-    rising = record["kl_weight"] < 1
-    if rising.any():
-        # Only at the start of a first fit; `partial_fit` keeps the full weight.
-        elbo_ax.axvspan(0.5, rising.sum() + 0.5, color="0.92", lw=0, zorder=0, label="weight of KL term still rises")
-    elbo_ax.set_ylabel("ELBO (nats per cell)\nhigher is better")
-    elbo_ax.set_title("How well the model explains the cells")
-    shown = {elbo_ax: ["elbo_train", "elbo_validation"]}
-    if weighted:
-        shown = {elbo_ax: ["elbo_validation"], train_ax: ["elbo_train"]}
+    figure = make_figure(ax, (6.4, 5.8) if record.validated else (6.4, 4.2))
+    panels: dict[str, Axes] = {}
+    if record.validated:
+        elbo_panel, kl_panel = figure.subplots(2, sharex=True, height_ratios=[2.5, 1])
+        panels = {"elbo": elbo_panel, "kl": kl_panel}
+        _draw_kl(kl_panel, record)
+    else:
+        elbo_panel = figure.subplots()
+        panels = {"elbo": elbo_panel}
+    train_panel = elbo_panel.twinx() if record.weighted else elbo_panel
+    _draw_elbo(elbo_panel, train_panel, record)
+    # The legend is outside, where it cannot cover a curve.
+    drawn = [train_panel, elbo_panel] if record.weighted else [elbo_panel]
+    handles = [handle for panel in drawn for handle in panel.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize="small")
+
+    for panel in panels.values():
+        panel.axvline(record.epoch_e[record.kept], color="0.4", lw=1, ls=":", zorder=1)
+        despine(panel)
+    if record.weighted:
+        train_panel.set_ylabel("weighted ELBO", color=ORANGE)
+        train_panel.tick_params(axis="y", labelcolor=ORANGE)
+        train_panel.spines["top"].set_visible(False)
+        train_panel.grid(False)
+        panels["elbo_train"] = train_panel
+    lowest = panels.get("kl", elbo_panel)
+    lowest.set_xlabel("epoch")
+    lowest.set_xlim(0.5, len(record.epoch_e) + 0.5)
+    lowest.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    return show_or_return(figure, panels, ax, show, return_fig)
+
+
+class _History(NamedTuple):
+    """A stored training history: values by name, each with one entry per epoch."""
+
+    values: dict[str, np.ndarray]
+
+    @property
+    def epoch_e(self) -> np.ndarray:
+        """Epochs, from 1."""
+        return np.arange(1, len(self.values["seconds"]) + 1)
+
+    @property
+    def kept(self) -> int:
+        """Index of the epoch whose weights the model has."""
+        return int(self.values["kept"].argmax())
+
+    @property
+    def validated(self) -> bool:
+        """Whether there were validation cells."""
+        return "elbo_validation" in self.values
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the training ELBO has weights of several modalities, and is therefore on another scale."""
+        return sum(name.startswith("log_likelihood_") for name in self.values) > 1
+
+    @property
+    def marker(self) -> str:
+        """Marker of the curves: dots for short histories."""
+        return "." if len(self.epoch_e) < 60 else ""
+
+
+def _draw_elbo(elbo_panel: Axes, train_panel: Axes, record: _History) -> None:
+    """Draw the ELBO of training and validation cells, the kept epoch and the KL warm-up."""
+    values, epoch_e = record.values, record.epoch_e
+    label = "training cells, modalities weighted\n(right axis)" if record.weighted else "training cells"
+    train_panel.plot(epoch_e, values["elbo_train"], color=ORANGE, ls="--", marker=record.marker, label=label)
+    if record.validated:
+        elbo_panel.plot(epoch_e, values["elbo_validation"], color=BLUE, marker=record.marker, label="validation cells")
+    _mark_kept_epoch(elbo_panel, train_panel, record)
+    warm_up = values["kl_weight"] < 1
+    if warm_up.any():
+        # Only at the start of the first fit: `partial_fit` uses the full weight.
+        elbo_panel.axvspan(0.5, warm_up.sum() + 0.5, color="0.92", lw=0, zorder=0, label="KL warm-up")
+    elbo_panel.set_ylabel("ELBO (nats per cell)\nhigher is better")
+    elbo_panel.set_title("Evidence lower bound (ELBO)")
+    curves = {elbo_panel: ["elbo_train", "elbo_validation"]}
+    if record.weighted:
+        curves = {elbo_panel: ["elbo_validation"], train_panel: ["elbo_train"]}
     below_e = np.zeros(len(epoch_e), dtype=bool)
-    for panel, names in shown.items():
-        curves_ne = np.stack([record[name] for name in names if name in record])
+    for panel, names in curves.items():
+        curves_ne = np.stack([values[name] for name in names if name in values])
         low, high = _robust_range(curves_ne)
         margin = 0.06 * (high - low) or 1.0
         panel.set_ylim(low - margin, high + margin)
         below_e |= np.fmin.reduce(curves_ne) < low - margin
     if below_e.any():
-        # In the upper left corner there is room: curves that leave the range come from below.
-        note = "1 epoch is below" if below_e.sum() == 1 else f"{below_e.sum()} epochs are below"
-        elbo_ax.annotate(f"↓ {note}", (0.02, 0.98), xycoords="axes fraction", va="top", fontsize="small")
-    # Outside, where it hides no curve.
-    handles = [handle for panel in reversed(shown) for handle in panel.get_legend_handles_labels()[0]]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize="small")
+        # The upper left corner is free: curves that leave the range start below it.
+        note = f"↓ {format_count('epoch', int(below_e.sum()))} below"
+        elbo_panel.annotate(note, (0.02, 0.98), xycoords="axes fraction", va="top", fontsize="small")
 
-    drawn = {"elbo": elbo_ax}
-    if panels is not None:
-        drawn["kl"] = kl_ax = panels[1]
-        kl_ax.plot(epoch_e, record["kl_validation"], color=BLUE, marker=marker)
-        kl_ax.set_ylim(bottom=0)
-        kl_ax.set_ylabel("KL divergence\n(nats per cell)")
-        kl_ax.set_title("How much the latent state tells about a cell", fontsize="medium")
-    for panel in drawn.values():
-        panel.axvline(epoch_e[kept], color="0.4", lw=1, ls=":", zorder=1)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(False)
-    if weighted:
-        train_ax.set_ylabel("ELBO with weights", color=ORANGE)
-        train_ax.tick_params(axis="y", labelcolor=ORANGE)
-        train_ax.spines["top"].set_visible(False)
-        train_ax.grid(False)
-        drawn["elbo_train"] = train_ax
-    panel.set_xlabel("epoch")
-    panel.set_xlim(0.5, len(epoch_e) + 0.5)
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    return finish(figure, drawn, ax, show, return_fig)
+
+def _mark_kept_epoch(elbo_panel: Axes, train_panel: Axes, record: _History) -> None:
+    """Mark the epoch whose weights the model has."""
+    kept = record.kept
+    # Without validation cells, in all calls or in the last one, the model has the weights of the last epoch.
+    is_best = record.validated and not np.isnan(record.values["elbo_validation"][kept])
+    elbo = record.values["elbo_validation" if is_best else "elbo_train"][kept]
+    epoch = record.epoch_e[kept]
+    (elbo_panel if is_best else train_panel).plot(
+        epoch,
+        elbo,
+        color=BLACK,
+        ls="",
+        marker="D",
+        zorder=3,
+        label=f"{'best' if is_best else 'last'} epoch, {epoch}: {format_minus(f'{elbo:.1f}')}\n(weights of the model)",
+    )
+
+
+def _draw_kl(panel: Axes, record: _History) -> None:
+    """Draw the KL divergence of the validation cells."""
+    panel.plot(record.epoch_e, record.values["kl_validation"], color=BLUE, marker=record.marker)
+    panel.set_ylim(bottom=0)
+    panel.set_ylabel("KL divergence\n(nats per cell)")
+    panel.set_title("KL divergence from the prior", fontsize="medium")
 
 
 def _robust_range(values: np.ndarray) -> tuple[float, float]:
-    """Return the range to show: without the lowest tenth of the values, where those alone take most of the room."""
+    """Return the range to show: without the lowest tenth of the values if it takes most of the full range."""
     low, tenth, high = np.nanquantile(values, [0, 0.1, 1])
     return (low if high - low < 3 * (high - tenth) else tenth), high
