@@ -1,7 +1,7 @@
-"""Matrices and tables in h5ad files and zarr stores, of which some rows are read.
+"""Matrices and tables in h5ad files and zarr stores, read by rows.
 
-The arrays of a sparse matrix are read directly: anndata's own `sparse_dataset` checks the pointers to all rows at each
-read, which takes longer than reading.
+The arrays of a sparse matrix are read directly. The `sparse_dataset` of anndata checks the pointers to all rows at each
+read, which takes longer than the read itself.
 """
 
 from __future__ import annotations
@@ -21,40 +21,45 @@ import pandas as pd
 from scipy import sparse
 
 __all__ = [
+    "ROW_READERS",
     "BackedFile",
     "CSRRows",
     "DataFrameRows",
     "DenseRows",
     "InMemoryRows",
     "RowReader",
+    "encoding_type",
+    "index_array",
+    "max_mean_nnz",
     "read_row_names",
     "to_runs",
 ]
 
 SLOW_READ_SECONDS = 30.0
+"""A read that takes longer is logged."""
 
 MAX_GAP_ROWS = 16
-"""Rows between wanted ones that are read, too, because a read costs more than they do."""
+"""Runs of rows with fewer rows between them are read as one, because a read costs more than these rows."""
 
 logger = logging.getLogger("celldial")
 
 
 class FileReadError(OSError):
-    """A file that cannot be read, with a message that says so."""
+    """A file cannot be read. The message names the file and the reason."""
 
 
 class BackedFile:
-    """An h5ad file or a zarr store, opened when it is first read, and in each process anew.
+    """An h5ad file or a zarr store. It is opened at the first read, once per process.
 
     Parameters
     ----------
     path
-        Where it is.
+        Path of the file.
 
     Raises
     ------
     OSError
-        There is no such file, or it is of another kind.
+        The file does not exist, or has another format.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -69,34 +74,33 @@ class BackedFile:
 
     @contextmanager
     def reading(self) -> Iterator[Any]:
-        """Give the root group, and make any failure in this block an `OSError` that names the file."""
+        """Provide the root group, and raise any error of this block as an `OSError` that names the file."""
         timer = threading.Timer(SLOW_READ_SECONDS, self._warn_slow)
         timer.daemon = True
         timer.start()
         try:
             if not self.path.exists():
-                raise FileReadError(f"{self.path} is not there (any more): check the path, and put the file back")
-            yield self._opened()
+                raise FileReadError(f"{self.path} does not exist (any more): check the path, or restore the file")
+            yield self._open()
         except (FileReadError, MemoryError):
             raise
-        except Exception as error:  # of any kind: decompressors have their own
+        except Exception as error:  # any type: decompressors have their own
             reason = str(error).strip().split("\n", 1)[0]
             raise FileReadError(
-                f"{self.path} could not be read ({reason}): it is damaged, or its writing was not finished; copy or "
-                "write it once more"
+                f"{self.path} could not be read ({reason}): it is damaged or incomplete; copy or write it again"
             ) from error
         finally:
             timer.cancel()
 
     def rows(self, name: str) -> RowReader:
-        """Find a matrix or table by its path in the file, within a block of :meth:`reading`."""
+        """Return the reader of a matrix or table, by its path in the file, within a block of :meth:`reading`."""
         if name not in self._rows:
-            element = self._opened()[name]
+            element = self._open()[name]
             self._rows[name] = ROW_READERS[encoding_type(element)](element)
         return self._rows[name]
 
-    def _opened(self) -> Any:
-        """Open the file, unless this process has."""
+    def _open(self) -> Any:
+        """Return the root group. The file is opened if this process has not opened it yet."""
         if self._root is None or self._process != os.getpid():
             self._rows, self._process = {}, os.getpid()
             if self.path.is_dir():
@@ -106,38 +110,36 @@ class BackedFile:
             elif h5py.is_hdf5(self.path):
                 self._root = h5py.File(self.path, "r")
             else:
-                raise FileReadError(
-                    f"{self.path} is no HDF5 file, as an h5ad file is: it is damaged, or something else"
-                )
+                raise FileReadError(f"{self.path} is not an HDF5 file (expected .h5ad): it may be damaged")
         return self._root
 
     def _warn_slow(self) -> None:
-        """Say once that reading takes long."""
+        """Log once per file that a read takes long."""
         if not self._warned_slow:
             self._warned_slow = True
             logger.warning(
-                "reading %s has taken more than %g seconds and goes on: a copy on a local disk may be faster",
+                "reading %s has taken more than %g seconds and continues: a copy on a local disk may be faster",
                 self.path,
                 SLOW_READ_SECONDS,
             )
 
 
-# --- What can be read -------------------------------------------------------------------------------------------------
+# --- Readers ----------------------------------------------------------------------------------------------------------
 
 
 class RowReader(Protocol):
-    """A matrix or table, of which rows are read.
+    """A matrix or table that is read by rows.
 
     Parameters
     ----------
     shape
         Number of rows and of columns.
     dtypes
-        Of the values; of a table, those of its columns.
-    entries_per_row
-        How many entries of a row are held on the way, on average where there are most.
-    rows_at_once
-        How many rows are compressed together, so that reading one takes as long as reading all of them.
+        Dtype of the values; for a table, dtypes of its columns.
+    nnz_per_row
+        Entries per row that a read holds in memory, averaged over the neighboring rows that have the most.
+    rows_per_chunk
+        Number of rows in a compressed chunk. Reading one row takes as long as reading all rows of its chunk.
     """
 
     shape: tuple[int, ...]
@@ -146,11 +148,11 @@ class RowReader(Protocol):
     rows_per_chunk: float
 
     def read(self, runs: Sequence[slice]) -> sparse.csr_matrix | pd.DataFrame:
-        """Read runs of rows, one below the other."""
+        """Return the rows of all runs, concatenated."""
 
 
 class CSRRows:
-    """A CSR matrix. The pointers to its rows are held in memory, 4 or 8 bytes a row."""
+    """Reader of a CSR matrix. The pointers to its rows are in memory, 4 or 8 bytes per row."""
 
     def __init__(self, group: Any) -> None:
         self.shape = tuple(map(int, group.attrs["shape"]))
@@ -159,36 +161,36 @@ class CSRRows:
         self.indptr_c = group["indptr"][:]
         n_rows, n_entries = self.shape[0], self.data.shape[0]
         if (len(self.indptr_c), self.indptr_c[-1], self.indices.shape[0]) != (n_rows + 1, n_entries, n_entries):
-            raise ValueError(f"the parts of {group.name} do not fit each other")
-        for part in (self.data, self.indices):
-            check_all_chunks(part)
+            raise ValueError(f"the arrays of {group.name} have inconsistent lengths")
+        for array in (self.data, self.indices):
+            check_all_chunks(array)
         self.nnz_per_row = max_mean_nnz(self.indptr_c)
         self.rows_per_chunk = self.data.chunks[0] * n_rows / max(n_entries, 1) if self.data.chunks else 1.0
         self.concurrent = annbatch_reader(group)
 
     def read(self, runs: Sequence[slice]) -> sparse.csr_matrix:
-        """Read runs of rows, one below the other."""
+        """Return the rows of all runs, concatenated."""
         if self.concurrent is not None:
             matrix = self.concurrent(runs)
         else:
-            length_c = np.concatenate([np.diff(self.indptr_c[run.start : run.stop + 1]) for run in runs])
-            indptr_c = np.concatenate([[0], np.cumsum(length_c, dtype=np.int64)])
-            value_n, column_n = (np.empty(indptr_c[-1], part.dtype) for part in (self.data, self.indices))
-            at = 0
+            nnz_c = np.concatenate([np.diff(self.indptr_c[run.start : run.stop + 1]) for run in runs])
+            indptr_c = np.concatenate([[0], np.cumsum(nnz_c, dtype=np.int64)])
+            value_n, column_n = (np.empty(indptr_c[-1], array.dtype) for array in (self.data, self.indices))
+            offset = 0
             for run in runs:
                 first, last = int(self.indptr_c[run.start]), int(self.indptr_c[run.stop])
-                value_n[at : at + last - first] = self.data[first:last]
-                column_n[at : at + last - first] = self.indices[first:last]
-                at += last - first
-            matrix = sparse.csr_matrix((value_n, column_n, indptr_c), shape=(len(length_c), self.shape[1]))
-        # What follows trusts the columns, and would read beyond the ends of arrays.
+                value_n[offset : offset + last - first] = self.data[first:last]
+                column_n[offset : offset + last - first] = self.indices[first:last]
+                offset += last - first
+            matrix = sparse.csr_matrix((value_n, column_n, indptr_c), shape=(len(nnz_c), self.shape[1]))
+        # Later code does not check the columns, and would read beyond the ends of arrays.
         if matrix.nnz > 0 and (matrix.indices.min() < 0 or matrix.indices.max() >= self.shape[1]):
-            raise ValueError(f"there is an entry in column {matrix.indices.max()} of {self.shape[1]}")
+            raise ValueError(f"an entry is in column {matrix.indices.max()}, but there are {self.shape[1]} columns")
         return matrix
 
 
 class DenseRows:
-    """A dense matrix, which is made sparse run by run."""
+    """Reader of a dense matrix. It becomes sparse run by run."""
 
     def __init__(self, dataset: Any) -> None:
         self.shape = tuple(map(int, dataset.shape))
@@ -198,12 +200,12 @@ class DenseRows:
         self.rows_per_chunk = float(dataset.chunks[0]) if dataset.chunks else 1.0
 
     def read(self, runs: Sequence[slice]) -> sparse.csr_matrix:
-        """Read runs of rows, one below the other."""
+        """Return the rows of all runs, concatenated."""
         return sparse.vstack([sparse.csr_matrix(self.dataset[run]) for run in runs], format="csr")
 
 
 class DataFrameRows:
-    """A DataFrame of numbers, read column by column."""
+    """Reader of a DataFrame of numbers. It is read column by column."""
 
     def __init__(self, group: Any) -> None:
         self.columns = {str(name): group[str(name)] for name in group.attrs["column-order"]}
@@ -213,29 +215,27 @@ class DataFrameRows:
         self.rows_per_chunk = 1.0
 
     def read(self, runs: Sequence[slice]) -> pd.DataFrame:
-        """Read runs of rows, one below the other."""
+        """Return the rows of all runs, concatenated."""
         return pd.DataFrame(
             {name: np.concatenate([column[run] for run in runs]) for name, column in self.columns.items()}
         )
 
 
 class InMemoryRows:
-    """A matrix or table in memory, where a backed AnnData has all but its ``X``."""
+    """Reader of a matrix or table in memory. A backed AnnData has all matrices but ``X`` in memory."""
 
-    def __init__(self, in_memory: Any) -> None:
-        self.in_memory = in_memory.tocsr() if sparse.issparse(in_memory) else in_memory
-        self.shape = in_memory.shape
-        self.dtypes = list(in_memory.dtypes) if isinstance(in_memory, pd.DataFrame) else [in_memory.dtype]
-        self.nnz_per_row = (
-            max_mean_nnz(self.in_memory.indptr) if sparse.issparse(in_memory) else float(in_memory.shape[-1])
-        )
+    def __init__(self, matrix: Any) -> None:
+        self.matrix = matrix.tocsr() if sparse.issparse(matrix) else matrix
+        self.shape = matrix.shape
+        self.dtypes = list(matrix.dtypes) if isinstance(matrix, pd.DataFrame) else [matrix.dtype]
+        self.nnz_per_row = max_mean_nnz(self.matrix.indptr) if sparse.issparse(matrix) else float(matrix.shape[-1])
         self.rows_per_chunk = 1.0
 
     def read(self, runs: Sequence[slice]) -> sparse.csr_matrix | pd.DataFrame:
-        """Take runs of rows, one below the other."""
-        if isinstance(self.in_memory, pd.DataFrame):
-            return pd.concat([self.in_memory.iloc[run] for run in runs], ignore_index=True)
-        return sparse.vstack([sparse.csr_matrix(self.in_memory[run]) for run in runs], format="csr")
+        """Return the rows of all runs, concatenated."""
+        if isinstance(self.matrix, pd.DataFrame):
+            return pd.concat([self.matrix.iloc[run] for run in runs], ignore_index=True)
+        return sparse.vstack([sparse.csr_matrix(self.matrix[run]) for run in runs], format="csr")
 
 
 ROW_READERS: dict[str, Callable[[Any], RowReader]] = {
@@ -243,37 +243,40 @@ ROW_READERS: dict[str, Callable[[Any], RowReader]] = {
     "array": DenseRows,
     "dataframe": DataFrameRows,
 }
-"""What is read, by the name that anndata gives it."""
+"""Encoding type of anndata to the reader of its rows."""
 
 
 def encoding_type(element: Any) -> str:
-    """Give the name that anndata has for what is stored."""
+    """Return the encoding type that anndata has stored for an element of a file."""
     return str(element.attrs.get("encoding-type", "unknown"))
 
 
 def max_mean_nnz(indptr_c: np.ndarray, n_rows: int = 256) -> float:
-    """Count the entries of a row, on average over the `n_rows` neighbors that have most."""
+    """Return the number of entries per row, averaged over the `n_rows` neighboring rows that have the most."""
     n_rows = max(1, min(n_rows, len(indptr_c) - 1))
     return float(np.diff(indptr_c[::n_rows]).max(initial=0)) / n_rows
 
 
 def check_all_chunks(array: Any) -> None:
-    """Raise where a zarr store lacks files of an array: zarr would take them for zeros."""
-    there, wanted = getattr(array, "nchunks_initialized", 0), getattr(array, "nchunks", 0)
-    if there < wanted:
-        raise ValueError(f"{wanted - there} of {wanted} chunks of {array.name} are missing")
+    """Raise if a zarr store lacks files of an array. Zarr would read them as zeros."""
+    n_present, n_chunks = getattr(array, "nchunks_initialized", 0), getattr(array, "nchunks", 0)
+    if n_present < n_chunks:
+        raise ValueError(f"{n_chunks - n_present} of {n_chunks} chunks of {array.name} are missing")
 
 
 def annbatch_reader(group: Any) -> Callable[[Sequence[slice]], sparse.csr_matrix] | None:
-    """Have annbatch read a CSR matrix in a zarr store, which decompresses many chunks at a time; None without it."""
+    """Return a function that reads runs of rows with annbatch; None if it is not installed or this is not a zarr store.
+
+    Annbatch decompresses many chunks of a store at a time.
+    """
     if not hasattr(group, "store") or find_spec("annbatch") is None:
         return None
     from annbatch import Loader
     from annbatch.abc import Sampler
     from anndata.io import sparse_dataset
 
-    class Given(Sampler):
-        """Asks for the runs that it was given, as one minibatch: what is drawn is decided elsewhere."""
+    class RequestedRuns(Sampler):
+        """Requests the runs in `runs` as one minibatch."""
 
         batch_size, shuffle = None, False
         runs: Sequence[slice] = ()
@@ -288,7 +291,7 @@ def annbatch_reader(group: Any) -> Callable[[Sequence[slice]], sparse.csr_matrix
             row_c = np.concatenate([np.arange(run.start, run.stop) for run in self.runs])
             yield {"requests": row_c, "splits": [np.arange(len(row_c))]}
 
-    sampler = Given()
+    sampler = RequestedRuns()
     loader = Loader(batch_sampler=sampler, preload_to_gpu=False).add_dataset(sparse_dataset(group))
 
     def read(runs: Sequence[slice]) -> sparse.csr_matrix:
@@ -299,13 +302,13 @@ def annbatch_reader(group: Any) -> Callable[[Sequence[slice]], sparse.csr_matrix
 
 
 def index_array(group: Any) -> Any:
-    """Find the names of the rows of a stored DataFrame."""
+    """Return the stored array of row names of a DataFrame in a file."""
     index = group[group.attrs["_index"]]
     return index["values"] if encoding_type(index).startswith("nullable") else index
 
 
 def read_row_names(group: Any, runs: Sequence[slice]) -> np.ndarray:
-    """Read names of rows of a stored DataFrame, as text."""
+    """Return the row names of a DataFrame in a file, as text, for the rows of all runs."""
     index = index_array(group)
     if index.dtype.kind == "O" and hasattr(index, "asstr"):
         index = index.asstr()
@@ -313,7 +316,12 @@ def read_row_names(group: Any, runs: Sequence[slice]) -> np.ndarray:
 
 
 def to_runs(row_c: np.ndarray) -> tuple[list[slice], np.ndarray]:
-    """Cover rows, int64 in ascending order, by few runs; and say where they are in these.
+    """Return few runs of rows that cover the given rows, and the positions of these rows within the runs.
+
+    Parameters
+    ----------
+    row_c
+        Indices of rows, int64, in ascending order.
 
     Examples
     --------
@@ -322,10 +330,9 @@ def to_runs(row_c: np.ndarray) -> tuple[list[slice], np.ndarray]:
     >>> to_runs(np.array([3, 4, 6, 100]))
     ([slice(3, 7, None), slice(100, 101, None)], array([0, 1, 3, 4]))
     """
-    cut = np.flatnonzero(np.diff(row_c) > MAX_GAP_ROWS) + 1
-    first, last = np.concatenate([[0], cut]), np.concatenate([cut, [len(row_c)]]) - 1
+    edges = np.flatnonzero(np.diff(row_c) > MAX_GAP_ROWS) + 1
+    first, last = np.concatenate([[0], edges]), np.concatenate([edges, [len(row_c)]]) - 1
     start, stop = row_c[first], row_c[last] + 1
-    before = np.concatenate([[0], np.cumsum(stop - start)[:-1]])
-    return [slice(int(a), int(b)) for a, b in zip(start, stop, strict=True)], row_c - np.repeat(
-        start - before, last - first + 1
-    )
+    offset = np.concatenate([[0], np.cumsum(stop - start)[:-1]])
+    runs = [slice(int(a), int(b)) for a, b in zip(start, stop, strict=True)]
+    return runs, row_c - np.repeat(start - offset, last - first + 1)
