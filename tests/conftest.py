@@ -12,6 +12,9 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+pytest.register_assert_rewrite("helpers")
+pytest_plugins = ("helpers.fixtures",)
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

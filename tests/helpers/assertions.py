@@ -1,5 +1,6 @@
 """Comparisons of cells, models and AnnData."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -59,3 +60,21 @@ def assert_same_model(one: VAE, other: VAE) -> None:
     for name, tensor in one.module_.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
     assert {**one.history_, "seconds": 0} == {**other.history_, "seconds": 0}
+
+
+def untouched(adata: AnnData) -> Callable[[], None]:
+    """Record cells, and return a function that asserts that they have not changed, values in ``obsm`` included."""
+    before = adata.copy()
+
+    def check() -> None:
+        assert_untouched(adata, before)
+        for key, value in before.obsm.items():
+            assert type(adata.obsm[key]) is type(value)
+            np.testing.assert_array_equal(dense(adata.obsm[key]), dense(value))
+
+    return check
+
+
+def without_seconds(history: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Return a training history without the time that each epoch took."""
+    return {name: values for name, values in history.items() if name != "seconds"}

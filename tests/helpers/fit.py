@@ -1,5 +1,7 @@
-"""Quick fits of small models."""
+"""Quick fits of small models, and changes of fitted ones."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,3 +22,15 @@ def fit_clusters(
     """Fit a model that is large enough to find the clusters of `simulate_groups`."""
     model = VAE(**{"n_latent": 4, "n_hidden": 64, "seed": seed, **parameters})
     return model.fit(adata, max_epochs=max_epochs, validation_cells=validation_cells, progress=False)
+
+
+@contextmanager
+def without_loadings(model: VAE) -> Iterator[None]:
+    """Remove the posterior of the loadings from a model within the block."""
+    modalities = [modality for _, modality in model.module_.by_modality()]
+    known = [modality.loadings for modality in modalities]
+    for modality in modalities:
+        modality.loadings = None
+    yield
+    for modality, loadings in zip(modalities, known, strict=True):
+        modality.loadings = loadings

@@ -1,7 +1,7 @@
 """Small simulated data for the tests: two cell types, two batches, one continuous covariate; genes, and peaks."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,151 @@ def simulate_groups(sizes: Sequence[int] = (60, 60, 60), n_genes: int = 30, seed
     )
     var = pd.DataFrame(index=[f"g{gene}" for gene in range(n_genes)])
     return AnnData(sparse.csr_matrix(x_cf, dtype=np.float32), obs, var)
+
+
+# --- Several modalities -----------------------------------------------------------------------------------------------
+
+MODALITY_SIZES = {"rna": 20, "atac": 30, "protein": 6}
+MODALITIES = tuple(MODALITY_SIZES)
+FEATURE_TYPES = {"rna": "Gene Expression", "atac": "Peaks", "protein": "Antibody Capture"}
+FEATURE_LETTERS = {"rna": "g", "atac": "p", "protein": "a"}
+N_CELLS = 60
+
+
+def simulate_modalities(*modalities: str, n_cells: int = N_CELLS, seed: int = 0) -> AnnData:
+    """Draw paired counts of some modalities, or of all: genes g0, g1, ..., peaks p0, ... and proteins a0, ...
+
+    Some counts of peaks are above 1.
+    """
+    adata = simulate(n_cells, sum(MODALITY_SIZES.values()), seed)
+    modality_f = np.repeat(MODALITIES, list(MODALITY_SIZES.values()))
+    adata.var_names = [f"{FEATURE_LETTERS[name]}{f}" for name in MODALITIES for f in range(MODALITY_SIZES[name])]
+    adata.var["feature_types"] = [FEATURE_TYPES[name] for name in modality_f]
+    x = adata.X.toarray()
+    x[:, modality_f == "atac"] //= 4
+    adata.X = sparse.csr_matrix(x)
+    return adata[:, np.isin(modality_f, modalities or MODALITIES)].copy()
+
+
+def feature_mask(adata: AnnData, *modalities: str) -> np.ndarray:
+    """Return which features of `simulate_modalities` belong to some modalities."""
+    return adata.var["feature_types"].isin([FEATURE_TYPES[name] for name in modalities]).to_numpy()
+
+
+def remove_modalities(adata: AnnData, lacking: Mapping[str, Any], *, columns: bool = True) -> AnnData:
+    """Return a copy in which cells lack modalities: their counts are 0, and columns ``has_...`` record it.
+
+    `lacking` maps a modality to a mask of cells.
+    """
+    adata, x = adata.copy(), adata.X.toarray()
+    for modality, lacks_c in lacking.items():
+        x[np.ix_(np.asarray(lacks_c), feature_mask(adata, modality))] = 0
+        if columns:
+            adata.obs[f"has_{modality}"] = ~np.asarray(lacks_c)
+    adata.X = sparse.csr_matrix(x)
+    return adata
+
+
+def every_sixth_cell(*modalities: str) -> dict[str, np.ndarray]:
+    """Return a mask of cells for each modality: of six cells, one lacks the first modality, one the second, ..."""
+    return {name: np.arange(N_CELLS) % 6 == 3 + place for place, name in enumerate(modalities)}
+
+
+def simulate_mosaic(*modalities: str, columns: bool = True) -> AnnData:
+    """Draw cells of some modalities, or of all; each modality is missing in every sixth cell."""
+    lacking = every_sixth_cell(*(modalities or MODALITIES))
+    return remove_modalities(simulate_modalities(*modalities), lacking, columns=columns)
+
+
+def swap_counts(adata: AnnData, modality: str) -> AnnData:
+    """Return a copy in which each cell has the counts of another cell in one modality."""
+    adata, x = adata.copy(), adata.X.toarray()
+    feature_f = feature_mask(adata, modality)
+    x[:, feature_f] = x[::-1, feature_f]
+    adata.X = sparse.csr_matrix(x)
+    return adata
+
+
+# Modalities in which proteins are in ``obsm``, as an argument of `VAE`; and the kinds of tables that may be there.
+IN_OBSM = {"rna": "Gene Expression", "atac": "Peaks", "protein": "obsm/adt"}
+OBSM_KINDS: dict[str, Callable[[np.ndarray, AnnData], Any]] = {
+    "csr": lambda x, adata: sparse.csr_matrix(x),
+    "array": lambda x, adata: x,
+    "DataFrame": lambda x, adata: pd.DataFrame(x, adata.obs_names, adata.var_names[feature_mask(adata, "protein")]),
+    "sparse DataFrame": lambda x, adata: pd.DataFrame.sparse.from_spmatrix(
+        sparse.csr_matrix(x), adata.obs_names, adata.var_names[feature_mask(adata, "protein")]
+    ),
+}
+
+
+def move_to_obsm(kind: str, adata: AnnData) -> AnnData:
+    """Return a copy with the proteins in ``obsm["adt"]``."""
+    protein_f = feature_mask(adata, "protein")
+    moved = adata[:, ~protein_f].copy()
+    moved.obsm["adt"] = OBSM_KINDS[kind](adata.X[:, protein_f].toarray(), adata)
+    return moved
+
+
+# --- Known effects ----------------------------------------------------------------------------------------------------
+
+# The log2 fold change of gene g0 by stimulation; g1 changes by as much in the other direction.
+RESPONSE = 2.0
+
+
+def simulate_response(n_cells: int = 400, n_genes: int = 30) -> AnnData:
+    """Draw two cell types, each with control and stimulated cells, as in the interferon data of Kang et al."""
+    random = np.random.default_rng(0)
+    obs = pd.DataFrame(
+        {
+            "type": random.choice(["A", "B"], n_cells),
+            "condition": random.choice(["control", "stimulated"], n_cells),
+        },
+        index=[f"c{cell}" for cell in range(n_cells)],
+    )
+    log2_rate_cf = random.normal(0, 1, n_genes) + (obs["type"] == "B").to_numpy()[:, None] * random.normal(
+        0, 1, n_genes
+    )
+    log2_rate_cf[:, :2] = 0
+    stimulated_c = (obs["condition"] == "stimulated").to_numpy()
+    log2_rate_cf[stimulated_c, 0] += RESPONSE
+    log2_rate_cf[stimulated_c, 1] -= RESPONSE
+    rate_cf = 2**log2_rate_cf
+    mu_cf = 500 * rate_cf / rate_cf.sum(1, keepdims=True)
+    x_cf = random.poisson(mu_cf * random.gamma(10, 1 / 10, mu_cf.shape)).astype(np.float32)
+    return AnnData(sparse.csr_matrix(x_cf), obs, pd.DataFrame(index=[f"g{gene}" for gene in range(n_genes)]))
+
+
+# --- Counts given by hand ---------------------------------------------------------------------------------------------
+
+SMALL_COUNTS = np.array([[1, 0, 2, 0], [0, 0, 0, 0], [0, 3, 0, 7]])
+STORAGES: dict[str, Callable[[np.ndarray], Any]] = {
+    "dense": np.asarray,
+    "fortran": np.asfortranarray,
+    "csr_matrix": sparse.csr_matrix,
+    "csc_matrix": sparse.csc_matrix,
+    "csr_array": sparse.csr_array,
+    "csc_array": sparse.csc_array,
+}
+
+
+def build_rna(x: Any = SMALL_COUNTS, dtype: Any = np.float32, **layers: Any) -> AnnData:
+    """Build cells c0, c1, ... with genes g0, g1, ... from counts, with covariates of every kind."""
+    n_cells, n_genes = x.shape
+    obs = pd.DataFrame(
+        {
+            "batch": [f"b{cell % 2}" for cell in range(n_cells)],
+            "donor": pd.Categorical([["x", "y"][cell % 2] for cell in range(n_cells)], categories=["z", "y", "x"]),
+            "treated": [cell % 2 == 1 for cell in range(n_cells)],
+            "plate": [10 - cell for cell in range(n_cells)],
+            "age": [float(cell) for cell in range(n_cells)],
+        },
+        index=[f"c{cell}" for cell in range(n_cells)],
+    )
+    var = pd.DataFrame(index=[f"g{gene}" for gene in range(n_genes)])
+    return AnnData(x.astype(dtype), obs, var, layers=layers or None)
+
+
+# --- Changed and written cells ----------------------------------------------------------------------------------------
 
 
 def with_counts(adata: AnnData, x: Any) -> AnnData:

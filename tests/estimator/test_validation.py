@@ -1,0 +1,130 @@
+"""Invalid input to `fit`: the error names the fault, and neither the cells nor the model change."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from anndata import AnnData
+from scipy import sparse
+
+from celldial import VAE
+from helpers.assertions import assert_untouched
+from helpers.fit import fit
+from helpers.raises import raises
+
+
+def set_count(adata: AnnData, value: float) -> None:
+    x = adata.X.toarray().astype(np.float64)
+    x[3, 2], x[40, 11] = value, value
+    adata.X = sparse.csr_matrix(x)
+
+
+def set_obs(adata: AnnData, key: str, cell: int, value: Any) -> None:
+    adata.obs[key] = adata.obs[key].astype(object if isinstance(value, str | None) else float)
+    adata.obs.loc[adata.obs_names[cell], key] = value
+
+
+def rename(adata: AnnData, axis: str) -> None:
+    names = list(getattr(adata, f"{axis}_names"))
+    setattr(adata, f"{axis}_names", [*names[:-1], names[1]])
+
+
+def empty(adata: AnnData) -> None:
+    adata.X = sparse.csr_matrix(adata.shape, dtype=np.float32)
+
+
+def only_one_cell_with_counts(adata: AnnData) -> None:
+    adata.X = sparse.vstack([adata.X[:1], sparse.csr_matrix((59, 20))]).tocsr()
+
+
+# Name: what is done to the cells (in place, or giving others), parameters, options of fit, the error, its facts.
+BAD_INPUT: dict[
+    str, tuple[Callable[[AnnData], Any] | None, dict[str, Any], dict[str, Any], type[Exception], list[Any]]
+] = {
+    "negative count": (lambda a: set_count(a, -2), {}, {}, ValueError, [-2, "'c3'", "gene 'g2'"]),
+    "NaN count": (lambda a: set_count(a, np.nan), {}, {}, ValueError, ["nan", "'c3'", "gene 'g2'"]),
+    "infinite count": (lambda a: set_count(a, np.inf), {}, {}, ValueError, ["inf", "'c3'", "gene 'g2'"]),
+    "fraction": (lambda a: set_count(a, 0.5), {}, {}, ValueError, [0.5, "'c3'", "gene 'g2'"]),
+    "no counts at all": (empty, {}, {}, ValueError, [60]),
+    "same gene twice": (lambda a: rename(a, "var"), {}, {}, ValueError, ["'g1'"]),
+    "same cell twice": (lambda a: rename(a, "obs"), {}, {}, ValueError, ["'c1'"]),
+    "one cell": (lambda a: a[:1].copy(), {"n_latent": 1}, {}, ValueError, [1, 20]),
+    "one gene": (lambda a: a[:, :1].copy(), {"n_latent": 1}, {}, ValueError, [32, 1]),
+    "one cell with counts": (only_one_cell_with_counts, {}, {}, ValueError, [1, 20]),
+    "no such layer": (None, {"layer": "counts"}, {}, KeyError, ["'counts'"]),
+    "no such batch": (None, {"batch_key": "btch"}, {}, KeyError, ["'btch'", "'batch'"]),
+    "no such covariate": (None, {"continuous_covariate_keys": ["time"]}, {}, KeyError, ["'time'"]),
+    "keys as one string": (None, {"categorical_covariate_keys": "donor"}, {}, TypeError, ["['donor']"]),
+    "key twice": (None, {"batch_key": "age", "continuous_covariate_keys": ["age"]}, {}, ValueError, ["'age'"]),
+    "missing batch": (
+        lambda a: set_obs(a, "batch", 7, None),
+        {"batch_key": "batch"},
+        {},
+        ValueError,
+        ["'batch'", "'c7'"],
+    ),
+    "missing age": (
+        lambda a: set_obs(a, "age", 7, np.nan),
+        {"continuous_covariate_keys": ["age"]},
+        {},
+        ValueError,
+        ["'age'", "'c7'"],
+    ),
+    "age of text": (None, {"continuous_covariate_keys": ["batch"]}, {}, TypeError, ["'batch'"]),
+    "more coordinates than genes": (None, {"n_latent": 21}, {}, ValueError, ["n_latent", 21, 20]),
+    "no coordinate": (None, {"n_latent": 0}, {}, ValueError, ["n_latent", 0]),
+    "half a coordinate": (None, {"n_latent": 2.5}, {}, ValueError, ["n_latent", 2.5]),
+    "a yes for a number": (None, {"n_layers": True}, {}, ValueError, ["n_layers", "True"]),
+    "no hidden unit": (None, {"n_hidden": 0}, {}, ValueError, ["n_hidden", 0]),
+    "unknown likelihood": (None, {"likelihood": "gaussian"}, {}, ValueError, ["'gaussian'", "'negative_binomial'"]),
+    "all hidden": (None, {"dropout_rate": 1}, {}, ValueError, ["dropout_rate", 1]),
+    "dropout of text": (None, {"dropout_rate": "high"}, {}, ValueError, ["dropout_rate", "'high'"]),
+    "no learning": (None, {"learning_rate": 0}, {}, ValueError, ["learning_rate", 0]),
+    "NaN learning": (None, {"learning_rate": np.nan}, {}, ValueError, ["learning_rate", "nan"]),
+    "learning of text": (None, {"learning_rate": "auto"}, {}, ValueError, ["learning_rate", "'auto'"]),
+    "no seed": (None, {"seed": None}, {}, ValueError, ["seed", "None"]),
+    "negative seed": (None, {"seed": -1}, {}, ValueError, ["seed", -1]),
+    "no epoch": (None, {}, {"max_epochs": 0}, ValueError, ["max_epochs", 0]),
+    "half an epoch": (None, {}, {"max_epochs": 2.5}, ValueError, ["max_epochs", 2.5]),
+    "no batch size": (None, {}, {"batch_size": 0}, ValueError, ["batch_size", 0]),
+    "half a batch size": (None, {}, {"batch_size": 0.5}, ValueError, ["batch_size", 0.5]),
+    "no key": (None, {}, {"key_added": None}, TypeError, ["key_added", "None"]),
+    "all validated": (None, {}, {"validation_size": 1.0}, ValueError, ["validation_size", 1.0]),
+    "all held out": (None, {}, {"validation_cells": [True] * 60}, ValueError, ["validation_cells"]),
+    "mask too short": (None, {}, {"validation_cells": [True] * 59}, ValueError, ["validation_cells", 59, 60]),
+    "unknown cell": (None, {}, {"validation_cells": ["c3", "x3"]}, KeyError, ["'x3'"]),
+    "positions of cells": (None, {}, {"validation_cells": [0, 1]}, KeyError, ["validation_cells"]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*names are not unique")
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_named_and_leaves_all_as_it_was(case: str, adata: AnnData) -> None:
+    spoil, parameters, options, error, facts = BAD_INPUT[case]
+    if spoil is not None:
+        adata = spoil(adata) or adata
+    adata.obsm["X_celldial"] = np.ones((adata.n_obs, 2))
+    adata.uns["celldial"] = {"mine": 1}
+    before = adata.copy()
+    model = VAE(**{"n_latent": 2, "n_hidden": 8, **parameters})
+    with raises(error, naming=facts):
+        fit(adata, model, **options)
+    assert_untouched(adata, before)
+    np.testing.assert_array_equal(adata.obsm["X_celldial"], 1)
+    assert adata.uns["celldial"] == {"mine": 1}
+    assert not hasattr(model, "module_")
+
+
+def test_what_is_no_anndata_is_named(model: VAE, adata: AnnData) -> None:
+    for use in (fit, model.transform):
+        with raises(TypeError, naming=["AnnData", "numpy.ndarray"]):
+            use(adata.X.toarray())
+
+
+def test_an_unseen_category_is_named(conditional: VAE, adata: AnnData) -> None:
+    adata.obs["batch"] = "b7"
+    before = adata.copy()
+    with raises(ValueError, naming=["'batch'", "'b7'", "'c0'"]):
+        conditional.transform(adata)
+    assert_untouched(adata, before)

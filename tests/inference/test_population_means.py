@@ -1,0 +1,92 @@
+"""Means over cells along a path, and their uncertainty."""
+
+import numpy as np
+import pytest
+import torch
+
+from celldial import VAE
+from celldial.inference import population_means, posterior
+from celldial.inference.posterior import Covariates
+from helpers.fit import without_loadings
+
+
+@pytest.mark.parametrize("name", ["rna", "atac"])
+@pytest.mark.parametrize("entries", [10, 10**6])
+def test_averages_are_those_of_the_decoder(
+    bimodal_3d: VAE, name: str, entries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In blocks or at once: means, and the variance that the draws of each cell have about the cell's mean."""
+    monkeypatch.setattr(population_means, "CACHED_ENTRIES", entries)
+    monkeypatch.setattr(population_means, "MAX_DECODE_VALUES", entries)
+    monkeypatch.setattr(population_means, "BLOCK_FEATURES", 7)
+    module = bimodal_3d.module_
+    n_cells, n_samples, n_steps = 5, 3, 4
+    state_sjz = np.random.default_rng(0).normal(size=(n_steps, n_cells * n_samples, 3)).astype(np.float32)
+    covariates = Covariates(np.zeros((15, 0), dtype=np.int64), np.zeros((15, 0), dtype=np.float32))
+    with without_loadings(bimodal_3d):
+        found = population_means.mean_along_path(module, name, state_sjz, covariates, 100.0, n_samples, n_cells)
+    value_sjf = np.stack(
+        [np.concatenate(list(posterior.decode_mean(module, name, z_jz, covariates, 100.0))) for z_jz in state_sjz]
+    ).astype(float)
+    np.testing.assert_allclose(found.mean_sf, value_sjf.mean(1), rtol=1e-4)
+
+    def variance_of_mean(draws_jf: np.ndarray) -> np.ndarray:
+        within_f = draws_jf.reshape(n_cells, n_samples, -1).var(1, ddof=1).mean(0)
+        return within_f * (1 / n_cells + 1 / (n_cells * n_samples))
+
+    relative_sjf = value_sjf / value_sjf.mean(1, keepdims=True)
+    expected_sf = np.stack([variance_of_mean(relative_jf) for relative_jf in relative_sjf])
+    np.testing.assert_allclose(found.variance_sf, expected_sf, rtol=1e-3, atol=1e-9)
+    low_f, high_f = value_sjf.mean(1).argmin(0), value_sjf.mean(1).argmax(0)
+    column_f = np.arange(value_sjf.shape[2])
+    change_jf = relative_sjf[high_f, :, column_f].T - relative_sjf[low_f, :, column_f].T
+    np.testing.assert_allclose(found.change_variance_f, variance_of_mean(change_jf), rtol=1e-3, atol=1e-9)
+
+
+def test_a_few_cells_for_a_group_are_less_sure(bimodal_3d: VAE) -> None:
+    """By the variance between cells, less where more of the group are among them."""
+    n_cells, n_samples, n_group = 6, 5, 20
+    state_jz = np.random.default_rng(0).normal(size=(n_cells, 1, 3)).repeat(n_samples, axis=1)
+    state_jz = (state_jz + np.random.default_rng(1).normal(0, 0.1, state_jz.shape)).reshape(-1, 3).astype(np.float32)
+    covariates = Covariates(np.zeros((30, 0), dtype=np.int64), np.zeros((30, 0), dtype=np.float32))
+    with without_loadings(bimodal_3d):
+        found_f, of_all_f = (
+            population_means.mean_along_path(
+                bimodal_3d.module_, "rna", state_jz[None], covariates, 1e4, n_samples, n
+            ).variance_sf[0]
+            for n in (n_group, n_cells)
+        )
+    (value_jf,) = posterior.decode_mean(bimodal_3d.module_, "rna", state_jz, covariates, 1e4)
+    value_cnf = (value_jf / value_jf.mean(0)).reshape(n_cells, n_samples, -1).astype(float)
+    within_f = value_cnf.var(1, ddof=1).mean(0)
+    between_f = value_cnf.mean(1).var(0, ddof=1) - within_f / n_samples
+    posterior_f = within_f * (1 / n_group + 1 / (n_cells * n_samples))
+    np.testing.assert_allclose(found_f, posterior_f + between_f * (1 / n_cells - 1 / n_group), rtol=1e-2, atol=1e-7)
+    assert (found_f > of_all_f).all()
+
+
+def test_intervals_add_what_is_not_known_of_states_and_of_loadings(bimodal_3d: VAE) -> None:
+    module = bimodal_3d.module_
+    state_sjz = np.zeros((2, 4, 3), dtype=np.float32)  # draws that do not differ
+    covariates = Covariates(np.zeros((4, 0), dtype=np.int64), np.zeros((4, 0), dtype=np.float32))
+    found = population_means.mean_along_path(module, "rna", state_sjz, covariates, 1e4, 2, 2)
+    decoder, loadings = module.modalities["rna"].decoder, module.modalities["rna"].loadings
+    with torch.no_grad():
+        inputs = decoder.inputs(torch.zeros(1, 3), *(torch.from_numpy(part[:1]) for part in covariates))
+    np.testing.assert_allclose(found.variance_sf[1], loadings.variance(inputs)[0], rtol=1e-4)
+    np.testing.assert_allclose(found.change_variance_f, 0, atol=1e-6)
+
+
+def test_a_change_is_as_unsure_as_the_loadings_that_tell_it(bimodal_3d: VAE) -> None:
+    module = bimodal_3d.module_
+    state_sjz = np.zeros((2, 4, 3), dtype=np.float32)  # draws that do not differ, at two places
+    state_sjz[1] = 1.5
+    covariates = Covariates(np.zeros((4, 0), dtype=np.int64), np.zeros((4, 0), dtype=np.float32))
+    found = population_means.mean_along_path(module, "rna", state_sjz, covariates, 1e4, 2, 2)
+    decoder, loadings = module.modalities["rna"].decoder, module.modalities["rna"].loadings
+    with torch.no_grad():
+        at_sh = decoder.inputs(torch.from_numpy(state_sjz[:, 0]), *(torch.from_numpy(part[:2]) for part in covariates))
+    first_f = torch.zeros(len(found.change_variance_f), dtype=torch.int64)
+    expected_f = loadings.variance_of_change(at_sh, first_f, first_f + 1)
+    assert (expected_f > 1e-4).any()
+    np.testing.assert_allclose(found.change_variance_f, expected_f, rtol=1e-3, atol=1e-6)

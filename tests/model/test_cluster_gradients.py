@@ -1,0 +1,100 @@
+"""Gradient estimators of one categorical choice, against the sum."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from pyro.distributions import OneHotCategorical
+from torch.distributions import kl_divergence
+
+from celldial.model.distributions import RelaxedCategorical
+from celldial.model.elbo import EnumeratedELBO
+from helpers.toys import BASELINES, ERRORS, LOGIT_K, VALUE_K, WEIGHT_K, N, Toss, assert_close, assert_unbiased
+
+pytestmark = pytest.mark.usefixtures("double_precision")
+
+
+def test_enumeration_is_the_sum() -> None:
+    toss = Toss(n=3)
+    torch.testing.assert_close(toss.enumerated(), toss.exact().expand(3, -1))
+    loss = EnumeratedELBO().differentiable_loss(toss.model, toss.guide)
+    torch.testing.assert_close(loss, -3 * toss.elbo(LOGIT_K))
+
+
+@BASELINES
+def test_score_function_of_a_choice_has_no_bias(baseline: str | None) -> None:
+    toss = Toss()
+    assert_unbiased(toss.score_function(baseline), toss.exact())
+
+
+@pytest.mark.parametrize("baseline", ["moving_average", "learned"])
+def test_a_baseline_takes_variance_away_from_a_choice(baseline: str) -> None:
+    bare, helped = Toss(offset=-100), Toss(offset=-100)
+    bare_nk, helped_nk = bare.score_function(), helped.score_function(baseline)
+    assert_unbiased(helped_nk, bare.exact())
+    assert (helped_nk.var(0) < 0.01 * bare_nk.var(0)).all()
+
+
+@pytest.mark.parametrize("temperature", [2.0, 0.5, 0.05])
+@pytest.mark.parametrize("straight_through", [False, True])
+def test_the_largest_part_of_a_relaxed_choice_is_that_of_the_categorical(
+    temperature: float, straight_through: bool
+) -> None:
+    """At any temperature: adding Gumbel noise and taking the largest draws from the categorical distribution."""
+    drawn_nk = RelaxedCategorical(LOGIT_K.expand(N, -1), temperature, straight_through).rsample()
+    largest_nk = torch.nn.functional.one_hot(drawn_nk.argmax(1), 4).double()
+    assert_unbiased(largest_nk, LOGIT_K.softmax(0))
+    torch.testing.assert_close(drawn_nk.sum(1), torch.ones(N))
+    assert (drawn_nk >= 0).all()
+
+
+def test_relaxed_choices_tend_to_single_ones_as_the_temperature_falls() -> None:
+    temperatures = [2.0, 1.0, 0.5, 0.2, 0.05, 0.01]
+    drawn = [RelaxedCategorical(LOGIT_K.expand(N, -1), temperature).rsample() for temperature in temperatures]
+    away = [1 - drawn_nk.amax(1) for drawn_nk in drawn]
+    for warmer_n, colder_n in pairwise(away):
+        error = (warmer_n.var() + colder_n.var()).sqrt() / math.sqrt(N)
+        assert warmer_n.mean() - colder_n.mean() > ERRORS * error
+    assert away[-1].mean() < 0.01
+    assert away[-1].median() < 1e-9
+    bias = [(drawn_nk.mean(0) - LOGIT_K.softmax(0)).norm() for drawn_nk in drawn]
+    assert bias[0] > bias[1] > bias[2] > bias[3]
+    assert_unbiased(drawn[-1], LOGIT_K.softmax(0))
+
+
+def test_the_bias_of_relaxed_gradients_falls_with_the_temperature_and_their_variance_grows() -> None:
+    exact_k = Toss(1).exact()
+    bias, error, variance = [], [], []
+    for temperature in (2.0, 1.0, 0.5, 0.1):
+        drawn_nk = Toss().relaxed(temperature)
+        bias.append(float((drawn_nk.mean(0) - exact_k).norm()))
+        error.append(float((drawn_nk.var(0).sum() / N).sqrt()))
+        variance.append(float(drawn_nk.var(0).sum()))
+    for k in range(3):
+        assert bias[k] - bias[k + 1] > ERRORS * math.hypot(error[k], error[k + 1])
+        assert variance[k + 1] > variance[k]
+    assert bias[0] > 10 * ERRORS * error[0]
+
+
+def test_straight_through_draws_are_single_ones_with_the_gradient_of_relaxed_ones() -> None:
+    logits_ck = LOGIT_K.repeat(1000, 1).requires_grad_()
+    hard, soft = RelaxedCategorical(logits_ck, 0.5, straight_through=True), RelaxedCategorical(logits_ck, 0.5)
+    torch.manual_seed(1)
+    hard_ck = hard.rsample()
+    torch.manual_seed(1)
+    soft_ck = soft.rsample()
+    # Rounded as floating point has it: y + (hard - y).
+    assert_close(hard_ck, torch.nn.functional.one_hot(soft_ck.argmax(1), 4).double())
+    assert_close(hard_ck.amax(1), torch.ones(1000))
+    by_hard, by_soft = (torch.autograd.grad((part @ VALUE_K).sum(), logits_ck)[0] for part in (hard_ck, soft_ck))
+    assert_close(by_hard, by_soft)
+    assert by_hard.abs().sum() > 0
+
+
+def test_divergence_of_choices_is_that_of_categoricals() -> None:
+    q, p = (RelaxedCategorical(logit_k.expand(2, -1), 0.5) for logit_k in (LOGIT_K, WEIGHT_K.log()))
+    expected = kl_divergence(OneHotCategorical(logits=LOGIT_K), OneHotCategorical(logits=WEIGHT_K.log()))
+    assert_close(kl_divergence(q, p), expected.expand(2))
+    single_kk = torch.eye(4)
+    assert_close(RelaxedCategorical(LOGIT_K.expand(4, -1), 0.5).log_prob(single_kk), LOGIT_K.log_softmax(0))
