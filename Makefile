@@ -21,7 +21,7 @@ help:
 	@echo "make test-all     the same with the slow tests"
 	@echo "make test-lowest  the tests with the lowest supported versions of all dependencies, in $(LOWEST)"
 	@echo "make coverage     the tests, and the branch coverage of each file"
-	@echo "make lint         ruff, mypy, the import contracts and codespell"
+	@echo "make lint         ruff, mypy, import contracts, codespell and numpydoc"
 	@echo "make format       fix and format the code with ruff"
 	@echo "make docs         build the documentation in docs/_build/html"
 	@echo "make tutorials    run the tutorials and store their outputs"
@@ -57,6 +57,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/codespell
+	$(BIN)/numpydoc lint $$(find src -name '*.py')
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix

@@ -30,7 +30,7 @@ class PowerSpherical(TorchDistribution):
     mean_cu
         Unit vectors, the directions of the mean.
     concentration_c
-        κ, at least 0; 0 is uniform. The mean resultant length is κ / (κ + 1).
+        Concentration κ, at least 0; 0 is uniform. The mean resultant length is κ / (κ + 1).
 
     References
     ----------

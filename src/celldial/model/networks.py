@@ -167,7 +167,7 @@ class CoordinateUnits(nn.Module):
         Number of latent coordinates.
     n_categories, n_continuous
         As in `Encoder`.
-    bent
+    nonlinear
         Whether the decoder is additive, and not linear.
     """
 

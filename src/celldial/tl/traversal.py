@@ -141,18 +141,18 @@ class Traversal:
 
     @property
     def log2_fold_change_sf(self) -> np.ndarray:
-        """log2 fold change of the mean against the first step."""
+        """Log2 fold change of the mean against the first step."""
         change_sf: np.ndarray = np.log2(self.mean_sf / self.mean_sf[0])
         return change_sf
 
     @property
     def change_f(self) -> np.ndarray:
-        """log2 fold change of the last step against the first; 0 on a closed path."""
+        """Log2 fold change of the last step against the first; 0 on a closed path."""
         return np.zeros_like(self.mean_sf[0]) if self.closed else self.log2_fold_change_sf[-1]
 
     @property
     def effect_size_f(self) -> np.ndarray:
-        """log2 fold change of the highest step against the lowest."""
+        """Log2 fold change of the highest step against the lowest."""
         effect_f: np.ndarray = np.log2(self.mean_sf.max(0) / self.mean_sf.min(0))
         return effect_f
 
