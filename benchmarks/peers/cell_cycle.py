@@ -139,7 +139,7 @@ def baselines(adata: ad.AnnData) -> dict[str, np.ndarray]:
     logged_cf, markers, score = log_normalize(adata), markers_of(adata), marker_scores(adata)
     own_f = np.concatenate(list(markers.values()))
     first, second = PCA(2, random_state=0).fit_transform(standardized(logged_cf[:, own_f].toarray())).T
-    with mock.patch.object(initial_angles, "CHOICES", (0,)):  # no genes beside the markers
+    with mock.patch.object(initial_angles, "GENE_COUNTS", (0,)):  # no genes beside the markers
         place, _ = initial_angles.initial_angles(logged_cf, np.ones(adata.n_obs), markers, CELL_CYCLE)
     counts_cf = counts_of(adata)
     active_c = initial_angles.initial_activity(counts_cf, counts_cf.sum(1).A1, markers)

@@ -33,7 +33,7 @@ def test_phases_share_out_a_day_as_they_do_in_the_simulation() -> None:
     assert CELL_CYCLE.phases == ("G1", "S", "G2M")
     assert CELL_CYCLE.phase_start == pytest.approx((0, math.pi, 2 * math.pi * 20 / 24))
     start = dict(zip(CELL_CYCLE.phases, CELL_CYCLE.phase_start, strict=True))
-    assert start["S"] < CELL_CYCLE.peak["S"] < start["G2M"] < CELL_CYCLE.peak["G2M"] < 2 * math.pi
+    assert start["S"] < CELL_CYCLE.peak_angle["S"] < start["G2M"] < CELL_CYCLE.peak_angle["G2M"] < 2 * math.pi
 
 
 @pytest.mark.parametrize("change", [str.upper, str.lower, str.capitalize])
@@ -111,7 +111,9 @@ def test_phases_of_the_users_share_the_circle_evenly() -> None:
     assert found.markers["noon"] == ("c", "d")
     assert found.phases == ("dawn", "noon", "dusk", "night")
     assert found.phase_start == pytest.approx([0, math.pi / 2, math.pi, 3 * math.pi / 2])
-    assert list(found.peak.values()) == pytest.approx([math.pi / 4, 3 * math.pi / 4, 5 * math.pi / 4, 7 * math.pi / 4])
+    assert list(found.peak_angle.values()) == pytest.approx(
+        [math.pi / 4, 3 * math.pi / 4, 5 * math.pi / 4, 7 * math.pi / 4]
+    )
 
 
 GOOD = {"day": ["a", "b"], "night": ["c", "d"]}

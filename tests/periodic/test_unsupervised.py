@@ -31,10 +31,10 @@ def found():
 
 
 def test_a_circle_is_found_beside_types_and_batches(found) -> None:
-    (place, _, circularity), angle_c = found
-    assert abs(fisher_lee(place.angle_c, angle_c)) > 0.95
+    (estimate, _, circularity), angle_c = found
+    assert abs(fisher_lee(estimate.angle_c, angle_c)) > 0.95
     assert circularity > 5 * MIN_CIRCULARITY
-    assert ((place.length_c > 0) & (place.length_c <= 1)).all()
+    assert ((estimate.resultant_length_c > 0) & (estimate.resultant_length_c <= 1)).all()
 
 
 def test_all_cells_are_active(found) -> None:
@@ -59,10 +59,10 @@ def test_the_same_seed_finds_the_same(found) -> None:
 
 
 def test_cells_beyond_those_it_learned_from_are_placed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("celldial.periodic.unsupervised.MAX_SEARCH_CELLS", 200)
+    monkeypatch.setattr("celldial.periodic.unsupervised.MAX_CELLS", 200)
     logged_cf, batch_c, angle_c = drawn(0, cycles=True)
-    place = discover_angles(logged_cf, batch_c)[0]
-    assert abs(fisher_lee(place.angle_c, angle_c)) > 0.9
+    estimate = discover_angles(logged_cf, batch_c)[0]
+    assert abs(fisher_lee(estimate.angle_c, angle_c)) > 0.9
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -13,7 +13,7 @@ from celldial import VAE
 from celldial.data.schema import Schema
 from celldial.metrics import knn_f1
 from celldial.metrics.circular import cyclic_order, fisher_lee
-from celldial.periodic import initial_angles
+from celldial.training import periodic
 from helpers.periodic import COLUMNS, OPTIONS, TURN, fit_once, genes_of, make_cells, make_model
 from helpers.raises import warns
 from helpers.simulate import COVARIATES, simulate
@@ -48,7 +48,7 @@ def test_the_circle_is_rotated_to_its_markers(monkeypatch: pytest.MonkeyPatch) -
     angles = []
     for by in (0.0, 2.0):
         adata = make_cells(200)
-        monkeypatch.setattr(initial_angles, "rotation_to_markers", lambda *arguments, by=by: by)
+        monkeypatch.setattr(periodic, "rotation_to_markers", lambda *arguments, by=by: by)
         make_model().fit(adata, **OPTIONS)
         angles.append(adata.obs["cell_cycle_angle"].to_numpy())
     by = np.angle(np.exp(1j * (angles[1] - angles[0])))

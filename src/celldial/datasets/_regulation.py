@@ -9,12 +9,14 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from celldial.utils.fourier import fourier_features
+
 __all__ = [
     "CELL_CYCLE_GENES",
     "CYCLE_HOURS",
+    "N_HARMONICS",
     "draw_type_tree",
     "gene_effects",
-    "harmonics",
     "link_peaks_to_genes",
     "make_categorical",
     "peak_effects",
@@ -22,6 +24,7 @@ __all__ = [
 ]
 
 CYCLE_HOURS = 24.0
+N_HARMONICS = 2
 # Approximate hours after division at which the expression of well-known genes peaks.
 _GENES_AT_HOUR = {
     7.0: "CCND1",  # G1
@@ -181,11 +184,6 @@ def link_peaks_to_genes(rng: np.random.Generator, genes: pd.DataFrame, peaks: pd
     return links.sort_values(["gene", "peak"], ignore_index=True)
 
 
-def harmonics(angle: np.ndarray) -> np.ndarray:
-    """Return the cell-cycle part of the state, ``cos θ, sin θ, cos 2θ, sin 2θ``, shape ``(..., 4)``."""
-    return np.stack([np.cos(angle), np.sin(angle), np.cos(2 * angle), np.sin(2 * angle)], axis=-1)
-
-
 def peak_effects(
     rng: np.random.Generator,
     genes: pd.DataFrame,
@@ -225,7 +223,7 @@ def peak_effects(
     amplitude_p = sign_p * rng.uniform(*_CYCLE_EFFECT, n_peaks)
     second_p = rng.uniform(*_SECOND_HARMONIC, n_peaks)
     cycling = np.flatnonzero(~np.isnan(hours_p))
-    harmonic_p4 = harmonics(hours_p[cycling] / CYCLE_HOURS * 2 * np.pi)
+    harmonic_p4 = fourier_features(hours_p[cycling] / CYCLE_HOURS * 2 * np.pi, N_HARMONICS)
     harmonic_p4[:, 2:] *= second_p[cycling, None]
     effect_ph[cycling, n_programs:] = amplitude_p[cycling, None] * harmonic_p4
     return effect_ph

@@ -1,1 +1,1 @@
-"""Markers and initial angles from counts, in numpy."""
+"""Markers, initial angles and phases of a periodic process, in numpy."""

@@ -1,7 +1,7 @@
-"""Markers of the phases of a rhythm: lists to start with, and how they are found among the features.
+"""Periodic processes: their markers and phases, and how markers are found among the features.
 
-The list of the cell cycle is that of Tirosh et al. (2016), Dissecting the multicellular ecosystem of metastatic
-melanoma by single-cell RNA-seq, doi:10.1126/science.aad0501.
+The list of the cell cycle is from Tirosh et al. (2016), Dissecting the multicellular ecosystem of metastatic melanoma
+by single-cell RNA-seq, doi:10.1126/science.aad0501.
 """
 
 from __future__ import annotations
@@ -27,58 +27,59 @@ G2M_GENES = """
     AURKB BUB1 KIF11 ANP32E TUBB4B GTSE1 KIF20B HJURP CDCA3 HN1 CDC20 TTK CDC25C KIF2C RANGAP1 NCAPD2 DLGAP5 CDCA2 CDCA8
     ECT2 KIF23 HMMR AURKA PSRC1 ANLN LBR CKAP5 CENPE CTCF NEK2 G2E3 GAS2L3 CBX5 CENPA
 """
-# Genes that were renamed since.
 RENAMED_GENES = {"MLF1IP": "CENPU", "FAM64A": "PIMREG", "HN1": "JPT1"}
-# Fewer do not tell an angle; of a shorter list, half.
+"""Symbol of a gene in the lists to its current symbol."""
+
 MIN_MARKERS = 5
+"""Markers of a phase that must be found. If the list is shorter than twice as many, half of it is enough."""
 
 
 @dataclass(frozen=True)
 class PeriodicProcess:
-    """A periodic process: its name, and for each phase that has markers these, and where they peak.
+    """A periodic process with its phases and markers.
 
     Parameters
     ----------
     name
-        Such as ``"cell_cycle"``.
+        Name of the process, such as ``"cell_cycle"``.
     markers
-        Phase to names of its markers; empty where a circle is looked for without any.
-    peak
-        Phase to the angle where its markers are taken to peak.
+        Phase to the names of its markers; empty for a search without markers.
+    peak_angle
+        Phase to the angle at which its markers should peak.
     phases
         Names of all phases, in order.
     phase_start
-        The angle where each starts.
+        Angle at which each phase starts.
     """
 
     name: str
     markers: dict[str, tuple[str, ...]]
-    peak: dict[str, float]
+    peak_angle: dict[str, float]
     phases: tuple[str, ...] = ()
     phase_start: tuple[float, ...] = ()
 
 
-# Angles share out 24 hours from division to division as in human cells in culture: G1 for 12, S for 8, G2 and M for 4.
-# Genes of the S list peak from the start to the middle of S, those of G2M about two hours before division.
+# The angles divide 24 hours from one division to the next, as in cultured human cells: 12 hours of G1, 8 of S, and 4 of
+# G2 and M. Genes of the S list peak between the start and the middle of S, and those of G2M two hours before division.
 CELL_CYCLE = PeriodicProcess(
     "cell_cycle",
-    {"S": tuple(S_GENES.split()), "G2M": tuple(G2M_GENES.split())},
-    {"S": 2 * pi * 14.3 / 24, "G2M": 2 * pi * 21.7 / 24},
-    ("G1", "S", "G2M"),
-    (0.0, pi, 2 * pi * 20 / 24),
+    markers={"S": tuple(S_GENES.split()), "G2M": tuple(G2M_GENES.split())},
+    peak_angle={"S": 2 * pi * 14.3 / 24, "G2M": 2 * pi * 21.7 / 24},
+    phases=("G1", "S", "G2M"),
+    phase_start=(0.0, pi, 2 * pi * 20 / 24),
 )
 
 
 def parse_periodic(periodic: Any) -> PeriodicProcess | None:
-    """Make a rhythm of the parameter `periodic` of `celldial.VAE`.
+    """Return the process that the parameter `periodic` of `celldial.VAE` describes; None if there is none.
 
-    Phases of the user's share the circle evenly, in the order given, the first one from 0, and their markers are taken
-    to peak in the middle.
+    The phases of a user's process divide the circle evenly, in the given order. The first one starts at 0. Markers
+    should peak in the middle of their phase.
 
     Raises
     ------
     ValueError, TypeError
-        It is nothing that can be meant.
+        The parameter is invalid.
     """
     if periodic is None or periodic is False:
         return None
@@ -86,75 +87,74 @@ def parse_periodic(periodic: Any) -> PeriodicProcess | None:
         return PeriodicProcess("cycle", {}, {})
     if periodic == CELL_CYCLE.name:
         return CELL_CYCLE
-    what = (
-        f"periodic is {periodic!r}: it must be 'cell_cycle', True, or a dict with a name and markers of each phase, "
-        "{'name': 'circadian', 'phases': {'day': [...], 'night': [...]}}"
+    message = (
+        f"periodic is {periodic!r}: it must be 'cell_cycle', True, or a dict with a name and with the markers of each "
+        "phase, {'name': 'circadian', 'phases': {'day': [...], 'night': [...]}}"
     )
     if not isinstance(periodic, Mapping):
-        raise ValueError(what) if isinstance(periodic, str) else TypeError(what)
+        raise ValueError(message) if isinstance(periodic, str) else TypeError(message)
     phases = periodic.get("phases")
     if set(periodic) != {"name", "phases"} or not isinstance(phases, Mapping) or len(phases) < 2:
-        raise ValueError(f"{what}, of two phases at least")
+        raise ValueError(f"{message}, with at least two phases")
     name = periodic["name"]
     if not isinstance(name, str) or not name or "/" in name:
-        raise ValueError(f"the name of the periodic axis is {name!r}: it must be a text without a slash")
+        raise ValueError(f"the periodic process has the name {name!r}: it must be a text without a slash")
     for phase, markers in phases.items():
         if not isinstance(phase, str) or not phase or "/" in phase:
-            raise ValueError(f"a phase of {name} is called {phase!r}: it must be a text without a slash")
+            raise ValueError(f"a phase of {name} has the name {phase!r}: it must be a text without a slash")
         if isinstance(markers, str) or not isinstance(markers, Sequence) or len(set(markers)) < 2:
-            raise ValueError(f"phase {phase!r} of {name} has the markers {markers!r}: name two at least, as a list")
+            raise ValueError(f"phase {phase!r} of {name} has the markers {markers!r}: use a list of at least two")
     width = 2 * pi / len(phases)
     return PeriodicProcess(
         name,
-        {phase: tuple(map(str, markers)) for phase, markers in phases.items()},
-        {phase: (place + 0.5) * width for place, phase in enumerate(phases)},
-        tuple(phases),
-        tuple(place * width for place in range(len(phases))),
+        markers={phase: tuple(map(str, markers)) for phase, markers in phases.items()},
+        peak_angle={phase: (index + 0.5) * width for index, phase in enumerate(phases)},
+        phases=tuple(phases),
+        phase_start=tuple(index * width for index in range(len(phases))),
     )
 
 
 def find_markers(process: PeriodicProcess, symbols: Sequence[str], counted_f: np.ndarray) -> dict[str, np.ndarray]:
-    """Find the markers of each phase among the features, without regard to case.
+    """Return the columns of the markers of each phase. Upper and lower case are equivalent.
 
     Parameters
     ----------
     process
-        With markers.
+        The periodic process, with markers.
     symbols
-        What each feature is called.
+        Gene symbol of each feature.
     counted_f
-        Which features have any count; others tell nothing.
+        Mask of the features with counts. Other features carry no information.
 
     Returns
     -------
     dict[str, np.ndarray]
-        Phase to columns, in the order of its list.
+        Phase to columns, in the order of the list of markers.
 
     Raises
     ------
     ValueError
-        Too few are found; the message says how many of which list.
+        Too few markers are found. The message has the number for each list.
     """
     column: dict[str, int] = {}
-    for place, (symbol, counted) in enumerate(zip(symbols, counted_f, strict=True)):
+    for index, (symbol, counted) in enumerate(zip(symbols, counted_f, strict=True)):
         if counted:
-            column.setdefault(str(symbol).upper(), place)
+            column.setdefault(str(symbol).upper(), index)
     found = {}
     for phase, markers in process.markers.items():
         names = [name if name.upper() in column else RENAMED_GENES.get(name, name) for name in markers]
-        found[phase] = np.array(
-            list(dict.fromkeys(column[name.upper()] for name in names if name.upper() in column)), dtype=np.int64
-        )
-    least = {phase: min(MIN_MARKERS, -(-len(markers) // 2)) for phase, markers in process.markers.items()}
-    if any(len(found[phase]) < n for phase, n in least.items()):
+        columns = dict.fromkeys(column[name.upper()] for name in names if name.upper() in column)
+        found[phase] = np.array(list(columns), dtype=np.int64)
+    minimum = {phase: min(MIN_MARKERS, -(-len(markers) // 2)) for phase, markers in process.markers.items()}
+    if any(len(found[phase]) < n for phase, n in minimum.items()):
         counts = " and ".join(
             f"{len(found[phase])} of the {len(markers)} {phase} markers" for phase, markers in process.markers.items()
         )
+        needed = " and ".join(f"{n} of {phase}" for phase, n in minimum.items())
         raise ValueError(
-            f"only {counts} of {process.name} are among the features and have counts (needed: "
-            f"{' and '.join(f'{n} of {phase}' for phase, n in least.items())}; features are called "
-            f"{format_names(symbols, 3)}). If these are no gene symbols, name the column of adata.var that has them: "
-            "VAE(gene_symbols=...). If the markers were filtered out, keep them in; if cells hardly cycle, leave "
-            "periodic out"
+            f"only {counts} of {process.name} are among the features and have counts (needed: {needed}). The features "
+            f"have the names {format_names(symbols, 3)}. If these are not gene symbols, name the column of adata.var "
+            "with symbols: VAE(gene_symbols=...). If the markers were filtered out, keep them. If few cells cycle, "
+            "leave periodic out"
         )
     return found

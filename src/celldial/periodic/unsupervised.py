@@ -1,16 +1,15 @@
-"""Where on a circle cells start out when there are no markers: a circle is looked for among the genes themselves.
+"""Initial angles of cells without markers: search for a periodic process among all genes.
 
-Genes of one programme rise and fall together, and those of a rhythm make two such groups or more, which peak at
-different angles. So what tells cell types and batches apart is taken out, axes are found that each move few genes
-(principal components, turned by varimax [1]_), and every two of these are tried as cosine and sine of an angle. From
-there angles and genes are found in turns, as `celldial.periodic.initial_angles` does it for markers.
+Genes of one program rise and fall together. The genes of a periodic process form two or more such groups, which peak at
+different angles. The search first removes differences between cell types and batches. It then finds axes of few genes
+each (principal components, rotated by varimax [1]_), and tries every pair of axes as cosine and sine of an angle. From
+there, expectation maximization refines the angle, and selects the genes that follow it.
 
-Most of what is found so is no circle. Three things tell one: genes that were kept out of the fit follow its angle,
-genes peak all around it, not only at the ends of one line or of two crossing ones, and cells are all around it, too,
-not in clumps.
+Most candidates are not circles. Three properties indicate a circle: the angle predicts held-out genes; genes peak all
+around it, and not only at the ends of one line or of two crossing lines; and cells are all around it, without gaps.
 
-Arrays in, arrays out. Axis suffixes: ``c`` cells, ``f`` features, ``g`` groups of cells, ``j`` angles on the grid,
-``k`` axes or coefficients.
+Arrays in, arrays out. Axis suffixes: ``b`` batches, ``c`` cells, ``f`` features, ``g`` groups of cells, ``j`` angles of
+the grid, ``k`` axes.
 
 .. [1] Kaiser (1958), The varimax criterion for analytic rotation in factor analysis, Psychometrika 23, 187-200,
    doi:10.1007/BF02289233
@@ -28,217 +27,227 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
 
-from celldial.periodic.initial_angles import (
-    ANGLE_J,
-    MAX_VARIABLE_GENES,
-    MIN_STD,
-    AngleEstimate,
-    AngleModel,
-    circular_summary,
-    fit_em,
-    residual_variance,
-)
+from celldial.periodic.angle_em import ANGLE_J, AngleEstimate, AngleModel, fit_em, residual_variance
 
 __all__ = ["MIN_CIRCULARITY", "discover_angles"]
 
 Array = NDArray[np.floating]
 Codes = NDArray[np.integer]
 
-MAX_SEARCH_CELLS = 1_500
-# A gene is listened to if this share of the cells have it: what a few cells are alone with makes axes of its own.
+MAX_CELLS = 1_500
+"""Cells that the search uses. The angles of all cells are inferred with its result."""
+
+MAX_VARIABLE_GENES = 2_000
+MIN_STD = 0.05
 MIN_DETECTION_RATE = 0.02
-# Cells are put into so many clusters at most, by so many principal components, and into more than one only where the
-# mean silhouette is so large: a rhythm must not be what is clustered.
+"""Smallest fraction of cells in which a gene must be detected. Genes of very few cells form axes of their own."""
+
 MAX_CLUSTERS, N_COMPONENTS, MIN_SILHOUETTE = 8, 10, 0.2
-# Axes that pairs are made of; genes that a circle is found by; pairs gone on with; rounds of choosing genes.
-N_AXES, N_GENES, N_REFINED, N_SELECTION_ROUNDS = 8, 30, 8, 4
+"""Cells are clustered by principal components, but only if the mean silhouette is large enough. Otherwise, the pieces
+of a circle might become clusters."""
+
+N_AXES = 8
+"""Axes from which pairs are formed."""
+
+N_GENES = 30
+"""Genes of a candidate circle."""
+
+N_REFINED, N_SELECTION_ROUNDS = 8, 4
+"""Candidate circles that are refined, and rounds of selecting their genes."""
+
 MIN_GENES = 10
-# In data without a rhythm, simulated and real, the roundest that was found had 0.0097; where there was one and it was
-# found, the least round had 0.014.
 MIN_CIRCULARITY = 0.012
-# A circle this round is seen before cells are clustered, and its pieces must not be taken for clusters. What cell types
-# made of themselves, without clusters, was not rounder than 0.05.
+"""Smallest circularity of a circle. In simulated and real data without a periodic process, the best candidate had at
+most 0.0097. In data with a periodic process that was found, it had at least 0.014."""
+
 CLEAR_CIRCULARITY = 0.1
+"""A candidate with this circularity is accepted before cells are clustered, because its pieces must not become
+clusters. Without clustering, cell types alone had at most 0.05."""
 
 
 def discover_angles(
     logged_cf: sparse.csr_matrix, batch_c: Codes, seed: int = 0
 ) -> tuple[AngleEstimate, NDArray[np.int64], float]:
-    """Look for a circle, and say where cells are on the best one.
+    """Search for a periodic process, and return the angles of the cells on the best candidate circle.
 
-    Which way round angles grow is arbitrary; 0 is where cells are most common. All cells are taken to be active.
+    The direction of the circle is arbitrary. The angle 0 is where cells are most frequent. All cells are active.
 
     Parameters
     ----------
     logged_cf
-        Log-normalized expression; only cells that were measured.
+        Log-normalized expression of the cells that have the modality.
     batch_c
-        Codes of what cells differ by for reasons of no interest, such as batches.
+        Codes of groups of cells, such as batches, whose differences are removed.
     seed
-        For the clusters.
+        Seed of the clustering.
 
     Returns
     -------
-    tuple[Place, NDArray[np.int64], float]
-        The places; the columns of the genes they were found by; and the roundness, from 0 to 1: less than
-        `MIN_CIRCULARITY` is found in data without any circle, too.
+    tuple[AngleEstimate, NDArray[np.int64], float]
+        The angles; the columns of the genes that they were estimated from; and the circularity, from 0 to 1. Values
+        below `MIN_CIRCULARITY` also occur in data without a periodic process.
 
     Raises
     ------
     ValueError
-        There are hardly any genes to look at.
+        There are too few variable genes.
     """
-    learn_c = np.unique(np.linspace(0, logged_cf.shape[0] - 1, MAX_SEARCH_CELLS).astype(int))
-    candidate_f = _candidates(logged_cf[learn_c])
+    sample_c = np.unique(np.linspace(0, logged_cf.shape[0] - 1, MAX_CELLS).astype(int))
+    candidate_f = _candidates(logged_cf[sample_c])
     if len(candidate_f) < MIN_GENES:
         raise ValueError(
-            f"periodic=True: only {len(candidate_f)} features differ enough between cells to look for a circle "
-            f"(needed: {MIN_GENES}). Keep more features, or name the markers of the rhythm"
+            f"periodic=True: only {len(candidate_f)} features vary enough between cells to search for a circle "
+            f"(needed: {MIN_GENES}). Keep more features, or name the markers of the process"
         )
-    learned = logged_cf[learn_c][:, candidate_f], batch_c[learn_c]
+    sample = logged_cf[sample_c][:, candidate_f], batch_c[sample_c]
     for max_clusters in (1, MAX_CLUSTERS):
-        groups = ClusterResiduals.fit(*learned, max_clusters, seed)
-        best = _most_circular(groups.residuals(*learned), seed)
+        clusters = ClusterResiduals.fit(*sample, max_clusters, seed)
+        best = _most_circular(clusters.residuals(*sample), seed)
         if best.circularity >= CLEAR_CIRCULARITY:
             break
-    blocks = (slice(start, start + MAX_SEARCH_CELLS) for start in range(0, logged_cf.shape[0], MAX_SEARCH_CELLS))
-    places = [best.fitted.infer(groups.residuals(logged_cf[block][:, candidate_f], batch_c[block])) for block in blocks]
-    zero = ANGLE_J[np.argmax(best.fitted.log_prior_j)]
-    angle_c = (np.concatenate([place.angle_c for place in places]) - zero) % (2 * np.pi)
-    length_c = np.concatenate([place.length_c for place in places])
-    heard_f = candidate_f[best.fitted.column_f]
-    return AngleEstimate(angle_c, length_c, np.ones_like(angle_c)), heard_f, best.circularity
+    blocks = (slice(start, start + MAX_CELLS) for start in range(0, logged_cf.shape[0], MAX_CELLS))
+    estimates = [
+        best.model.infer(clusters.residuals(logged_cf[block][:, candidate_f], batch_c[block])[:, best.column_f])
+        for block in blocks
+    ]
+    zero = ANGLE_J[np.argmax(best.model.log_prior_j)]
+    angle_c = (np.concatenate([estimate.angle_c for estimate in estimates]) - zero) % (2 * np.pi)
+    resultant_length_c = np.concatenate([estimate.resultant_length_c for estimate in estimates])
+    estimate = AngleEstimate(angle_c, resultant_length_c, np.ones_like(angle_c))
+    return estimate, candidate_f[best.column_f], best.circularity
 
 
 def _candidates(logged_cf: sparse.csr_matrix) -> NDArray[np.int64]:
-    """Genes that vary most, of those that enough cells have."""
+    """Return the columns of the most variable genes among those that enough cells have."""
     mean_f = np.asarray(logged_cf.mean(0)).ravel()
     variance_f = np.asarray(logged_cf.power(2).mean(0)).ravel() - mean_f**2
     variance_f[np.asarray((logged_cf > 0).mean(0)).ravel() < MIN_DETECTION_RATE] = 0
-    most_f = np.sort(np.argsort(-variance_f, kind="stable")[:MAX_VARIABLE_GENES])
-    columns: NDArray[np.int64] = most_f[variance_f[most_f] > MIN_STD**2]
+    variable_f = np.sort(np.argsort(-variance_f, kind="stable")[:MAX_VARIABLE_GENES])
+    columns: NDArray[np.int64] = variable_f[variance_f[variable_f] > MIN_STD**2]
     return columns
 
 
 @dataclass(frozen=True)
 class ClusterResiduals:
-    """Clusters of cells in each batch, and the mean of each, which is taken out."""
+    """Clusters of cells, and the mean of each cluster in each batch, which is subtracted from the expression."""
 
     scale_f: Array
-    center_bf: Array
-    clusters: KMeans | None
+    batch_mean_bf: Array
+    kmeans: KMeans | None
     pca: PCA
-    mean_gf: Array
-    deviation_f: Array
+    group_mean_gf: Array
+    std_f: Array
 
     @classmethod
     def fit(cls, logged_cf: sparse.csr_matrix, batch_c: Codes, max_clusters: int, seed: int) -> ClusterResiduals:
-        """Cluster cells, if they form clusters at all, by what batches do not differ by."""
+        """Cluster cells after removing differences between batches; there is one cluster if none are distinct."""
         dense_cf = logged_cf.toarray().astype(np.float32)
         scale_f = np.maximum(dense_cf.std(0), MIN_STD)
         n_batches = int(batch_c.max()) + 1
-        center_bf = _means(dense_cf / scale_f, batch_c, n_batches)
-        standard_cf = dense_cf / scale_f - center_bf[batch_c]
+        batch_mean_bf = _group_means(dense_cf / scale_f, batch_c, n_batches)
+        standard_cf = dense_cf / scale_f - batch_mean_bf[batch_c]
         pca = PCA(min(N_COMPONENTS, *standard_cf.shape), random_state=seed).fit(standard_cf)
-        reduced_ck = pca.transform(standard_cf)
-        best, clusters = MIN_SILHOUETTE, None
+        component_ck = pca.transform(standard_cf)
+        best_score, kmeans = MIN_SILHOUETTE, None
         for n_clusters in range(2, min(max_clusters, len(dense_cf) - 1) + 1):
-            tried = KMeans(n_clusters, n_init=3, random_state=seed).fit(reduced_ck)
-            score = silhouette_score(reduced_ck, tried.labels_)
-            if score > best:
-                best, clusters = score, tried
-        group_c = batch_c if clusters is None else clusters.labels_ * n_batches + batch_c
-        mean_gf = _means(standard_cf, group_c, (1 if clusters is None else clusters.n_clusters) * n_batches)
-        deviation_f = np.maximum((standard_cf - mean_gf[group_c]).std(0), MIN_STD)
-        return cls(scale_f, center_bf, clusters, pca, mean_gf, deviation_f)
+            candidate = KMeans(n_clusters, n_init=3, random_state=seed).fit(component_ck)
+            score = silhouette_score(component_ck, candidate.labels_)
+            if score > best_score:
+                best_score, kmeans = score, candidate
+        group_c = batch_c if kmeans is None else kmeans.labels_ * n_batches + batch_c
+        n_groups = (1 if kmeans is None else kmeans.n_clusters) * n_batches
+        group_mean_gf = _group_means(standard_cf, group_c, n_groups)
+        std_f = np.maximum((standard_cf - group_mean_gf[group_c]).std(0), MIN_STD)
+        return cls(scale_f, batch_mean_bf, kmeans, pca, group_mean_gf, std_f)
 
     def residuals(self, logged_cf: sparse.csr_matrix, batch_c: Codes) -> Array:
-        """Take out of each gene what the groups differ by, and standardize it."""
-        standard_cf = logged_cf.toarray().astype(np.float32) / self.scale_f - self.center_bf[batch_c]
+        """Return the standardized expression without the differences between clusters and batches."""
+        standard_cf = logged_cf.toarray().astype(np.float32) / self.scale_f - self.batch_mean_bf[batch_c]
         group_c = batch_c
-        if self.clusters is not None:
-            group_c = self.clusters.predict(self.pca.transform(standard_cf)) * len(self.center_bf) + batch_c
-        left_cf: Array = (standard_cf - self.mean_gf[group_c]) / self.deviation_f
-        return left_cf
+        if self.kmeans is not None:
+            group_c = self.kmeans.predict(self.pca.transform(standard_cf)) * len(self.batch_mean_bf) + batch_c
+        residual_cf: Array = (standard_cf - self.group_mean_gf[group_c]) / self.std_f
+        return residual_cf
 
 
-def _means(value_cf: Array, group_c: Codes, n_groups: int) -> Array:
-    """Mean of each group, and of all cells where there is none of a group."""
+def _group_means(value_cf: Array, group_c: Codes, n_groups: int) -> Array:
+    """Return the mean of each group; for groups without cells, the mean of all cells."""
     member_cg = np.eye(n_groups, dtype=value_cf.dtype)[group_c]
-    n_g = member_cg.sum(0)[:, None]
-    mean_gf: Array = np.where(n_g > 0, member_cg.T @ value_cf / np.maximum(n_g, 1), value_cf.mean(0))
+    size_g = member_cg.sum(0)[:, None]
+    mean_gf: Array = np.where(size_g > 0, member_cg.T @ value_cf / np.maximum(size_g, 1), value_cf.mean(0))
     return mean_gf
 
 
 def _varimax_axes(value_cf: Array, seed: int) -> Array:
-    """Principal components, turned so that each moves few genes: scores of the cells, of variance 1."""
+    """Return principal components after a varimax rotation, as scores of the cells with variance 1."""
     pca = PCA(min(N_AXES, *value_cf.shape), whiten=True, random_state=seed).fit(value_cf)
     loading_fk = pca.components_.T * np.sqrt(pca.explained_variance_)
-    turn_kk, before = np.eye(loading_fk.shape[1]), 0.0
+    rotation_kk, previous = np.eye(loading_fk.shape[1]), 0.0
     for _ in range(200):
-        turned_fk = loading_fk @ turn_kk
-        left, strength_k, right = np.linalg.svd(loading_fk.T @ (turned_fk**3 - turned_fk * (turned_fk**2).mean(0)))
-        turn_kk = left @ right
-        if strength_k.sum() < before * (1 + 1e-7):
+        rotated_fk = loading_fk @ rotation_kk
+        gradient_kk = loading_fk.T @ (rotated_fk**3 - rotated_fk * (rotated_fk**2).mean(0))
+        left, singular_k, right = np.linalg.svd(gradient_kk)
+        rotation_kk = left @ right
+        if singular_k.sum() < previous * (1 + 1e-7):
             break
-        before = strength_k.sum()
-    axis_ck: Array = pca.transform(value_cf) @ turn_kk
+        previous = singular_k.sum()
+    axis_ck: Array = pca.transform(value_cf) @ rotation_kk
     return axis_ck
-
-
-def _most_circular(left_cf: Array, seed: int) -> CircleCandidate:
-    """Try every two axes as cosine and sine, go on with the roundest, and give the one that stayed so."""
-    axis_ck = _varimax_axes(left_cf, seed)
-    tried = [refine(left_cf, np.angle(axis_ck @ pair)) for pair in _pairs(axis_ck.shape[1])]
-    tried = sorted(tried, key=lambda circle: -circle.circularity)[:N_REFINED]
-    for _ in range(N_SELECTION_ROUNDS):
-        tried = [refine(left_cf, circle.angle_c, circle.circularity) for circle in tried]
-    return max(tried, key=lambda circle: circle.circularity)
-
-
-def _pairs(n_axes: int) -> list[NDArray[np.complexfloating]]:
-    """For every two axes, one as real and one as imaginary part."""
-    return [np.eye(n_axes)[i] + 1j * np.eye(n_axes)[j] for i, j in combinations(range(n_axes), 2)]
 
 
 @dataclass(frozen=True)
 class CircleCandidate:
-    """A circle that was tried: where cells are, by which genes, and how much it is one."""
+    """A candidate circle: its model and genes, the angles of the cells, and its circularity."""
 
+    model: AngleModel
+    column_f: NDArray[np.int64]
     angle_c: Array
-    fitted: AngleModel
     circularity: float
 
 
-def refine(left_cf: Array, angle_c: Array, most: float = 1.0) -> CircleCandidate:
-    """Choose the genes that follow an angle most, and find it anew by these.
+def _most_circular(residual_cf: Array, seed: int) -> CircleCandidate:
+    """Try every pair of axes as cosine and sine, refine the best candidates, and return the most circular one."""
+    axis_ck = _varimax_axes(residual_cf, seed)
+    candidates = [_refine(residual_cf, np.angle(axis_ck @ pair_k)) for pair_k in _axis_pairs(axis_ck.shape[1])]
+    candidates = sorted(candidates, key=lambda candidate: -candidate.circularity)[:N_REFINED]
+    for _ in range(N_SELECTION_ROUNDS):
+        candidates = [_refine(residual_cf, candidate.angle_c, candidate.circularity) for candidate in candidates]
+    return max(candidates, key=lambda candidate: candidate.circularity)
 
-    What is no circle may look like one in passing, so that one is held to be no rounder than it was, `most`, before.
+
+def _axis_pairs(n_axes: int) -> list[NDArray[np.complexfloating]]:
+    """Return complex weights for each pair of axes: one axis is the real part, the other one the imaginary part."""
+    return [np.eye(n_axes)[i] + 1j * np.eye(n_axes)[j] for i, j in combinations(range(n_axes), 2)]
+
+
+def _refine(residual_cf: Array, angle_c: Array, max_circularity: float = 1.0) -> CircleCandidate:
+    """Select the genes that follow an angle most closely, and estimate the angle from them.
+
+    A candidate that is not a circle can look like one in a single round. Therefore, its circularity is at most the one
+    of the round before, `max_circularity`.
     """
-    column_f = np.argsort(residual_variance(left_cf, angle_c), kind="stable")[:N_GENES]
-    chosen_cf = left_cf[:, column_f]
-    posterior_cj, mean_jf, variance_f, log_prior_j = fit_em(chosen_cf, angle_c, 1.0)
-    place = circular_summary(posterior_cj)
+    column_f = np.argsort(residual_variance(residual_cf, angle_c), kind="stable")[:N_GENES]
+    value_cf = residual_cf[:, column_f]
+    model, estimate = fit_em(value_cf, angle_c, 1.0)
     explained = []
     for half in (0, 1):
-        told_c = circular_summary(fit_em(chosen_cf[:, half::2], place.angle_c, 1.0)[0]).angle_c
-        explained.append(1 - residual_variance(chosen_cf[:, 1 - half :: 2], told_c).mean())
-    fitted = AngleModel(place, column_f, mean_jf, variance_f, log_prior_j, 1.0)
-    circularity = float(np.mean(explained)) * _evenness(mean_jf, log_prior_j)
-    return CircleCandidate(place.angle_c, fitted, min(circularity, most))
+        _, from_half = fit_em(value_cf[:, half::2], estimate.angle_c, 1.0)
+        explained.append(1 - residual_variance(value_cf[:, 1 - half :: 2], from_half.angle_c).mean())
+    circularity = float(np.mean(explained)) * _evenness(model)
+    return CircleCandidate(model, column_f, estimate.angle_c, min(circularity, max_circularity))
 
 
-def _evenness(mean_jf: Array, log_density_j: Array) -> float:
-    """Say how evenly genes and cells go round.
+def _evenness(model: AngleModel) -> float:
+    """Return how evenly the peaks of genes and the cells are spread around the circle, from 0 to 1.
 
-    Three numbers from 0 to 1, multiplied. How genes' peaks are spread: along a line these are at two opposite angles,
-    along two that cross at four, along three at six. How much of what genes do is one wave a turn: in a loop that was
-    folded it is two. How many cells are where there are fewest, compared with an even spread.
+    It is the product of three numbers from 0 to 1. (1) The spread of the peaks of genes: along a line, peaks are at two
+    opposite angles; along two crossing lines, at four; along three, at six. (2) The fraction of the variation of genes
+    that has one wave per turn: on a folded loop, it has two. (3) The smallest density of cells, relative to the mean.
     """
-    first_f, second_f = np.fft.rfft(mean_jf, axis=0)[1:3]
-    weight_f = np.abs(first_f) ** 2 + 1e-12
-    turned_f = first_f / np.sqrt(weight_f)
-    spread = 1 - max(abs((weight_f * turned_f**n).sum()) / weight_f.sum() for n in (2, 4, 6))
-    single = weight_f.sum() / (weight_f + np.abs(second_f) ** 2).sum()
-    density_j = np.exp(log_density_j - log_density_j.max())
-    return float(spread * single * density_j.min() / density_j.mean())
+    first_f, second_f = np.fft.rfft(model.mean_jf, axis=0)[1:3]
+    power_f = np.abs(first_f) ** 2 + 1e-12
+    direction_f = first_f / np.sqrt(power_f)
+    peak_spread = 1 - max(abs((power_f * direction_f**n).sum()) / power_f.sum() for n in (2, 4, 6))
+    single_wave = power_f.sum() / (power_f + np.abs(second_f) ** 2).sum()
+    density_j = np.exp(model.log_prior_j - model.log_prior_j.max())
+    return float(peak_spread * single_wave * density_j.min() / density_j.mean())

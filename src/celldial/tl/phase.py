@@ -12,7 +12,7 @@ from anndata import AnnData
 from celldial.inference.anndata import FittedModel, check_fitted, infer_all, is_file_path
 from celldial.inference.posterior import LatentState
 from celldial.io import results
-from celldial.periodic.initial_angles import assign_phases
+from celldial.periodic.phases import assign_phases
 
 __all__ = ["phase", "phase_table"]
 

@@ -25,8 +25,8 @@ from celldial.model import angle_posterior
 from celldial.model.angle_posterior import density, marker_curves
 from celldial.model.module import Module
 from celldial.periodic import initial_angles, unsupervised
-from celldial.periodic.initial_angles import find_phase_starts
 from celldial.periodic.markers import PeriodicProcess
+from celldial.periodic.phases import find_phase_starts, rotation_to_markers
 from celldial.training.plan import Stage, StagePlan, TrainingPlan
 from celldial.utils.settings import settings
 from celldial.utils.warnings import warn
@@ -110,7 +110,7 @@ def orient_circle(module: Module, source: InMemorySource, target: PeriodicTarget
     """Rotate the circle to where markers should peak, if there are markers, and decorrelate the other coordinates."""
     if target.markers:
         curves = marker_curves(module, target.markers, target.modality)
-        angle_posterior.rotate(module, initial_angles.rotation_to_markers(curves, density(module), target.process))
+        angle_posterior.rotate(module, rotation_to_markers(curves, density(module), target.process))
         source = replace(source, cells=update_angles(module, source.cells, learn_prior=True))
     return decorrelate(module, source)
 
@@ -152,7 +152,7 @@ def first_angles(cells: Cells, target: PeriodicTarget, seed: int) -> tuple[Cells
         if circularity < unsupervised.MIN_CIRCULARITY:
             warn(NO_CIRCLE_WARNING)
     angle_c, length_c, active_c = (np.full(len(cells), value) for value in (0.0, 0.0, estimate.active_c.mean()))
-    angle_c[has_c], length_c[has_c], active_c[has_c] = estimate.angle_c, estimate.length_c, estimate.active_c
+    angle_c[has_c], length_c[has_c], active_c[has_c] = estimate.angle_c, estimate.resultant_length_c, estimate.active_c
     packed = angle_posterior.pack_angle_posterior(
         *(torch.from_numpy(part).float() for part in (angle_c, length_c, active_c))
     )
