@@ -95,7 +95,8 @@ def prepare_training_data(
     results.check_column_clash(data, None if process is None else process.name)
     cells = Cells.from_anndata(table, schema)
     clusters = describe_clusters(table.obs, parameters)
-    cells = replace(cells, label_c=labels.encode_labels(table.obs, clusters))
+    if clusters is not None:
+        cells = replace(cells, label_c=labels.encode_labels(table.obs, clusters))
     checks.check_min_size(schema, cells, parameters["n_latent"])
     checks.check_n_clusters(clusters, cells)
     check_modalities_connected(cells)

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from celldial.data.cells import Cells, decode_block_size, minibatches
-from celldial.inference.population_means import MAX_CELLS, _sample_latent
-from celldial.inference.posterior import to_eval
+from celldial.inference.posterior import sample_states, to_eval
 from celldial.model.laplace import RANK, Loadings, packed_outer, posterior_covariance, principal_directions
 from celldial.model.module import Modality, Module
 
 __all__ = ["fit_laplace"]
+
+# Number of cells to measure the information about the loadings on; it is scaled to all cells.
+MAX_CELLS = 1000
 
 
 @torch.no_grad()
@@ -48,7 +50,7 @@ def _loadings(
     """Return the posterior of the loadings of one modality from cells that represent `n_each` cells each."""
     with pyro.validation_enabled(False):
         blocks = [block.to(device) for block in minibatches(cells, decode_block_size(module.n_features[name]))]
-        states = [_sample_latent(module, block, 1)[:, 0] for block in blocks]
+        states = [sample_states(module, block, 1)[:, 0] for block in blocks]
     decoder, likelihood = modality.decoder, modality.likelihood
     inputs = [
         decoder.inputs(z_cz, block.category_ck, block.continuous_ck) for z_cz, block in zip(states, blocks, strict=True)

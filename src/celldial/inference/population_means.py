@@ -17,20 +17,16 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor
 
-from celldial.data.cells import MAX_DECODE_VALUES, Cells
+from celldial.data.cells import MAX_DECODE_VALUES
 from celldial.inference.posterior import Covariates, to_eval
-from celldial.model import angle_posterior
 from celldial.model.laplace import BLOCK_FEATURES
-from celldial.model.module import Modality, Module, concat_state
+from celldial.model.module import Modality, Module
 
-__all__ = ["PopulationMeans", "mean_along_path", "sample_latent"]
+__all__ = ["PopulationMeans", "mean_along_path"]
 
-# Number of cells to measure the information about the loadings on; it is scaled to all cells.
-MAX_CELLS = 1000
 # Number of float32 values that fit into the cache: 1 MB.
 CACHED_ENTRIES = 2**18
 # Smaller expected values are rounding errors.
@@ -53,22 +49,6 @@ class PopulationMeans(NamedTuple):
     mean_sf: np.ndarray
     variance_sf: np.ndarray
     change_variance_f: np.ndarray
-
-
-@torch.no_grad()
-def sample_latent(module: Module, cells: Cells, n_samples: int) -> np.ndarray:
-    """Draw latent states of each cell from its posterior, by torch's generator, shape ``(c, n, z)``."""
-    device = to_eval(module)
-    with pyro.validation_enabled(False):
-        return _sample_latent(module, cells.to(device), n_samples).cpu().numpy()
-
-
-def _sample_latent(module: Module, cells: Cells, n_samples: int) -> Tensor:
-    """Draw latent states of each cell, shape ``(c, n, z)``."""
-    posterior = module.posterior(angle_posterior.placed(module, cells))
-    names = ["z"] if module.circle is None else ["z", "direction", "active"]
-    draws = [[posterior[name].sample() for name in names] for _ in range(n_samples)]
-    return torch.stack([parts[0] if len(parts) == 1 else concat_state(*parts) for parts in draws], 1)
 
 
 @torch.no_grad()

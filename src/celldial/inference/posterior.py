@@ -22,7 +22,7 @@ from torch.distributions import kl_divergence
 from celldial.data.cells import MAX_DECODE_CELLS, Cells, decode_block_size, minibatches
 from celldial.model import angle_posterior
 from celldial.model.likelihoods import SparseObservation
-from celldial.model.module import Module
+from celldial.model.module import Module, concat_state
 from celldial.utils.random import isolate_rng
 from celldial.utils.settings import settings
 
@@ -34,6 +34,7 @@ __all__ = [
     "importance_weighted_bound",
     "infer",
     "sample_cells",
+    "sample_latent",
     "to_eval",
 ]
 
@@ -312,3 +313,19 @@ def _decode(
         yield module.decode_one(
             modality, torch.from_numpy(z_cz[start:stop]).to(device), cells.slice(start, stop).to(device)
         )
+
+
+@torch.no_grad()
+def sample_latent(module: Module, cells: Cells, n_samples: int) -> np.ndarray:
+    """Sample latent states of each cell from its posterior, with torch's generator, shape ``(c, n, z)``."""
+    device = to_eval(module)
+    with pyro.validation_enabled(False):
+        return sample_states(module, cells.to(device), n_samples).cpu().numpy()
+
+
+def sample_states(module: Module, cells: Cells, n_samples: int) -> Tensor:
+    """Sample latent states of cells on the device of the module, shape ``(c, n, z)``."""
+    posterior = module.posterior(angle_posterior.placed(module, cells))
+    names = ["z"] if module.circle is None else ["z", "direction", "active"]
+    draws = [[posterior[name].sample() for name in names] for _ in range(n_samples)]
+    return torch.stack([parts[0] if len(parts) == 1 else concat_state(*parts) for parts in draws], 1)

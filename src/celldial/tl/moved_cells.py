@@ -18,7 +18,7 @@ from anndata import AnnData
 
 from celldial.data.cells import Cells
 from celldial.data.schema import Schema
-from celldial.inference import population_means, posterior
+from celldial.inference import posterior
 from celldial.inference.anndata import FittedModel
 from celldial.model.module import Module
 from celldial.tl import traversal
@@ -218,7 +218,7 @@ def _mean_embedding(module: Module, state_scz: np.ndarray) -> np.ndarray:
 
 def _samples(model: FittedModel, adata: AnnData, n_samples: int) -> np.ndarray:
     """Draw latent states from the posterior of each cell, those of a cell side by side, shape ``(j, z)``."""
-    state_cnz = population_means.sample_latent(model.module_, _read(model.schema_, adata, quiet=True), n_samples)
+    state_cnz = posterior.sample_latent(model.module_, _read(model.schema_, adata, quiet=True), n_samples)
     return state_cnz.reshape(-1, state_cnz.shape[-1])
 
 
