@@ -1,4 +1,4 @@
-"""Variational autoencoders for single-cell data, with dials to turn."""
+"""Variational autoencoders for single-cell data: embeddings, and traversals of their latent space."""
 
 import importlib
 import warnings
@@ -17,9 +17,9 @@ __version__ = version("celldial")
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for: scikit-learn, Pyro and matplotlib take a second, which not every use needs."""
+    """Import a submodule or `VAE` on first use, because scikit-learn, Pyro and matplotlib take a second to import."""
     with warnings.catch_warnings():
-        # In a notebook without ipywidgets Pyro's import says that its progress bar is a plain one. None is shown.
+        # In a notebook without ipywidgets, importing Pyro warns about its progress bar, which celldial does not use.
         warnings.filterwarnings("ignore", message="IProgress not found")
         if name == "VAE":
             return importlib.import_module("celldial.estimator.vae").VAE

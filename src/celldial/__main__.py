@@ -1,4 +1,4 @@
-"""``python -m celldial``, which does what the command ``celldial`` does."""
+"""Entry point of ``python -m celldial``, which is the command ``celldial``."""
 
 import sys
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 
 from celldial.cli.commands import run_demo
-from celldial.cli.messages import Abandoned, Interrupts, is_expected, sentence, show_warning, tell
+from celldial.cli.messages import InterruptHandler, SecondInterrupt, echo, format_error, is_expected, show_warning
 from celldial.cli.parser import check_usage, make_parser
 
 __all__ = ["main"]
@@ -20,19 +20,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments
-        Of the command line; by default those of this process.
+        Command line arguments. By default those of this process.
 
     Returns
     -------
     int
-        The exit code: 0; 1 where something is wrong with the data, a file or a value; 130 after Ctrl-C.
+        Exit code: 0 for success, 1 for an error in the data, a file or a value, 130 after Ctrl-C.
 
     Raises
     ------
     SystemExit
-        With code 2, of wrong usage.
+        With exit code 2, for wrong usage.
     Exception
-        A bug, and with ``--traceback`` any error.
+        For a bug, or for any error with ``--traceback``.
 
     Examples
     --------
@@ -52,22 +52,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     check_usage(options)
     try:
-        with warnings.catch_warnings(), Interrupts() as interrupts:
+        with warnings.catch_warnings(), InterruptHandler() as interrupts:
             warnings.showwarning = show_warning
             options.run(options)
             sys.stdout.flush()
             if interrupts.n:
-                tell("celldial: interrupted; what is written is of the best epoch so far")
+                echo("celldial: interrupted; the written files are those of the best epoch so far")
                 return 130
             return 0
-    except (KeyboardInterrupt, Abandoned):
-        tell("celldial: interrupted; nothing was written")
+    except (KeyboardInterrupt, SecondInterrupt):
+        echo("celldial: interrupted; nothing was written")
         return 130
-    except BrokenPipeError:  # who reads stdout has seen enough: `celldial info ... | head -1`
+    except BrokenPipeError:  # the reader of stdout has closed it, as in `celldial info ... | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
         if options.traceback or not is_expected(error):
             raise
-        tell(f"celldial: error: {sentence(error)}")
+        echo(f"celldial: error: {format_error(error)}")
         return 1

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from celldial.cli.files import outputs, read_cells, write_cells
-from celldial.cli.messages import tell
+from celldial.cli.files import atomic_outputs, read_cells, write_cells
+from celldial.cli.messages import echo
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,27 +18,41 @@ if TYPE_CHECKING:
 
 __all__ = ["run_demo", "run_fit", "run_traverse"]
 
-CELLS = (".h5ad",)
-MODELS = (".celldial",)
-TABLES = {".csv": ",", ".tsv": "\t"}
-FIGURES = (".png", ".pdf", ".svg")
-PAGES = (".html",)
-# What `fit` adds to obsm beside the embedding.
-PROBABILITIES = "celldial_cluster_probability"
+CELL_SUFFIXES = (".h5ad",)
+MODEL_SUFFIXES = (".celldial",)
+TABLE_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
+PAGE_SUFFIXES = (".html",)
+# Options of `fit` that are parameters of `VAE` with the same name.
+PARAMETERS = (
+    "n_latent",
+    "decoder",
+    "periodic",
+    "n_clusters",
+    "labels_key",
+    "batch_key",
+    "layer",
+    "gene_symbols",
+    "seed",
+)
+
+
+# --- fit --------------------------------------------------------------------------------------------------------------
 
 
 def run_fit(options: argparse.Namespace) -> None:
-    """Fit a model, and write it and the embedding."""
-    wanted = {"--out": (options.out, CELLS), "--model": (options.model, MODELS)}
-    with outputs(wanted, options.files) as targets:
+    """Fit a model, and write the model and the embedded cells."""
+    outputs = {"--out": (options.out, CELL_SUFFIXES), "--model": (options.model, MODEL_SUFFIXES)}
+    with atomic_outputs(outputs, options.files) as targets:
         from celldial import VAE
         from celldial.estimator import validation
+        from celldial.io.results import CLUSTER_PROBABILITY
 
-        model = VAE(**parameters(options))
-        validation.check_parameters(model.get_params(deep=False))  # before files are read, which may take long
+        model = VAE(**model_parameters(options))
+        validation.check_parameters(model.get_params(deep=False))  # before files are read, which can take long
         validation.check_hardware(options.device, options.precision, None, None, None)
         if not options.quiet:
-            tell(f"celldial: reading {', '.join(map(str, options.files))}")
+            echo(f"celldial: reading {', '.join(map(str, options.files))}")
         in_memory = not options.from_disk and len(options.files) == 1
         cells = read_cells(options.files[0], backed=not in_memory) if in_memory or "--out" in targets else options.files
         model.fit(
@@ -51,59 +65,51 @@ def run_fit(options: argparse.Namespace) -> None:
             checkpoint=options.checkpoint,
         )
         if "--out" in targets:
-            write_cells(cells, options.files[0], targets["--out"], [options.key_added, PROBABILITIES])
+            write_cells(cells, options.files[0], targets["--out"], [options.key_added, CLUSTER_PROBABILITY])
         if "--model" in targets:
             model.save(targets["--model"])
 
 
-def parameters(options: argparse.Namespace) -> dict[str, Any]:
-    """Give the arguments of `VAE` that were set."""
-    names = (
-        "n_latent",
-        "decoder",
-        "periodic",
-        "n_clusters",
-        "labels_key",
-        "batch_key",
-        "layer",
-        "gene_symbols",
-        "seed",
-    )
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+def model_parameters(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the parameters of `VAE` that the options set."""
+    parameters = {name: getattr(options, name) for name in PARAMETERS if getattr(options, name) is not None}
     if options.likelihood is not None:
         by_modality = dict(options.likelihood)
-        given["likelihood"] = by_modality.get("", by_modality)
+        parameters["likelihood"] = by_modality.get("", by_modality)
     return {
-        **given,
+        **parameters,
         "categorical_covariate_keys": options.categorical_covariates,
         "continuous_covariate_keys": options.continuous_covariates,
     }
 
 
+# --- traverse ---------------------------------------------------------------------------------------------------------
+
+
 def run_traverse(options: argparse.Namespace) -> None:
-    """Turn a dial, and write what changes."""
-    wanted = {
-        "--table": (options.table, tuple(TABLES)),
-        "--figure": (options.figure, FIGURES),
-        "--dial": (options.dial, PAGES),
-        "--out": (options.out, CELLS),
+    """Run a traversal, and write its table, figure, page and cells."""
+    outputs = {
+        "--table": (options.table, tuple(TABLE_SEPARATORS)),
+        "--figure": (options.figure, FIGURE_SUFFIXES),
+        "--dial": (options.dial, PAGE_SUFFIXES),
+        "--out": (options.out, CELL_SUFFIXES),
     }
-    with outputs(wanted, [options.file, options.model]) as targets:
+    with atomic_outputs(outputs, [options.file, options.model]) as targets:
         from celldial import VAE
+        from celldial.io.results import read_traversals
 
         model = VAE.load(options.model)
         if not options.quiet:
-            tell(f"celldial: reading {options.file}")
+            echo(f"celldial: reading {options.file}")
         adata = read_cells(options.file)
-        path = turn(model, adata, options)
-        name = list(adata.uns["latent_traverse"])[-1]
+        traversal = run_traversal(model, adata, options)
+        name = list(read_traversals(adata))[-1]
         if "--table" in targets:
-            table = table_of(path)
-            table.to_csv(
-                targets["--table"], sep=TABLES[options.table.suffix], index_label="feature", float_format="%.6g"
-            )
+            separator = TABLE_SEPARATORS[options.table.suffix]
+            table = summary_table(traversal)
+            table.to_csv(targets["--table"], sep=separator, index_label="feature", float_format="%.6g")
         if "--figure" in targets:
-            draw(adata, name, options.features, targets["--figure"])
+            save_figure(adata, name, options.features, targets["--figure"])
         if "--dial" in targets:
             from celldial import pl
 
@@ -113,27 +119,27 @@ def run_traverse(options: argparse.Namespace) -> None:
             write_cells(adata, options.file, targets["--out"], [])
 
 
-def turn(model: VAE, adata: AnnData, options: argparse.Namespace) -> AnnData:
-    """Find the axis where it is new, and move cells along it."""
+def run_traversal(model: VAE, adata: AnnData, options: argparse.Namespace) -> AnnData:
+    """Return the traversal along an axis; find the axis first if the options define a new one."""
     axis: Any
     if options.axis is None:
-        axis = tuple(value_of(adata.obs, options.groupby, end) for end in (options.start, options.end))
+        axis = tuple(parse_value(adata.obs, options.groupby, end) for end in (options.start, options.end))
     else:
         axis = int(options.axis) if options.axis.isdecimal() else options.axis
     features = {name: getattr(options, name) for name in ("up", "down") if getattr(options, name)}
     if features or options.obs or options.groups:
-        groups = options.groups and tuple(value_of(adata.obs, options.obs, group) for group in options.groups)
+        groups = options.groups and tuple(parse_value(adata.obs, options.obs, group) for group in options.groups)
         found = model.find_axis(adata, options.axis, obs=options.obs, groups=groups, features=features or None)
         if not options.quiet:
-            tell(
+            echo(
                 f"celldial: axis {found.name!r} ({found.description}): R² {found.strength:.2f}, p = {found.p_value:.3g}"
             )
     at: Any = options.at
     if at is not None and at not in adata.obs_names and "=" in at:
         column, _, text = at.partition("=")
-        at = {column: value_of(adata.obs, column, text)}
+        at = {column: parse_value(adata.obs, column, text)}
     covariates = {
-        name: number(name, text) if name in model.schema_.continuous else text for name, text in options.covariate
+        name: parse_number(name, text) if name in model.schema_.continuous else text for name, text in options.covariate
     }
     return model.latent_traverse(
         adata,
@@ -146,46 +152,46 @@ def turn(model: VAE, adata: AnnData, options: argparse.Namespace) -> AnnData:
     )
 
 
-def value_of(obs: pd.DataFrame, column: str | None, text: str) -> Any:
-    """Find the value of a column that is written so: of booleans and numbers it is no text."""
+def parse_value(obs: pd.DataFrame, column: str | None, text: str) -> Any:
+    """Return the value of a column that is written as `text`, which can be a boolean or a number; else the text."""
     if column not in obs:
         return text
     return next((value for value in obs[column].dropna().unique() if str(value) == text), text)
 
 
-def number(name: str, text: str) -> float:
-    """Read the value of a continuous covariate."""
+def parse_number(name: str, text: str) -> float:
+    """Return the value of a continuous covariate."""
     try:
         return float(text)
     except ValueError:
         raise ValueError(
-            f"--covariate {name}={text}: {name!r} is a number in this model, and {text!r} is none"
+            f"--covariate {name}={text}: {name!r} is a continuous covariate of this model, and {text!r} is not a number"
         ) from None
 
 
-def table_of(path: AnnData) -> pd.DataFrame:
-    """Make one table of a traversal: its features, those of the best rank first."""
+def summary_table(traversal: AnnData) -> pd.DataFrame:
+    """Return the table of a traversal: one row for each feature, by rank."""
     import numpy as np
 
-    column_f = np.arange(path.n_vars)
-    if path.uns["kind"] == "periodic":  # the last step is the first
-        mean_sf = path.layers["mean"]
+    column_f = np.arange(traversal.n_vars)
+    if traversal.uns["kind"] == "periodic":  # the last step equals the first
+        mean_sf = traversal.layers["mean"]
         steps = {"lowest": mean_sf.argmin(0), "highest": mean_sf.argmax(0)}
     else:
-        steps = {"start": np.zeros_like(column_f), "end": np.full_like(column_f, path.n_obs - 1)}
-    table = path.var[["modality", "rank", "change", "effect_size", "lfsr", "fdr"]].copy()
-    table["peak_position"] = path.obs["position"].to_numpy()[path.var["peak_step"]]
-    for where, step_f in steps.items():
+        steps = {"start": np.zeros_like(column_f), "end": np.full_like(column_f, traversal.n_obs - 1)}
+    table = traversal.var[["modality", "rank", "change", "effect_size", "lfsr", "fdr"]].copy()
+    table["peak_position"] = traversal.obs["position"].to_numpy()[traversal.var["peak_step"]]
+    for suffix, step_f in steps.items():
         for name in ("mean", "lower", "upper"):
-            table[f"{name}_{where}"] = path.layers[name][step_f, column_f]
+            table[f"{name}_{suffix}"] = traversal.layers[name][step_f, column_f]
     return table.sort_values("rank")
 
 
-def draw(adata: AnnData, name: str, features: Sequence[str] | None, path: Path) -> None:
-    """Draw a traversal."""
+def save_figure(adata: AnnData, name: str, features: Sequence[str] | None, path: Path) -> None:
+    """Write the figure of a traversal."""
     import matplotlib as mpl
 
-    mpl.use("Agg")  # the figure goes to a file: no screen is needed
+    mpl.use("Agg")  # files need no display
     import matplotlib.pyplot as plt
 
     from celldial import pl
@@ -195,12 +201,15 @@ def draw(adata: AnnData, name: str, features: Sequence[str] | None, path: Path) 
     plt.close(figure)
 
 
+# --- demo -------------------------------------------------------------------------------------------------------------
+
+
 def run_demo(arguments: list[str]) -> int:
-    """Run the demo, which reads its own arguments."""
+    """Run the demo, which has its own parser, and return its exit code."""
     from celldial.cli import demo
 
     try:
         return demo.main(arguments)
     except KeyboardInterrupt:
-        tell("celldial: interrupted")
+        echo("celldial: interrupted")
         return 130

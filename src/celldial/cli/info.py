@@ -1,4 +1,4 @@
-"""What ``celldial info`` says of a model file."""
+"""What ``celldial info`` prints about a model file, as text or JSON."""
 
 from __future__ import annotations
 
@@ -9,37 +9,38 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["describe", "in_words", "run_info"]
+__all__ = ["format_summary", "run_info", "summarize_model"]
 
-FEATURES_IN_TEXT = 5
+MAX_FEATURES_IN_TEXT = 5
 
 
 def run_info(options: argparse.Namespace) -> None:
-    """Print what is in a model file."""
-    about = describe(options.model)
-    print(json.dumps(about, indent=2, allow_nan=False) if options.json else in_words(about))
+    """Print a summary of a model file."""
+    summary = summarize_model(options.model)
+    print(json.dumps(summary, indent=2, allow_nan=False) if options.json else format_summary(summary))
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """Say what is in a model file, in JSON types."""
+def summarize_model(path: Path) -> dict[str, Any]:
+    """Return a summary of a model file, in JSON types."""
     from celldial import VAE
+    from celldial.estimator.serialization import to_json
     from celldial.io import model_file
 
     header, _ = model_file.read_model(path)
     if "identity" in header:
         raise ValueError(
-            f"{str(path)!r} is the checkpoint of a training, no model: the same celldial fit goes on from it"
+            f"{str(path)!r} is a checkpoint of a training, not a model: run the same celldial fit again to resume it"
         )
     model = VAE.load(path)
     schema, history = model.schema_, model.history_
-    usual = VAE().get_params(deep=False)
+    defaults = to_json(VAE().get_params(deep=False))
     kept = [epoch for epoch, is_kept in enumerate(history["kept"]) if is_kept]
     best = history.get("elbo_validation", [math.nan] * len(history["kept"]))[kept[-1]]
     return {
         "file": str(path),
         "celldial_version": header["celldial_version"],
         "format_version": header["format_version"],
-        "parameters": {name: value for name, value in model.parameters_.items() if value != plain(usual[name])},
+        "parameters": {name: value for name, value in model.parameters_.items() if value != defaults[name]},
         "layer": schema.layer,
         "modalities": {
             name: {
@@ -58,62 +59,57 @@ def describe(path: Path) -> dict[str, Any]:
         "epochs": len(history["kept"]),
         "best_epoch": kept[-1] + 1,
         "best_validation_elbo": None if math.isnan(best) else best,
-        "periodic": periodic_of(model.periodic_),
+        "periodic": summarize_periodic(model.periodic_),
         "clusters": None if model.clusters_ is None else list(model.clusters_["names"]),
     }
 
 
-def plain(value: Any) -> Any:
-    """Give a default as a model file has it: JSON knows no tuples."""
-    return list(value) if isinstance(value, tuple) else value
-
-
-def periodic_of(described: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Say what is periodic, in JSON types."""
-    if described is None:
+def summarize_periodic(periodic: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return name, phases and markers of the periodic coordinate, in JSON types."""
+    if periodic is None:
         return None
-    starts = zip(described.get("phases", ()), described.get("phase_start", ()), strict=True)
-    markers = described.get("markers", {})
+    starts = zip(periodic.get("phases", ()), periodic.get("phase_start", ()), strict=True)
+    markers = periodic.get("markers", {})
     return {
-        "name": described["name"],
+        "name": periodic["name"],
         "phase_start": {str(phase): float(start) for phase, start in starts},
         "markers": {phase: [str(name) for name in names] for phase, names in markers.items()},
     }
 
 
-def in_words(about: Mapping[str, Any]) -> str:
-    """Write what is in a model file for people."""
+def format_summary(summary: Mapping[str, Any]) -> str:
+    """Return the summary of a model file as text."""
     from celldial.utils.messages import feature_noun
 
     lines = [
-        about["file"],
-        f"written by    celldial {about['celldial_version']} (file format {about['format_version']})",
+        summary["file"],
+        f"written by    celldial {summary['celldial_version']} (file format {summary['format_version']})",
     ]
-    changed = ", ".join(f"{name}={value!r}" for name, value in about["parameters"].items())
-    lines.append(f"parameters    {changed or 'all'}{', others' if changed else ''} as by default")
-    for name, modality in about["modalities"].items():
-        features = f"{modality['n_features']:,} {feature_noun(name)}s: {few(modality['feature_names'])}"
+    changed = ", ".join(f"{name}={value!r}" for name, value in summary["parameters"].items())
+    lines.append(f"parameters    {changed + '; others' if changed else 'all'} have their defaults")
+    for name, modality in summary["modalities"].items():
+        features = f"{modality['n_features']:,} {feature_noun(name)}s: {head(modality['feature_names'])}"
         lines.append(f"modality      {name} ({modality['likelihood']}), {features}")
-    lines.append(f"counts        {'X' if about['layer'] is None else 'layer ' + repr(about['layer'])}")
-    for name, categories in about["categorical_covariates"].items():
-        what = f"{'batch' if name == about['batch_key'] else 'category'}, {len(categories):,} values: {few(categories)}"
-        lines.append(f"covariate     {name} ({what})")
-    for name, moments in about["continuous_covariates"].items():
+    lines.append(f"counts        {'X' if summary['layer'] is None else 'layer ' + repr(summary['layer'])}")
+    for name, categories in summary["categorical_covariates"].items():
+        kind = "batch" if name == summary["batch_key"] else "category"
+        lines.append(f"covariate     {name} ({kind}, {len(categories):,} values: {head(categories)})")
+    for name, moments in summary["continuous_covariates"].items():
         lines.append(
             f"covariate     {name} (number, mean {moments['mean']:.4g}, standard deviation "
             f"{moments['standard_deviation']:.4g})"
         )
-    elbo = about["best_validation_elbo"]
-    best = "no cells for validation" if elbo is None else f"validation ELBO {elbo:.1f} nats/cell"
-    lines.append(f"training      {about['epochs']} epochs; weights of epoch {about['best_epoch']}, {best}")
-    if about["periodic"] is not None:
-        starts = ", ".join(f"{name} from {start:.2f} rad" for name, start in about["periodic"]["phase_start"].items())
-        lines.append(f"periodic      {about['periodic']['name']}{': ' if starts else ''}{starts}")
-    if about["clusters"] is not None:
-        lines.append(f"clusters      {len(about['clusters'])}: {few(about['clusters'], 20)}")
+    elbo = summary["best_validation_elbo"]
+    best = "no validation cells" if elbo is None else f"validation ELBO {elbo:.1f} nats/cell"
+    lines.append(f"training      {summary['epochs']} epochs; weights of epoch {summary['best_epoch']}, {best}")
+    if summary["periodic"] is not None:
+        starts = ", ".join(f"{name} from {start:.2f} rad" for name, start in summary["periodic"]["phase_start"].items())
+        lines.append(f"periodic      {summary['periodic']['name']}{': ' if starts else ''}{starts}")
+    if summary["clusters"] is not None:
+        lines.append(f"clusters      {len(summary['clusters'])}: {head(summary['clusters'], 20)}")
     return "\n  ".join(lines)
 
 
-def few(names: Sequence[Any], limit: int = FEATURES_IN_TEXT) -> str:
-    """Write the first few names."""
+def head(names: Sequence[Any], limit: int = MAX_FEATURES_IN_TEXT) -> str:
+    """Return the first names as text."""
     return ", ".join(map(str, names[:limit])) + (", ..." if len(names) > limit else "")
