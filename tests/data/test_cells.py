@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import sparse
 
+from celldial.data.cell_checks import check_modalities_connected
 from celldial.data.cells import MAX_DECODE_CELLS, MAX_DECODE_VALUES, Cells, decode_block_size, minibatches
-from celldial.data.checks import check_modalities_connected
 from celldial.data.schema import Schema
 from celldial.data.splits import random_split
 from helpers.raises import raises

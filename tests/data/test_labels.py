@@ -17,7 +17,7 @@ from celldial.data.cells import Cells
 from celldial.data.labels import encode_labels, find_labels, name_clusters, probability_columns
 from celldial.data.schema import Schema
 from celldial.data.splits import train_validation_split
-from celldial.inference.anndata import to_anndata
+from celldial.inference.fitted_model import to_anndata
 from celldial.io.results import CLUSTER, CLUSTER_PROBABILITY
 from celldial.model.module import LABEL_WEIGHT
 from helpers.assertions import assert_untouched

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from celldial import VAE
-from celldial.inference.anndata import read_cells
+from celldial.inference.fitted_model import read_cells
 from celldial.inference.laplace import fit_laplace
 from celldial.model import laplace
 from helpers.simulate import simulate

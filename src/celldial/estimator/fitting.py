@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from celldial.data import checks, labels
+from celldial.data import cell_checks, labels
 from celldial.data.cells import Cells
 from celldial.data.in_memory import InMemorySource
 from celldial.data.on_disk import OnDiskSource
@@ -27,7 +27,7 @@ from celldial.estimator import validation
 from celldial.estimator.prepare import EXCLUDED_FROM_TRAINING, prepare_training_data
 from celldial.estimator.serialization import build_module, fingerprint, to_json
 from celldial.inference import posterior
-from celldial.inference.anndata import is_file_path, read_cells
+from celldial.inference.fitted_model import is_file_path, read_cells
 from celldial.inference.laplace import fit_laplace
 from celldial.inference.posterior import LatentState
 from celldial.io import results
@@ -138,8 +138,8 @@ def partial_fit(model: VAE, adata: Any, options: FitOptions) -> None:
     validation.check_options(options.max_epochs, options.batch_size, options.key_added)
     table, cells = read_cells(model, adata)
     cells = replace(cells, label_c=labels.encode_labels(table.obs, model.clusters_))
-    checks.check_has_counts(cells)
-    checks.warn_empty_cells(table.obs_names.__getitem__, cells, EXCLUDED_FROM_TRAINING)
+    cell_checks.check_has_counts(cells)
+    cell_checks.warn_empty_cells(table.obs_names.__getitem__, cells, EXCLUDED_FROM_TRAINING)
     train_c, validation_c = train_validation_split(
         table, cells, options.validation_size, options.validation_cells, model.seed
     )

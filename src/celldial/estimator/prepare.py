@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from celldial.data import checks, labels
+from celldial.data import cell_checks, labels
+from celldial.data.cell_checks import check_modalities_connected
 from celldial.data.cells import Cells
-from celldial.data.checks import check_modalities_connected
 from celldial.data.files import OnDiskDataset, is_on_disk
 from celldial.data.in_memory import InMemorySource
 from celldial.data.modalities import obsm_key
@@ -91,16 +91,16 @@ def prepare_training_data(
         return _prepare_from_files(data, parameters, options, process, validation_size, validation_cells)
     table = mudata_to_anndata(data, layer=parameters["layer"], modality_key=parameters["modality_key"])
     schema = Schema.from_anndata(table, **options)
-    checks.check_modality_weights(parameters["modality_weights"], schema)
+    cell_checks.check_modality_weights(parameters["modality_weights"], schema)
     results.check_column_clash(data, None if process is None else process.name)
     cells = Cells.from_anndata(table, schema)
     clusters = describe_clusters(table.obs, parameters)
     if clusters is not None:
         cells = replace(cells, label_c=labels.encode_labels(table.obs, clusters))
-    checks.check_min_size(schema, cells, parameters["n_latent"])
-    checks.check_n_clusters(clusters, cells)
+    cell_checks.check_min_size(schema, cells, parameters["n_latent"])
+    cell_checks.check_n_clusters(clusters, cells)
     check_modalities_connected(cells)
-    checks.warn_empty_cells(table.obs_names.__getitem__, cells, EXCLUDED_FROM_TRAINING)
+    cell_checks.warn_empty_cells(table.obs_names.__getitem__, cells, EXCLUDED_FROM_TRAINING)
     train_c, validation_c = train_validation_split(table, cells, validation_size, validation_cells, parameters["seed"])
     check_modalities_connected(cells, train_c)
     found = marker_columns(table, schema, cells, process, parameters["gene_symbols"])
@@ -128,7 +128,7 @@ def _prepare_from_files(
     obs_keys = [key for key in keys if key is not None]
     dataset = OnDiskDataset.open(data, layer=parameters["layer"], obs_keys=obs_keys, obsm_keys=in_obsm)
     schema = dataset.schema(**options)
-    checks.check_modality_weights(parameters["modality_weights"], schema)
+    cell_checks.check_modality_weights(parameters["modality_weights"], schema)
     clusters = describe_clusters(dataset.obs, parameters)
     source = OnDiskSource.scan(
         dataset,
@@ -138,15 +138,15 @@ def _prepare_from_files(
         seed=parameters["seed"],
         encode_labels=lambda obs: labels.encode_labels(obs, clusters),
     )
-    checks.check_min_size(schema, source.summary, parameters["n_latent"])
-    checks.check_n_clusters(clusters, source.summary)
+    cell_checks.check_min_size(schema, source.summary, parameters["n_latent"])
+    cell_checks.check_n_clusters(clusters, source.summary)
     check_modalities_connected(source.summary)
     check_modalities_connected(source.summary, source.train_c)
 
     def name_of(cell: int) -> str:
         return str(dataset.read(np.array([cell])).obs_names[0])
 
-    checks.warn_empty_cells(name_of, source.summary, EXCLUDED_FROM_TRAINING)
+    cell_checks.warn_empty_cells(name_of, source.summary, EXCLUDED_FROM_TRAINING)
     return TrainingData(schema, source.summary, source, clusters)
 
 

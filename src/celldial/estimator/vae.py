@@ -14,7 +14,7 @@ from celldial.data.schema import Schema
 from celldial.estimator import fitting, serialization
 from celldial.estimator.fitting import FitOptions
 from celldial.inference import posterior
-from celldial.inference.anndata import check_fitted, feature_table, infer_all, is_file_path, nonempty_blocks
+from celldial.inference.fitted_model import check_fitted, feature_table, infer_all, is_file_path, nonempty_blocks
 from celldial.inference.posterior import Posterior
 from celldial.io import results
 from celldial.model.elbo import BaselineName

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from anndata import AnnData
 
-from celldial.inference.anndata import FittedModel, check_fitted, infer_all, is_file_path
+from celldial.inference.fitted_model import FittedModel, check_fitted, infer_all, is_file_path
 from celldial.io import results
 
 __all__ = ["clusters"]

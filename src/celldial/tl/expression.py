@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from celldial.inference import posterior
-from celldial.inference.anndata import (
+from celldial.inference.fitted_model import (
     FittedModel,
     check_fitted,
     covariates_to_set,

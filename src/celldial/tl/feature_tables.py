@@ -18,7 +18,7 @@ from scipy.special import ndtr
 from torch import Tensor
 
 from celldial.data.cells import decode_block_size
-from celldial.inference.anndata import (
+from celldial.inference.fitted_model import (
     FittedModel,
     check_fitted,
     features_by_modality,

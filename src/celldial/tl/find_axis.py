@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from celldial.data import checks
+from celldial.data import cell_checks
 from celldial.data.cells import Cells, to_csr_matrix
 from celldial.inference import posterior
-from celldial.inference.anndata import (
+from celldial.inference.fitted_model import (
     FittedModel,
     check_fitted,
     get_modality,
@@ -126,7 +126,7 @@ def find_axis(
     reserved = [] if model.periodic_ is None else [model.periodic_["name"]]
     check_axis_name(name, adata.obs.columns, results.read_axes(adata), model.module_.latent.n_latent, reserved)
     table, cells = read_cells(model, adata)
-    checks.check_has_counts(cells)
+    cell_checks.check_has_counts(cells)
     nonempty_c = (~cells.empty_c).nonzero()[:, 0]
     obs_table = table.obs.iloc[nonempty_c.numpy()]
     if (features is None) == (obs is None and groups is None):
@@ -135,7 +135,7 @@ def find_axis(
         target = _obs_target(obs_table, obs, groups, modality)
     else:
         target = _expression_target(model, cells.select(nonempty_c), features, modality)
-    checks.warn_empty_cells(
+    cell_checks.warn_empty_cells(
         table.obs_names.__getitem__,
         cells,
         "they do not define the axis, and get the score of the prior mean",

@@ -13,7 +13,7 @@ from scipy import sparse
 
 from celldial.data.covariates import to_covariate_table
 from celldial.inference import posterior
-from celldial.inference.anndata import (
+from celldial.inference.fitted_model import (
     FittedModel,
     check_fitted,
     feature_table,

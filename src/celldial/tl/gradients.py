@@ -16,10 +16,10 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from celldial.data import checks
+from celldial.data import cell_checks
 from celldial.data.cells import Cells, decode_block_size
 from celldial.inference import posterior
-from celldial.inference.anndata import FittedModel, check_fitted, read_cells
+from celldial.inference.fitted_model import FittedModel, check_fitted, read_cells
 from celldial.model.clusters import FINAL_TEMPERATURE
 from celldial.model.elbo import Baseline, BaselineName, Gradient
 from celldial.model.module import EncoderOutput, Module
@@ -283,7 +283,7 @@ def prepare_inputs(
         if name not in known:
             raise ValueError(f"this model has no estimator {name!r}; available: {', '.join(map(repr, known))}")
     _, cells = read_cells(model, adata)
-    checks.check_has_counts(cells)
+    cell_checks.check_has_counts(cells)
     filled_c = (~cells.empty_c).nonzero()[:, 0]
     with isolate_rng(seed):
         cells = cells.select(filled_c[torch.randperm(len(filled_c))[:n_cells]]).to(posterior.to_eval(module))

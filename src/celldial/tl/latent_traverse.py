@@ -14,7 +14,7 @@ import pandas as pd
 from anndata import AnnData
 
 from celldial.inference import population_means, posterior
-from celldial.inference.anndata import (
+from celldial.inference.fitted_model import (
     FittedModel,
     check_fitted,
     covariates_to_set,

@@ -19,7 +19,7 @@ from anndata import AnnData
 from celldial.data.cells import Cells
 from celldial.data.schema import Schema
 from celldial.inference import posterior
-from celldial.inference.anndata import FittedModel
+from celldial.inference.fitted_model import FittedModel
 from celldial.model.module import Module
 from celldial.tl import traversal
 from celldial.tl.cell_selection import select_cells, select_endpoints

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from celldial.inference.anndata import FittedModel, check_fitted, infer_all, is_file_path
+from celldial.inference.fitted_model import FittedModel, check_fitted, infer_all, is_file_path
 from celldial.inference.posterior import LatentState
 from celldial.io import results
 from celldial.periodic.phases import assign_phases

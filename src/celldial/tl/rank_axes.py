@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from celldial.data import checks
+from celldial.data import cell_checks
 from celldial.data.cells import Cells, decode_block_size
 from celldial.inference import posterior
-from celldial.inference.anndata import (
+from celldial.inference.fitted_model import (
     FittedModel,
     check_fitted,
     library_size_to_decode,
@@ -75,7 +75,7 @@ def axes(model: FittedModel, adata: AnnData, *, n_cells: int = 500) -> pd.DataFr
     check_fitted(model)
     check_integer("n_cells", n_cells, 2)
     _, cells = read_cells(model, adata)
-    checks.check_has_counts(cells)
+    cell_checks.check_has_counts(cells)
     periodic = None if model.periodic_ is None else model.periodic_["name"]
     depth = {modality: library_size_to_decode(model, modality, None) for modality in model.schema_.modalities}
     table = rank_coordinates(model.module_, cells, depth, periodic, n_cells, model.seed)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from celldial.inference.anndata import FittedModel
+from celldial.inference.fitted_model import FittedModel
 from celldial.utils.messages import format_names
 from celldial.utils.warnings import warn
 

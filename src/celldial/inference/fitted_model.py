@@ -1,4 +1,4 @@
-"""From an AnnData to arrays with a fitted model: reading cells, inferring their latent states, checking names."""
+"""The ways into a fitted model that all analyses share: read cells, infer their latent states, check names."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pandas as pd
 from anndata import AnnData
 from sklearn.utils.validation import check_is_fitted
 
+from celldial.data.cell_checks import check_has_counts, warn_empty_cells
 from celldial.data.cells import Cells, decode_blocks
-from celldial.data.checks import check_has_counts, warn_empty_cells
 from celldial.data.files import OnDiskDataset, is_on_disk
 from celldial.data.modalities import obsm_key
 from celldial.data.mudata import mudata_to_anndata
