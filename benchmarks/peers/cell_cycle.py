@@ -35,7 +35,7 @@ from sklearn.model_selection import KFold, cross_val_predict
 from celldial import VAE
 from celldial.datasets import simulate_multiome
 from celldial.metrics import angular_error, cyclic_order, fisher_lee, fourier_r2, knn_f1
-from celldial.periodic import initial_angles
+from celldial.periodic import expression, initial_angles
 from celldial.periodic.markers import CELL_CYCLE, find_markers
 from celldial.utils.settings import settings
 
@@ -113,7 +113,7 @@ def counts_of(adata: ad.AnnData) -> csr_matrix:
 
 def log_normalize(adata: ad.AnnData) -> csr_matrix:
     counts_cf = counts_of(adata)
-    return initial_angles.log_normalize(counts_cf, np.asarray(counts_cf.sum(1)).ravel())
+    return expression.log_normalize(counts_cf, np.asarray(counts_cf.sum(1)).ravel())
 
 
 def markers_of(adata: ad.AnnData) -> dict[str, np.ndarray]:

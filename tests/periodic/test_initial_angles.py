@@ -8,6 +8,7 @@ from scipy import sparse
 
 from celldial.metrics.circular import angular_error, fisher_lee
 from celldial.periodic import initial_angles
+from celldial.periodic.expression import log_normalize
 from celldial.periodic.markers import CELL_CYCLE
 
 N_CELLS = 400
@@ -79,7 +80,7 @@ def test_angles_of_active_cells_stand_beside_cells_at_rest() -> None:
 
 def test_of_many_cells_some_are_learned_from_and_all_are_placed(monkeypatch: pytest.MonkeyPatch) -> None:
     logged_cf, markers, angle_c, _ = simulate()
-    monkeypatch.setattr(initial_angles, "MAX_CELLS", 150)
+    monkeypatch.setattr(initial_angles, "MAX_FIT_CELLS", 150)
     estimate, _ = initial_angles.initial_angles(logged_cf, np.ones(N_CELLS), markers, CELL_CYCLE)
     assert len(estimate.angle_c) == len(estimate.resultant_length_c) == len(estimate.active_c) == N_CELLS
     assert fisher_lee(estimate.angle_c, angle_c) > 0.75
@@ -94,7 +95,7 @@ def test_two_markers_a_phase_are_enough_to_run() -> None:
 
 def test_counts_are_normalized_and_logged() -> None:
     counts_cf = sparse.csr_matrix(np.array([[2.0, 0, 2], [1, 1, 0], [0, 8, 0], [0, 0, 0]]))
-    found_cf = initial_angles.log_normalize(counts_cf, np.array([4.0, 2, 8, 0])).toarray()
+    found_cf = log_normalize(counts_cf, np.array([4.0, 2, 8, 0])).toarray()
     np.testing.assert_allclose(found_cf, np.log1p([[2, 0, 2], [2, 2, 0], [0, 4, 0], [0, 0, 0]]))
 
 

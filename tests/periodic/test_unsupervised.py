@@ -59,7 +59,7 @@ def test_the_same_seed_finds_the_same(found) -> None:
 
 
 def test_cells_beyond_those_it_learned_from_are_placed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("celldial.periodic.unsupervised.MAX_CELLS", 200)
+    monkeypatch.setattr("celldial.periodic.unsupervised.MAX_SEARCH_CELLS", 200)
     logged_cf, batch_c, angle_c = drawn(0, cycles=True)
     estimate = discover_angles(logged_cf, batch_c)[0]
     assert abs(fisher_lee(estimate.angle_c, angle_c)) > 0.9

@@ -47,9 +47,64 @@ from celldial.data.modalities import (
 )
 from celldial.utils.messages import format_names, get_column
 
-__all__ = ["MIN_OVERLAP", "Schema"]
+__all__ = ["MIN_OVERLAP", "Schema", "SchemaOptions"]
 
 logger = logging.getLogger("celldial")
+
+
+@dataclass(frozen=True)
+class SchemaOptions:
+    """Parameters of a model that choose the features and covariates in an AnnData.
+
+    Parameters
+    ----------
+    layer
+        The layer with raw counts; ``None`` for ``adata.X``. Modalities in ``obsm`` have no layers.
+    batch_key
+        Column of ``adata.obs`` with the batch.
+    categorical_covariate_keys, continuous_covariate_keys
+        Further columns of ``adata.obs``. The categories of a categorical column keep their order, without unused ones;
+        those of other columns are sorted.
+    likelihood
+        Name of the likelihood, or modality to its name; by default ``"bernoulli"`` for ``"atac"`` and
+        ``"negative_binomial"`` for other modalities.
+    modalities
+        Modality to a value of ``adata.var[modality_key]``, or to ``"obsm/key"`` if ``adata.obsm`` has its counts as a
+        matrix, array or DataFrame. Other features are ignored. By default, all feature types are used, and must be in
+        `celldial.data.modalities.FEATURE_TYPES`.
+    modality_key
+        Column of ``adata.var`` with the type of each feature. Without this column, all features are genes, ``"rna"``;
+        or peaks, ``"atac"``, if `likelihood` is ``"bernoulli"``.
+    presence_keys
+        Modality to the boolean column of ``adata.obs`` that marks its cells; by default ``"has_<modality>"``, such as
+        ``"has_protein"``, if it exists. Without a column, cells without counts of a modality lack it.
+    binary_likelihoods
+        Names of the likelihoods for which counts above 1 are read as 1; by default the one of ``"atac"``.
+    """
+
+    layer: str | None = None
+    batch_key: str | None = None
+    categorical_covariate_keys: Sequence[str] = ()
+    continuous_covariate_keys: Sequence[str] = ()
+    likelihood: str | Mapping[str, str] | None = None
+    modalities: Mapping[str, str] | None = None
+    modality_key: str = "feature_types"
+    presence_keys: Mapping[str, str] | None = None
+    binary_likelihoods: Collection[str] = BINARY_LIKELIHOODS
+
+    def all_categorical_keys(self) -> list[str]:
+        """Return the keys of all categorical covariates, the batch first; raise if a covariate is given twice."""
+        for keys in (self.categorical_covariate_keys, self.continuous_covariate_keys):
+            if isinstance(keys, str):
+                raise TypeError(f"covariate keys must be a list of names, not a string: use [{keys!r}]")
+        categorical = [*([] if self.batch_key is None else [self.batch_key]), *self.categorical_covariate_keys]
+        all_keys = [*categorical, *self.continuous_covariate_keys]
+        for key in all_keys:
+            if all_keys.count(key) > 1:
+                raise ValueError(
+                    f"covariate {key!r} is given more than once (batch, categorical, continuous): keep one"
+                )
+        return categorical
 
 
 @dataclass(frozen=True)
@@ -106,21 +161,7 @@ class Schema:
     continuous: dict[str, tuple[float, float]]
 
     @classmethod
-    def from_anndata(
-        cls,
-        adata: AnnData,
-        *,
-        obs: pd.DataFrame | None = None,
-        layer: str | None = None,
-        batch_key: str | None = None,
-        categorical_covariate_keys: Sequence[str] = (),
-        continuous_covariate_keys: Sequence[str] = (),
-        likelihood: str | Mapping[str, str] | None = None,
-        modalities: Mapping[str, str] | None = None,
-        modality_key: str = "feature_types",
-        presence_keys: Mapping[str, str] | None = None,
-        binary_likelihoods: Collection[str] = BINARY_LIKELIHOODS,
-    ) -> Schema:
+    def from_anndata(cls, adata: AnnData, *, obs: pd.DataFrame | None = None, **options: Any) -> Schema:
         """Find the features and covariates of the training data.
 
         The counts must exist, but their values are checked by :meth:`read_counts`, so that they are read only once.
@@ -131,28 +172,8 @@ class Schema:
             Training data in memory.
         obs
             Table of all cells, if `adata` has only some of them; by default ``adata.obs``.
-        layer
-            The layer with raw counts; ``None`` for ``adata.X``. Modalities in ``obsm`` have no layers.
-        batch_key
-            Column of ``adata.obs`` with the batch.
-        categorical_covariate_keys, continuous_covariate_keys
-            Further columns of ``adata.obs``. The categories of a categorical column keep their order, without unused
-            ones; those of other columns are sorted.
-        likelihood
-            Name of the likelihood, or modality to its name; by default ``"bernoulli"`` for ``"atac"`` and
-            ``"negative_binomial"`` for other modalities.
-        modalities
-            Modality to a value of ``adata.var[modality_key]``, or to ``"obsm/key"`` if ``adata.obsm`` has a matrix, an
-            array or a DataFrame of its counts. Other features are ignored. By default, all feature types are used, and
-            must be in `celldial.data.modalities.FEATURE_TYPES`.
-        modality_key
-            Column of ``adata.var`` with the type of each feature. Without this column, all features are genes,
-            ``"rna"``; or peaks, ``"atac"``, if `likelihood` is ``"bernoulli"``.
-        presence_keys
-            Modality to the boolean column of ``adata.obs`` that marks its cells; by default ``"has_<modality>"``, such
-            as ``"has_protein"``, if it exists. Without a column, cells without counts of a modality lack it.
-        binary_likelihoods
-            Names of the likelihoods for which counts above 1 are read as 1; by default the one of ``"atac"``.
+        **options
+            Fields of `SchemaOptions`.
 
         Raises
         ------
@@ -165,25 +186,28 @@ class Schema:
         KeyError
             There is no such layer, column, modality or feature type.
         """
+        given = SchemaOptions(**options)
+        modalities = given.modalities
         all_in_obsm = isinstance(modalities, Mapping) and all(obsm_key(str(source)) for source in modalities.values())
         check_anndata(adata, needs_features=not all_in_obsm)
         obs = adata.obs if obs is None else obs
-        sources, feature_names = find_modalities(adata, modalities, modality_key, modality_of_likelihood(likelihood))
+        default_modality = modality_of_likelihood(given.likelihood)
+        sources, feature_names = find_modalities(adata, modalities, given.modality_key, default_modality)
         check_n_features(feature_names)
         if any(obsm_key(source) is None for source in sources.values()):
-            get_count_matrix(adata, layer)
-        categorical_keys = check_covariate_keys(batch_key, categorical_covariate_keys, continuous_covariate_keys)
-        likelihoods = resolve_likelihoods(sources, likelihood)
+            get_count_matrix(adata, given.layer)
+        categorical_keys = given.all_categorical_keys()
+        likelihoods = resolve_likelihoods(sources, given.likelihood)
         return cls(
             feature_names=feature_names,
             sources=sources,
             likelihood=likelihoods,
-            binary={modality: name in binary_likelihoods for modality, name in likelihoods.items()},
-            presence_keys=resolve_presence_keys(obs, sources, presence_keys),
-            layer=layer,
-            batch_key=batch_key,
+            binary={modality: name in given.binary_likelihoods for modality, name in likelihoods.items()},
+            presence_keys=resolve_presence_keys(obs, sources, given.presence_keys),
+            layer=given.layer,
+            batch_key=given.batch_key,
             categories={key: find_categories(get_column(obs, key), key) for key in categorical_keys},
-            continuous={key: mean_and_std(get_column(obs, key), key) for key in continuous_covariate_keys},
+            continuous={key: mean_and_std(get_column(obs, key), key) for key in given.continuous_covariate_keys},
         )
 
     @property
@@ -380,21 +404,6 @@ class Schema:
         for k, (key, (mean, std)) in enumerate(self.continuous.items()):
             continuous_ck[:, k] = (to_float(columns[key], key) - mean) / std
         return category_ck, continuous_ck
-
-
-def check_covariate_keys(
-    batch_key: str | None, categorical_keys: Sequence[str], continuous_keys: Sequence[str]
-) -> list[str]:
-    """Return the keys of all categorical covariates, the batch first; raise if a key is given twice."""
-    for keys in (categorical_keys, continuous_keys):
-        if isinstance(keys, str):
-            raise TypeError(f"covariate keys must be a list of names, not a string: use [{keys!r}]")
-    categorical = [*([] if batch_key is None else [batch_key]), *categorical_keys]
-    all_keys = [*categorical, *continuous_keys]
-    for key in all_keys:
-        if all_keys.count(key) > 1:
-            raise ValueError(f"covariate {key!r} is given more than once (batch, categorical, continuous): keep one")
-    return categorical
 
 
 def check_n_features(feature_names: Mapping[str, tuple[str, ...]]) -> None:

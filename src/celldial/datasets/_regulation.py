@@ -14,7 +14,7 @@ from celldial.utils.fourier import fourier_features
 __all__ = [
     "CELL_CYCLE_GENES",
     "CYCLE_HOURS",
-    "N_HARMONICS",
+    "N_CYCLE_HARMONICS",
     "draw_type_tree",
     "gene_effects",
     "link_peaks_to_genes",
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 CYCLE_HOURS = 24.0
-N_HARMONICS = 2
+N_CYCLE_HARMONICS = 2
 # Approximate hours after division at which the expression of well-known genes peaks.
 _GENES_AT_HOUR = {
     7.0: "CCND1",  # G1
@@ -223,7 +223,7 @@ def peak_effects(
     amplitude_p = sign_p * rng.uniform(*_CYCLE_EFFECT, n_peaks)
     second_p = rng.uniform(*_SECOND_HARMONIC, n_peaks)
     cycling = np.flatnonzero(~np.isnan(hours_p))
-    harmonic_p4 = fourier_features(hours_p[cycling] / CYCLE_HOURS * 2 * np.pi, N_HARMONICS)
+    harmonic_p4 = fourier_features(hours_p[cycling] / CYCLE_HOURS * 2 * np.pi, N_CYCLE_HARMONICS)
     harmonic_p4[:, 2:] *= second_p[cycling, None]
     effect_ph[cycling, n_programs:] = amplitude_p[cycling, None] * harmonic_p4
     return effect_ph

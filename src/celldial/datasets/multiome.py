@@ -22,7 +22,7 @@ from scipy.sparse import csr_matrix, vstack
 from celldial.datasets._regulation import (
     CELL_CYCLE_GENES,
     CYCLE_HOURS,
-    N_HARMONICS,
+    N_CYCLE_HARMONICS,
     draw_type_tree,
     gene_effects,
     link_peaks_to_genes,
@@ -299,7 +299,7 @@ def _draw_states(rng: np.random.Generator, obs: pd.DataFrame, active_km: np.ndar
     type_c = obs["cell_type"].cat.codes.to_numpy()
     activity_cm = active_km[type_c] + rng.normal(0, _PROGRAM_NOISE, (len(obs), active_km.shape[1]))
     angle_c = obs["true_cell_cycle_angle"].to_numpy()
-    harmonic_c4 = np.nan_to_num(fourier_features(angle_c, N_HARMONICS))  # 0 without a cell cycle
+    harmonic_c4 = np.nan_to_num(fourier_features(angle_c, N_CYCLE_HARMONICS))  # 0 without a cell cycle
     states = []
     for lead in (0.0, _CHROMATIN_LEAD):
         state_ch = np.hstack([activity_cm, harmonic_c4])
@@ -388,7 +388,7 @@ def _describe_features(
     angle = np.linspace(0, 2 * np.pi, 720, endpoint=False)
     amplitude_f, phase_f = np.zeros(len(var)), np.full(len(var), np.nan)
     cycling = np.flatnonzero(effect_fh[:, -4:].any(axis=1))
-    curve = effect_fh[cycling, -4:] @ fourier_features(angle, N_HARMONICS).T
+    curve = effect_fh[cycling, -4:] @ fourier_features(angle, N_CYCLE_HARMONICS).T
     amplitude_f[cycling], phase_f[cycling] = np.ptp(curve, axis=1) / 2, angle[curve.argmax(axis=1)]
     var["cell_cycle_amplitude"], var["cell_cycle_phase"] = amplitude_f, phase_f
     return var

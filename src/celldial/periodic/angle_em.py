@@ -16,11 +16,11 @@ __all__ = ["ANGLE_J", "AngleEstimate", "AngleModel", "fit_em", "residual_varianc
 
 Array = NDArray[np.floating]
 
-N_ANGLES = 96
-ANGLE_J = np.arange(N_ANGLES) * (2 * np.pi / N_ANGLES)
+N_EM_ANGLES = 96
+ANGLE_J = np.arange(N_EM_ANGLES) * (2 * np.pi / N_EM_ANGLES)
 """Grid of angles for which posterior probabilities are computed."""
 
-N_HARMONICS = 2
+N_EM_HARMONICS = 2
 HARMONIC_PRECISION = (1.0, 16.0)
 """Prior precision of the coefficients of each harmonic, in cells. The second harmonic is expected to be smaller."""
 
@@ -119,7 +119,7 @@ def fit_em(value_cf: Array, angle_c: Array, temper: float) -> tuple[AngleModel, 
         residual_f = weight_j @ mean_jf**2 - 2 * (total_jf * mean_jf).sum(0) + square_f
         variance_f = np.maximum(residual_f / len(value_cf), MIN_VARIANCE)
         share_j = posterior_cj.mean(0, dtype=np.float64)
-        density_j = np.fft.irfft(np.fft.rfft(share_j) * kernel_spectrum, N_ANGLES) + MIN_DENSITY
+        density_j = np.fft.irfft(np.fft.rfft(share_j) * kernel_spectrum, N_EM_ANGLES) + MIN_DENSITY
         model = AngleModel(mean_jf, variance_f, np.log(density_j).astype(np.float32), temper)
         posterior_cj = model.posterior(value_cf)
     return model, circular_summary(posterior_cj)
@@ -127,7 +127,7 @@ def fit_em(value_cf: Array, angle_c: Array, temper: float) -> tuple[AngleModel, 
 
 def design_matrix(angle_c: Array) -> Array:
     """Return a constant, then cosine and sine of each harmonic, float32, shape ``(c, k)``."""
-    return np.column_stack([np.ones_like(angle_c), fourier_features(angle_c, N_HARMONICS)]).astype(np.float32)
+    return np.column_stack([np.ones_like(angle_c), fourier_features(angle_c, N_EM_HARMONICS)]).astype(np.float32)
 
 
 def residual_variance(value_cf: Array, angle_c: Array) -> Array:

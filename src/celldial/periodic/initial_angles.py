@@ -17,19 +17,15 @@ from scipy import sparse
 from scipy.special import expit
 
 from celldial.periodic.angle_em import AngleEstimate, AngleModel, fit_em, residual_variance
+from celldial.periodic.expression import MAX_VARIABLE_GENES, MIN_STD, mean_and_variance
 from celldial.periodic.markers import PeriodicProcess
 
-__all__ = ["initial_activity", "initial_angles", "log_normalize"]
+__all__ = ["initial_activity", "initial_angles"]
 
 Array = NDArray[np.floating]
 
-MAX_CELLS = 2_000
+MAX_FIT_CELLS = 2_000
 """Cells that the model of angles is fit to. The angles of all cells are inferred with it."""
-
-MAX_VARIABLE_GENES = 2_000
-"""Most variable genes among which genes that follow the angle are selected."""
-
-MIN_STD = 0.05
 
 GENE_COUNTS = (0, 100, 400, 1000)
 """Numbers of further genes that are tried. The largest one is used whose score reaches `MIN_RELATIVE_SCORE`."""
@@ -49,13 +45,6 @@ cells with the most. `RESTING_WIDTH` is the scale of the logistic function of it
 
 MIN_RESTING_CELLS = 0.03
 """If the expected fraction of cells at rest is smaller, all cells are active."""
-
-
-def log_normalize(counts_cf: sparse.csr_matrix, library_size_c: Array) -> sparse.csr_matrix:
-    """Return the log of one plus the counts, scaled to the median library size."""
-    scale_c = np.median(library_size_c[library_size_c > 0]) / np.maximum(library_size_c, 1)
-    scaled_cf: sparse.csr_matrix = sparse.diags(scale_c) @ counts_cf
-    return scaled_cf.log1p().tocsr()
 
 
 def initial_activity(
@@ -86,7 +75,7 @@ def initial_angles(
     process
         The periodic process, with the angles at which the markers peak.
     """
-    sample_c = np.unique(np.linspace(0, logged_cf.shape[0] - 1, MAX_CELLS).astype(int))
+    sample_c = np.unique(np.linspace(0, logged_cf.shape[0] - 1, MAX_FIT_CELLS).astype(int))
     candidate_f = _candidates(logged_cf[sample_c], np.concatenate(list(markers.values())))
     sample_cf = logged_cf[sample_c][:, candidate_f]
     standard_cf = _standardize(sample_cf, sample_cf)
@@ -97,7 +86,7 @@ def initial_angles(
     if len(sample_c) == logged_cf.shape[0]:
         estimates = [fitted.estimate]
     else:
-        blocks = (slice(start, start + MAX_CELLS) for start in range(0, logged_cf.shape[0], MAX_CELLS))
+        blocks = (slice(start, start + MAX_FIT_CELLS) for start in range(0, logged_cf.shape[0], MAX_FIT_CELLS))
         estimates = [
             fitted.model.infer(_standardize(logged_cf[block][:, candidate_f], sample_cf)[:, fitted.column_f])
             for block in blocks
@@ -109,15 +98,14 @@ def initial_angles(
 
 def _candidates(logged_cf: sparse.csr_matrix, marker_f: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the columns of the markers and of the most variable genes."""
-    mean_f = np.asarray(logged_cf.mean(0)).ravel()
-    variance_f = np.asarray(logged_cf.power(2).mean(0)).ravel() - mean_f**2
+    _, variance_f = mean_and_variance(logged_cf)
     return np.union1d(np.argsort(-variance_f, kind="stable")[:MAX_VARIABLE_GENES], marker_f)
 
 
 def _standardize(logged_cf: sparse.csr_matrix, reference_cf: sparse.csr_matrix) -> Array:
     """Return dense expression, standardized by mean and standard deviation of reference cells."""
-    mean_f = np.asarray(reference_cf.mean(0)).ravel()
-    std_f = np.sqrt(np.maximum(np.asarray(reference_cf.power(2).mean(0)).ravel() - mean_f**2, MIN_STD**2))
+    mean_f, variance_f = mean_and_variance(reference_cf)
+    std_f = np.sqrt(np.maximum(variance_f, MIN_STD**2))
     standard_cf: Array = ((logged_cf.toarray() - mean_f) / std_f).astype(np.float32)
     return standard_cf
 

@@ -28,17 +28,16 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
 
 from celldial.periodic.angle_em import ANGLE_J, AngleEstimate, AngleModel, fit_em, residual_variance
+from celldial.periodic.expression import MAX_VARIABLE_GENES, MIN_STD, mean_and_variance
 
 __all__ = ["MIN_CIRCULARITY", "discover_angles"]
 
 Array = NDArray[np.floating]
 Codes = NDArray[np.integer]
 
-MAX_CELLS = 1_500
+MAX_SEARCH_CELLS = 1_500
 """Cells that the search uses. The angles of all cells are inferred with its result."""
 
-MAX_VARIABLE_GENES = 2_000
-MIN_STD = 0.05
 MIN_DETECTION_RATE = 0.02
 """Smallest fraction of cells in which a gene must be detected. Genes of very few cells form axes of their own."""
 
@@ -92,7 +91,7 @@ def discover_angles(
     ValueError
         There are too few variable genes.
     """
-    sample_c = np.unique(np.linspace(0, logged_cf.shape[0] - 1, MAX_CELLS).astype(int))
+    sample_c = np.unique(np.linspace(0, logged_cf.shape[0] - 1, MAX_SEARCH_CELLS).astype(int))
     candidate_f = _candidates(logged_cf[sample_c])
     if len(candidate_f) < MIN_GENES:
         raise ValueError(
@@ -105,7 +104,7 @@ def discover_angles(
         best = _most_circular(clusters.residuals(*sample), seed)
         if best.circularity >= CLEAR_CIRCULARITY:
             break
-    blocks = (slice(start, start + MAX_CELLS) for start in range(0, logged_cf.shape[0], MAX_CELLS))
+    blocks = (slice(start, start + MAX_SEARCH_CELLS) for start in range(0, logged_cf.shape[0], MAX_SEARCH_CELLS))
     estimates = [
         best.model.infer(clusters.residuals(logged_cf[block][:, candidate_f], batch_c[block])[:, best.column_f])
         for block in blocks
@@ -119,8 +118,7 @@ def discover_angles(
 
 def _candidates(logged_cf: sparse.csr_matrix) -> NDArray[np.int64]:
     """Return the columns of the most variable genes among those that enough cells have."""
-    mean_f = np.asarray(logged_cf.mean(0)).ravel()
-    variance_f = np.asarray(logged_cf.power(2).mean(0)).ravel() - mean_f**2
+    _, variance_f = mean_and_variance(logged_cf)
     variance_f[np.asarray((logged_cf > 0).mean(0)).ravel() < MIN_DETECTION_RATE] = 0
     variable_f = np.sort(np.argsort(-variance_f, kind="stable")[:MAX_VARIABLE_GENES])
     columns: NDArray[np.int64] = variable_f[variance_f[variable_f] > MIN_STD**2]

@@ -25,6 +25,7 @@ from celldial.model import angle_posterior
 from celldial.model.angle_posterior import density, marker_curves
 from celldial.model.module import Module
 from celldial.periodic import initial_angles, unsupervised
+from celldial.periodic.expression import log_normalize
 from celldial.periodic.markers import PeriodicProcess
 from celldial.periodic.phases import find_phase_starts, rotation_to_markers
 from celldial.training.plan import Stage, StagePlan, TrainingPlan
@@ -141,7 +142,7 @@ def first_angles(cells: Cells, target: PeriodicTarget, seed: int) -> tuple[Cells
     has_c = cells.mask_with(target.modality).numpy()
     counts_cf = to_csr_matrix(cells.counts[target.modality])[has_c].astype(np.float64)
     library_size_c = cells.library_size[target.modality].numpy()[has_c].astype(np.float64)
-    logged_cf = initial_angles.log_normalize(counts_cf, library_size_c)
+    logged_cf = log_normalize(counts_cf, library_size_c)
     if target.markers:
         markers = dict(target.markers)
         active_c = initial_angles.initial_activity(counts_cf, library_size_c, markers)
