@@ -164,7 +164,7 @@ def add_fit_options(parser: argparse.ArgumentParser) -> None:
     from celldial.model.networks import DECODERS
 
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=".h5ad file or .zarr store; before options")
-    parser.add_argument("--from-disk", action="store_true", help="read counts piece by piece, not into memory")
+    parser.add_argument("--from-disk", action="store_true", help="read counts piece by piece, not all into memory")
     group = parser.add_argument_group("results, at least one of them")
     group.add_argument("--out", type=Path, metavar="CELLS.h5ad", help="the cells with the embedding")
     group.add_argument("--model", type=Path, metavar="FILE.celldial", help="the model")

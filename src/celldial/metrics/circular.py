@@ -381,8 +381,7 @@ def _smallest_mean_deviation(difference_c: NDArray[np.float64]) -> float:
     two_turns = np.concatenate([sorted_c, sorted_c + TWO_PI])
     sums = np.concatenate([[0.0], np.cumsum(two_turns)])
     start = np.arange(n)
-    # Relative to each angle, split the others at half a turn: those before it are nearer going forward, the rest
-    # going backward.
+    # Seen from each angle, the angles up to half a turn ahead are closer forward, and the others are closer backward.
     half = np.searchsorted(two_turns, sorted_c + np.pi, side="right")
     forward_c = sums[half] - sums[start] - (half - start) * sorted_c
     backward_c = (start + n - half) * (TWO_PI + sorted_c) - (sums[start + n] - sums[half])

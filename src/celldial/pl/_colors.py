@@ -34,7 +34,7 @@ CYCLIC_COLORMAP = "twilight_shifted"
 
 
 def modality_color(modality: str, modalities: Sequence[str] = ()) -> str:
-    """Return the color of a modality; among `modalities`, those with unknown names get the remaining colors in turn."""
+    """Return the color of a modality; modalities with other names get the remaining colors, in their order."""
     unknown = [name for name in modalities if name not in MODALITY_COLORS]
     index = unknown.index(modality) if modality in unknown else 0
     return MODALITY_COLORS.get(modality, OTHER_MODALITY_COLORS[index % len(OTHER_MODALITY_COLORS)])

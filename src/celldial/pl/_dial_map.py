@@ -75,7 +75,7 @@ def map_data(
 
 
 def _explained_variance(nearest_s: list[NearestCells], path_s2: np.ndarray, xy_c2: np.ndarray) -> float:
-    """Return the share of the variance of map positions that the step explains, over the cells nearest to the steps."""
+    """Return the share of the variance of map positions that lies between steps, over the cells nearest to them."""
     within = np.mean(
         [
             nearest.weight_k @ ((xy_c2[nearest.cell_k] - step_2) ** 2).sum(1)

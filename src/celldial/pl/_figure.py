@@ -68,7 +68,7 @@ def shrink_text(text: Text, max_width: float | None = None) -> None:
     if figure is None:
         return
     max_width = 0.96 * figure.bbox.width if max_width is None else max_width
-    for _ in range(2):  # once more, because the widths of letters are rounded
+    for _ in range(2):  # twice, because the widths of letters are rounded
         width = text.get_window_extent().width
         if width > max_width:
             text.set_fontsize(float(text.get_fontsize()) * max_width / width)

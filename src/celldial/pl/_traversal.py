@@ -82,24 +82,24 @@ class StoredTraversal:
 
     @property
     def interval(self) -> str:
-        """The probability of the credible intervals, such as "90%"."""
+        """Probability of the credible intervals, such as "90%"."""
         return f"{float(self.stored['interval']):.0%}"
 
     @property
     def title(self) -> str:
-        """What changes, for the title of a figure."""
+        """Title of a figure of this traversal."""
         prefix = {"periodic": "along the ", "direction": "along the axis ", "path": ""}.get(self.kind, "along ")
         return f"Changes {prefix}{self.axis}"
 
     @cached_property
     def phases(self) -> Phases | None:
-        """The phases of a periodic coordinate, if it has any."""
+        """Phases of a periodic coordinate, if it has any."""
         phases = self.stored.get("phases")
         return None if not phases else Phases.from_arrays(phases["names"], phases["start"])
 
     @cached_property
     def ends(self) -> tuple[str, str]:
-        """The names of start and end of a path between two groups."""
+        """Names of the start and the end of a path between two groups."""
         names = self.axis.removeprefix("from ").split(" to ")
         return (names[0], names[1]) if self.kind == "path" and len(names) == 2 else ("start", "end")
 
@@ -110,7 +110,7 @@ class StoredTraversal:
 
     @cached_property
     def modalities(self) -> list[ModalityFeatures]:
-        """The features of each modality, by rank."""
+        """Features of each modality, by rank."""
         names = list(dict.fromkeys(self.modality_f))
         rank_f = self["rank"]
         modalities = []
@@ -144,9 +144,9 @@ def feature_columns(feature_names: np.ndarray, requested: Sequence[str] | str, a
     requested
         Names of the requested features.
     argument
-        The argument in which they were passed, for errors.
+        Name of the argument in which they were passed, for errors.
     source
-        Where the features come from, for errors.
+        What the features belong to, for errors.
     """
     requested = [requested] if isinstance(requested, str) else list(requested)
     if len(requested) == 0 or len(set(requested)) < len(requested):
@@ -160,7 +160,7 @@ def feature_columns(feature_names: np.ndarray, requested: Sequence[str] | str, a
 
 
 def interleave(modalities: Sequence[ModalityFeatures], n: int) -> list[int]:
-    """Return the columns of `n` top-ranked features, modalities taking turns, so that each fills a column of a grid."""
+    """Return the columns of `n` top-ranked features, alternating between modalities to fill the columns of a grid."""
     n_each = [max(1, n // len(modalities) + (index < n % len(modalities))) for index in range(len(modalities))]
     groups = [modality.column_f[:n_features] for modality, n_features in zip(modalities, n_each, strict=True)]
     return [int(group[turn]) for turn in range(max(map(len, groups))) for group in groups if turn < len(group)]

@@ -1,4 +1,4 @@
-"""The plot of which latent coordinates matter."""
+"""The plot of the importance of latent coordinates."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def axes(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> dict[str, Axes] | Figure | None:
-    """Plot which latent coordinates matter, as computed by `celldial.VAE.axes`.
+    """Plot the importance of latent coordinates, as computed by `celldial.VAE.axes`.
 
     Each row is a latent coordinate; the most important one is at the top. The bars are the share of the variance
     between decoded cells that is due to the coordinate, overall and for each modality, and its KL divergence, which is
@@ -41,8 +41,8 @@ def axes(
     adata
         Cells with ``adata.uns["celldial"]["coordinates"]``.
     ax
-        Axes that are replaced by the panels. They must be part of a grid, as from ``plt.subplots``. A figure without a
-        layout engine is given the constrained one. By default a new figure is created.
+        Axes to draw in. The panels replace them, so they must be part of a grid, as created by ``plt.subplots``. If the
+        figure has no layout engine, the constrained layout is set. By default, a new figure is created.
     show
         Whether to show the figure and return None. The default is ``scanpy.settings.autoshow``, or False if `ax` or
         `return_fig` is given.
@@ -52,10 +52,10 @@ def axes(
     Returns
     -------
     dict[str, Axes] | Figure | None
-        None if the figure is shown, the figure with `return_fig`, and otherwise the panels. ``"share"`` is the share of
-        the variance of decoded log expression. With several modalities it is the mean of ``"share_rna"``,
-        ``"share_atac"`` and so on, which are panels, too. ``"kl"`` is the mean KL divergence from the prior in nats per
-        cell.
+        None if the figure is shown, the figure if `return_fig` is True, and otherwise the panels by name. ``"share"``
+        is the share of the variance of decoded log expression. With several modalities, it is the mean over
+        modalities, and ``"share_rna"``, ``"share_atac"`` and so on are further panels. ``"kl"`` is the mean KL
+        divergence from the prior in nats per cell.
 
     Raises
     ------

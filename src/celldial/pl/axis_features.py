@@ -46,8 +46,8 @@ def axis_features(
         Maximum number of increasing and of decreasing features for each modality. For a periodic coordinate, maximum
         number of features for each modality.
     ax
-        Axes that are replaced by the panels. They must be part of a grid, as from ``plt.subplots``. A figure without a
-        layout engine is given the constrained one. By default a new figure is created.
+        Axes to draw in. The panels replace them, so they must be part of a grid, as created by ``plt.subplots``. If the
+        figure has no layout engine, the constrained layout is set. By default, a new figure is created.
     show
         Whether to show the figure and return None. The default is ``scanpy.settings.autoshow``, or False if `ax` or
         `return_fig` is given.
@@ -57,8 +57,8 @@ def axis_features(
     Returns
     -------
     dict[str, Axes] | Figure | None
-        None if the figure is shown, the figure with `return_fig`, and otherwise the panels: one for each modality, by
-        its name; for a periodic coordinate also ``"rna_amplitude"`` and so on.
+        None if the figure is shown, the figure if `return_fig` is True, and otherwise the panels by name. Each modality
+        has a panel of its name. For a periodic coordinate, ``"rna_amplitude"`` and so on are further panels.
 
     Raises
     ------

@@ -72,8 +72,8 @@ def cell_cycle(
     layer
         Layer with raw counts. By default the layer that the model was fitted to.
     ax
-        Axes that are replaced by the panels. They must be part of a grid, as from ``plt.subplots``. A figure without a
-        layout engine is given the constrained one. By default a new figure is created.
+        Axes to draw in. The panels replace them, so they must be part of a grid, as created by ``plt.subplots``. If the
+        figure has no layout engine, the constrained layout is set. By default, a new figure is created.
     show
         Whether to show the figure and return None. The default is ``scanpy.settings.autoshow``, or False if `ax` or
         `return_fig` is given.
@@ -83,9 +83,10 @@ def cell_cycle(
     Returns
     -------
     dict[str, Axes] | Figure | None
-        None if the figure is shown, the figure with `return_fig`, and otherwise the panels: ``"circle"``, and one for
-        each gene, by its name. Genes are shown in counts per 10,000: the mean of the cells in each bin of angles, with
-        its standard error. Peaks with a binary likelihood are shown as the fraction of cells in which they are open.
+        None if the figure is shown, the figure if `return_fig` is True, and otherwise the panels by name:
+        ``"circle"``, and one panel for each gene. Genes are shown in counts per 10,000, as the mean of the cells in
+        each bin of angles with its standard error. Peaks with a binary likelihood are shown as the fraction of cells in
+        which they are open.
 
     Raises
     ------

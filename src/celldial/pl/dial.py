@@ -46,8 +46,8 @@ def dial(
 
     The page is a single file that any browser opens, without network access and without Python, so it can be shared or
     published with a paper. On the left is a map of the cells with the path, and a marker at the current step. On the
-    right are the genes, peaks and proteins that the model expects at this step, with credible intervals. The slider
-    moves by mouse, touch or keyboard. On a periodic coordinate, it continues at the start when it reaches the end.
+    right are bars of the genes, peaks and proteins: their expected values at this step, with credible intervals. The
+    slider moves by mouse, touch or keyboard. For a periodic coordinate, it continues at the start after the end.
 
     Parameters
     ----------
@@ -69,8 +69,7 @@ def dial(
     n_features
         Number of features of each modality if `features` is not given.
     n_neighbors
-        Number of nearest cells whose weighted mean position is the position of a step, as in
-        `celldial.pl.traverse_path`.
+        Number of nearest cells. Each step is drawn at their weighted mean position, as in `celldial.pl.traverse_path`.
     max_cells
         Maximum number of cells to draw. From larger data, a random subset is drawn, always the same one, and the page
         states this. The path is computed from all cells.

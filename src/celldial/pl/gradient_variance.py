@@ -54,8 +54,8 @@ def gradient_variance(
         The parameter of the gradients: ``"mu"``, ``"sigma"`` or ``"cluster"``. By default ``"cluster"`` if the table
         has it, and otherwise ``"mu"``.
     ax
-        Axes that are replaced by the panels. They must be part of a grid, as from ``plt.subplots``. A figure without a
-        layout engine is given the constrained one. By default a new figure is created.
+        Axes to draw in. The panels replace them, so they must be part of a grid, as created by ``plt.subplots``. If the
+        figure has no layout engine, the constrained layout is set. By default, a new figure is created.
     show
         Whether to show the figure and return None. The default is ``scanpy.settings.autoshow``, or False if `ax` or
         `return_fig` is given.
@@ -65,8 +65,8 @@ def gradient_variance(
     Returns
     -------
     dict[str, Axes] | Figure | None
-        None if the figure is shown, the figure with `return_fig`, and otherwise the panels ``"width"`` and
-        ``"n_averaged"``.
+        None if the figure is shown, the figure if `return_fig` is True, and otherwise the panels by name: ``"width"``
+        and ``"n_averaged"``.
 
     Raises
     ------

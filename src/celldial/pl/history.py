@@ -36,8 +36,8 @@ def history(
     adata
         Cells that a model was fitted to, with ``adata.uns["celldial"]["history"]``.
     ax
-        Axes that are replaced by the panels. They must be part of a grid, as from ``plt.subplots``. A figure without a
-        layout engine is given the constrained one. By default a new figure is created.
+        Axes to draw in. The panels replace them, so they must be part of a grid, as created by ``plt.subplots``. If the
+        figure has no layout engine, the constrained layout is set. By default, a new figure is created.
     show
         Whether to show the figure and return None. The default is ``scanpy.settings.autoshow``, or False if `ax` or
         `return_fig` is given.
@@ -47,9 +47,10 @@ def history(
     Returns
     -------
     dict[str, Axes] | Figure | None
-        None if the figure is shown, the figure with `return_fig`, and otherwise the panels: ``"elbo"``, ``"kl"`` if
-        there were validation cells, and ``"elbo_train"`` if there are several modalities. All are in nats per cell. A
-        higher ELBO is better. A KL divergence near 0 means that the latent state holds no information about a cell.
+        None if the figure is shown, the figure if `return_fig` is True, and otherwise the panels by name: ``"elbo"``;
+        ``"kl"`` if there were validation cells; and ``"elbo_train"`` if there are several modalities. All are in nats
+        per cell. A higher ELBO is better. A KL divergence near 0 means that the latent state holds no information about
+        a cell.
 
     Raises
     ------

@@ -57,8 +57,8 @@ def latent_traverse(
         Number of rows of the heatmap, in equal numbers from each modality. The heatmap always shows the top-ranked
         features.
     ax
-        Axes that are replaced by the panels. They must be part of a grid, as from ``plt.subplots``. A figure without a
-        layout engine is given the constrained one. By default a new figure is created.
+        Axes to draw in. The panels replace them, so they must be part of a grid, as created by ``plt.subplots``. If the
+        figure has no layout engine, the constrained layout is set. By default, a new figure is created.
     show
         Whether to show the figure and return None. The default is ``scanpy.settings.autoshow``, or False if `ax` or
         `return_fig` is given.
@@ -68,10 +68,10 @@ def latent_traverse(
     Returns
     -------
     dict[str, Axes] | Figure | None
-        None if the figure is shown, the figure with `return_fig`, and otherwise the panels. Each feature has a panel of
-        its name, in counts per library size or as a probability at the median depth. ``"heatmap"``, or
-        ``"heatmap_rna"``, ``"heatmap_atac"`` and so on with several modalities, shows the log2 of the population mean
-        minus its average along the axis. ``"phases"`` is the strip above the heatmap, if there are phases.
+        None if the figure is shown, the figure if `return_fig` is True, and otherwise the panels by name. Each feature
+        has a panel of its name, in counts per library size or as a probability at the median depth. ``"heatmap"`` (with
+        several modalities ``"heatmap_rna"``, ``"heatmap_atac"`` and so on) is the log2 of the population mean minus its
+        average along the axis. ``"phases"`` is the strip above the heatmap, if there are phases.
 
     Raises
     ------

@@ -54,11 +54,11 @@ def traverse_path(
         Column of ``obs`` that colors the cells; the path is then black. By default cells are gray and the path is
         colored by phase or position.
     n_neighbors
-        Number of nearest cells whose weighted mean position is the position of a step. By default 30, or 1% of the
-        cells if that is more.
+        Number of nearest cells. Each step is drawn at their weighted mean position. By default 30, or 1% of the cells
+        if that is more.
     ax
-        Axes that are replaced by the panel. They must be part of a grid, as from ``plt.subplots``. A figure without a
-        layout engine is given the constrained one. By default a new figure is created.
+        Axes to draw in. The panel replaces them, so they must be part of a grid, as created by ``plt.subplots``. If the
+        figure has no layout engine, the constrained layout is set. By default, a new figure is created.
     show
         Whether to show the figure and return None. The default is ``scanpy.settings.autoshow``, or False if `ax` or
         `return_fig` is given.
@@ -68,7 +68,7 @@ def traverse_path(
     Returns
     -------
     dict[str, Axes] | Figure | None
-        None if the figure is shown, the figure with `return_fig`, and otherwise the panel ``"map"``.
+        None if the figure is shown, the figure if `return_fig` is True, and otherwise the panel by name: ``"map"``.
 
     Raises
     ------
