@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the parsed command line arguments."""
-    from celldial.cli.parser import integer_at_least
+    from celldial.cli.argument_types import integer_at_least
 
     parser = argparse.ArgumentParser(prog="celldial demo", description=(__doc__ or "").partition("\n\n")[2])
     parser.add_argument("--out", type=Path, default=Path("demo"), metavar="FOLDER", help="output folder (demo)")

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from celldial.cli.argument_types import integer_at_least, likelihood_of, parse_pair
 from celldial.cli.commands import run_fit, run_traverse
 from celldial.cli.info import run_info
 
@@ -256,37 +257,6 @@ def add_info_options(parser: argparse.ArgumentParser) -> None:
 
 
 # --- Values -----------------------------------------------------------------------------------------------------------
-
-
-def integer_at_least(minimum: int) -> Callable[[str], int]:
-    """Return a function that parses integers of at least `minimum`."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least {minimum}")
-        return int(text)
-
-    return parse
-
-
-def parse_pair(text: str) -> tuple[str, str]:
-    """Return name and value of ``NAME=VALUE``."""
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    return name, value
-
-
-def likelihood_of(names: list[str]) -> Callable[[str], tuple[str, str]]:
-    """Return a function that parses ``MODALITY=NAME``, or ``NAME`` for all modalities, which are then ""."""
-
-    def parse(text: str) -> tuple[str, str]:
-        modality, name = parse_pair(text) if "=" in text else ("", text)
-        if name not in names:
-            raise argparse.ArgumentTypeError(f"{name!r} is not a likelihood: choose one of {', '.join(names)}")
-        return modality, name
-
-    return parse
 
 
 # --- Combinations of options ------------------------------------------------------------------------------------------
