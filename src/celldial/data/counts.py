@@ -147,15 +147,15 @@ def to_canonical_csr(matrix: Any) -> sparse.csr_matrix:
     return rows
 
 
-def match_features(found: pd.Index, wanted: tuple[str, ...]) -> np.ndarray:
-    """Return the position of each wanted name in `found`, int64, shape ``(len(wanted),)``; -1 if it is missing."""
-    if len(found) == len(wanted) and tuple(found) == wanted:  # ten times faster than a lookup
-        return np.arange(len(wanted))
-    return found.get_indexer(pd.Index(wanted, dtype=object))
+def match_features(data_names: pd.Index, model_names: tuple[str, ...]) -> np.ndarray:
+    """Return the position of each name of the model in the data, int64, shape ``(f,)``; -1 if it is missing."""
+    if len(data_names) == len(model_names) and tuple(data_names) == model_names:  # ten times faster than a lookup
+        return np.arange(len(model_names))
+    return data_names.get_indexer(pd.Index(model_names, dtype=object))
 
 
 def check_feature_overlap(
-    position_f: np.ndarray, found: pd.Index, wanted: tuple[str, ...], where: str, modality: str = ""
+    position_f: np.ndarray, data_names: pd.Index, model_names: tuple[str, ...], where: str, modality: str = ""
 ) -> None:
     """Raise if too many features of the model are missing; warn if some are missing.
 
@@ -163,22 +163,22 @@ def check_feature_overlap(
     ----------
     position_f
         Result of :func:`match_features`.
-    found, wanted
+    data_names, model_names
         Names of the features in the data and in the model.
     where
-        Place of the names `found`, for the messages.
+        Place of the names in the data, such as ``"adata.var_names"``, for the messages.
     modality
         Name of the modality, for the messages; empty if the model has only one.
     """
-    n_present, n_wanted = int((position_f >= 0).sum()), len(wanted)
-    if n_present == n_wanted:
+    n_present, n_model = int((position_f >= 0).sum()), len(model_names)
+    if n_present == n_model:
         return
     features = f"{modality} features" if modality else "features"
-    overlap = f"{n_present} of the model's {n_wanted} {features} ({n_present / n_wanted:.1%}) are in {where}"
-    if n_present < MIN_OVERLAP * n_wanted:
+    overlap = f"{n_present} of the model's {n_model} {features} ({n_present / n_model:.1%}) are in {where}"
+    if n_present < MIN_OVERLAP * n_model:
         raise ValueError(
-            f"only {overlap}; at least {MIN_OVERLAP:.0%} are needed. The model has {format_names(wanted, 3)}; {where} "
-            f"has {format_names(found, 3)}. Use the same kind of names (genes: symbols or Ensembl ids)"
+            f"only {overlap}; at least {MIN_OVERLAP:.0%} are needed. The model has {format_names(model_names, 3)}; "
+            f"{where} has {format_names(data_names, 3)}. Use the same kind of names (genes: symbols or Ensembl ids)"
         )
     warn(f"{overlap}; the others are read as zeros")
 
