@@ -1,4 +1,4 @@
-"""What each process of ``test_distributed.py`` does: ``torchrun ranks.py TASK FOLDER``. Warnings are errors here."""
+"""The script of each process in ``test_distributed.py``: ``torchrun distributed_worker.py TASK FOLDER``."""
 
 import json
 import os
@@ -21,14 +21,14 @@ from helpers.simulate import simulate, simulate_cells
 
 
 def train_without_noise() -> tuple[Module, dict[str, list[float]]]:
-    """Train where nothing is random but the order of the cells, which is the same however many processes share them."""
+    """Train with random numbers only in the order of the cells, which any number of processes share."""
     normal: Any = torch.distributions.normal
     standard_normal = normal._standard_normal
     normal._standard_normal = lambda shape, dtype, device: torch.zeros(shape, dtype=dtype, device=device)
     try:
         torch.manual_seed(0)
         module = build_module({"rna": 20}, "negative_binomial", dropout_rate=0.0)
-        cells = simulate_cells(65)  # one more than can be shared
+        cells = simulate_cells(65)  # an odd number, which two processes cannot share evenly
         module.initialize(cells)
         source = InMemorySource(cells, torch.arange(48), torch.arange(48, 65))
         plan = TrainingPlan(max_epochs=3, batch_size=16)
@@ -38,14 +38,14 @@ def train_without_noise() -> tuple[Module, dict[str, list[float]]]:
 
 
 def fit(checkpoint: Path | None, devices: int | None = None) -> VAE:
-    """Train until it stops by itself."""
+    """Train until early stopping."""
     model = VAE(2, 8, batch_key="batch", learning_rate=0.05)
     options = {"max_epochs": 40, "progress": False, "device": "cpu", "devices": devices}
     return model.fit(simulate(), checkpoint=checkpoint, **options)
 
 
 def die_at(step: int) -> None:
-    """Let the second process be killed before a step."""
+    """Kill the second process before a step."""
     take_step = loop.Trainer._step
 
     def dying(self: loop.Trainer, minibatch: Any) -> None:

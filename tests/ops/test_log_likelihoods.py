@@ -1,4 +1,4 @@
-"""Each fused operation against its plain reference: value, gradient, and gradcheck in float64."""
+"""Each fused function against its plain reference: value, gradient, and gradcheck in float64."""
 
 import itertools
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from celldial.ops import log_likelihoods
 from celldial.ops.csr import CSRTensor
 
-# Fused and plain; how many parameters a feature and outputs of the decoder it takes; whether the exposure is learned.
+# Fused function, reference, number of parameters per feature, number of decoder outputs, whether exposure is learned.
 LIKELIHOODS = {
     "bernoulli": (log_likelihoods.bernoulli, log_likelihoods.bernoulli_reference, 0, 1, True),
     "poisson": (log_likelihoods.poisson, log_likelihoods.poisson_reference, 0, 1, False),
@@ -39,11 +39,11 @@ def empty_rows_like(n_cells, n_features, dtype=torch.float64):
 
 
 def example(name, n_cells, n_features, seed=0, scale=1.0, dtype=torch.float64):
-    """Give what the gradient is taken by, and the arguments after it: library size or nothing, and counts."""
+    """Return the arguments that have gradients, and the others: library sizes, if they are not learned, and counts."""
     _, _, n_feature_parameters, n_heads, learns_exposure = LIKELIHOODS[name]
     generator = torch.Generator().manual_seed(seed)
     x_cf = torch.poisson(torch.rand(n_cells, n_features, generator=generator) * 2, generator=generator).to(dtype)
-    x_cf[:, 0] = 1  # no empty cell
+    x_cf[:, 0] = 1  # no cell is empty
     heads = [
         torch.randn(n_cells, n_features, generator=generator, dtype=dtype).mul_(scale).requires_grad_()
         for _ in range(n_heads)
@@ -60,9 +60,9 @@ def example(name, n_cells, n_features, seed=0, scale=1.0, dtype=torch.float64):
 @EVERY_LIKELIHOOD
 def test_value_and_gradient_equal_the_reference(name):
     fused, reference, *_ = LIKELIHOODS[name]
-    inputs, given = example(name, 7, 11)
+    inputs, others = example(name, 7, 11)
     weight_c = torch.linspace(-1, 2, 7, dtype=torch.float64)
-    value_c, expected_c = fused(*inputs, *given), reference(*inputs, *given)
+    value_c, expected_c = fused(*inputs, *others), reference(*inputs, *others)
     torch.testing.assert_close(value_c, expected_c)
     gradients = torch.autograd.grad(value_c @ weight_c, inputs)
     torch.testing.assert_close(gradients, torch.autograd.grad(expected_c @ weight_c, inputs))
@@ -70,18 +70,18 @@ def test_value_and_gradient_equal_the_reference(name):
 
 @EVERY_LIKELIHOOD
 def test_gradcheck(name):
-    inputs, given = example(name, 3, 5)
-    assert torch.autograd.gradcheck(lambda *t: LIKELIHOODS[name][0](*t, *given), inputs)
+    inputs, others = example(name, 3, 5)
+    assert torch.autograd.gradcheck(lambda *t: LIKELIHOODS[name][0](*t, *others), inputs)
 
 
 @EVERY_LIKELIHOOD
 @pytest.mark.parametrize("scale", [0.01, 30.0])
 def test_float32_stays_finite_and_close(name, scale):
     fused, reference, *_ = LIKELIHOODS[name]
-    inputs, given = example(name, 5, 40, scale=scale)
-    expected_c = reference(*inputs, *given)
+    inputs, others = example(name, 5, 40, scale=scale)
+    expected_c = reference(*inputs, *others)
     singles = [t.detach().float().requires_grad_() for t in inputs]
-    *library, counts = given
+    *library, counts = others
     library = [library_c.float() for library_c in library]
     value_c = fused(*singles, *library, counts.with_values(counts.value_n.float()))
     torch.testing.assert_close(value_c.double(), expected_c, rtol=1e-4, atol=1e-3)
@@ -91,28 +91,28 @@ def test_float32_stays_finite_and_close(name, scale):
 @EVERY_LIKELIHOOD
 def test_gradient_twice_and_without_grad(name):
     fused = LIKELIHOODS[name][0]
-    inputs, given = example(name, 4, 6)
-    value_c = fused(*inputs, *given)
+    inputs, others = example(name, 4, 6)
+    value_c = fused(*inputs, *others)
     first = torch.autograd.grad(value_c.sum(), inputs, retain_graph=True)
     torch.testing.assert_close(first, torch.autograd.grad(value_c.sum(), inputs))
     with torch.no_grad():
-        torch.testing.assert_close(fused(*inputs, *given), value_c.detach())
+        torch.testing.assert_close(fused(*inputs, *others), value_c.detach())
 
 
 @EVERY_LIKELIHOOD
 def test_cells_without_stored_entries(name):
     fused, reference, *_ = LIKELIHOODS[name]
     inputs, (*library, _) = example(name, 4, 6)
-    given = (*library, empty_rows_like(4, 6))
-    value_c, expected_c = fused(*inputs, *given), reference(*inputs, *given)
+    others = (*library, empty_rows_like(4, 6))
+    value_c, expected_c = fused(*inputs, *others), reference(*inputs, *others)
     torch.testing.assert_close(value_c, expected_c)
     gradients = torch.autograd.grad(value_c.sum(), inputs)
     torch.testing.assert_close(gradients, torch.autograd.grad(expected_c.sum(), inputs))
 
 
 @EVERY_LIKELIHOOD
-def test_no_cell_at_all(name):
-    """As in a minibatch of which no cell has the modality."""
+def test_a_minibatch_without_cells(name):
+    """All cells of a minibatch may lack the modality."""
     inputs, (*library, counts) = example(name, 4, 6)
     of_nobody = [t[:0].detach().requires_grad_() if len(t) == 4 else t for t in inputs]
     value_c = LIKELIHOODS[name][0](*of_nobody, *(t[:0] for t in library), counts.select(torch.arange(0)))
@@ -123,7 +123,7 @@ def test_no_cell_at_all(name):
 
 @settings(deadline=None, max_examples=60)
 @given(st.floats(-80, 80), st.sampled_from([0.0, 1.0, 100.0, 1e4]), st.integers(0, 10**6))
-def test_bernoulli_is_finite_however_extreme(log_exposure, scale, seed):
+def test_bernoulli_is_finite_for_extreme_exposures(log_exposure, scale, seed):
     inputs, (counts,) = example("bernoulli", 3, 8, seed, scale, torch.float32)
     inputs[1] = torch.full((3,), log_exposure, requires_grad=True)
     value_c = log_likelihoods.bernoulli(*inputs, counts)
@@ -133,8 +133,8 @@ def test_bernoulli_is_finite_however_extreme(log_exposure, scale, seed):
 
 @settings(deadline=None, max_examples=60)
 @given(st.floats(-60, 3), st.sampled_from([1.0, 100.0]), st.integers(0, 10**6))
-def test_bernoulli_in_float32_is_close_where_rates_are_tiny(log_exposure, scale, seed):
-    """There log(1 - exp(-rate)) is the log rate itself, and must not be lost to rounding."""
+def test_bernoulli_in_float32_is_close_for_tiny_rates(log_exposure, scale, seed):
+    """For tiny rates log(1 - exp(-rate)) is the log rate, which must not be lost to rounding."""
     inputs, (counts,) = example("bernoulli", 3, 8, seed, scale)
     logits_cf, log_exposure_c = inputs[0].detach(), torch.full((3,), log_exposure, dtype=torch.float64)
     log_lambda_cf = torch.log_softmax(logits_cf, -1) + log_exposure_c[:, None]
@@ -146,14 +146,14 @@ def test_bernoulli_in_float32_is_close_where_rates_are_tiny(log_exposure, scale,
     torch.testing.assert_close(value_c.double(), expected_c, rtol=1e-5, atol=1e-4)
 
 
-def test_bernoulli_takes_every_stored_entry_for_a_success():
+def test_each_stored_entry_is_a_bernoulli_success():
     inputs, (counts,) = example("bernoulli", 4, 6)
     ones = counts.with_values(torch.ones_like(counts.value_n))
     assert torch.equal(log_likelihoods.bernoulli(*inputs, counts), log_likelihoods.bernoulli(*inputs, ones))
 
 
 def test_bernoulli_sums_to_one():
-    """Over all patterns of five features that are seen or not."""
+    """The sum is over all patterns of successes in five features."""
     patterns_cf = torch.tensor(list(itertools.product([0.0, 1.0], repeat=5)), dtype=torch.float64)
     logits_cf = torch.linspace(-2, 1, 5, dtype=torch.float64).expand(32, -1)
     log_exposure_c = torch.full((32,), 1.2, dtype=torch.float64)
@@ -173,7 +173,7 @@ def test_negative_binomial_tends_to_poisson():
 
 
 def test_negative_binomial_sums_to_one():
-    """Exact enumeration of one feature: all counts from 0 to 400 carry all the probability."""
+    """The sum is over the counts from 0 to 400 of one feature, which have all the probability."""
     x_c1 = torch.arange(401, dtype=torch.float64)[:, None]
     counts = sparse_rows(x_c1)
     logits_c1, library_c = torch.zeros(401, 1, dtype=torch.float64), torch.full((401,), 3.0, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The compiled loops in single precision, against plain references in double precision."""
+"""The compiled loops in single precision against the references in double precision."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from celldial.ops.csr import CSRTensor
 
 LIKELIHOODS = ("bernoulli", "poisson", "negative_binomial")
 EVERY_LIKELIHOOD = pytest.mark.parametrize("name", LIKELIHOODS)
-# Cells, features; how far logits are apart; how large counts are; of any seed.
+# Numbers of cells and features, scale of the logits, mean count, seed.
 CASES = given(
     st.integers(1, 6), st.integers(1, 40), st.sampled_from([0.01, 1.0, 30.0]), st.sampled_from([0.0, 0.3, 3.0, 500.0]),
     st.integers(0, 10**6),
@@ -40,18 +40,18 @@ def relative_error(function, exact, x_n):
 
 
 def sparse_rows(x_cf):
-    """Rows with single-precision values, of a matrix in double precision."""
+    """Return a float64 matrix as a sparse matrix of float32."""
     present_cf = x_cf != 0
     indptr_c = torch.cat([torch.zeros(1, dtype=torch.int64), present_cf.sum(1).cumsum(0)])
     return CSRTensor(indptr_c, present_cf.nonzero()[:, 1], x_cf[present_cf].float(), x_cf.shape[1])
 
 
-def example(name, n_cells, n_features, scale, mean, seed, whole=True):
-    """Give what the gradient is taken by, and what else a likelihood takes, in double precision."""
+def example(name, n_cells, n_features, scale, mean, seed, integers=True):
+    """Return the arguments that have gradients, the other arguments, and counts, in double precision."""
     generator = torch.Generator().manual_seed(seed)
     rate_cf = torch.rand(n_cells, n_features, generator=generator, dtype=torch.float64) * 2 * mean
     x_cf = torch.poisson(rate_cf, generator=generator)
-    if not whole:
+    if not integers:
         x_cf = (x_cf + rate_cf * (x_cf > 0)).float().double()
     normal = {"generator": generator, "dtype": torch.float64}
     logits_cf = (torch.randn(n_cells, n_features, **normal) * scale).float().double()
@@ -71,7 +71,7 @@ def check(name, inputs, library, x_cf):
     expected_c = reference(*doubles, *library, rows.with_values(rows.value_n.double()))
     value_c = fused(*singles, *(t.float() for t in library), rows)
     assert value_c.dtype == torch.float32
-    # What is left after large terms cancel is as exact as they were.
+    # If large terms cancel, the result has their absolute precision.
     torch.testing.assert_close(value_c.double(), expected_c, rtol=1e-5, atol=1e-4 + 2e-6 * float(x_cf.sum(-1).max()))
     weight_c = torch.linspace(-1, 2, len(x_cf), dtype=torch.float64)
     found = torch.autograd.grad(value_c @ weight_c.float(), singles)
@@ -79,7 +79,7 @@ def check(name, inputs, library, x_cf):
         torch.testing.assert_close(gradient.double(), exact, rtol=1e-4, atol=1e-5 * (1 + float(x_cf.max())))
 
 
-def test_exponential_and_logarithm_are_exact_to_six_digits():
+def test_exponential_and_logarithm_have_six_exact_digits():
     x_n = -np.geomspace(1e-12, 87, 20_001).astype(np.float32)
     assert relative_error(numba_kernels.exp_nonpositive, np.exp, x_n) < 1e-6
     assert (
@@ -88,7 +88,7 @@ def test_exponential_and_logarithm_are_exact_to_six_digits():
     )
 
 
-def test_exponential_of_very_low_numbers_is_tiny():
+def test_exponential_of_very_negative_numbers_is_tiny():
     x_n, out_n = np.array([-88, -1e4, -np.inf], np.float32), np.empty(3, np.float32)
     each(numba_kernels.exp_nonpositive, x_n, out_n)
     assert ((out_n >= 0) & (out_n < 1e-37)).all()
@@ -99,13 +99,13 @@ def test_exponential_of_very_low_numbers_is_tiny():
 @CASES
 def test_value_and_gradient_equal_the_reference(name, n_cells, n_features, scale, mean, seed):
     if name == "bernoulli":
-        scale = min(scale, 1.0)  # beyond, log(1 - exp(-rate)) of the plain reference is lost to rounding
+        scale = min(scale, 1.0)  # otherwise log(1 - exp(-rate)) of the reference is lost to rounding
     check(name, *example(name, n_cells, n_features, scale, mean, seed))
 
 
 @pytest.mark.parametrize("name", ["poisson", "negative_binomial"])
-def test_counts_need_not_be_whole(name):
-    check(name, *example(name, 5, 20, 1.0, 3.0, 0, whole=False))
+def test_counts_may_be_fractions(name):
+    check(name, *example(name, 5, 20, 1.0, 3.0, 0, integers=False))
 
 
 @EVERY_LIKELIHOOD
@@ -116,7 +116,7 @@ def test_cells_of_a_million_counts(name):
 
 
 @EVERY_LIKELIHOOD
-def test_without_any_count_and_without_any_cell(name):
+def test_no_counts_and_no_cells(name):
     inputs, library, x_cf = example(name, 4, 6, 1.0, 0.0, 0)
     assert not x_cf.any()
     check(name, inputs, library, x_cf)
@@ -135,13 +135,13 @@ def test_nan_is_not_hidden(name):
 
 
 @EVERY_LIKELIHOOD
-def test_threads_share_the_cells_and_repeat_themselves(name, threads):
+def test_threads_give_the_same_result_each_time(name, threads):
     inputs, library, x_cf = example(name, 7, 50, 1.0, 0.3, 0)
     check(name, inputs, library, x_cf)
-    given = [t.float().requires_grad_() for t in inputs]
+    singles = [t.float().requires_grad_() for t in inputs]
     once, again = (
         torch.autograd.grad(
-            getattr(log_likelihoods, name)(*given, *(t.float() for t in library), sparse_rows(x_cf)).sum(), given
+            getattr(log_likelihoods, name)(*singles, *(t.float() for t in library), sparse_rows(x_cf)).sum(), singles
         )
         for _ in range(2)
     )
@@ -150,7 +150,7 @@ def test_threads_share_the_cells_and_repeat_themselves(name, threads):
 
 
 @EVERY_LIKELIHOOD
-def test_logits_need_not_be_in_order_in_memory(name):
+def test_logits_need_not_be_contiguous(name):
     inputs, library, x_cf = example(name, 5, 9, 1.0, 1.0, 0)
     inputs[0] = inputs[0].T.contiguous().T
     check(name, inputs, library, x_cf)
@@ -179,7 +179,7 @@ def test_sparse_product_on_threads(threads):
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 10**6))
-def test_select_equals_dense_indexing(n_cells, n_features, seed):
+def test_gather_rows_equals_dense_indexing(n_cells, n_features, seed):
     torch.manual_seed(seed)
     x_cf = torch.randint(0, 3, (n_cells, n_features)).double()
     index_c = torch.randint(0, n_cells, (5,))
@@ -190,14 +190,14 @@ def test_select_equals_dense_indexing(n_cells, n_features, seed):
 
 
 @pytest.mark.parametrize("n_features", [10, 20, 37, 200])
-def test_sums_do_not_hang_on_where_arrays_are(n_features):
-    """Side by side, before and behind each other, in every distance: bit by bit the same."""
+def test_sums_do_not_depend_on_the_addresses_of_arrays(n_features):
+    """Results are identical for any order of and distance between input and output in memory."""
     logit_f = np.random.default_rng(0).normal(size=n_features).astype(np.float32)
     found = set()
     for gap in range(20):
         for order in (1, -1):
             first, second = np.split(np.zeros(2 * n_features + gap, np.float32), [n_features + gap])
-            given_f, out_f = (first[:n_features], second)[::order]
-            given_f[:] = logit_f
-            found.add((numba_kernels.exp_shifted(given_f, out_f), out_f.tobytes()))
+            logits_f, out_f = (first[:n_features], second)[::order]
+            logits_f[:] = logit_f
+            found.add((numba_kernels.exp_shifted(logits_f, out_f), out_f.tobytes()))
     assert len(found) == 1

@@ -1,6 +1,6 @@
 """The kernels for CUDA devices against the plain references: on a GPU where there is one, else in an interpreter.
 
-The interpreter says whether the numbers are right. That the kernels compile is a test of its own, and needs no GPU.
+The interpreter checks the numbers. Another test checks that the kernels compile, which needs no GPU.
 """
 
 import os
@@ -51,7 +51,7 @@ def some_counts(n_cells, n_features, density=0.3, seed=0):
 
 
 def example(name, x_cf, log_theta=(-3.0, 5.0), scale=2.0, seed=0):
-    """Give what the gradient is taken by, then what else a family takes, in float64 and without the counts."""
+    """Return the arguments that have gradients, and the others except the counts, in float64."""
     generator = torch.Generator().manual_seed(seed)
     logits_cf = (torch.randn(x_cf.shape, generator=generator, dtype=torch.float64) * scale).requires_grad_()
     library_c = x_cf.sum(1) * 1.5 + 1
@@ -68,22 +68,22 @@ def single(tensor):
     return tensor.detach().to(DEVICE, torch.float32)
 
 
-def value_and_gradients(function, inputs, given, counts):
-    """Of a sum over cells that weighs each differently."""
-    value_c = function(*inputs, *given, counts)
+def value_and_gradients(function, inputs, others, counts):
+    """Return the value per cell, and the gradients of a sum with a different weight for each cell."""
+    value_c = function(*inputs, *others, counts)
     weight_c = torch.linspace(-1, 2, len(value_c)).to(value_c)
     return value_c.detach(), torch.autograd.grad(value_c @ weight_c, inputs)
 
 
-def assert_equal_to_reference(name, x_cf, inputs, given, columns=torch.int64, rtol=1e-5):
+def assert_equal_to_reference(name, x_cf, inputs, others, columns=torch.int64, rtol=1e-5):
     kernel, reference = FAMILIES[name]
     value_c, gradients = value_and_gradients(
         kernel,
         [single(t).requires_grad_() for t in inputs],
-        [single(t) for t in given],
+        [single(t) for t in others],
         sparse_rows(x_cf.float(), columns).to(DEVICE),
     )
-    expected_c, expected = value_and_gradients(reference, inputs, given, sparse_rows(x_cf))
+    expected_c, expected = value_and_gradients(reference, inputs, others, sparse_rows(x_cf))
     torch.testing.assert_close(value_c.cpu().double(), expected_c, rtol=rtol, atol=1e-4)
     for gradient, t in zip(gradients, expected, strict=True):
         torch.testing.assert_close(gradient.cpu().double(), t, rtol=rtol, atol=rtol * float(1 + t.abs().max()))
@@ -93,14 +93,14 @@ def assert_equal_to_reference(name, x_cf, inputs, given, columns=torch.int64, rt
 @pytest.mark.parametrize("columns", [torch.int32, torch.int64])
 @pytest.mark.parametrize("shape", [(7, 11), (1, 1), (17, 64), (3, 2500)])
 def test_value_and_gradients_equal_the_reference(name, shape, columns):
-    """Also where a cell has more features, or entries, than a program holds at once."""
+    """Some cells have more features or stored entries than a program holds at once."""
     x_cf = some_counts(*shape, density=0.9 if shape[1] == 1 else 0.3)
     assert_equal_to_reference(name, x_cf, *example(name, x_cf), columns)
 
 
 @EVERY_FAMILY
 @pytest.mark.parametrize("scale", [0.01, 30.0])
-def test_logits_may_be_alike_or_far_apart(name, scale):
+def test_logits_may_be_equal_or_far_apart(name, scale):
     x_cf = some_counts(5, 40)
     assert_equal_to_reference(name, x_cf, *example(name, x_cf, scale=scale), rtol=1e-4)
 
@@ -111,8 +111,8 @@ def test_negative_binomial_is_close_for_any_count_and_dispersion(log_count, log_
     """Counts up to a million and inverse dispersions from 0.05 to 22,000."""
     x_cf = some_counts(3, 12, seed=seed)
     x_cf[0, 0] = x_cf[1, 3] = round(np.exp(log_count))
-    inputs, given = example("negative_binomial", x_cf, (log_theta, log_theta + 0.1), seed=seed)
-    assert_equal_to_reference("negative_binomial", x_cf, inputs, given, rtol=3e-5)
+    inputs, others = example("negative_binomial", x_cf, (log_theta, log_theta + 0.1), seed=seed)
+    assert_equal_to_reference("negative_binomial", x_cf, inputs, others, rtol=3e-5)
 
 
 @settings(deadline=None, max_examples=20)
@@ -131,7 +131,7 @@ def test_bernoulli_is_close_for_any_exposure(log_exposure, seed):
     rate_cf = log_rate_cf.exp()
     open_cf = torch.where(rate_cf < 1e-9, log_rate_cf, (-torch.expm1(-rate_cf)).log())
     expected_c = torch.where(x_cf > 0, open_cf, -rate_cf).sum(1).detach()
-    # Of which the exposure and what successes say cancel.
+    # Exposure and the terms of the successes cancel.
     atol = 1e-4 + 1e-6 * float(np.exp(log_exposure))
     torch.testing.assert_close(value_c.cpu().double(), expected_c, rtol=1e-5, atol=atol)
     assert all(gradient.isfinite().all() for gradient in gradients)
@@ -145,12 +145,12 @@ def test_cells_without_stored_entries(name):
 
 
 @EVERY_FAMILY
-def test_no_cell_at_all(name):
-    inputs, given = example(name, some_counts(4, 6))
+def test_a_minibatch_without_cells(name):
+    inputs, others = example(name, some_counts(4, 6))
     inputs = [single(t[:0] if len(t) == 4 else t).requires_grad_() for t in inputs]
-    given = [single(t[:0]) for t in given]
+    others = [single(t[:0]) for t in others]
     value_c, gradients = value_and_gradients(
-        FAMILIES[name][0], inputs, given, sparse_rows(torch.zeros(0, 6)).to(DEVICE)
+        FAMILIES[name][0], inputs, others, sparse_rows(torch.zeros(0, 6)).to(DEVICE)
     )
     assert value_c.shape == (0,)
     assert all(torch.equal(gradient, torch.zeros_like(t)) for gradient, t in zip(gradients, inputs, strict=True))
@@ -159,23 +159,23 @@ def test_no_cell_at_all(name):
 @EVERY_FAMILY
 def test_gradient_twice_and_without_grad(name):
     x_cf = some_counts(4, 6)
-    inputs, given = example(name, x_cf)
-    inputs, given = [single(t).requires_grad_() for t in inputs], [single(t) for t in given]
+    inputs, others = example(name, x_cf)
+    inputs, others = [single(t).requires_grad_() for t in inputs], [single(t) for t in others]
     counts = sparse_rows(x_cf.float()).to(DEVICE)
-    value_c = FAMILIES[name][0](*inputs, *given, counts)
+    value_c = FAMILIES[name][0](*inputs, *others, counts)
     first = torch.autograd.grad(value_c.sum(), inputs, retain_graph=True)
     torch.testing.assert_close(first, torch.autograd.grad(value_c.sum(), inputs))
     with torch.no_grad():
-        assert torch.equal(FAMILIES[name][0](*inputs, *given, counts), value_c)
+        assert torch.equal(FAMILIES[name][0](*inputs, *others, counts), value_c)
 
 
 @EVERY_FAMILY
-def test_logits_may_be_half_as_precise_and_lie_anywhere(name):
-    """Of bfloat16 logits the log-likelihood is that of the same numbers in float32; only gradients are rounded."""
+def test_logits_may_be_bfloat16_and_not_contiguous(name):
+    """The log-likelihood of bfloat16 logits is that of the same numbers in float32; only gradients are rounded."""
     x_cf = some_counts(5, 40)
-    inputs, given = example(name, x_cf)
+    inputs, others = example(name, x_cf)
     logits_fc = single(inputs[0]).bfloat16().T.contiguous()
-    others, given = [single(t).requires_grad_() for t in inputs[1:]], [single(t) for t in given]
+    others, given = [single(t).requires_grad_() for t in inputs[1:]], [single(t) for t in others]
     counts = sparse_rows(x_cf.float()).to(DEVICE)
     kernel = FAMILIES[name][0]
     half = value_and_gradients(kernel, [logits_fc.T.requires_grad_(), *others], given, counts)
@@ -205,7 +205,7 @@ def test_the_sparse_product_equals_the_reference(n_hidden, columns):
 
 
 @EVERY_FAMILY
-def test_a_training_step_is_the_same_by_either(name, monkeypatch):
+def test_a_training_step_is_the_same_with_and_without_kernels(name, monkeypatch):
     x_cf = some_counts(12, 30, seed=3)
     adata = ad.AnnData(x_cf.float().numpy())
     schema = Schema.from_anndata(adata, likelihood=name)
@@ -257,7 +257,7 @@ check(kernels._sparse_linear_backward_kernel, "*fp32", ENTRIES=32)
 
 @pytest.mark.slow
 def test_the_kernels_compile(tmp_path: Path) -> None:
-    """For a GPU of compute capability 9.0, which need not be here."""
+    """They are compiled for a GPU of compute capability 9.0, which need not be present."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", COMPILE]

@@ -1,4 +1,4 @@
-"""What a GPU must give: what a CPU gives. Run by ``pytest -m gpu``; `test_triton` then runs its kernels there, too."""
+"""Results on a GPU equal those on a CPU. Run with ``pytest -m gpu``, which also runs the Triton kernels on the GPU."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def adata() -> AnnData:
 
 
 def built(adata: AnnData, likelihood: str, device: str) -> tuple[Module, Cells]:
-    """Give the same module with the same weights on any device, and the cells."""
+    """Return a module with the same weights on any device, and the cells."""
     schema = Schema.from_anndata(adata, likelihood=likelihood, **COVARIATES)
     cells = Cells.from_anndata(adata, schema)
     torch.manual_seed(0)
@@ -45,7 +45,7 @@ def fit(adata: AnnData, device: str, **options: object) -> VAE:
 
 
 def without_noise(module: Module, cells: Cells) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-likelihood at the posterior means and KL divergence of each cell: an ELBO that does not hang on a draw."""
+    """Return log-likelihood at the posterior mean and KL divergence of each cell, which are not random."""
     encoded = module.encode(cells)
     decoded = module.decode(encoded.mu_cz, cells)
     log_p_c = sum(observation.log_prob(cells.observed_counts(name)) for name, observation in decoded.items())
@@ -66,7 +66,7 @@ def test_log_likelihood_divergence_and_gradients_are_those_of_the_cpu(adata: Ann
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "poisson", "negative_binomial"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_kernels_are_taken_in_single_precision(adata: AnnData, likelihood: str, dtype: torch.dtype) -> None:
+def test_kernels_are_used_in_single_precision(adata: AnnData, likelihood: str, dtype: torch.dtype) -> None:
     pytest.importorskip("triton")
     module, cells = built(adata, likelihood, "cuda")
     ((name, part),) = module.by_modality()
@@ -86,7 +86,7 @@ def test_kernels_are_taken_in_single_precision(adata: AnnData, likelihood: str, 
 @EVERY_LIKELIHOOD
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_trainings_agree_on_held_out_cells(adata: AnnData, likelihood: str, precision: str) -> None:
-    """The noise differs between devices, so that models agree in what they say of cells, not bit by bit."""
+    """The noise differs between devices, so models agree in their scores, but are not identical."""
     scores = []
     for device, chosen in (("cpu", "32-true"), ("cuda", precision)):
         model = VAE(3, 16, likelihood=likelihood, **COVARIATES)
@@ -96,7 +96,7 @@ def test_trainings_agree_on_held_out_cells(adata: AnnData, likelihood: str, prec
 
 
 def test_half_precision_is_close_for_one_step(adata: AnnData) -> None:
-    """The same weights and, on one device, the same noise."""
+    """Weights are the same, and so is the noise, on one device."""
     losses = []
     for enabled in (False, True):
         module, cells = built(adata, "negative_binomial", "cuda")
@@ -107,7 +107,7 @@ def test_half_precision_is_close_for_one_step(adata: AnnData) -> None:
 
 
 def test_compiled_networks_train_as_plain_ones(adata: AnnData) -> None:
-    """Over some steps, of which the last has fewer cells: losses with the same noise, up to rounding."""
+    """Losses with the same noise agree up to rounding; the last step has fewer cells."""
     losses = []
     for compile_ in (False, True):
         module, cells = built(adata, "negative_binomial", "cuda")
@@ -127,11 +127,11 @@ def test_compiled_networks_train_as_plain_ones(adata: AnnData) -> None:
 
 
 def test_a_step_does_not_wait_for_the_gpu(adata: AnnData) -> None:
-    """Python is then ahead of the GPU, which never idles while the next kernels are named."""
+    """Python queues kernels ahead of the GPU, which never idles."""
     module, cells = built(adata, "negative_binomial", "cuda")
     optimizer = make_optimizer(module, 1e-3, 0.3, len(cells))
     minibatches = [cells.slice(0, 64), cells.slice(64, 128)]
-    for synchronizes in ("default", "error"):  # at first kernels are compiled and memory is found
+    for synchronizes in ("default", "error"):  # the first round compiles kernels and allocates memory
         torch.cuda.set_sync_debug_mode(synchronizes)
         try:
             for minibatch in minibatches:
@@ -143,7 +143,7 @@ def test_a_step_does_not_wait_for_the_gpu(adata: AnnData) -> None:
 
 
 @pytest.mark.parametrize(("first", "then"), [("cuda", "cpu"), ("cpu", "cuda")])
-def test_a_model_goes_from_one_device_to_the_other(
+def test_a_model_can_change_its_device(
     adata: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, then: str
 ) -> None:
     monkeypatch.setattr(celldial.settings, "device", first)

@@ -1,4 +1,4 @@
-"""The estimate of memory against what training takes, and the error that says there is too little."""
+"""The estimated memory against the memory that training uses, and the error if there is too little."""
 
 import weakref
 from typing import Any
@@ -25,32 +25,32 @@ TWO = {"rna": "negative_binomial", "atac": "bernoulli"}
 
 
 class Peak(TorchDispatchMode):
-    """Follow the bytes of all tensors that are made within it."""
+    """Track the memory of all tensors that are created in the context."""
 
     def __init__(self) -> None:
         super().__init__()
         self.n_bytes = self.peak = 0
-        self._followed: set[int] = set()
+        self._tracked: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
                 storage = tensor.untyped_storage()
-                if storage._cdata not in self._followed:
-                    self._followed.add(storage._cdata)
+                if storage._cdata not in self._tracked:
+                    self._tracked.add(storage._cdata)
                     self.n_bytes += storage.nbytes()
                     weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
         self.peak = max(self.peak, self.n_bytes)
         return result
 
     def _forget(self, key: int, n_bytes: int) -> None:
-        self._followed.discard(key)
+        self._tracked.discard(key)
         self.n_bytes -= n_bytes
 
 
 def make_cells(n_cells: int, n_features: int, per_cell: int) -> Cells:
-    """Make cells with as many ones each, in columns drawn at random."""
+    """Return cells with `per_cell` counts of 1 each, in random columns."""
     torch.manual_seed(0)
     column_n = torch.rand(n_cells, n_features).topk(per_cell).indices.sort(1).values.flatten()
     rows = CSRTensor(torch.arange(n_cells + 1) * per_cell, column_n, torch.ones(len(column_n)), n_features)
@@ -64,10 +64,10 @@ def make_cells(n_cells: int, n_features: int, per_cell: int) -> Cells:
     [(40, 3000, 5, 128, 8), (150, 4000, 5, 4, 128), (1000, 300, 100, 4, 16)],
     ids=["weights", "matrices", "counts"],
 )
-def test_estimate_is_what_training_takes(
+def test_estimate_is_close_to_the_memory_used(
     likelihood: str, n_cells: int, n_features: int, per_cell: int, n_hidden: int, batch_size: int
 ) -> None:
-    """Whatever takes most of it: not less, and not much more."""
+    """It holds if most of the memory is for weights, for matrices or for counts."""
     with Peak() as peak:
         cells = make_cells(n_cells, n_features, per_cell)
         peak.peak = peak.n_bytes
@@ -79,7 +79,7 @@ def test_estimate_is_what_training_takes(
     assert 0.97 < memory.estimate_memory(cells, {"rna": likelihood}, n_hidden, batch_size) / peak.peak < 1.2
 
 
-def test_five_copies_of_weights() -> None:
+def test_weights_count_five_times() -> None:
     cells = simulate_two_cells(n_genes=300, n_peaks=500)
 
     def n_bytes(n_hidden: int) -> int:
@@ -91,7 +91,7 @@ def test_five_copies_of_weights() -> None:
     assert more == pytest.approx(5 * (n_bytes(32) - n_bytes(8)), rel=0.02)
 
 
-def test_modalities_add_up() -> None:
+def test_the_estimate_is_a_sum_over_modalities() -> None:
     cells = simulate_two_cells()
     parts = [
         memory.estimate_memory(Cells({name: rows}, {}, cells.category_ck, cells.continuous_ck), TWO, 8, 16)
@@ -100,7 +100,7 @@ def test_modalities_add_up() -> None:
     assert memory.estimate_memory(cells, TWO, 8, 16) == sum(parts)
 
 
-def test_check_says_how_much_is_needed_and_how_much_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_has_needed_and_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     cells = simulate_two_cells(n_cells=40, n_genes=20, n_peaks=30)
     needed = memory.estimate_memory(cells, TWO, 10_000_000, 16)
     monkeypatch.setattr(memory, "available_memory", lambda device: 3_210_000_000)
@@ -110,7 +110,7 @@ def test_check_says_how_much_is_needed_and_how_much_there_is(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("spare", [-1, 0])
-def test_check_is_against_what_is_available_on_the_device(monkeypatch: pytest.MonkeyPatch, spare: int) -> None:
+def test_the_check_uses_the_free_memory_of_the_device(monkeypatch: pytest.MonkeyPatch, spare: int) -> None:
     cells = simulate_two_cells()
     asked = []
 
@@ -127,10 +127,10 @@ def test_check_is_against_what_is_available_on_the_device(monkeypatch: pytest.Mo
     assert asked == [CPU]
 
 
-def test_available_is_some_memory() -> None:
+def test_some_memory_is_available() -> None:
     assert 2**20 < device.available_memory(CPU) < 2**50
 
 
 @pytest.mark.gpu
-def test_available_on_the_gpu() -> None:
+def test_some_memory_is_available_on_the_gpu() -> None:
     assert 2**20 < device.available_memory(torch.device("cuda")) < 2**40

@@ -32,14 +32,15 @@ MIN_COLUMNS = 16
 
 
 def gather_rows(rows: CSRTensor, index_c: Tensor) -> CSRTensor:
-    """Return rows in a inputs order; see `celldial.ops.log_likelihoods.gather_rows`."""
+    """Return rows in a given order; see `celldial.ops.log_likelihoods.gather_rows`."""
     length_c = (rows.indptr_c[1:] - rows.indptr_c[:-1])[index_c]
     indptr_c = torch.cat([length_c.new_zeros(1), length_c.cumsum(0)])
     n_entries = int(indptr_c[-1])
     column_n, value_n = rows.column_n.new_empty(n_entries), rows.value_n.new_empty(n_entries)
-    inputs = to_numpy(rows.indptr_c, rows.column_n, rows.value_n, index_c, indptr_c, column_n, value_n)
-    run_threaded(numba_kernels.gather, split_range(len(index_c)), *inputs)
-    return CSRTensor(indptr_c, column_n, value_n, rows.n_columns)
+    gathered = CSRTensor(indptr_c, column_n, value_n, rows.n_columns)
+    inputs = (csr_arrays(rows), *to_numpy(index_c))
+    run_threaded(numba_kernels.gather, split_range(len(index_c)), *inputs, csr_arrays(gathered))
+    return gathered
 
 
 def sparse_linear(rows: CSRTensor, weight_fh: Tensor) -> Tensor:
@@ -53,9 +54,8 @@ class _SparseLinear(torch.autograd.Function):
     def forward(ctx: Any, weight_fh: Tensor, rows: CSRTensor) -> Tensor:
         ctx.rows = rows
         value_ch = weight_fh.new_empty(rows.n_rows, weight_fh.shape[1])
-        run_threaded(
-            numba_kernels.sparse_product, split_range(rows.n_rows), *csr_arrays(rows), *to_numpy(weight_fh, value_ch)
-        )
+        spans = split_range(rows.n_rows)
+        run_threaded(numba_kernels.sparse_product, spans, csr_arrays(rows), *to_numpy(weight_fh, value_ch))
         return value_ch
 
     @staticmethod
@@ -64,7 +64,7 @@ class _SparseLinear(torch.autograd.Function):
         rows: CSRTensor = ctx.rows
         grad_fh = grad_ch.new_zeros(rows.n_columns, grad_ch.shape[1])
         columns = split_range(grad_ch.shape[1], MIN_COLUMNS)
-        run_threaded(numba_kernels.sparse_product_gradient, columns, *csr_arrays(rows), *to_numpy(grad_ch, grad_fh))
+        run_threaded(numba_kernels.sparse_product_gradient, columns, csr_arrays(rows), *to_numpy(grad_ch, grad_fh))
         return grad_fh, None
 
 
@@ -81,8 +81,8 @@ class _Bernoulli(torch.autograd.Function):
         log_p_c, max_c, scale_c, grad_log_exposure_c = logits_cf.new_empty(4, len(logits_cf))
         ctx.gradient = counts.with_values(torch.empty_like(counts.value_n))
         outputs = to_numpy(log_p_c, max_c, scale_c, grad_log_exposure_c)
-        inputs = (*to_numpy(logits_cf, log_exposure_c), *csr_arrays(ctx.gradient))
-        run_threaded(numba_kernels.bernoulli, split_range(len(logits_cf)), *inputs, *outputs)
+        inputs = (*to_numpy(logits_cf, log_exposure_c), csr_arrays(ctx.gradient))
+        run_threaded(numba_kernels.bernoulli, split_range(len(logits_cf)), *inputs, outputs)
         ctx.save_for_backward(logits_cf, max_c, scale_c, grad_log_exposure_c)
         return log_p_c
 
@@ -104,8 +104,8 @@ class _Poisson(torch.autograd.Function):
     def forward(ctx: Any, logits_cf: Tensor, library_c: Tensor, counts: CSRTensor) -> Tensor:
         logits_cf = logits_cf.contiguous()
         log_p_c, max_c, scale_c = logits_cf.new_empty(3, len(logits_cf))
-        inputs = (*to_numpy(logits_cf, library_c), *csr_arrays(counts))
-        run_threaded(numba_kernels.poisson, split_range(len(logits_cf)), *inputs, *to_numpy(log_p_c, max_c, scale_c))
+        inputs = (*to_numpy(logits_cf, library_c), csr_arrays(counts))
+        run_threaded(numba_kernels.poisson, split_range(len(logits_cf)), *inputs, to_numpy(log_p_c, max_c, scale_c))
         ctx.counts = counts
         ctx.save_for_backward(logits_cf, max_c, scale_c)
         return log_p_c
@@ -120,8 +120,8 @@ class _Poisson(torch.autograd.Function):
 def _gradient(logits_cf: Tensor, gradient: CSRTensor, max_c: Tensor, scale_c: Tensor, grad_c: Tensor) -> Tensor:
     """Return the gradient with respect to logits if apart from stored entries only the log-partition matters."""
     result_cf = torch.empty_like(logits_cf)
-    inputs = (*to_numpy(logits_cf), *csr_arrays(gradient), *to_numpy(max_c, scale_c, grad_c, result_cf))
-    run_threaded(numba_kernels.log_partition_gradient, split_range(len(logits_cf)), *inputs)
+    inputs = (*to_numpy(logits_cf), csr_arrays(gradient), to_numpy(max_c, scale_c, grad_c))
+    run_threaded(numba_kernels.log_partition_gradient, split_range(len(logits_cf)), *inputs, *to_numpy(result_cf))
     return result_cf
 
 
@@ -136,10 +136,9 @@ class _NegativeBinomial(torch.autograd.Function):
     def forward(ctx: Any, logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: CSRTensor) -> Tensor:
         logits_cf = logits_cf.contiguous()
         log_p_c, max_c, scale_c = logits_cf.new_empty(3, len(logits_cf))
-        inputs = (*to_numpy(logits_cf, log_theta_f, library_c), *csr_arrays(counts))
-        run_threaded(
-            numba_kernels.negative_binomial, split_range(len(logits_cf)), *inputs, *to_numpy(log_p_c, max_c, scale_c)
-        )
+        inputs = (*to_numpy(logits_cf, log_theta_f, library_c), csr_arrays(counts))
+        outputs = to_numpy(log_p_c, max_c, scale_c)
+        run_threaded(numba_kernels.negative_binomial, split_range(len(logits_cf)), *inputs, outputs)
         ctx.counts = counts
         ctx.save_for_backward(logits_cf, log_theta_f, library_c, max_c, scale_c)
         return log_p_c
@@ -151,24 +150,22 @@ class _NegativeBinomial(torch.autograd.Function):
         rows = split_range(len(logits_cf))
         grad_log_theta_tf = logits_cf.new_zeros(len(rows), len(log_theta_f))
         grad_logits_cf = torch.empty_like(logits_cf)
-        inputs = (
-            *to_numpy(logits_cf, log_theta_f, library_c),
-            *csr_arrays(ctx.counts),
-            *to_numpy(max_c, scale_c, grad_c),
-        )
+        inputs = to_numpy(logits_cf, log_theta_f, library_c)
+        saved = to_numpy(max_c, scale_c, grad_c)
         spans = [(*span, sum_f) for span, sum_f in zip(rows, *to_numpy(grad_log_theta_tf), strict=True)]
-        run_threaded(numba_kernels.negative_binomial_gradient, spans, *inputs, *to_numpy(grad_logits_cf))
+        counts = csr_arrays(ctx.counts)
+        run_threaded(numba_kernels.negative_binomial_gradient, spans, inputs, counts, saved, *to_numpy(grad_logits_cf))
         return grad_logits_cf, grad_log_theta_tf.sum(0), None, None
 
 
-def csr_arrays(rows: CSRTensor) -> list[np.ndarray]:
+def csr_arrays(rows: CSRTensor) -> tuple[np.ndarray, ...]:
     """Return row pointers, columns and values of a sparse matrix as arrays."""
     return to_numpy(rows.indptr_c, rows.column_n, rows.value_n)
 
 
-def to_numpy(*tensors: Tensor) -> list[np.ndarray]:
-    """Return tensors as arrays, which share the memory of contiguous tensors."""
-    return [tensor.detach().contiguous().numpy() for tensor in tensors]
+def to_numpy(*tensors: Tensor) -> tuple[np.ndarray, ...]:
+    """Return tensors as a tuple of arrays, which share the memory of contiguous tensors."""
+    return tuple(tensor.detach().contiguous().numpy() for tensor in tensors)
 
 
 def split_range(n: int, min_length: int = 1) -> list[tuple[int, int]]:

@@ -3,8 +3,8 @@
 A row is read once and stays in the cache until its log-likelihood or gradient is complete; torch would pass over the
 whole matrix for each operation. Loops are compiled when they are first called, and cached on disk. The exponential and
 the logarithm in the loops over features are written out so that the compiler can vectorize them; their relative error
-is below 1e-6. Arguments are arrays, and numba infers their types. ``start`` and ``stop`` are the range of rows, or of
-columns, that a call computes.
+is below 1e-6. Arguments are arrays and tuples of arrays, and numba infers their types. ``start`` and ``stop`` are the
+range of rows, or of columns, that a call computes.
 
 Loops that sum do not write to arrays. If the written memory could overlap the memory that is read, the compiler would
 add a second version of the loop with another order of additions, and results would depend on the addresses of arrays.
@@ -131,8 +131,9 @@ def exp_shifted(logit_f, out_f):
 
 
 @fast_njit
-def negative_binomial(start, stop, logits_cf, log_theta_f, library_c, indptr_c, column_n, x_n, log_p_c, max_c, scale_c):
+def negative_binomial(start, stop, logits_cf, log_theta_f, library_c, counts, outputs):
     """Write per row the log-likelihood, the maximum of the logits, and library size over the sum of exponentials."""
+    (indptr_c, column_n, x_n), (log_p_c, max_c, scale_c) = counts, outputs
     n_features = logits_cf.shape[1]
     theta_f, per_theta_f = np.exp(log_theta_f), np.exp(-log_theta_f)
     mu_f = np.empty(n_features, np.float32)
@@ -156,22 +157,10 @@ def negative_binomial(start, stop, logits_cf, log_theta_f, library_c, indptr_c, 
 
 
 @fast_njit
-def negative_binomial_gradient(
-    start,
-    stop,
-    grad_log_theta_f,
-    logits_cf,
-    log_theta_f,
-    library_c,
-    indptr_c,
-    column_n,
-    x_n,
-    max_c,
-    scale_c,
-    grad_c,
-    grad_cf,
-):
+def negative_binomial_gradient(start, stop, grad_log_theta_f, inputs, counts, saved, grad_cf):
     """Write the gradient with respect to the logits of each row, and add up that with respect to log theta."""
+    logits_cf, log_theta_f, library_c = inputs
+    (indptr_c, column_n, x_n), (max_c, scale_c, grad_c) = counts, saved
     n_features = logits_cf.shape[1]
     theta_f, per_theta_f = np.exp(log_theta_f), np.exp(-log_theta_f)
     mu_f, theta_share_f = np.empty(n_features, np.float32), np.empty(n_features, np.float32)
@@ -198,8 +187,9 @@ def negative_binomial_gradient(
 
 
 @fast_njit
-def poisson(start, stop, logits_cf, library_c, indptr_c, column_n, x_n, log_p_c, max_c, scale_c):
+def poisson(start, stop, logits_cf, library_c, counts, outputs):
     """Write per row the log-likelihood, the maximum of the logits, and the total count over the sum of exponentials."""
+    (indptr_c, column_n, x_n), (log_p_c, max_c, scale_c) = counts, outputs
     share_f = np.empty(logits_cf.shape[1], np.float32)
     for c in range(start, stop):
         maximum, total = exp_shifted(logits_cf[c], share_f)
@@ -213,23 +203,13 @@ def poisson(start, stop, logits_cf, library_c, indptr_c, column_n, x_n, log_p_c,
 
 
 @fast_njit
-def bernoulli(
-    start,
-    stop,
-    logits_cf,
-    log_exposure_c,
-    indptr_c,
-    column_n,
-    gradient_n,
-    log_p_c,
-    max_c,
-    scale_c,
-    grad_log_exposure_c,
-):
+def bernoulli(start, stop, logits_cf, log_exposure_c, gradient, outputs):
     """Write per row the log-likelihood, and its gradients with respect to the log rates of successes and log exposure.
 
     Further the maximum of the logits, and the sum of the gradients of successes over the sum of exponentials.
     """
+    indptr_c, column_n, gradient_n = gradient
+    log_p_c, max_c, scale_c, grad_log_exposure_c = outputs
     share_f = np.empty(logits_cf.shape[1], np.float32)
     for c in range(start, stop):
         maximum, total = exp_shifted(logits_cf[c], share_f)
@@ -255,8 +235,9 @@ def bernoulli(
 
 
 @fast_njit
-def log_partition_gradient(start, stop, logits_cf, indptr_c, column_n, gradient_n, max_c, scale_c, grad_c, grad_cf):
+def log_partition_gradient(start, stop, logits_cf, gradient, saved, grad_cf):
     """Write the gradient with respect to the logits of each row: stored entries minus their sum times the softmax."""
+    (indptr_c, column_n, gradient_n), (max_c, scale_c, grad_c) = gradient, saved
     for c in range(start, stop):
         maximum, weight = max_c[c], grad_c[c]
         scale = -weight * scale_c[c]
@@ -267,8 +248,9 @@ def log_partition_gradient(start, stop, logits_cf, indptr_c, column_n, gradient_
 
 
 @fast_njit
-def gather(start, stop, indptr_c, column_n, value_n, index_c, new_indptr_c, new_column_n, new_value_n):
-    """Copy the rows `index_c` to the positions `new_indptr_c`."""
+def gather(start, stop, rows, index_c, new_rows):
+    """Copy the rows `index_c` to new rows, whose row pointers are known."""
+    (indptr_c, column_n, value_n), (new_indptr_c, new_column_n, new_value_n) = rows, new_rows
     for c in range(start, stop):
         old = indptr_c[index_c[c]]
         for n in range(new_indptr_c[c], new_indptr_c[c + 1]):
@@ -278,8 +260,9 @@ def gather(start, stop, indptr_c, column_n, value_n, index_c, new_indptr_c, new_
 
 
 @fast_njit
-def sparse_product(start, stop, indptr_c, column_n, value_n, weight_fh, out_ch):
+def sparse_product(start, stop, rows, weight_fh, out_ch):
     """Write the product of sparse rows with a matrix."""
+    indptr_c, column_n, value_n = rows
     for c in range(start, stop):
         sum_h = out_ch[c]
         sum_h[:] = 0
@@ -290,8 +273,9 @@ def sparse_product(start, stop, indptr_c, column_n, value_n, weight_fh, out_ch):
 
 
 @fast_njit
-def sparse_product_gradient(start, stop, indptr_c, column_n, value_n, grad_ch, out_fh):
+def sparse_product_gradient(start, stop, rows, grad_ch, out_fh):
     """Add the gradient with respect to some columns of the matrix to `out_fh`, which is zero before."""
+    indptr_c, column_n, value_n = rows
     for c in range(len(grad_ch)):
         grad_h = grad_ch[c, start:stop]
         for n in range(indptr_c[c], indptr_c[c + 1]):

@@ -72,12 +72,13 @@ def fit(
     Returns
     -------
     history : dict[str, list[float]]
-        Quantity to its value after each epoch, in nats per cell. ``elbo_train`` is the mean over the minibatches of the
-        epoch as they were trained, with dropout and the KL term at its weight. If there are validation cells, also
-        ``elbo_validation``, ``log_likelihood_validation`` and ``kl_validation`` (one latent sample per cell, full KL
-        weight), and with several modalities ``log_likelihood_<modality>_validation``, per cell of all cells. Further
-        ``kl_weight``, ``learning_rate``, ``seconds`` since the start, and ``kept``, which is 1 for the epoch whose
-        weights the module has.
+        Quantity to its value after each epoch. Likelihoods and divergences are means over cells, in nats.
+        ``elbo_train`` is measured on the minibatches during training, with dropout and with the KL term at its
+        current weight. If there are validation cells, ``elbo_validation``, ``log_likelihood_validation`` and
+        ``kl_validation`` are measured after the epoch, with one latent sample per cell and full KL weight; with several
+        modalities also ``log_likelihood_<modality>_validation``, to which a cell that lacks the modality contributes 0.
+        Further ``kl_weight``, ``learning_rate``, ``seconds`` since the start, and ``kept``, which is 1 for the epoch
+        whose weights the module has.
     source : Source
         The source after training; a periodic coordinate updates the angles of its cells.
 

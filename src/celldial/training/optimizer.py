@@ -23,9 +23,9 @@ Parameters = list[Tensor]
 def make_optimizer(module: Module, learning_rate: float, weight_decay: float, n_cells: int) -> Adam:
     """Return an Adam optimizer with a group for each kind of parameter.
 
-    The loadings, which are the weights of the decoder's last layer, have a normal prior. The data say little about the
-    loadings of a feature that few cells express, and Adam takes steps of the same size for gradients of any size, so
-    that it would fit noise without the prior. Other matrices decay; vectors do not.
+    The loadings, which are the weights of the decoder's last layer, have a normal prior. A feature that few
+    cells express has little information about its loadings. Without the prior, Adam would fit its noise, because the
+    size of its steps does not depend on the size of the gradient. Other matrices decay; vectors do not.
 
     Parameters
     ----------

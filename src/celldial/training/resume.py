@@ -47,7 +47,7 @@ class TrainerCheckpoint:
     checkpoint
         The file.
     trainer
-        The trainer whose state it has.
+        The trainer to save and restore.
     """
 
     def __init__(self, checkpoint: Checkpoint, trainer: Trainer) -> None:
