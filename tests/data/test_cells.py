@@ -40,7 +40,7 @@ def make_cells(x: np.ndarray) -> Cells:
 
 
 def numbered(n_cells: int) -> Cells:
-    """Make cells whose one count tells which cell it is (from 1)."""
+    """Return cells whose only count is their number, from 1."""
     return make_cells(np.arange(1, n_cells + 1, dtype=np.float32)[:, None])
 
 
@@ -49,7 +49,7 @@ def numbers(cells: Cells) -> list[int]:
 
 
 def assert_same(cells: Cells, expected: Cells, index: Any) -> None:
-    """Check that `cells` are those at `index` in `expected`, every part dense."""
+    """Assert that `cells` are those at `index` in `expected`."""
     assert list(cells.counts) == list(expected.counts)
     for modality, rows in expected.counts.items():
         assert torch.equal(cells.counts[modality].to_dense(), rows.to_dense()[index])
@@ -124,14 +124,14 @@ def test_select_is_dense_indexing(x: np.ndarray, data: st.DataObject) -> None:
 
 
 @given(x=COUNTS, data=st.data())
-def test_between_is_dense_slicing(x: np.ndarray, data: st.DataObject) -> None:
+def test_slice_is_dense_slicing(x: np.ndarray, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(x)))
     stop = data.draw(st.integers(start, len(x)))
     cells = make_cells(x)
     assert_same(cells.slice(start, stop), cells, slice(start, stop))
 
 
-def test_between_copies_no_entries() -> None:
+def test_slice_copies_no_entries() -> None:
     cells = numbered(5)
     part = cells.slice(2, 4)
     assert part.counts["rna"].value_n.data_ptr() == cells.counts["rna"].value_n[2:].data_ptr()
@@ -192,7 +192,7 @@ def test_minibatches_in_order_are_views() -> None:
     assert part.counts["rna"].value_n.data_ptr() == cells.counts["rna"].value_n[2:].data_ptr()
 
 
-def test_shuffling_is_reproducible_and_goes_on() -> None:
+def test_shuffling_is_reproducible_and_differs_between_epochs() -> None:
     def order(generator: torch.Generator) -> list[int]:
         return [number for part in minibatches(numbered(20), 4, generator=generator) for number in numbers(part)]
 
@@ -202,7 +202,7 @@ def test_shuffling_is_reproducible_and_goes_on() -> None:
     assert first != order(one)
 
 
-def test_wrong_minibatches() -> None:
+def test_invalid_arguments_of_minibatches() -> None:
     with raises(ValueError, naming=["batch_size", 0]):
         next(minibatches(numbered(3), 0))
     for index in ([2, 3], [-1, 0]):
@@ -231,12 +231,12 @@ def test_split_is_random() -> None:
 
 
 @pytest.mark.parametrize("validation_size", [-0.1, 1, 1.5, float("nan")])
-def test_split_wants_a_share(validation_size: float) -> None:
+def test_split_requires_a_valid_fraction(validation_size: float) -> None:
     with raises(ValueError, naming=["validation_size", validation_size]):
         random_split(10, validation_size, torch.Generator())
 
 
-def test_split_wants_cells() -> None:
+def test_split_requires_cells() -> None:
     with raises(ValueError, naming=[0]):
         random_split(0, 0.1, torch.Generator())
 
@@ -245,7 +245,7 @@ def test_split_wants_cells() -> None:
 
 
 def make_mosaic(**lacking: list[int]) -> Cells:
-    """Make four cells with two features in each modality named, where the cells given have no count."""
+    """Return four cells with two features in each modality; the given cells have no counts of it."""
     x, types = [], []
     for number, (modality, cells) in enumerate(lacking.items()):
         x_cf = np.arange(1, 9, dtype=np.float32).reshape(4, 2) + 10 * number
@@ -260,7 +260,7 @@ def make_mosaic(**lacking: list[int]) -> Cells:
     return Cells.from_anndata(adata, schema)
 
 
-def test_what_all_cells_have_is_not_noted() -> None:
+def test_modalities_of_all_cells_have_no_mask() -> None:
     assert make_mosaic(rna=[], protein=[]).present == {}
     cells = make_mosaic(rna=[], protein=[1, 2])
     assert list(cells.present) == ["protein"]
@@ -272,7 +272,7 @@ def test_what_all_cells_have_is_not_noted() -> None:
 
 
 @given(lacking=st.lists(st.integers(0, 3), unique=True), data=st.data())
-def test_presence_goes_with_the_cells(lacking: list[int], data: st.DataObject) -> None:
+def test_masks_follow_the_cells(lacking: list[int], data: st.DataObject) -> None:
     cells = make_mosaic(rna=[], protein=lacking)
     index = torch.tensor(data.draw(st.lists(st.integers(0, 3))), dtype=torch.int64)
     assert_same(cells.select(index), cells, index)
@@ -285,13 +285,13 @@ def test_presence_goes_with_the_cells(lacking: list[int], data: st.DataObject) -
             assert torch.equal(having, (total_c > 0).nonzero().squeeze(1))
 
 
-def test_presence_is_kept_where_a_part_lacks_nothing() -> None:
+def test_masks_stay_if_a_part_has_the_modality_in_all_cells() -> None:
     part = make_mosaic(rna=[], protein=[1]).slice(2, 4)
     assert part.present["protein"].tolist() == [True, True]
     assert part.indices_with("protein").tolist() == [0, 1]
 
 
-def test_only() -> None:
+def test_keep_one_modality() -> None:
     cells = make_mosaic(rna=[0], protein=[1], atac=[])
     only = cells.keep_modalities("protein")
     assert list(only.counts) == ["rna", "atac", "protein"]
@@ -306,12 +306,12 @@ def test_only() -> None:
     index = torch.tensor([3, 1])
     assert_same(only.select(index), only, index)
     assert_same(only.slice(1, 3), only, slice(1, 3))
-    # As if it were so from the start.
+    # The same as if it had not been measured.
     assert cells.indices_with("atac") is None
     assert cells.indices_with("rna").tolist() == [1, 2, 3]
 
 
-def test_only_some_of_several() -> None:
+def test_keep_some_modalities() -> None:
     cells = make_mosaic(rna=[0], protein=[1], atac=[])
     only = cells.keep_modalities("atac", "rna")
     for kept in ("rna", "atac"):
@@ -327,7 +327,7 @@ def test_only_some_of_several() -> None:
 
 
 @given(lacking=st.lists(st.integers(0, 3), unique=True))
-def test_has_having_and_observed_say_the_same(lacking: list[int]) -> None:
+def test_mask_indices_and_observed_counts_agree(lacking: list[int]) -> None:
     cells = make_mosaic(rna=[], protein=lacking)
     present_c = cells.mask_with("protein")
     assert present_c.dtype == torch.bool
@@ -338,7 +338,7 @@ def test_has_having_and_observed_say_the_same(lacking: list[int]) -> None:
     assert (observed is cells.counts["protein"]) == (not lacking)
 
 
-def test_masks_are_left_out_for_cells_that_have_all() -> None:
+def test_full_masks_are_dropped() -> None:
     cells = make_mosaic(rna=[0], protein=[1])
     assert cells.drop_full_masks(torch.tensor([2, 3])).present == {}
     masked = cells.drop_full_masks(torch.tensor([1, 2]))
@@ -353,11 +353,11 @@ def test_blocks_of_expected_values_are_small(n_features: int) -> None:
     assert type(n_cells) is int
     assert 1 <= n_cells <= MAX_DECODE_CELLS
     assert n_cells == 1 or n_cells * n_features <= MAX_DECODE_VALUES
-    # As many as are allowed.
+    # The largest possible number.
     assert n_cells == MAX_DECODE_CELLS or (n_cells + 1) * n_features > MAX_DECODE_VALUES
 
 
-def test_linked() -> None:
+def test_connected_modalities() -> None:
     check_modalities_connected(make_mosaic(rna=[]))
     check_modalities_connected(make_mosaic(rna=[], atac=[]))
     check_modalities_connected(make_mosaic(rna=[0], atac=[1, 2]))
@@ -366,7 +366,7 @@ def test_linked() -> None:
     )  # atac and protein in cell 3, protein and rna in 1
 
 
-def test_not_linked() -> None:
+def test_unconnected_modalities() -> None:
     with raises(ValueError, naming=["rna", "atac"]):
         check_modalities_connected(make_mosaic(rna=[0, 1], atac=[2, 3]))
     with raises(ValueError, naming=["rna", "protein", "atac"]):
@@ -375,8 +375,8 @@ def test_not_linked() -> None:
         check_modalities_connected(make_mosaic(rna=[], protein=[0, 1, 2, 3]))
 
 
-def test_cells_to_train_on_must_be_linked() -> None:
-    """Else, where the cells to validate on are chosen by hand, what has nothing to start from would start at NaN."""
+def test_training_cells_must_connect_modalities() -> None:
+    """Otherwise, a modality without counts in the training cells would be initialized with NaN."""
     cells = make_mosaic(rna=[0], protein=[1, 2])
     check_modalities_connected(cells)
     check_modalities_connected(cells, torch.tensor([1, 3]))

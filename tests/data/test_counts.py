@@ -1,4 +1,4 @@
-"""Counts of an AnnData: every storage, invalid values, and features of later data."""
+"""Counts of an AnnData: storage types, invalid values, and features of new data."""
 
 import logging
 from typing import Any
@@ -54,7 +54,7 @@ def test_counts_of_a_layer() -> None:
     np.testing.assert_array_equal(rna(adata, Schema.from_anndata(adata, layer="counts")).toarray(), SMALL_COUNTS)
 
 
-def test_counts_in_disorder_are_put_in_order_on_a_copy() -> None:
+def test_unsorted_counts_are_sorted_in_a_copy() -> None:
     # Row 0 has its columns unsorted, column 2 twice and a stored zero.
     x = sparse.csr_matrix((np.array([1, 1, 1, 0], dtype=np.float32), [2, 0, 2, 3], [0, 4, 4]), shape=(2, 4))
     before = [part.copy() for part in (x.data, x.indices, x.indptr)]
@@ -80,19 +80,19 @@ def test_one_cell_or_one_gene(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("storage", ["dense", "csr_matrix", "csc_array"])
 @pytest.mark.parametrize("value", [-1, np.nan, np.inf, -np.inf, 1e39, 0.5])
-def test_what_is_no_count_is_named(storage: str, value: float) -> None:
+def test_invalid_counts_are_named(storage: str, value: float) -> None:
     x = SMALL_COUNTS.astype(float)
     x[2, 1], x[2, 3] = value, 0.25
     with raises(ValueError, naming=["adata.X", f"{value:g}", "'c2'", "'g1'"]):
         rna(build_rna(STORAGES[storage](x), np.float64))
 
 
-def test_negative_integers_are_no_counts() -> None:
+def test_negative_integers_are_invalid_counts() -> None:
     with raises(ValueError, naming=[-3, "'c1'", "'g0'"]):
         rna(build_rna(np.array([[1, 2], [-3, 4]]), np.int64))
 
 
-def test_error_says_where_the_counts_are() -> None:
+def test_error_names_the_place_of_counts() -> None:
     scaled = SMALL_COUNTS - 0.5
     with raises(ValueError, naming=["adata.X"], omitting=["layer=", "adata.raw"]):
         rna(build_rna(scaled, log=scaled))
@@ -124,7 +124,7 @@ def test_backed(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 2), (2, 0)])
-def test_nothing_there(shape: tuple[int, int]) -> None:
+def test_empty_anndata(shape: tuple[int, int]) -> None:
     with raises(ValueError, naming=shape):
         Schema.from_anndata(build_rna(np.zeros(shape)))
 
@@ -141,7 +141,7 @@ def test_names_given_twice() -> None:
                 read(adata)
 
 
-def test_no_counts_there() -> None:
+def test_missing_counts() -> None:
     with raises(ValueError, naming=["adata.X", None]):
         Schema.from_anndata(AnnData(obs=build_rna().obs, var=build_rna().var))
     adata = AnnData(obs=build_rna().obs, var=build_rna().var, layers={"raw": SMALL_COUNTS})
@@ -155,14 +155,14 @@ def test_no_counts_there() -> None:
 @pytest.mark.parametrize(
     "x", [SMALL_COUNTS.astype(object), SMALL_COUNTS.astype(np.float16), SMALL_COUNTS.astype(complex), object()]
 )
-def test_counts_of_unknown_kind(x: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_of_unsupported_type(x: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     adata = build_rna()
-    monkeypatch.setattr(AnnData, "X", property(lambda self: x))  # stands for dask and other arrays not installed here
+    monkeypatch.setattr(AnnData, "X", property(lambda self: x))  # replaces dask and other arrays that are not installed
     with raises(TypeError, naming=["adata.X"]):
         Schema.from_anndata(adata)
 
 
-# --- A later AnnData --------------------------------------------------------------------------------------------------
+# --- New data ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -175,7 +175,7 @@ def test_features_are_reordered(storage: str, dtype: Any) -> None:
     assert counts.dtype == np.float32
 
 
-def test_further_features_are_ignored_even_if_no_counts(caplog: pytest.LogCaptureFixture) -> None:
+def test_other_features_are_ignored_even_with_invalid_counts(caplog: pytest.LogCaptureFixture) -> None:
     schema = Schema.from_anndata(build_rna()[:, ["g3", "g1"]])
     x = SMALL_COUNTS.astype(float)
     x[:, 0] = np.nan
@@ -202,7 +202,7 @@ def test_too_few_features() -> None:
         schema.read_counts(adata[:, ["g2"]])
 
 
-def test_wrong_value_is_named_after_reordering() -> None:
+def test_invalid_value_is_named_after_reordering() -> None:
     schema = Schema.from_anndata(build_rna())
     x = SMALL_COUNTS.astype(float)
     x[2, 1] = 0.5

@@ -1,4 +1,4 @@
-"""Categorical and continuous covariates: at fit, in later data, and given as values."""
+"""Categorical and continuous covariates in training data, in new data, and as given values."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from celldial.data.schema import Schema
 from helpers.raises import raises
 from helpers.simulate import build_rna
 
-# --- Covariates at fit ------------------------------------------------------------------------------------------------
+# --- Training data ----------------------------------------------------------------------------------------------------
 
 
 def test_categories() -> None:
@@ -78,7 +78,7 @@ def test_continuous_covariates_are_standardized() -> None:
     np.testing.assert_allclose(continuous_ck.std(0), [1, 1, 0, 1, 0], atol=1e-6)
 
 
-def test_key_not_there() -> None:
+def test_missing_key() -> None:
     adata = build_rna()
     for keys in (
         {"batch_key": "bacth"},
@@ -103,7 +103,7 @@ def test_key_given_twice(key: str, keys: Any) -> None:
         Schema.from_anndata(build_rna(), **keys)
 
 
-def test_one_string_is_no_list_of_keys() -> None:
+def test_a_string_is_not_a_list_of_keys() -> None:
     with raises(TypeError, naming=["['donor']"]):
         Schema.from_anndata(build_rna(), categorical_covariate_keys="donor")
 
@@ -128,7 +128,7 @@ def test_missing_category(key: str, values: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
-def test_wrong_continuous_value(value: float) -> None:
+def test_invalid_continuous_value(value: float) -> None:
     adata = build_rna()
     schema = Schema.from_anndata(adata, continuous_covariate_keys=["age"])
     adata.obs["age"] = [1.0, 2.0, value]
@@ -144,7 +144,7 @@ def test_continuous_must_be_numeric(key: str) -> None:
         Schema.from_anndata(build_rna(), continuous_covariate_keys=[key])
 
 
-# --- Later data and given values --------------------------------------------------------------------------------------
+# --- New data and given values ----------------------------------------------------------------------------------------
 
 
 def make_schema() -> Schema:
@@ -153,7 +153,7 @@ def make_schema() -> Schema:
     )
 
 
-def test_unseen_category() -> None:
+def test_unknown_category() -> None:
     adata = build_rna()
     adata.obs["batch"] = ["b0", "new", "newer"]
     with raises(ValueError, naming=["'batch'", "'new'", "'newer'", "'c1'", "'b0'", "'b1'"]):
@@ -174,7 +174,7 @@ def test_overrides() -> None:
     np.testing.assert_array_equal(continuous_ck, np.zeros((3, 1)))
 
 
-def test_wrong_overrides() -> None:
+def test_invalid_overrides() -> None:
     with raises(ValueError, naming=["'b7'", "'b0'", "'b1'"]):
         make_schema().encode_covariates(build_rna(), {"batch": "b7"})
     with raises(KeyError, naming=["'time'", "'batch'", "'donor'", "'age'"]):
@@ -204,13 +204,13 @@ def test_covariates_in_a_dict_of_single_values() -> None:
     np.testing.assert_array_equal(continuous_ck, [[0], [0]])
 
 
-def test_covariates_of_a_series_go_by_position() -> None:
+def test_values_of_a_series_are_matched_by_position() -> None:
     age = pd.Series([0.0, 2.0], index=[1, 0])
     _, continuous_ck = make_schema().encode_covariates({"batch": "b0", "donor": "x", "age": age}, n_cells=2)
     assert continuous_ck[0, 0] < continuous_ck[1, 0]
 
 
-def test_wrong_covariates_in_a_dict() -> None:
+def test_invalid_covariates_in_a_dict() -> None:
     values = {"batch": "b0", "donor": "x", "age": 1.0}
     schema = make_schema()
     with raises(ValueError, naming=["n_cells"]):

@@ -1,4 +1,4 @@
-"""Cells in files: what is read is what would be read in memory, and what cannot be read is told."""
+"""Cells in files: reading equals reading in memory, and errors name the file."""
 
 import logging
 import pickle
@@ -25,7 +25,7 @@ from helpers.simulate import COVARIATES, simulate, simulate_two, write
 KEYS = ["batch", "donor", "age"]
 
 
-def joined(blocks: list[AnnData]) -> AnnData:
+def concatenated(blocks: list[AnnData]) -> AnnData:
     return ad.concat(blocks)
 
 
@@ -34,10 +34,10 @@ def adata() -> AnnData:
     return simulate(n_cells=50)
 
 
-# --- What is stored ---------------------------------------------------------------------------------------------------
+# --- Paths and runs ---------------------------------------------------------------------------------------------------
 
 
-def test_paths_lists_of_paths_and_backed_data_are_stored(tmp_path, adata):
+def test_paths_lists_of_paths_and_backed_data_are_on_disk(tmp_path, adata):
     path = write(adata, tmp_path / "a.h5ad")
     backed = ad.read_h5ad(path, backed="r")
     assert is_on_disk(str(path))
@@ -49,14 +49,14 @@ def test_paths_lists_of_paths_and_backed_data_are_stored(tmp_path, adata):
 
 
 @pytest.mark.parametrize("rows", [[0], [3, 4, 6, 100], list(range(40)), [0, 20, 40, 60], [5, 22, 39]])
-def test_runs_cover_the_rows_and_tell_where_they_are(rows):
+def test_runs_cover_the_rows_and_return_their_positions(rows):
     runs, position_c = to_runs(np.array(rows))
     covered = np.concatenate([np.arange(run.start, run.stop) for run in runs])
     np.testing.assert_array_equal(covered[position_c], rows)
     assert len(covered) == len(set(covered))
 
 
-# --- The same as in memory --------------------------------------------------------------------------------------------
+# --- Equal to reading in memory ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
@@ -79,7 +79,7 @@ def test_cells_and_schema_are_those_in_memory(tmp_path, adata, suffix, layout):
         block = dataset.read(row_c)
         assert list(block.obs_names) == list(adata.obs_names[row_c])
         assert_same_cells(Cells.from_anndata(block, schema), Cells.from_anndata(adata[row_c].copy(), schema))
-    whole = joined(list(dataset.blocks(7)))
+    whole = concatenated(list(dataset.blocks(7)))
     assert_same_cells(Cells.from_anndata(whole, schema), Cells.from_anndata(adata, schema))
 
 
@@ -103,7 +103,7 @@ def test_a_layer_and_obsm_are_read(tmp_path, adata):
         assert_same_cells(Cells.from_anndata(dataset.read(row_c), schema), expected)
 
 
-def test_modalities_and_columns_that_say_who_has_them_are_read(tmp_path):
+def test_modalities_and_presence_columns_are_read(tmp_path):
     adata = simulate_two(lacking={"atac": [1, 2]})
     adata.obs["has_atac"] = [cell not in (1, 2) for cell in range(adata.n_obs)]
     schema = Schema.from_anndata(adata)
@@ -111,11 +111,11 @@ def test_modalities_and_columns_that_say_who_has_them_are_read(tmp_path):
     assert dataset.schema() == schema
     assert schema.presence_keys == {"atac": "has_atac"}
     assert_same_cells(
-        Cells.from_anndata(joined(list(dataset.blocks(20))), dataset.schema()), Cells.from_anndata(adata, schema)
+        Cells.from_anndata(concatenated(list(dataset.blocks(20))), dataset.schema()), Cells.from_anndata(adata, schema)
     )
 
 
-def test_shards_are_one_atlas(tmp_path, adata):
+def test_several_files_are_one_data_set(tmp_path, adata):
     """Features in another order, categories of other cells, a column of text in one and of categories in the other."""
     first, second = adata[:20].copy(), adata[20:, ::-1].copy()
     second.obs["donor"] = ["w" if donor == "x" else str(donor) for donor in second.obs["donor"]]
@@ -135,7 +135,7 @@ def test_shards_are_one_atlas(tmp_path, adata):
     assert [len(block) for block in dataset.blocks(15)] == [15, 5, 15, 15]
 
 
-def test_features_that_not_all_files_have_are_left_out(tmp_path, adata, caplog):
+def test_features_that_some_files_lack_are_ignored(tmp_path, adata, caplog):
     paths = [write(adata, tmp_path / "a.h5ad"), write(adata[:, 3:].copy(), tmp_path / "b.h5ad")]
     with caplog.at_level(logging.WARNING, "celldial"):
         dataset = OnDiskDataset.open(paths)
@@ -153,7 +153,7 @@ def test_files_with_other_features_are_refused(tmp_path, adata):
         OnDiskDataset.open([write(adata, tmp_path / "a.h5ad"), write(other, tmp_path / "b.h5ad")])
 
 
-def test_cells_of_shards_may_have_the_same_names(tmp_path, adata):
+def test_cells_of_several_files_may_have_the_same_names(tmp_path, adata):
     path = write(adata, tmp_path / "a.h5ad")
     dataset = OnDiskDataset.open([path, path])
     assert dataset.n_cells == 100
@@ -162,7 +162,7 @@ def test_cells_of_shards_may_have_the_same_names(tmp_path, adata):
     assert len(Cells.from_anndata(dataset.read(np.array([0, 50]), names=False), schema)) == 2
 
 
-def test_numbers_text_and_truth_of_several_files_are_put_together(tmp_path, adata):
+def test_numbers_text_and_booleans_of_several_files_are_concatenated(tmp_path, adata):
     first, second = adata[:20].copy(), adata[20:].copy()
     first.obs["age"] = np.arange(20)
     first.obs["has_rna"], second.obs["has_rna"] = True, False
@@ -175,7 +175,7 @@ def test_numbers_text_and_truth_of_several_files_are_put_together(tmp_path, adat
 
 
 @pytest.mark.parametrize("mode", ["r", "r+"])
-def test_of_a_backed_anndata_memory_counts_before_the_file(tmp_path, adata, mode):
+def test_tables_of_a_backed_anndata_are_read_from_memory(tmp_path, adata, mode):
     adata.layers["counts"] = adata.X.copy()
     adata.obsm["protein"] = np.ones((50, 3), dtype=np.float32)
     backed = ad.read_h5ad(write(adata, tmp_path / "a.h5ad"), backed=mode)
@@ -193,7 +193,7 @@ def test_of_a_backed_anndata_memory_counts_before_the_file(tmp_path, adata, mode
         OnDiskDataset.open(backed[:10])
 
 
-def test_an_atlas_can_be_sent_to_another_process(tmp_path, adata):
+def test_a_data_set_can_be_pickled(tmp_path, adata):
     dataset = OnDiskDataset.open(write(adata, tmp_path / "a.h5ad"), obs_keys=KEYS)
     dataset.first_cell()
     copy = pickle.loads(pickle.dumps(dataset))
@@ -201,7 +201,7 @@ def test_an_atlas_can_be_sent_to_another_process(tmp_path, adata):
     np.testing.assert_array_equal(copy.read(slice(2, 5)).X.toarray(), adata.X[2:5].toarray())
 
 
-def test_blocks_have_few_enough_entries(tmp_path, monkeypatch, adata):
+def test_blocks_have_a_limited_number_of_entries(tmp_path, monkeypatch, adata):
     monkeypatch.setattr("celldial.data.files.MAX_READ_NNZ", 100)
     for name, matrix in {"sparse": adata.X, "dense": adata.X.toarray()}.items():
         adata.X = matrix
@@ -209,10 +209,10 @@ def test_blocks_have_few_enough_entries(tmp_path, monkeypatch, adata):
         assert all(block.X.nnz <= 130 for block in dataset.blocks())  # on average over the 50 cells at most 100
 
 
-# --- What is wrong ----------------------------------------------------------------------------------------------------
+# --- Errors -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_not_in_a_file_is_named(tmp_path, adata):
+def test_missing_columns_and_matrices_are_named(tmp_path, adata):
     adata.layers["counts"] = adata.X
     path = write(adata, tmp_path / "a.h5ad")
     with raises(KeyError, naming=["a.h5ad", "layers/raw", "'X'", "'layers/counts'"]):
@@ -230,7 +230,7 @@ def test_what_is_not_in_a_file_is_named(tmp_path, adata):
         OnDiskDataset.open(tmp_path / "b.h5ad")
 
 
-def test_what_is_not_in_all_files_may_be_left_out(tmp_path, adata):
+def test_columns_that_some_files_lack_can_be_ignored(tmp_path, adata):
     other = adata.copy()
     other.obs = other.obs.drop(columns="age")
     paths = [write(adata, tmp_path / "a.h5ad"), write(other, tmp_path / "b.h5ad")]
@@ -239,7 +239,7 @@ def test_what_is_not_in_all_files_may_be_left_out(tmp_path, adata):
     assert list(dataset.first_cell().obsm) == []
 
 
-def test_what_is_not_read_is_refused(tmp_path, adata):
+def test_unsupported_files_are_refused(tmp_path, adata):
     with pytest.raises(ValueError, match="list of paths is empty"):
         OnDiskDataset.open([])
     with raises(ValueError, naming=["a.h5mu", "mudata.read_h5mu"]):
@@ -265,7 +265,7 @@ def test_what_is_not_read_is_refused(tmp_path, adata):
         OnDiskDataset.open(write(adata, tmp_path / "g.h5ad")).read(np.array([50]))
 
 
-def test_files_that_are_not_there_or_damaged_are_told(tmp_path, adata):
+def test_missing_and_damaged_files_are_errors(tmp_path, adata):
     with raises(OSError, naming=["a.h5ad"]):
         OnDiskDataset.open(tmp_path / "a.h5ad")
     (tmp_path / "text.h5ad").write_text("no HDF5")
@@ -280,7 +280,7 @@ def test_files_that_are_not_there_or_damaged_are_told(tmp_path, adata):
         OnDiskDataset.open(tmp_path / "empty.zarr")
 
 
-def test_a_store_without_all_its_chunks_is_not_taken_for_zeros(tmp_path, adata):
+def test_missing_chunks_are_not_read_as_zeros(tmp_path, adata):
     store = write(adata, tmp_path / "a.zarr")
     for chunk in [*(store / "X/data").glob("[0-9]*"), *(store / "X/data").glob("c/*")]:
         chunk.unlink()
@@ -288,8 +288,8 @@ def test_a_store_without_all_its_chunks_is_not_taken_for_zeros(tmp_path, adata):
         OnDiskDataset.open(store)
 
 
-def test_damaged_values_are_told(tmp_path, adata):
-    """Decompression fails, and columns that there are not are not used."""
+def test_damaged_values_are_errors(tmp_path, adata):
+    """Decompression fails, and column indices out of range are refused."""
     damaged = tmp_path / "a.h5ad"
     adata.write_h5ad(damaged, compression="gzip")
     with h5py.File(damaged) as file:
@@ -307,7 +307,7 @@ def test_damaged_values_are_told(tmp_path, adata):
 
 
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
-def test_a_file_that_vanishes_is_told(tmp_path, adata, suffix):
+def test_a_file_that_disappears_is_an_error(tmp_path, adata, suffix):
     path = write(adata, tmp_path / f"a{suffix}")
     dataset = OnDiskDataset.open(path)
     dataset.first_cell()
@@ -320,13 +320,15 @@ def test_a_file_that_vanishes_is_told(tmp_path, adata, suffix):
         OnDiskDataset.open(backed)
 
 
-def test_slow_reading_is_told_once(tmp_path, adata, monkeypatch, caplog):
+def test_slow_reads_are_logged_once(tmp_path, adata, monkeypatch, caplog):
     file = BackedFile(write(adata, tmp_path / "slow.h5ad"))
-    told = threading.Event()
+    was_logged = threading.Event()
     monkeypatch.setattr(file_matrices, "SLOW_READ_SECONDS", 0.0)
-    monkeypatch.setattr(caplog.handler, "emit", lambda record, emit=caplog.handler.emit: (emit(record), told.set()))
+    monkeypatch.setattr(
+        caplog.handler, "emit", lambda record, emit=caplog.handler.emit: (emit(record), was_logged.set())
+    )
     with caplog.at_level(logging.WARNING, "celldial"):
         for _ in range(2):
             with file.reading():
-                assert told.wait(10)
+                assert was_logged.wait(10)
     assert len(logged(caplog, naming=["slow.h5ad", 0])) == 1

@@ -1,4 +1,4 @@
-"""Where training gets its cells from: each cell once an epoch, shared evenly, in an order that a generator decides."""
+"""Training cells in memory: each cell once per epoch, divided evenly, in an order that a generator determines."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -16,7 +16,7 @@ META = torch.device("meta")
 
 
 def numbered(n_cells: int) -> Cells:
-    """Make cells whose only count is their number."""
+    """Return cells whose only count is their number."""
     cells = simulate_cells(2).select(torch.zeros(n_cells, dtype=torch.int64))
     return replace(cells, library_size={"rna": torch.arange(n_cells, dtype=torch.float32)})
 
@@ -31,7 +31,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 @settings(deadline=None)
 @given(n_cells=st.integers(2, 40), batch_size=st.integers(1, 12), n_ranks=st.integers(1, 4), seed=st.integers(0, 9))
-def test_every_cell_once_and_as_many_for_each(n_cells: int, batch_size: int, n_ranks: int, seed: int) -> None:
+def test_ranks_get_each_cell_once_and_equal_numbers(n_cells: int, batch_size: int, n_ranks: int, seed: int) -> None:
     train_c = torch.arange(0, n_cells, 2)
     source = InMemorySource(numbered(n_cells), train_c, torch.arange(1, n_cells, 2))
     shares = [
@@ -43,10 +43,10 @@ def test_every_cell_once_and_as_many_for_each(n_cells: int, batch_size: int, n_r
     seen = [number for share in shares for minibatch in share for number in minibatch]
     assert len(seen) == len(set(seen)) == len(train_c) // n_ranks * n_ranks
     assert set(seen) <= set(train_c.tolist())
-    judged = [
+    validated = [
         n for rank in range(n_ranks) for part in numbers(source.validation_minibatches(rank, n_ranks)) for n in part
     ]
-    assert sorted(judged) == source.validation_c.tolist()
+    assert sorted(validated) == source.validation_c.tolist()
 
 
 @settings(deadline=None)
@@ -58,12 +58,12 @@ def test_ranks_share_the_minibatches_of_one_process(seed: int) -> None:
     assert [set(one + other) for one, other in halves] == [set(minibatch) for minibatch in whole]
 
 
-def test_another_epoch_has_another_order() -> None:
+def test_the_next_epoch_has_another_order() -> None:
     source, of_both = InMemorySource(numbered(24), torch.arange(24), torch.arange(0)), generator()
     assert numbers(source.training_minibatches(8, of_both)) != numbers(source.training_minibatches(8, of_both))
 
 
-def test_a_sample_is_the_same_each_time_and_only_of_cells_to_train_on() -> None:
+def test_a_sample_is_reproducible_and_has_only_training_cells() -> None:
     source = InMemorySource(numbered(30), torch.arange(10, 30), torch.arange(10))
     (few,), (again,), (all_,) = (numbers([source.training_sample(n)]) for n in (5, 5, 50))
     assert few == again
@@ -73,7 +73,7 @@ def test_a_sample_is_the_same_each_time_and_only_of_cells_to_train_on() -> None:
     assert all_ == list(range(10, 30))
 
 
-def test_a_fingerprint_tells_data_sets_and_splits_apart() -> None:
+def test_fingerprints_differ_between_data_sets_and_splits() -> None:
     cells = simulate_two_cells()
     source = InMemorySource(cells, torch.arange(50), torch.arange(50, 60))
     others = [
@@ -88,7 +88,7 @@ def test_a_fingerprint_tells_data_sets_and_splits_apart() -> None:
 
 
 @pytest.mark.parametrize("fits", [True, False])
-def test_cells_that_do_not_fit_go_to_the_device_piece_by_piece(monkeypatch: pytest.MonkeyPatch, fits: bool) -> None:
+def test_cells_that_do_not_fit_on_the_device_are_moved_in_blocks(monkeypatch: pytest.MonkeyPatch, fits: bool) -> None:
     cells = simulate_cells()
     monkeypatch.setattr(
         "celldial.data.in_memory.available_memory", lambda device: 10 * cells.n_bytes if fits else cells.n_bytes
@@ -101,7 +101,7 @@ def test_cells_that_do_not_fit_go_to_the_device_piece_by_piece(monkeypatch: pyte
         assert {minibatch.counts["rna"].value_n.device for minibatch in minibatches} == {META}
 
 
-def test_masks_of_modalities_that_all_chosen_cells_have_are_left_out() -> None:
+def test_masks_of_modalities_of_all_selected_cells_are_dropped() -> None:
     cells = simulate_two_cells(lacking={"atac": [0]})
     assert set(InMemorySource(cells, torch.arange(60), torch.arange(0)).to(torch.device("cpu")).cells.present) == {
         "atac"

@@ -1,4 +1,4 @@
-"""Labels that are known of some cells: how they are read, what is learned from them, and what is said of bad ones."""
+"""Partly known labels: reading, training, and errors of invalid labels."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +25,7 @@ from helpers.fit import fit_clusters as fit
 from helpers.raises import raises, warns
 from helpers.simulate import simulate_groups
 
-# --- How they are read ------------------------------------------------------------------------------------------------
+# --- Reading ----------------------------------------------------------------------------------------------------------
 
 
 def table(*labels: Any, dtype: Any = object) -> pd.DataFrame:
@@ -60,20 +60,20 @@ def test_labels_of_every_kind(kind: str) -> None:
     ("obs", "unknown"),
     [(table("a", "?", "b"), "?"), (table(1, -1, 2, dtype=int), -1), (table(1, -1, 2, dtype=float), -1)],
 )
-def test_what_stands_for_no_label(obs: pd.DataFrame, unknown: Any) -> None:
+def test_values_that_mean_no_label(obs: pd.DataFrame, unknown: Any) -> None:
     names = find_labels(obs, "label", unknown)
     assert len(names) == 2
     assert encode_labels(obs, {"names": names, "labels_key": "label", "unknown_label": unknown}).tolist() == [0, -1, 1]
 
 
-def test_where_nothing_is_known() -> None:
+def test_without_labels_nothing_is_encoded() -> None:
     obs = table("a", "b")
     assert encode_labels(obs, None) is None
     assert encode_labels(obs, {"names": ["0", "1"]}) is None
     assert encode_labels(obs, {"names": ["a", "b"], "labels_key": "other", "unknown_label": "unknown"}) is None
 
 
-def test_a_label_that_the_model_does_not_know() -> None:
+def test_labels_that_are_not_in_the_model() -> None:
     described = {"names": ["a", "b"], "labels_key": "label", "unknown_label": "unknown"}
     with raises(ValueError, naming=["'label'", "'c'", "'d'", "'a'", "'b'"]):
         encode_labels(table("d", "a", "c", "c"), described)
@@ -109,11 +109,11 @@ def test_names_of_columns_have_no_slash() -> None:
         name_clusters(["a-b", "a/b"], None)
 
 
-# --- What is learned from them ----------------------------------------------------------------------------------------
+# --- Training ---------------------------------------------------------------------------------------------------------
 
 
 def with_labels(adata: AnnData, share: float = 0.1, without: str = "", seed: int = 0) -> AnnData:
-    """Tell the group of a share of the cells, two at least of each, in the column ``label``."""
+    """Add the group of a fraction of the cells, at least two of each, in the column ``label``."""
     random = np.random.default_rng(seed)
     label_c = np.full(adata.n_obs, "unknown", dtype=object)
     for group in sorted(set(adata.obs["group"]) - set(without)):
@@ -124,8 +124,8 @@ def with_labels(adata: AnnData, share: float = 0.1, without: str = "", seed: int
 
 
 def accuracy(adata: AnnData, among: Any = slice(None)) -> float:
-    said = adata.obs[CLUSTER].astype(str)
-    return float((said == "type " + adata.obs["group"]).to_numpy()[among].mean())
+    predicted = adata.obs[CLUSTER].astype(str)
+    return float((predicted == "type " + adata.obs["group"]).to_numpy()[among].mean())
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_new_cells_get_one(fitted: tuple[VAE, AnnData]) -> None:
     assert accuracy(cells) > 0.9
 
 
-def test_known_labels_are_not_told_when_clusters_are_judged(fitted: tuple[VAE, AnnData]) -> None:
+def test_known_labels_do_not_change_the_inferred_clusters(fitted: tuple[VAE, AnnData]) -> None:
     model, adata = fitted
     expected = model.clusters(adata.copy())
     without, wrong = adata.copy(), adata.copy()
@@ -182,24 +182,24 @@ def test_a_group_without_a_label_gets_a_cluster_of_its_own() -> None:
     adata = with_labels(simulate_groups(), without="C")
     fit(adata, labels_key="label", n_clusters=3)
     assert list(adata.obs[CLUSTER].cat.categories) == ["type A", "type B", "0"]
-    said = adata.obs[CLUSTER].astype(str)[adata.obs["group"] == "C"]
-    assert (said == "0").mean() > 0.9
+    predicted = adata.obs[CLUSTER].astype(str)[adata.obs["group"] == "C"]
+    assert (predicted == "0").mean() > 0.9
     assert accuracy(adata, adata.obs["group"] != "C") > 0.9
 
 
 @pytest.mark.parametrize("gradient", ["gumbel_softmax", "score_function"])
-def test_labels_are_learned_from_by_every_estimator(gradient: str) -> None:
+def test_every_gradient_estimator_learns_labels(gradient: str) -> None:
     adata = with_labels(simulate_groups())
     fit(adata, labels_key="label", gradient=gradient)
     assert accuracy(adata, adata.obs["label"] == "unknown") > 0.9
 
 
-def test_surprise_at_labels_is_part_of_the_loss(fitted: tuple[VAE, AnnData]) -> None:
-    """Beside the ELBO, in which known labels stand in place of what is judged."""
+def test_cross_entropy_of_labels_is_part_of_the_loss(fitted: tuple[VAE, AnnData]) -> None:
+    """In addition to the ELBO, in which known labels replace the inferred clusters."""
     model, adata = fitted
     table = to_anndata(model, adata)
     label_c = encode_labels(table.obs, model.clusters_)
-    wrong_c = torch.where(label_c >= 0, (label_c + 1) % len(model.clusters_["names"]), label_c)  # it is surprised
+    wrong_c = torch.where(label_c >= 0, (label_c + 1) % len(model.clusters_["names"]), label_c)  # all wrong
     cells = replace(Cells.from_anndata(table, model.schema_), label_c=wrong_c)
     module = model.module_.eval()
     torch.manual_seed(0)
@@ -216,7 +216,7 @@ def test_surprise_at_labels_is_part_of_the_loss(fitted: tuple[VAE, AnnData]) -> 
     assert not known_c.all()
 
 
-def test_labels_of_cells_held_out_are_not_learned_from() -> None:
+def test_labels_of_validation_cells_are_not_used() -> None:
     tables = []
     for seed in (0, 1):
         adata = with_labels(simulate_groups(), share=0.8)
@@ -229,7 +229,7 @@ def test_labels_of_cells_held_out_are_not_learned_from() -> None:
 
 
 @pytest.mark.parametrize(("share", "stay"), [(0.1, True), (0.4, True), (0.8, False)])
-def test_cells_with_a_label_are_trained_on_unless_most_have_one(share: float, stay: bool) -> None:
+def test_labeled_cells_are_training_cells_unless_most_have_a_label(share: float, stay: bool) -> None:
     adata = with_labels(simulate_groups(), share)
     cells = Cells.from_anndata(adata, Schema.from_anndata(adata))
     described = {"names": ["type A", "type B", "type C"], "labels_key": "label", "unknown_label": "unknown"}
@@ -242,7 +242,7 @@ def test_cells_with_a_label_are_trained_on_unless_most_have_one(share: float, st
     assert ((cells.label_c[validation_c] < 0).all().item()) is stay
 
 
-def test_a_label_that_only_an_empty_cell_has() -> None:
+def test_a_label_of_only_an_empty_cell() -> None:
     adata = with_labels(simulate_groups((20, 20)))
     adata.obs.iloc[0, adata.obs.columns.get_loc("label")] = "type Z"
     x = adata.X.toarray()
@@ -254,7 +254,7 @@ def test_a_label_that_only_an_empty_cell_has() -> None:
     assert np.isfinite(adata.obsm[CLUSTER_PROBABILITY].to_numpy()).all()
 
 
-# --- Fitting on, and files --------------------------------------------------------------------------------------------
+# --- Continued training and files -------------------------------------------------------------------------------------
 
 
 def reloaded(model: VAE, path: Path) -> VAE:
@@ -273,12 +273,12 @@ def test_a_file_keeps_names(fitted: tuple[VAE, AnnData], tmp_path: Path) -> None
     )
 
 
-def test_fitting_on_hears_new_labels(fitted: tuple[VAE, AnnData], tmp_path: Path) -> None:
+def test_partial_fit_uses_new_labels(fitted: tuple[VAE, AnnData], tmp_path: Path) -> None:
     model, _ = fitted
-    told, not_told = (with_labels(simulate_groups(), share=0.5, seed=1) for _ in range(2))
-    del not_told.obs["label"]
+    labeled, unlabeled = (with_labels(simulate_groups(), share=0.5, seed=1) for _ in range(2))
+    del unlabeled.obs["label"]
     found = []
-    for cells in (told, not_told):
+    for cells in (labeled, unlabeled):
         reloaded(model, tmp_path).partial_fit(cells, max_epochs=2, validation_size=0, progress=False)
         assert list(cells.obs[CLUSTER].cat.categories) == ["type A", "type B", "type C"]
         assert accuracy(cells) > 0.9
@@ -286,7 +286,7 @@ def test_fitting_on_hears_new_labels(fitted: tuple[VAE, AnnData], tmp_path: Path
     assert (found[0] != found[1]).any(axis=None)
 
 
-def test_fitting_on_refuses_labels_that_are_new(fitted: tuple[VAE, AnnData], tmp_path: Path) -> None:
+def test_partial_fit_refuses_unknown_labels(fitted: tuple[VAE, AnnData], tmp_path: Path) -> None:
     model, adata = fitted
     loaded = reloaded(model, tmp_path)
     cells = with_labels(simulate_groups())
@@ -318,23 +318,23 @@ def rename(adata: AnnData, **names: str) -> None:
     adata.obs["label"] = adata.obs["label"].replace(names)
 
 
-def told(adata: AnnData, label: Any) -> None:
+def set_labels(adata: AnnData, label: Any) -> None:
     adata.obs["label"] = label
 
 
 # Name: a change of the cells, parameters, the error, and the facts it names.
 BAD_INPUT: dict[str, tuple[Callable[[AnnData], Any] | None, dict[str, Any], type[Exception], list[Any]]] = {
     "no such column": (None, {"labels_key": "lable"}, KeyError, ["labels_key", "'lable'", "'label'"]),
-    "only one label": (lambda a: told(a, "A"), {}, ValueError, ["'label'", "'A'"]),
+    "only one label": (lambda a: set_labels(a, "A"), {}, ValueError, ["'label'", "'A'"]),
     "one label and none": (
-        lambda a: a.obs["label"].where(a.obs["label"] == "type A", "unknown").pipe(lambda c: told(a, c)),
+        lambda a: a.obs["label"].where(a.obs["label"] == "type A", "unknown").pipe(lambda c: set_labels(a, c)),
         {},
         ValueError,
         ["'type A'", "'unknown'"],
     ),
-    "none": (lambda a: told(a, "unknown"), {}, ValueError, ["'label'", "'unknown'"]),
-    "all missing": (lambda a: told(a, None), {}, ValueError, ["'label'", "'unknown'"]),
-    "another word for none": (lambda a: told(a, "?"), {"unknown_label": "?"}, ValueError, ["'label'", "'?'"]),
+    "none": (lambda a: set_labels(a, "unknown"), {}, ValueError, ["'label'", "'unknown'"]),
+    "all missing": (lambda a: set_labels(a, None), {}, ValueError, ["'label'", "'unknown'"]),
+    "another word for none": (lambda a: set_labels(a, "?"), {"unknown_label": "?"}, ValueError, ["'label'", "'?'"]),
     "fewer clusters": (None, {"n_clusters": 2}, ValueError, ["n_clusters", 2, 3]),
     "one cluster": (None, {"n_clusters": 1}, ValueError, ["n_clusters", 1, 2]),
     "a label like a number": (
@@ -362,7 +362,7 @@ BAD_INPUT: dict[str, tuple[Callable[[AnnData], Any] | None, dict[str, Any], type
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_named_and_leaves_all_as_it_was(case: str) -> None:
+def test_bad_input_is_named_and_changes_nothing(case: str) -> None:
     spoil, parameters, error, facts = BAD_INPUT[case]
     adata = with_labels(simulate_groups((20, 20, 20)))
     if spoil is not None:

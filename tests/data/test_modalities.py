@@ -1,4 +1,4 @@
-"""Several modalities in one AnnData: which features, which likelihood, which cells."""
+"""Several modalities in one AnnData: features, likelihoods, and cells that have them."""
 
 import logging
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def make_adata(x: Any = COUNTS, types: Any = TYPES) -> AnnData:
 
 
 def make_obsm(matrix: Any) -> AnnData:
-    """Move the proteins to obsm."""
+    """Return the cells with the proteins in obsm."""
     adata = make_adata()[:, :5].copy()
     adata.obsm["adt"] = matrix
     return adata
@@ -48,7 +48,7 @@ IN_OBSM = {"rna": "Gene Expression", "atac": "Peaks", "protein": "obsm/adt"}
 
 
 def same_counts(counts: dict[str, sparse.csr_matrix], expected: np.ndarray = COUNTS) -> None:
-    """Check counts of a model in which peaks are ones or none."""
+    """Assert the counts of a model; those of peaks are at most 1."""
     for modality, matrix in counts.items():
         wanted = expected[:, COLUMNS[modality]]
         np.testing.assert_array_equal(matrix.toarray(), wanted.clip(0, 1) if modality == "atac" else wanted)
@@ -57,7 +57,7 @@ def same_counts(counts: dict[str, sparse.csr_matrix], expected: np.ndarray = COU
         assert matrix.has_canonical_format
 
 
-# --- Which features ---------------------------------------------------------------------------------------------------
+# --- Features ---------------------------------------------------------------------------------------------------------
 
 
 def test_known_modalities() -> None:
@@ -85,13 +85,13 @@ def test_order_of_features_does_not_matter(order: list[int]) -> None:
 
 @pytest.mark.parametrize("value", FEATURE_TYPES)
 @pytest.mark.parametrize("kind", [list, pd.Categorical])
-def test_other_words_for_the_same(value: str, kind: Callable[[list[str]], Any]) -> None:
+def test_synonyms_of_feature_types(value: str, kind: Callable[[list[str]], Any]) -> None:
     schema = Schema.from_anndata(make_adata(types=kind([value] * 7)))
     assert schema.sources == {FEATURE_TYPES[value]: value}
     assert list(schema.feature_names) == [FEATURE_TYPES[value]]
 
 
-def test_unused_categories_are_no_modalities() -> None:
+def test_unused_categories_are_not_modalities() -> None:
     types = pd.Categorical(TYPES, categories=[*dict.fromkeys(TYPES), "CRISPR Guide Capture"])
     assert list(Schema.from_anndata(make_adata(types=types)).feature_names) == ["rna", "atac", "protein"]
 
@@ -99,7 +99,7 @@ def test_unused_categories_are_no_modalities() -> None:
 @pytest.mark.parametrize(
     ("likelihood", "modality"), [(None, "rna"), ("poisson", "rna"), ("bernoulli", "atac"), ({}, "rna")]
 )
-def test_without_a_column_all_is_one_modality(likelihood: Any, modality: str) -> None:
+def test_without_a_column_there_is_one_modality(likelihood: Any, modality: str) -> None:
     adata = make_adata()
     del adata.var["feature_types"]
     schema = Schema.from_anndata(adata, likelihood=likelihood)
@@ -124,7 +124,7 @@ def test_unknown_feature_type() -> None:
     assert schema.likelihood == {"guides": "negative_binomial"}
 
 
-def test_two_words_for_one_modality() -> None:
+def test_two_types_of_one_modality() -> None:
     with raises(ValueError, naming=["'GEX'", "'rna'"]):
         Schema.from_anndata(make_adata(types=["GEX"] * 3 + ["rna"] * 4))
 
@@ -140,7 +140,7 @@ def test_a_single_feature() -> None:
         Schema.from_anndata(make_adata(types=["rna"] * 6 + ["Peaks"]))
 
 
-def test_modalities_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_chosen_modalities(caplog: pytest.LogCaptureFixture) -> None:
     adata = make_adata()
     with caplog.at_level(logging.INFO, logger="celldial"):
         schema = Schema.from_anndata(adata, modalities={"tags": "Antibody Capture", "rna": "Gene Expression"})
@@ -164,7 +164,7 @@ def test_modalities_named(caplog: pytest.LogCaptureFixture) -> None:
         ({"protein": "obsm/adt"}, KeyError, ["obsm", "'adt'", "'X_pca'"]),
     ],
 )
-def test_wrong_modalities(modalities: Any, error: type[Exception], facts: list[Any]) -> None:
+def test_invalid_modalities(modalities: Any, error: type[Exception], facts: list[Any]) -> None:
     adata = make_adata()
     adata.obsm["X_pca"] = np.zeros((4, 2))
     with raises(error, naming=facts):
@@ -216,7 +216,7 @@ def test_all_in_obsm() -> None:
     same_counts(schema.read_counts(adata))
 
 
-def test_a_layer_does_not_concern_obsm() -> None:
+def test_a_layer_does_not_apply_to_obsm() -> None:
     adata = make_obsm(PROTEINS)
     adata.layers["raw"], adata.X = adata.X, adata.X / 3
     same_counts(Schema.from_anndata(adata, modalities=IN_OBSM, layer="raw").read_counts(adata))
@@ -233,7 +233,7 @@ def test_a_data_frame_is_aligned_by_name() -> None:
         schema.read_counts(make_obsm(frame.set_axis(["b0", "b1"], axis=1)))
 
 
-def test_an_array_has_the_same_columns() -> None:
+def test_an_array_must_have_the_same_columns() -> None:
     schema = Schema.from_anndata(make_obsm(PROTEINS), modalities=IN_OBSM)
     with raises(ValueError, naming=["obsm['adt']", 3, 2]):
         schema.read_counts(make_obsm(COUNTS[:, :3]))
@@ -254,13 +254,13 @@ def test_an_array_has_the_same_columns() -> None:
         (PROTEINS[:, :0], ValueError, ["'protein'", 0]),
     ],
 )
-def test_wrong_obsm(matrix: Any, error: type[Exception], facts: list[Any]) -> None:
+def test_invalid_obsm(matrix: Any, error: type[Exception], facts: list[Any]) -> None:
     with raises(error, naming=facts):
         Schema.from_anndata(make_obsm(matrix), modalities=IN_OBSM)
 
 
 @pytest.mark.parametrize("value", [-1, 0.5, np.nan])
-def test_wrong_value_in_obsm(value: float) -> None:
+def test_invalid_value_in_obsm(value: float) -> None:
     frame = pd.DataFrame(PROTEINS.astype(float), CELLS, ["a0", "a1"])
     frame.loc["c2", "a1"] = value
     adata = make_obsm(frame)
@@ -268,7 +268,7 @@ def test_wrong_value_in_obsm(value: float) -> None:
         Schema.from_anndata(adata, modalities=IN_OBSM).read_counts(adata)
 
 
-# --- How each is modelled ---------------------------------------------------------------------------------------------
+# --- Likelihoods ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_likelihoods(likelihood: Any, expected: list[str]) -> None:
     assert list(schema.likelihood.items()) == list(zip(("rna", "atac", "protein"), expected, strict=True))
 
 
-def test_wrong_likelihoods() -> None:
+def test_invalid_likelihoods() -> None:
     with raises(KeyError, naming=["likelihood", "'adt'", "'rna'", "'atac'", "'protein'"]):
         Schema.from_anndata(make_adata(), likelihood={"adt": "poisson"})
     with raises(TypeError, naming=["likelihood", 1]):
@@ -308,7 +308,7 @@ def test_binary_counts_are_ones(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize(("column", "noun"), [(1, "gene 'g1'"), (3, "peak 'p0'"), (6, "protein 'a1'")])
 @pytest.mark.parametrize("value", [-2, 0.5, np.nan, np.inf])
-def test_wrong_value_is_named(column: int, noun: str, value: float) -> None:
+def test_invalid_value_is_named(column: int, noun: str, value: float) -> None:
     x = COUNTS.astype(float)
     x[2, column] = value
     adata = make_adata(x)
@@ -316,14 +316,14 @@ def test_wrong_value_is_named(column: int, noun: str, value: float) -> None:
         Schema.from_anndata(adata).read_counts(adata)
 
 
-# --- Which cells have it ----------------------------------------------------------------------------------------------
+# --- Cells that have a modality ---------------------------------------------------------------------------------------
 
 
 def present(schema: Schema, adata: AnnData) -> dict[str, list[bool]]:
     return {modality: (np.diff(rows.indptr) > 0).tolist() for modality, rows in schema.read_counts(adata).items()}
 
 
-def test_without_a_column_no_count_is_lacking(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_column_cells_without_counts_lack_the_modality(caplog: pytest.LogCaptureFixture) -> None:
     adata = make_adata()
     with caplog.at_level(logging.INFO, logger="celldial"):
         found = present(Schema.from_anndata(adata), adata)
@@ -332,7 +332,7 @@ def test_without_a_column_no_count_is_lacking(caplog: pytest.LogCaptureFixture) 
     assert not logged(caplog, naming=["rna"])
 
 
-def test_empty_cells_of_the_one_modality_are_left_to_the_estimator(caplog: pytest.LogCaptureFixture) -> None:
+def test_empty_cells_of_a_single_modality_are_not_reported_here(caplog: pytest.LogCaptureFixture) -> None:
     adata = make_adata(COUNTS * [[1], [0], [1], [1]], types=["rna"] * 7)
     adata.obs["has_rna"] = True
     with caplog.at_level(logging.INFO, logger="celldial"):
@@ -341,10 +341,10 @@ def test_empty_cells_of_the_one_modality_are_left_to_the_estimator(caplog: pytes
 
 
 @pytest.mark.parametrize("dtype", [bool, "boolean", object, "category"])
-def test_usual_columns_are_found(dtype: Any) -> None:
+def test_default_presence_columns_are_found(dtype: Any) -> None:
     adata = make_adata()
     adata.obs["has_protein"] = pd.Series([True, True, True, False], CELLS).astype(dtype)
-    adata.obs["has_atac"] = [1, 0, 1, 1]  # not boolean: may be anything
+    adata.obs["has_atac"] = [1, 0, 1, 1]  # not boolean: may have another meaning
     adata.obs["has_rna"] = ["yes"] * 4
     schema = Schema.from_anndata(adata)
     assert schema.presence_keys == {"protein": "has_protein"}
@@ -352,7 +352,7 @@ def test_usual_columns_are_found(dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("values", [[1, 0, 1, 1], [1.0, 0.0, 1.0, 1.0], pd.Categorical([1, 0, 1, 1])])
-def test_columns_named(values: Any) -> None:
+def test_chosen_presence_columns(values: Any) -> None:
     adata = make_adata()
     adata.obs["multiome"] = values
     schema = Schema.from_anndata(adata, presence_keys={"atac": "multiome"})
@@ -362,7 +362,7 @@ def test_columns_named(values: Any) -> None:
     assert present(schema, adata)["atac"] == [True, False, True, True]
 
 
-def test_wrong_presence_keys() -> None:
+def test_invalid_presence_keys() -> None:
     adata = make_adata()
     adata.obs["has_adt"] = [True, True, True, False]
     adata.obs["multiome"] = ["yes", "no", "yes", "yes"]
@@ -388,14 +388,14 @@ def test_missing_presence(keys: Any, dtype: Any) -> None:
         Schema.from_anndata(adata, presence_keys=keys)
 
 
-def test_counts_where_there_should_be_none() -> None:
+def test_counts_in_cells_that_should_lack_the_modality() -> None:
     adata = make_adata()
     adata.obs["has_protein"] = [True, False, True, False]
     with raises(ValueError, naming=["'c1'", 9, "protein", "obs['has_protein']"]):
         Schema.from_anndata(adata).read_counts(adata)
 
 
-def test_no_count_where_there_should_be_some() -> None:
+def test_no_counts_in_cells_that_should_have_the_modality() -> None:
     adata = make_adata()
     adata.obs["has_protein"] = True
     with warns(naming=[1, 4, "protein", "'c3'"]) as warned:
@@ -404,11 +404,11 @@ def test_no_count_where_there_should_be_some() -> None:
     assert found["protein"] == [True, True, True, False]
 
 
-# --- A later AnnData --------------------------------------------------------------------------------------------------
+# --- New data ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lacking", ["rna", "atac", "protein"])
-def test_a_later_anndata_may_lack_a_modality(lacking: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_new_data_may_lack_a_modality(lacking: str, caplog: pytest.LogCaptureFixture) -> None:
     adata = make_adata()
     adata.obs[f"has_{lacking}"] = COUNTS[:, COLUMNS[lacking]].sum(1) > 0
     schema = Schema.from_anndata(adata)
@@ -423,7 +423,7 @@ def test_a_later_anndata_may_lack_a_modality(lacking: str, caplog: pytest.LogCap
     same_counts(counts, expected)
 
 
-def test_a_later_anndata_may_lack_what_is_in_obsm_or_in_var() -> None:
+def test_new_data_may_lack_the_modalities_of_obsm_or_of_var() -> None:
     adata = make_obsm(PROTEINS)
     schema = Schema.from_anndata(adata, modalities=IN_OBSM)
     del adata.obsm["adt"]
@@ -434,7 +434,7 @@ def test_a_later_anndata_may_lack_what_is_in_obsm_or_in_var() -> None:
     )
 
 
-def test_a_later_anndata_must_have_some_modality() -> None:
+def test_new_data_must_have_a_modality() -> None:
     adata = make_adata()
     schema = Schema.from_anndata(adata)
     with raises(ValueError, naming=["rna", "'g0'", "'g1'", "'g2'", "atac", "'p0'", "'x0'"]):
@@ -444,7 +444,7 @@ def test_a_later_anndata_must_have_some_modality() -> None:
         sole.read_counts(adata)
 
 
-def test_a_later_anndata_must_have_half_of_each_modality_that_it_has() -> None:
+def test_new_data_must_have_half_of_the_features_of_a_modality() -> None:
     schema = Schema.from_anndata(make_adata())
     with warns(naming=[1, 2, "atac"]):
         counts = schema.read_counts(make_adata()[:, ["a1", "p1", "g0", "g1", "g2", "a0"]].copy())
@@ -454,7 +454,7 @@ def test_a_later_anndata_must_have_half_of_each_modality_that_it_has() -> None:
 
 
 @given(data=st.data())
-def test_align_is_dense_indexing(data: st.DataObject) -> None:
+def test_select_columns_is_dense_indexing(data: st.DataObject) -> None:
     n_columns = data.draw(st.integers(1, 6))
     positions = data.draw(st.permutations([*range(n_columns), -1, -1]))
     position_f = np.array(positions[: data.draw(st.integers(1, len(positions)))])
@@ -464,13 +464,13 @@ def test_align_is_dense_indexing(data: st.DataObject) -> None:
     assert aligned.has_canonical_format
 
 
-def test_locate() -> None:
+def test_match_features() -> None:
     found = pd.Index(["a", "b", "c"])
     assert match_features(found, ("a", "b", "c")).tolist() == [0, 1, 2]
     assert match_features(found, ("c", "x", "a")).tolist() == [2, -1, 0]
 
 
-# --- Nothing is written -----------------------------------------------------------------------------------------------
+# --- Writing ----------------------------------------------------------------------------------------------------------
 
 
 def test_nothing_is_written() -> None:

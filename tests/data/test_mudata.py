@@ -17,7 +17,7 @@ from helpers.raises import raises
 
 mudata = pytest.importorskip("mudata")
 
-# mudata 0.3 tells of what 0.4 will do, and of clashing names, whenever a MuData is made.
+# mudata 0.3 warns of changes in 0.4 and of repeated names whenever a MuData is created.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:From 0.4 :FutureWarning"),
     pytest.mark.filterwarnings("ignore:Cannot join columns with the same name"),
@@ -44,7 +44,7 @@ def make_mudata(**mods: AnnData) -> Any:
 
 
 def dense(adata: AnnData, cells: str, matrix: Any = None) -> np.ndarray:
-    """Give the counts of some cells."""
+    """Return the counts of some cells."""
     matrix = adata.X if matrix is None else matrix
     return matrix.toarray()[adata.obs_names.get_indexer(list(cells))]
 
@@ -52,7 +52,7 @@ def dense(adata: AnnData, cells: str, matrix: Any = None) -> np.ndarray:
 EXPECTED = np.array([[1, 0, 2, 0, 0], [0, 3, 0, 0, 8], [4, 0, 5, 0, 0], [0, 0, 0, 6, 7]])
 
 
-def test_anything_else_is_given_back() -> None:
+def test_other_objects_are_returned() -> None:
     adata = make_rna()
     for data in (adata, GENES, None, {"rna": adata}):
         assert mudata_to_anndata(data) is data
@@ -78,7 +78,7 @@ def test_cells_of_all_modalities() -> None:
     assert list(obs["has_protein"]) == [False, True, False, True]
 
 
-def test_a_model_takes_it() -> None:
+def test_a_model_can_be_fit_to_a_mudata() -> None:
     adata = mudata_to_anndata(make_mudata())
     schema = Schema.from_anndata(adata, batch_key="batch")
     assert schema.feature_names == {"rna": ("g0", "g1", "CD4"), "protein": ("a0", "a1")}
@@ -99,7 +99,7 @@ def test_columns_of_cells() -> None:
     assert obs["n_genes"].isna().tolist() == [False, False, False, True]
     assert list(obs["panel"].iloc[[1, 3]]) == ["two", "one"]
     assert list(mudata_to_anndata(data).obs["site"]) == ["s0", "s1", "s2", "s3"]
-    # A column of the MuData itself goes before those of its modalities.
+    # A column of the MuData itself has priority over those of its modalities.
     data.obs["batch"] = "w"
     assert list(mudata_to_anndata(data).obs["batch"]) == ["w"] * 4
 
@@ -126,7 +126,7 @@ def test_columns_of_every_kind(values: Any) -> None:
         ("spatial", None, "spatial", "has_spatial"),
     ],
 )
-def test_what_features_are(name: str, own: Any, expected: str, key: str) -> None:
+def test_feature_types(name: str, own: Any, expected: str, key: str) -> None:
     mod = make_protein()
     if own is not None:
         mod.var["feature_types"] = own
@@ -137,7 +137,7 @@ def test_what_features_are(name: str, own: Any, expected: str, key: str) -> None
     assert list(Schema.from_anndata(adata, modalities=modalities).presence_keys.values()) == ["has_rna", key]
 
 
-def test_modalities_of_one_kind_are_told_apart() -> None:
+def test_modalities_of_one_type_keep_their_names() -> None:
     rna, spatial = make_rna(), make_protein()
     rna.var["feature_types"] = spatial.var["feature_types"] = "Gene Expression"
     adata = mudata_to_anndata(make_mudata(rna=rna, spatial=spatial))
@@ -161,12 +161,12 @@ def test_clashing_names() -> None:
     adata = mudata_to_anndata(data)
     assert list(adata.var_names) == ["rna:g0", "rna:g1", "rna:CD4", "prot:CD4", "prot:a1"]
     np.testing.assert_array_equal(dense(adata, "abcd"), EXPECTED)
-    # Later data without the clash are named as the model knows them.
+    # Features of new data without repeated names are named as in the model.
     schema = Schema.from_anndata(adata)
     later = mudata_to_anndata(make_mudata(rna=rna), schema=schema)
     assert list(later.var_names) == ["rna:g0", "rna:g1", "rna:CD4"]
     np.testing.assert_array_equal(schema.read_counts(later)["rna"].toarray(), GENES)
-    # And later data with a clash, of a modality that the model does not know.
+    # So are those of new data in which a modality that is not in the model repeats names.
     later = mudata_to_anndata(data, schema=Schema.from_anndata(rna))
     assert list(later.var_names) == ["g0", "g1", "CD4", "prot:CD4", "prot:a1"]
 
@@ -183,7 +183,7 @@ def test_a_layer() -> None:
         mudata_to_anndata(make_mudata(rna=rna, prot=protein), layer="counts")
 
 
-def test_a_part() -> None:
+def test_a_subset() -> None:
     data = make_mudata()
     adata = mudata_to_anndata(data[["d", "b"]])
     np.testing.assert_array_equal(dense(adata, "bd"), EXPECTED[[1, 3]])
@@ -204,7 +204,7 @@ def test_nothing_is_written() -> None:
         pd.testing.assert_frame_equal(data[name].var, before[name].var)
 
 
-def test_what_cannot_be_joined(tmp_path: Any) -> None:
+def test_a_mudata_that_cannot_be_converted(tmp_path: Any) -> None:
     rna = make_rna()
     with raises(ValueError, naming=["axis=1"]):
         mudata_to_anndata(mudata.MuData({"one": rna, "two": rna[:, ::-1].copy()}, axis=1))

@@ -1,4 +1,4 @@
-"""Training from files: every cell once an epoch, in an order that one generator decides, shared out among ranks."""
+"""Training cells in files: each cell once per epoch, divided evenly, in an order that a generator determines."""
 
 import threading
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from helpers.simulate import COVARIATES, simulate, simulate_two, write
 
 
 def numbered(n_cells: int, empty: Sequence[int] = ()) -> AnnData:
-    """Make cells whose total count tells which cell it is (from 1), but for empty ones."""
+    """Return cells whose total count is their number, from 1, except for empty cells."""
     x = np.zeros((n_cells, 3), dtype=np.float32)
     x[np.arange(n_cells), np.arange(n_cells) % 3] = 1 + np.arange(n_cells)
     x[list(empty)] = 0
@@ -50,21 +50,21 @@ def epoch(source: OnDiskSource, batch_size: int = 8, seed: int = 0, rank: int = 
 
 @pytest.fixture(scope="module")
 def hundred(tmp_path_factory) -> OnDiskSource:
-    """A hundred cells, of which cell 17 is empty and the others tell their number; a tenth is validated on."""
+    """A hundred numbered cells, of which cell 17 is empty, with a tenth for validation."""
     return opened(numbered(100, empty=[17]), tmp_path_factory.mktemp("hundred") / "a.h5ad")
 
 
 @pytest.fixture
-def few_at_a_time(monkeypatch):
-    """Read so little at a time that many blocks make an epoch."""
+def small_buffers(monkeypatch):
+    """Use buffers so small that an epoch has many of them."""
     monkeypatch.setattr(on_disk, "MAX_BUFFER_CELLS", 24)
     monkeypatch.setattr(on_disk, "MIN_RUNS_PER_BUFFER", 6)
 
 
-# --- Survey -----------------------------------------------------------------------------------------------------------
+# --- Scan -------------------------------------------------------------------------------------------------------------
 
 
-def test_every_cell_with_counts_is_trained_or_validated_on(hundred):
+def test_every_cell_with_counts_is_a_training_or_validation_cell(hundred):
     assert sorted([*hundred.train_c.tolist(), *hundred.validation_c.tolist()]) == [c for c in range(100) if c != 17]
     assert (len(hundred.train_c), len(hundred.validation_c)) == (89, 10)
     assert hundred.summary.empty_c.nonzero().tolist() == [[17]]
@@ -95,17 +95,17 @@ def test_validation_cells_may_be_named(tmp_path):
         opened(adata, tmp_path / "c.h5ad", validation_cells=np.ones(30, dtype=bool))
 
 
-@pytest.mark.parametrize("labelled", [range(0, 40, 4), range(40), []])
-def test_as_many_cells_are_held_out_as_in_memory_and_labelled_ones_stay(tmp_path, labelled):
+@pytest.mark.parametrize("labeled", [range(0, 40, 4), range(40), []])
+def test_as_many_cells_are_held_out_as_in_memory_but_no_labeled_ones(tmp_path, labeled):
     adata = numbered(40)
     label_c = torch.full((40,), -1)
-    label_c[list(labelled)] = 0
+    label_c[list(labeled)] = 0
     source = opened(adata, tmp_path / "a.h5ad", validation_size=0.2, encode_labels=lambda obs: label_c)
     cells = Cells.from_anndata(adata, source.schema)
     cells = Cells(**{**vars(cells), "label_c": label_c})
     train_c, validation_c = train_validation_split(adata, cells, 0.2, None, 0)
     assert (len(source.train_c), len(source.validation_c)) == (len(train_c), len(validation_c))
-    assert 2 * len(labelled) > 40 or not set(labelled) & set(source.validation_c.tolist())
+    assert 2 * len(labeled) > 40 or not set(labeled) & set(source.validation_c.tolist())
     minibatch = next(source.training_minibatches(16, torch.Generator().manual_seed(0)))
     assert minibatch.label_c.tolist() == label_c[numbers(minibatch)].tolist()
 
@@ -117,18 +117,18 @@ def test_counts_are_checked_and_the_cell_is_named(tmp_path):
         opened(adata, tmp_path / "a.h5ad")
 
 
-def test_a_warning_comes_once_and_only_in_the_survey(tmp_path, monkeypatch):
+def test_a_warning_is_shown_once_and_only_during_the_scan(tmp_path, monkeypatch):
     monkeypatch.setattr("celldial.data.files.MAX_READ_CELLS", 10)
     adata = simulate_two(lacking={"atac": [1, 2, 15, 33, 34]})
     adata.obs["has_atac"] = True
     dataset = OnDiskDataset.open(write(adata, tmp_path / "a.h5ad"))
-    with warns(naming=[2, 10, "atac", "'c1'"]) as told:
+    with warns(naming=[2, 10, "atac", "'c1'"]) as record:
         source = OnDiskSource.scan(dataset, dataset.schema())
-    assert len(told) == 1
+    assert len(record) == 1
     assert sum(map(len, source.training_minibatches(16, torch.Generator()))) == 54
 
 
-def test_counts_where_there_should_be_none_are_told(tmp_path):
+def test_counts_in_cells_that_should_lack_the_modality_are_errors(tmp_path):
     adata = simulate_two()
     adata.obs["has_atac"] = adata.obs_names != "c40"
     dataset = OnDiskDataset.open(write(adata, tmp_path / "a.h5ad"))
@@ -142,13 +142,13 @@ def test_counts_where_there_should_be_none_are_told(tmp_path):
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     batch_size=st.integers(1, 50),
-    at_a_time=st.integers(1, 120),
+    buffer_cells=st.integers(1, 120),
     run=st.integers(1, 40),
     n_ranks=st.integers(1, 4),
     seed=st.integers(0, 3),
 )
-def test_every_cell_comes_once_and_ranks_keep_step(hundred, monkeypatch, batch_size, at_a_time, run, n_ranks, seed):
-    monkeypatch.setattr(on_disk, "MAX_BUFFER_CELLS", at_a_time)
+def test_each_cell_is_visited_once_in_equal_steps(hundred, monkeypatch, batch_size, buffer_cells, run, n_ranks, seed):
+    monkeypatch.setattr(on_disk, "MAX_BUFFER_CELLS", buffer_cells)
     monkeypatch.setattr(on_disk, "RUN_CELLS", run)
     monkeypatch.setattr(on_disk, "MIN_RUNS_PER_BUFFER", 1)
     each = [epoch(hundred, batch_size, seed, rank, n_ranks) for rank in range(n_ranks)]
@@ -163,7 +163,7 @@ def test_every_cell_comes_once_and_ranks_keep_step(hundred, monkeypatch, batch_s
     assert epoch(hundred, batch_size, seed, 0, n_ranks) == each[0]
 
 
-def test_the_generator_alone_decides_the_order(hundred, few_at_a_time):
+def test_the_order_depends_only_on_the_generator(hundred, small_buffers):
     generator = torch.Generator().manual_seed(3)
     state = generator.get_state()
     first = [numbers(minibatch) for minibatch in hundred.training_minibatches(8, generator)]
@@ -176,14 +176,14 @@ def test_the_generator_alone_decides_the_order(hundred, few_at_a_time):
     assert [numbers(minibatch) for minibatch in hundred.training_minibatches(8, generator)] == second
 
 
-def test_neighbors_are_torn_apart(hundred, few_at_a_time):
+def test_neighbors_are_in_different_minibatches(hundred, small_buffers):
     order = [cell for minibatch in epoch(hundred) for cell in minibatch]
     near = np.abs(np.diff(order)) <= 1
     assert near.mean() < 0.2
     assert hundred.run_cells == 4
 
 
-def test_validation_is_the_same_each_time_and_shared_out(hundred):
+def test_validation_is_reproducible_and_divided_among_ranks(hundred):
     for n_ranks in (1, 3):
         for _ in range(2):
             shares = [
@@ -193,7 +193,7 @@ def test_validation_is_the_same_each_time_and_shared_out(hundred):
             assert [n for share in shares for n in share] == hundred.validation_c.tolist()
 
 
-def test_a_sample_is_of_training_cells_and_always_the_same(hundred):
+def test_a_sample_is_reproducible_and_has_only_training_cells(hundred):
     some = numbers(hundred.training_sample(20))
     assert len(set(some)) == 20
     assert set(some) <= set(hundred.train_c.tolist())
@@ -201,13 +201,13 @@ def test_a_sample_is_of_training_cells_and_always_the_same(hundred):
     assert numbers(hundred.training_sample(1000)) == hundred.train_c.tolist()
 
 
-def test_a_sample_of_cells_with_many_counts_is_of_fewer(hundred, monkeypatch):
+def test_a_sample_is_smaller_if_cells_have_many_counts(hundred, monkeypatch):
     monkeypatch.setattr(on_disk, "MAX_SAMPLE_NNZ", 5)
     assert hundred.nnz_per_cell <= 1
     assert len(hundred.training_sample(20)) == 5
 
 
-def test_minibatches_are_those_of_memory(tmp_path):
+def test_minibatches_equal_those_in_memory(tmp_path):
     adata = simulate_two(lacking={"rna": [3, 4], "atac": [10]})
     first, second = adata[:25].copy(), adata[25:, ::-1].copy()
     paths = [write(first, tmp_path / "a.h5ad"), write(second, tmp_path / "b.zarr")]
@@ -229,14 +229,14 @@ def test_minibatches_are_those_of_memory(tmp_path):
         start += 16
 
 
-def test_fingerprints_tell_data_apart(tmp_path, hundred):
+def test_fingerprints_differ_between_data_sets(tmp_path, hundred):
     same, other = numbered(100, empty=[17]), numbered(100, empty=[18])
     assert opened(same, tmp_path / "a.h5ad").fingerprint == hundred.fingerprint
     assert opened(other, tmp_path / "b.h5ad").fingerprint != hundred.fingerprint
     assert opened(same, tmp_path / "c.h5ad", seed=1).fingerprint != hundred.fingerprint
 
 
-def test_what_is_read_at_a_time_is_bounded(tmp_path, monkeypatch):
+def test_buffers_have_a_limited_size(tmp_path, monkeypatch):
     source = opened(simulate(200, 50), tmp_path / "a.h5ad")
     mean = simulate(200, 50).X.nnz / 200
     monkeypatch.setattr(on_disk, "MAX_BUFFER_NNZ", int(40 * mean))
@@ -248,10 +248,10 @@ def test_what_is_read_at_a_time_is_bounded(tmp_path, monkeypatch):
     assert max(sizes) <= 40
 
 
-# --- Reading ahead ----------------------------------------------------------------------------------------------------
+# --- Prefetching ------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_that_vanishes_in_an_epoch_is_told(tmp_path, few_at_a_time):
+def test_a_file_that_disappears_during_an_epoch_is_an_error(tmp_path, small_buffers):
     source = opened(numbered(100), tmp_path / "a.h5ad")
     minibatches = source.training_minibatches(8, torch.Generator())
     next(minibatches)
@@ -262,7 +262,7 @@ def test_a_file_that_vanishes_in_an_epoch_is_told(tmp_path, few_at_a_time):
 
 
 @pytest.mark.parametrize("leave", ["close", "throw", "forget"])
-def test_no_thread_is_left_by_an_epoch_that_is_broken_off(hundred, few_at_a_time, leave):
+def test_no_thread_is_left_by_an_incomplete_epoch(hundred, small_buffers, leave):
     minibatches = hundred.training_minibatches(8, torch.Generator())
     next(minibatches)
     assert reading_threads()
@@ -276,7 +276,7 @@ def test_no_thread_is_left_by_an_epoch_that_is_broken_off(hundred, few_at_a_time
     assert not reading_threads()
 
 
-def test_one_item_is_made_ahead_and_no_more():
+def test_exactly_one_item_is_prefetched():
     made, used = [], threading.Event()
 
     def items():
@@ -294,7 +294,7 @@ def test_one_item_is_made_ahead_and_no_more():
     assert list(generator) == [2, 3]
 
 
-def test_errors_come_where_the_item_was_to_be_used():
+def test_errors_are_raised_when_the_item_is_requested():
     def items():
         yield 1
         raise OSError("gone")

@@ -1,4 +1,4 @@
-"""The schema: it leaves the AnnData unchanged, and survives JSON and h5ad."""
+"""The schema: it does not change the AnnData, and can be stored in JSON and h5ad."""
 
 import json
 from typing import Any
@@ -67,7 +67,7 @@ def test_h5ad_round_trip(kind: str, tmp_path: Any) -> None:
     if kind == "plain":
         schema = Schema.from_anndata(adata)
     elif kind == "modalities":
-        # Keys not in alphabetical order, which is the order an h5ad file gives them back in.
+        # Keys in another order than the alphabetical one, in which h5ad files return them.
         adata.var["feature_types"] = ["Peaks", "Gene Expression", "Gene Expression", "Peaks"]
         adata.obs["has_atac"] = [True, False, True]
         adata.obsm["counts"] = SMALL_COUNTS
@@ -77,7 +77,7 @@ def test_h5ad_round_trip(kind: str, tmp_path: Any) -> None:
         assert schema.presence_keys == {"atac": "has_atac"}
     else:
         adata.layers["counts"] = adata.X
-        # Keys not in alphabetical order, which is the order an h5ad file gives them back in.
+        # Keys in another order than the alphabetical one, in which h5ad files return them.
         schema = Schema.from_anndata(
             adata,
             layer="counts",

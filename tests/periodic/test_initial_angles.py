@@ -1,4 +1,4 @@
-"""First angles of cells, from Fourier series that are known, and how a circle is turned and cut into phases."""
+"""Initial angles of cells with known Fourier series, log normalization, and cells at rest."""
 
 import math
 
@@ -19,7 +19,7 @@ PEAK = CELL_CYCLE.peak_angle
 def simulate(
     n_markers: int = 12, n_others: int = 0, n_typed: int = 0, noise: float = 0.5, seed: int = 0
 ) -> tuple[sparse.csr_matrix, dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Draw log expression of markers of S and G2M, of others that cycle, and of genes that tell three cell types."""
+    """Simulate log expression of markers of S and G2M, of other cycling genes, and of genes of three cell types."""
     random = np.random.default_rng(seed)
     angle_c, type_c = random.uniform(0, TURN, N_CELLS), random.integers(3, size=N_CELLS)
     peak_f = np.concatenate(
@@ -33,7 +33,7 @@ def simulate(
     return sparse.csr_matrix(np.maximum(value_cf, 0)), markers, angle_c, type_c
 
 
-# --- First angles -----------------------------------------------------------------------------------------------------
+# --- Initial angles ---------------------------------------------------------------------------------------------------
 
 
 def test_angles_of_fourier_series_are_recovered() -> None:
@@ -44,7 +44,7 @@ def test_angles_of_fourier_series_are_recovered() -> None:
     assert ((estimate.resultant_length_c >= 0) & (estimate.resultant_length_c <= 1 + 1e-6)).all()
     np.testing.assert_allclose(estimate.active_c, 1, atol=1e-6)
     assert fisher_lee(estimate.angle_c, angle_c) > 0.8
-    # Also without being turned: markers say which way it goes and where it begins.
+    # Also without a rotation, because the markers determine direction and zero.
     assert np.abs(np.angle(np.exp(1j * (estimate.angle_c - angle_c)))).mean() < 0.6
 
 
@@ -57,7 +57,7 @@ def test_genes_that_follow_the_angle_make_it_more_precise() -> None:
     assert angular_error(estimate.angle_c, angle_c) < 0.7 * angular_error(alone.angle_c, angle_c)
 
 
-def test_genes_that_follow_cell_types_are_not_followed() -> None:
+def test_genes_that_follow_cell_types_are_not_selected() -> None:
     logged_cf, markers, angle_c, type_c = simulate(n_typed=600, noise=1.0)
     estimate, gene_f = initial_angles.initial_angles(logged_cf, np.ones(N_CELLS), markers, CELL_CYCLE)
     alone, _ = initial_angles.initial_angles(logged_cf[:, :24], np.ones(N_CELLS), markers, CELL_CYCLE)
@@ -67,7 +67,7 @@ def test_genes_that_follow_cell_types_are_not_followed() -> None:
     assert min(by_type) > 0.6
 
 
-def test_angles_of_active_cells_stand_beside_cells_at_rest() -> None:
+def test_angles_of_active_cells_are_recovered_among_resting_cells() -> None:
     logged_cf, markers, angle_c, _ = simulate(noise=0.3)
     active_c = np.arange(N_CELLS) >= 100
     values_cf = logged_cf.toarray()
@@ -78,7 +78,7 @@ def test_angles_of_active_cells_stand_beside_cells_at_rest() -> None:
     assert fisher_lee(estimate.angle_c[active_c], angle_c[active_c]) > 0.5
 
 
-def test_of_many_cells_some_are_learned_from_and_all_are_placed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_angles_of_all_cells_are_inferred_from_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     logged_cf, markers, angle_c, _ = simulate()
     monkeypatch.setattr(initial_angles, "MAX_FIT_CELLS", 150)
     estimate, _ = initial_angles.initial_angles(logged_cf, np.ones(N_CELLS), markers, CELL_CYCLE)
@@ -86,20 +86,20 @@ def test_of_many_cells_some_are_learned_from_and_all_are_placed(monkeypatch: pyt
     assert fisher_lee(estimate.angle_c, angle_c) > 0.75
 
 
-def test_two_markers_a_phase_are_enough_to_run() -> None:
+def test_two_markers_per_phase_are_enough() -> None:
     logged_cf, markers, angle_c, _ = simulate(n_markers=2, n_others=20, noise=0.2)
     estimate, gene_f = initial_angles.initial_angles(logged_cf, np.ones(N_CELLS), markers, CELL_CYCLE)
     assert gene_f.tolist() == [0, 1, 2, 3]
     assert fisher_lee(estimate.angle_c, angle_c) > 0.5
 
 
-def test_counts_are_normalized_and_logged() -> None:
+def test_log_normalization() -> None:
     counts_cf = sparse.csr_matrix(np.array([[2.0, 0, 2], [1, 1, 0], [0, 8, 0], [0, 0, 0]]))
     found_cf = log_normalize(counts_cf, np.array([4.0, 2, 8, 0])).toarray()
     np.testing.assert_allclose(found_cf, np.log1p([[2, 0, 2], [2, 2, 0], [0, 4, 0], [0, 0, 0]]))
 
 
-# --- Rest -------------------------------------------------------------------------------------------------------------
+# --- Cells at rest ----------------------------------------------------------------------------------------------------
 
 
 def counts_of_markers(resting_share: float) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
@@ -113,15 +113,15 @@ def counts_of_markers(resting_share: float) -> tuple[sparse.csr_matrix, np.ndarr
 MARKERS = {"S": np.arange(5), "G2M": np.arange(5, 10)}
 
 
-def test_cells_without_counts_of_markers_are_taken_to_be_at_rest() -> None:
+def test_cells_without_counts_of_markers_are_at_rest() -> None:
     counts_cf, library_size_c, resting_c = counts_of_markers(0.4)
     active_c = initial_angles.initial_activity(counts_cf, library_size_c, MARKERS)
     np.testing.assert_array_equal(active_c < 0.5, resting_c)
-    # It is their share that counts.
+    # Their fraction of the counts is decisive.
     deeper_c = initial_angles.initial_activity(counts_cf * 3, library_size_c * 3, MARKERS)
     np.testing.assert_array_equal(deeper_c < 0.5, resting_c)
 
 
-def test_where_hardly_a_cell_rests_all_are_active() -> None:
+def test_if_almost_no_cell_rests_all_are_active() -> None:
     counts_cf, library_size_c, _ = counts_of_markers(0.0)
     np.testing.assert_array_equal(initial_angles.initial_activity(counts_cf, library_size_c, MARKERS), 1)

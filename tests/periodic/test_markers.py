@@ -1,4 +1,4 @@
-"""Markers of phases: which there are, how they are found among features, and what is said where they are not."""
+"""Markers of phases: lists, search among features, errors, and the parameter `periodic`."""
 
 import math
 from typing import Any
@@ -20,7 +20,7 @@ def find(
     return find_markers(process, symbols, counted_f)
 
 
-def test_lists_are_those_of_tirosh() -> None:
+def test_markers_are_those_of_tirosh() -> None:
     assert {phase: len(set(markers)) for phase, markers in CELL_CYCLE.markers.items()} == {"S": 43, "G2M": 54}
     assert len(set(ALL)) == 97
     assert {"PCNA", "MCM5", "TYMS"} <= set(CELL_CYCLE.markers["S"])
@@ -29,7 +29,7 @@ def test_lists_are_those_of_tirosh() -> None:
     assert not set(RENAMED_GENES.values()) & set(ALL)
 
 
-def test_phases_share_out_a_day_as_they_do_in_the_simulation() -> None:
+def test_phases_divide_a_day_as_in_the_simulation() -> None:
     assert CELL_CYCLE.phases == ("G1", "S", "G2M")
     assert CELL_CYCLE.phase_start == pytest.approx((0, math.pi, 2 * math.pi * 20 / 24))
     start = dict(zip(CELL_CYCLE.phases, CELL_CYCLE.phase_start, strict=True))
@@ -50,14 +50,14 @@ def test_markers_are_found_by_their_new_names() -> None:
     assert [len(columns) for columns in found.values()] == [43, 54]
 
 
-def test_the_old_name_goes_first_and_counts_once() -> None:
-    place = CELL_CYCLE.markers["S"].index("MLF1IP")
+def test_an_old_name_has_priority_and_counts_once() -> None:
+    index = CELL_CYCLE.markers["S"].index("MLF1IP")
     found = find([*ALL, "CENPU"])
     assert len(found["S"]) == 43
-    assert found["S"][place] == place
+    assert found["S"][index] == index
 
 
-def test_of_features_of_one_name_the_first_with_counts_is_taken() -> None:
+def test_the_first_feature_with_counts_is_used_if_names_repeat() -> None:
     symbols = ["PCNA", *ALL, "PCNA"]
     pcna = CELL_CYCLE.markers["S"].index("PCNA")
     assert find(symbols)["S"][pcna] == 0
@@ -65,21 +65,21 @@ def test_of_features_of_one_name_the_first_with_counts_is_taken() -> None:
     assert find(symbols, uncounted=(0, 1 + pcna))["S"][pcna] == 98
 
 
-def test_a_feature_without_counts_is_no_marker() -> None:
+def test_a_feature_without_counts_is_not_a_marker() -> None:
     assert [len(columns) for columns in find(ALL, uncounted=(0, 50)).values()] == [42, 53]
 
 
-def test_too_few_markers_are_counted_and_advice_is_given() -> None:
+def test_too_few_markers_are_an_error_with_advice() -> None:
     with raises(ValueError, naming=[1, 43, 2, 54, 5, "'PCNA'", "'TOP2A'", "'MKI67'", "gene_symbols", "periodic"]):
         find(["PCNA", "TOP2A", "MKI67", "ENSG00000075624"])
 
 
-def test_markers_of_one_phase_do_not_do() -> None:
+def test_markers_of_one_phase_are_not_enough() -> None:
     with raises(ValueError, naming=[43, 0, 54, "cell_cycle"]):
         find(list(CELL_CYCLE.markers["S"]))
 
 
-def test_of_a_short_list_half_is_needed() -> None:
+def test_half_of_a_short_list_is_enough() -> None:
     process = parse_periodic({"name": "clock", "phases": {"day": ["a", "b", "c"], "night": ["d", "e"]}})
     assert process is not None
     found = find(["d", "b", "a"], process=process)
@@ -88,11 +88,11 @@ def test_of_a_short_list_half_is_needed() -> None:
         find(["d", "b", "x"], process=process)
 
 
-# --- What the user asks for -------------------------------------------------------------------------------------------
+# --- The parameter of the user ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("nothing", [None, False])
-def test_no_rhythm(nothing: Any) -> None:
+def test_no_periodic_process(nothing: Any) -> None:
     assert parse_periodic(nothing) is None
 
 
@@ -103,7 +103,7 @@ def test_the_cell_cycle_and_a_circle_without_markers() -> None:
     assert (found.name, found.markers, found.phases) == ("cycle", {}, ())
 
 
-def test_phases_of_the_users_share_the_circle_evenly() -> None:
+def test_phases_of_the_user_divide_the_circle_evenly() -> None:
     phases = {"dawn": ["a", "b"], "noon": ("c", "d"), "dusk": ["e", "f"], "night": ["g", "h"]}
     found = parse_periodic({"name": "circadian", "phases": phases})
     assert found is not None
@@ -142,6 +142,6 @@ GOOD = {"day": ["a", "b"], "night": ["c", "d"]}
         ({"name": "a", "phases": {**GOOD, "day": 3}}, ValueError, ["'day'", 3]),
     ],
 )
-def test_what_is_no_rhythm(periodic: Any, error: type[Exception], facts: list[Any]) -> None:
+def test_invalid_periodic_parameter(periodic: Any, error: type[Exception], facts: list[Any]) -> None:
     with raises(error, naming=facts):
         parse_periodic(periodic)

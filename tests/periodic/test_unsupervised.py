@@ -1,4 +1,4 @@
-"""A circle is found without markers where there is one, and is not taken for one where there is none."""
+"""Search for a circle without markers: found in cycling cells, and not in others."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ N_CELLS, N_GENES = 300, 120
 
 
 def drawn(seed: int, cycles: bool) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
-    """Log expression, batch and angle; two cell types, two batches, and 40 genes that peak all around or not at all."""
+    """Return log expression, batch and angle of two cell types and two batches; 40 genes cycle, if `cycles`."""
     rng = np.random.default_rng(seed)
     angle_c = rng.uniform(0, 2 * np.pi, N_CELLS)
     type_c, batch_c = rng.integers(2, size=(2, N_CELLS))
@@ -30,7 +30,7 @@ def found():
     return discover_angles(logged_cf, batch_c), angle_c
 
 
-def test_a_circle_is_found_beside_types_and_batches(found) -> None:
+def test_a_circle_is_found_despite_cell_types_and_batches(found) -> None:
     (estimate, _, circularity), angle_c = found
     assert abs(fisher_lee(estimate.angle_c, angle_c)) > 0.95
     assert circularity > 5 * MIN_CIRCULARITY
@@ -41,24 +41,24 @@ def test_all_cells_are_active(found) -> None:
     assert (found[0][0].active_c == 1).all()
 
 
-def test_it_is_found_by_the_genes_that_follow_it(found) -> None:
+def test_genes_that_follow_the_circle_are_selected(found) -> None:
     assert (found[0][1] < 40).all()
 
 
-def test_zero_is_where_cells_are_most_common() -> None:
+def test_zero_is_where_cells_are_most_frequent() -> None:
     logged_cf, batch_c, angle_c = drawn(1, cycles=True)
     kept = np.cos(angle_c - 1) > np.random.default_rng(0).uniform(-1, 1, N_CELLS)
     angle = discover_angles(logged_cf[kept], batch_c[kept])[0].angle_c
     assert np.angle(np.exp(1j * angle).mean()) == pytest.approx(0, abs=0.5)
 
 
-def test_the_same_seed_finds_the_same(found) -> None:
+def test_results_are_reproducible(found) -> None:
     logged_cf, batch_c, _ = drawn(0, cycles=True)
     again = discover_angles(logged_cf, batch_c)
     assert np.array_equal(found[0][0].angle_c, again[0].angle_c)
 
 
-def test_cells_beyond_those_it_learned_from_are_placed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_angles_of_all_cells_are_inferred_from_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("celldial.periodic.unsupervised.MAX_SEARCH_CELLS", 200)
     logged_cf, batch_c, angle_c = drawn(0, cycles=True)
     estimate = discover_angles(logged_cf, batch_c)[0]
@@ -66,12 +66,12 @@ def test_cells_beyond_those_it_learned_from_are_placed(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_types_and_batches_alone_are_no_circle(seed: int) -> None:
+def test_cell_types_and_batches_alone_are_not_a_circle(seed: int) -> None:
     logged_cf, batch_c, _ = drawn(seed, cycles=False)
     assert discover_angles(logged_cf, batch_c)[2] < MIN_CIRCULARITY
 
 
-def test_two_programmes_that_are_independent_are_no_circle() -> None:
+def test_two_independent_programs_are_not_a_circle() -> None:
     logged_cf, batch_c, _ = drawn(0, cycles=False)
     rng = np.random.default_rng(1)
     dense_cf = logged_cf.toarray()
