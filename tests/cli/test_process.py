@@ -40,7 +40,7 @@ def test_quiet_hides_progress_only(file: Path, tmp_path: Path, capfd: pytest.Cap
     assert capfd.readouterr().err.startswith("celldial: error: ")
 
 
-def test_errors_of_a_run_process(file: Path, tmp_path: Path) -> None:
+def test_errors_of_a_process(file: Path, tmp_path: Path) -> None:
     done = run_process("fit", file, "--batch-key", "doner", "--out", tmp_path / "out.h5ad", "--quiet")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("celldial: error: ")
@@ -100,7 +100,7 @@ def test_ctrl_c_twice_writes_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["cells.h5ad"]
 
 
-def test_ctrl_c_in_a_run_process(file: Path, tmp_path: Path) -> None:
+def test_ctrl_c_in_a_process(file: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",

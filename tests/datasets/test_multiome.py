@@ -26,7 +26,7 @@ def adata() -> AnnData:
 
 @pytest.fixture(scope="module")
 def log_mean(adata) -> pd.DataFrame:
-    """Return true log means, each less its own library size."""
+    """Return true log means minus the log library size."""
     size_c2 = adata.obs[["rna_library_size", "atac_library_size"]].to_numpy()
     log_cf = np.log(adata.layers["mean"]) - np.repeat(np.log(size_c2), [N_GENES, adata.n_vars - N_GENES], axis=1)
     return pd.DataFrame(log_cf, adata.obs_names, adata.var_names)
@@ -38,7 +38,7 @@ def identical(one: AnnData, two: AnnData) -> bool:
 
 
 def turn(angle: np.ndarray) -> np.ndarray:
-    """Bring differences of angles to between -π and π."""
+    """Return differences of angles, wrapped to between -π and π."""
     return np.angle(np.exp(1j * np.asarray(angle)))
 
 
@@ -49,7 +49,7 @@ def first_harmonic(angle_c: np.ndarray, value_cf: np.ndarray) -> np.ndarray:
     return np.arctan2(sine, cosine) % (2 * np.pi)
 
 
-# What it looks like
+# Shape and counts
 
 
 def test_defaults():
@@ -62,7 +62,7 @@ def test_defaults():
     assert not adata.layers
 
 
-def test_counts_are_canonical_sparse_rows_of_whole_numbers(adata):
+def test_counts_are_canonical_sparse_rows_of_integers(adata):
     assert isinstance(adata.X, csr_matrix)
     assert adata.X.dtype == np.float32
     assert adata.X.has_canonical_format
@@ -98,7 +98,7 @@ def test_same_seed_same_data(adata):
     assert not identical(adata, simulate_multiome(**sizes, seed=1))
 
 
-def test_global_random_numbers_stay_as_they_were():
+def test_the_global_random_state_is_unchanged():
     np.random.seed(0)  # noqa: NPY002 - the legacy stream is the one that could be touched
     before = np.random.get_state()[1].copy()  # noqa: NPY002
     simulate_multiome(10, 60, 60)
@@ -190,7 +190,7 @@ def test_chromatin_opens_before_genes_respond(adata, log_mean):
         curve = pd.Series(level, adata.obs_names).groupby(bins, observed=True).mean()
         curve = (curve - curve.iloc[0]) / (curve.iloc[-1] - curve.iloc[0])
         halfway.append(np.interp(0.5, curve, np.arange(10)))
-    assert halfway[1] - halfway[0] > 0.7  # tenths of the way
+    assert halfway[1] - halfway[0] > 0.7  # tenths of differentiation
 
 
 # Links
@@ -231,15 +231,15 @@ def test_linked_peaks_and_genes_go_together(adata, log_mean):
     assert np.median(np.abs(linked)) > 3 * np.median(np.abs(unlinked))
 
 
-def test_genes_do_what_their_peaks_do():
-    """A gene's log fold change is the weighted sum of its peaks', in mature cells that do not cycle: no lag shows."""
+def test_genes_follow_their_peaks():
+    """Without cell cycle and in mature cells, a gene's log fold change is the weighted sum of those of its peaks."""
     adata = simulate_multiome(1500, 100, 400, n_batches=1, cell_cycle=False, truth=True)
     adata = adata[adata.obs["differentiation"] > 0.98]
     changes = []
     for features in (slice(100), slice(100, None)):
         log_cf = np.log(adata.layers["mean"][:, features].astype(float))
         log_cf -= np.median(log_cf, axis=0)
-        # Library size and normalization are alike for all features of a cell, and most features are not regulated.
+        # Library size and normalization are the same for all features of a cell, and most features are not regulated.
         changes.append(log_cf - np.median(log_cf, axis=1, keepdims=True))
     change_cg, change_cp = changes
     links = adata.uns["simulation"]["links"]
@@ -303,7 +303,7 @@ def test_peaks_lead_the_genes_they_drive(adata):
     assert np.mean((lead > 0.3) & (lead < 2.2)) > 0.85
 
 
-def test_silencers_do_the_contrary():
+def test_silencers_have_the_opposite_effect():
     leads = []
     for seed in range(5):
         adata = simulate_multiome(1, 51, 300, seed=seed)
@@ -338,18 +338,18 @@ def test_without_a_cell_cycle():
 
 
 def test_angles_multiply_features():
-    """The effect of the angle is what the description of the curves is made of, and what means are made of."""
+    """Amplitudes, phases and means follow from the stored effects of the angle."""
     adata = simulate_multiome(300, 60, 200, n_types=1, n_batches=1, truth=True, seed=3)
     effect_f4 = adata.varm["cell_cycle_effect"]
     grid = np.linspace(0, 2 * np.pi, 720, endpoint=False)
     curve_sf = np.stack([np.cos(grid), np.sin(grid), np.cos(2 * grid), np.sin(2 * grid)], 1) @ effect_f4.T
     np.testing.assert_allclose(np.ptp(curve_sf, axis=0) / 2, adata.var["cell_cycle_amplitude"], atol=1e-9)
-    # Of two genes that nothing but the angle changes, the ratio.
+    # After removing the effect, the ratio of two genes that only the angle affects is constant.
     angle_c = adata.obs["true_cell_cycle_angle"].to_numpy()
     log_cf = np.log(adata.layers["mean"][:, :60].astype(float))
     turned_cf = np.stack([np.cos(angle_c), np.sin(angle_c), np.cos(2 * angle_c), np.sin(2 * angle_c)], 1) @ effect_f4.T
     rest_cf = (log_cf - turned_cf[:, :60])[:, effect_f4[:60].any(1)]
-    assert np.median((rest_cf - rest_cf[:, :1]).std(0)) < 1e-4  # some are near a peak of a programme, too
+    assert np.median((rest_cf - rest_cf[:, :1]).std(0)) < 1e-4  # some genes are also linked to a peak with a program
     assert rest_cf.shape[1] > 40
     assert not simulate_multiome(20, 30, 40, cell_cycle=False).varm["cell_cycle_effect"].any()
 
@@ -401,7 +401,7 @@ def test_mosaic():
     assert not rna_c[~has_rna].any()
     assert not atac_c[~has_atac].any()
     assert (rna_c[has_rna] > 0).mean() > 0.98
-    # The truth is also that of what was not measured, and that of the same cells paired.
+    # The truth includes modalities that were not measured, and equals that of the same cells with both.
     assert (adata.layers["mean"] > 0).all()
     paired = simulate_multiome(400, 60, 200, truth=True)
     np.testing.assert_array_equal(paired.layers["mean"], adata.layers["mean"])

@@ -45,7 +45,7 @@ def test_pbmc68k_reduced_keeps_annotation_and_nothing_stale(adata):
         assert len(slot) == 0
 
 
-def test_pbmc68k_reduced_gives_a_fresh_object_each_time(adata):
+def test_pbmc68k_reduced_returns_a_new_object(adata):
     other = pbmc68k_reduced()
     other.X.data[:] = 0
     other.obs["bulk_labels"] = "none"

@@ -15,7 +15,7 @@ from helpers.raises import raises
 
 ANGLE = st.floats(-20, 20)
 PAIRS = hnp.arrays(np.float64, st.tuples(st.just(2), st.integers(2, 12)), elements=ANGLE)
-# On a grid there are ties.
+# Angles on a grid have ties.
 GRID = hnp.arrays(np.int64, st.integers(3, 15), elements=st.integers(0, 7))
 
 
@@ -51,7 +51,7 @@ def test_the_fast_correlation_is_the_sum_over_pairs(pair):
 
 
 @given(pair=PAIRS, turn=ANGLE)
-def test_correlation_knows_no_rotation_and_turns_its_sign_with_reflection(pair, turn):
+def test_correlation_is_invariant_to_rotation_and_changes_sign_with_reflection(pair, turn):
     a_c, b_c = pair
     for angle_c in pair:
         assume(np.abs(np.sin(angle_c[:, None] - angle_c)).max() > 1e-3)
@@ -63,14 +63,14 @@ def test_correlation_knows_no_rotation_and_turns_its_sign_with_reflection(pair, 
     np.testing.assert_allclose(fisher_lee(a_c, a_c + turn), 1, atol=1e-6)
 
 
-def test_correlation_of_concentrated_angles_keeps_its_digits():
-    """Angles that differ little are numbers: their correlation is Pearson's."""
+def test_correlation_of_concentrated_angles_is_accurate():
+    """For angles that differ little, the result is Pearson's correlation."""
     x_c, y_c = np.random.default_rng(0).multivariate_normal([0, 0], [[1, 0.6], [0.6, 1]], 500).T
     near = fisher_lee(2 + 1e-7 * x_c, 5 + 1e-7 * y_c)
     np.testing.assert_allclose(near, np.corrcoef(x_c, y_c)[0, 1], rtol=1e-5)
 
 
-def test_correlation_of_unrelated_angles_is_near_nothing_and_of_a_constant_nothing():
+def test_correlation_of_unrelated_and_of_constant_angles():
     a_c, b_c = np.random.default_rng(0).uniform(0, 2 * np.pi, (2, 5000))
     assert abs(fisher_lee(a_c, b_c)) < 0.01
     assert np.isnan(fisher_lee(a_c, np.full(5000, 1.3)))
@@ -95,7 +95,7 @@ def test_the_error_after_alignment_is_the_smallest_that_a_search_finds(pair):
 
 
 @given(pair=PAIRS, turn=ANGLE)
-def test_the_error_does_not_see_what_it_aligns(pair, turn):
+def test_the_error_is_invariant_to_what_it_aligns(pair, turn):
     predicted_c, truth_c = pair
     error = angular_error(predicted_c, truth_c)
     assert 0 <= error <= np.pi / 2 + 1e-9
@@ -124,20 +124,20 @@ def test_all_triples_are_counted(place_c, data):
 
 
 @given(angle_c=hnp.arrays(np.float64, 9, elements=ANGLE), turns=hnp.arrays(np.int64, 9, elements=st.integers(-3, 3)))
-def test_order_has_no_start_and_turns_with_reflection(angle_c, turns):
+def test_order_is_invariant_to_rotation_and_reversed_by_reflection(angle_c, turns):
     angle_c = np.round(angle_c, 3)
     label_c = pd.Categorical(["G1", "S", "G2M"] * 3)
     share = cyclic_order(angle_c, label_c)
     np.testing.assert_allclose(cyclic_order(angle_c, label_c, ("S", "G2M", "G1")), share)
     np.testing.assert_allclose(cyclic_order(angle_c, label_c, ("S", "G1", "G2M")), 1 - share)
     apart = np.diff(np.sort(np.concatenate([np.mod(angle_c, 2 * np.pi), [0, 2 * np.pi]]))).min() > 1e-6
-    if apart:  # rounding can part what is at the same place, or near the start
+    if apart:  # rounding can separate equal angles, or move them across the start
         np.testing.assert_allclose(cyclic_order(angle_c + 0.5, label_c), share)
         np.testing.assert_allclose(cyclic_order(-angle_c, label_c), 1 - share)
         np.testing.assert_allclose(cyclic_order(angle_c + 2 * np.pi * turns, label_c), share)
 
 
-def test_order_of_many_cells_and_of_none():
+def test_order_of_many_cells():
     random = np.random.default_rng(0)
     label_c = random.choice(["G1", "S", "G2M", "other", None], 30_000)
     start = pd.Series(label_c).map({"G1": 5.5, "S": 1.0, "G2M": 3.5, "other": 0.0}).fillna(2.0).to_numpy()
@@ -150,7 +150,7 @@ def test_order_of_many_cells_and_of_none():
 
 
 @given(angle_c=hnp.arrays(np.float64, st.integers(1, 9), elements=ANGLE), turn=ANGLE)
-def test_the_mean_direction_turns_with_the_angles(angle_c, turn):
+def test_the_mean_direction_rotates_with_the_angles(angle_c, turn):
     assume(abs(np.exp(1j * angle_c).sum()) > 1e-3)
     mean = circular_mean(angle_c)
     assert 0 <= mean < 2 * np.pi
@@ -166,7 +166,7 @@ def test_mean_directions_in_closed_form():
     assert np.isnan(circular_mean(np.arange(6) * np.pi / 3))
 
 
-def test_a_fourier_series_is_explained_wholly_and_noise_by_its_share():
+def test_a_fourier_series_is_explained_and_noise_is_not():
     random = np.random.default_rng(0)
     angle_c = random.uniform(0, 2 * np.pi, 2000)
     rhythm_c = 3 + np.cos(angle_c - 1) + 0.5 * np.sin(2 * angle_c)
@@ -188,7 +188,7 @@ def test_a_fourier_series_is_explained_wholly_and_noise_by_its_share():
 @given(
     values=hnp.arrays(np.float64, (8, 2), elements=st.integers(-4, 4)), turn=ANGLE, scale=st.sampled_from([0.1, -7.0])
 )
-def test_what_is_explained_has_no_start_no_direction_and_no_unit(values, turn, scale):
+def test_r2_is_invariant_to_rotation_reflection_and_scale(values, turn, scale):
     angle_c = np.random.default_rng(1).uniform(0, 2 * np.pi, 8)
     r2_f = fourier_r2(values, angle_c)
     varies_f = ~np.isnan(r2_f)
@@ -198,7 +198,7 @@ def test_what_is_explained_has_no_start_no_direction_and_no_unit(values, turn, s
         np.testing.assert_allclose(same_f[varies_f], r2_f[varies_f], atol=1e-6)
 
 
-def test_an_angle_that_is_the_same_for_all_explains_nothing():
+def test_a_constant_angle_explains_nothing():
     np.testing.assert_allclose(fourier_r2(np.arange(9.0), np.full(9, 2.0)), [0], atol=1e-12)
 
 
@@ -236,7 +236,7 @@ def test_bad_input_is_named(call, facts):
         call()
 
 
-def test_input_is_left_as_it_was():
+def test_input_is_not_modified():
     angle_c = np.array([7.0, -1.0, 3.0])
     angle_c.setflags(write=False)
     cyclic_order(angle_c, ["G1", "S", "G2M"])

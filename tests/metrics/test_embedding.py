@@ -13,7 +13,7 @@ METRICS = [leiden_nmi, knn_f1]
 
 @pytest.fixture(scope="module")
 def blobs() -> tuple[np.ndarray, np.ndarray]:
-    """Three types, far apart."""
+    """Return an embedding of three well-separated types, and their labels."""
     labels = np.repeat(["B", "NK", "T"], [40, 30, 50])
     center_cz = 50 * (labels[:, None] == np.unique(labels)[None, :])
     return np.random.default_rng(0).normal(size=(120, 3)) + center_cz, labels
@@ -21,7 +21,7 @@ def blobs() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def pbmc_pca() -> tuple[np.ndarray, pd.Series]:
-    """Ten principal components of the bundled blood cells, and their types."""
+    """Return ten principal components of the bundled blood cells, and their types."""
     import scanpy as sc
 
     from celldial.datasets import pbmc68k_reduced
@@ -42,8 +42,8 @@ def test_knn_f1_of_pca(pbmc_pca):
 
 
 @pytest.mark.slow
-def test_leiden_nmi_of_many_cells_that_cannot_be_written_to():
-    """Above 8,192 cells scanpy finds neighbors by pynndescent, which writes to what it is given."""
+def test_leiden_nmi_of_many_cells_in_read_only_memory():
+    """With more than 8,192 cells, scanpy finds neighbors with pynndescent, which writes to its input."""
     labels = np.repeat(["B", "T"], 4200)
     embedding_cz = np.random.default_rng(0).normal(size=(8400, 3)).astype(np.float32) + 50 * (labels == "T")[:, None]
     embedding_cz = embedding_cz.astype(np.float32)
@@ -85,7 +85,7 @@ def test_kind_of_labels_does_not_matter(metric, blobs):
     blurred_cz = embedding_cz + 25 * np.random.default_rng(1).normal(size=embedding_cz.shape)
     result = metric(blurred_cz, labels)
     assert metric(blurred_cz, list(labels)) == result
-    # Categories in another order, and an index that is not the embedding's.
+    # Categories in another order, and another index.
     series = pd.Series(pd.Categorical(labels, categories=["T", "B", "NK", "unused"]), index=np.arange(120)[::-1])
     assert metric(blurred_cz, series) == result
     assert metric(blurred_cz, pd.Categorical(labels)) == result
@@ -101,7 +101,7 @@ def test_float16_and_integers_are_accepted(metric, blobs):
 def test_knn_f1_leaves_out_rare_types(blobs):
     embedding_cz, labels = blobs
     rare = labels.copy()
-    rare[:9] = "rare"  # among the B cells: each prediction of these would be wrong
+    rare[:9] = "rare"  # among the B cells, so every prediction of these would be wrong
     assert knn_f1(embedding_cz, rare) == 1.0
     assert knn_f1(embedding_cz, rare, min_cells=5) < 0.9
 
@@ -149,7 +149,7 @@ def test_wrong_options(blobs):
 
 
 def ilisi_cell_by_cell(embedding_cz: np.ndarray, batches: np.ndarray, n_neighbors: int) -> float:
-    """The index from its definition, one cell after the other."""
+    """Return the index by its definition, with a loop over cells."""
     index_c = []
     for cell, position_z in enumerate(embedding_cz):
         distance_c = np.linalg.norm(embedding_cz - position_z, axis=1)
@@ -174,7 +174,7 @@ def test_ilisi_is_its_definition(separation):
     embedding_cz = rng.normal(size=(120, 4)) + separation * (batches == 1)[:, None]
     expected = ilisi_cell_by_cell(embedding_cz, batches, n_neighbors=30)
     assert ilisi(embedding_cz, batches, n_neighbors=30) == pytest.approx(expected, abs=1e-6)
-    # Neither scale nor place matter.
+    # Scale and position do not matter.
     assert ilisi(1e-3 * embedding_cz + 7, batches, n_neighbors=30) == pytest.approx(expected, abs=1e-6)
 
 
@@ -183,13 +183,13 @@ def test_ilisi_between_one_and_the_number_of_batches():
     embedding_cz, batches = rng.normal(size=(600, 3)), np.tile(["a", "b", "c"], 200)
     assert 2.6 < ilisi(embedding_cz, batches) < 3
     assert ilisi(embedding_cz + 100 * (batches == "a")[:, None] - 100 * (batches == "b")[:, None], batches) == 1
-    # Fewer of one batch: 1 / (.8² + .1² + .1²) is the best there can be.
+    # With batches of different sizes, the maximum is 1 / (.8² + .1² + .1²).
     uneven = np.tile(["a"] * 8 + ["b", "c"], 60)
     assert ilisi(embedding_cz, uneven) == pytest.approx(1 / 0.66, abs=0.1)
 
 
 def test_ilisi_where_all_cells_are_in_one_place():
-    # All distances are zero, no weights have the perplexity: the others then weigh the same.
+    # All distances are zero, so all neighbors get equal weights.
     batches = np.repeat(["a", "b"], 50)
     assert 1 <= ilisi(np.zeros((100, 2)), batches) <= 2
 
@@ -216,11 +216,11 @@ def test_ilisi_of_wrong_input(blobs):
 def test_foscttm_of_known_places():
     x_cz = np.arange(50.0)[:, None]
     assert foscttm(x_cz, x_cz) == 0
-    # Two cells that have changed places: the other one is always closer.
+    # Two swapped cells: the other one is always closer.
     assert foscttm([[0.0], [1.0]], [[1.0], [0.0]]) == 1
-    # Shifted by one: all but the first have a closer one, and all but the first two a tie, which counts half.
+    # Shifted by one: all cells but the first have a closer one, and all but the first two have a tie (counts half).
     assert foscttm(x_cz, x_cz + 1) == pytest.approx((49 + 48 / 2) / (50 * 49))
-    # All in one place is no agreement.
+    # An embedding at a single point scores as chance.
     assert foscttm(x_cz, np.full((50, 1), 3.3)) == 0.5
     assert foscttm(np.full((50, 1), 3.3), np.full((50, 1), 3.3)) == 0.5
 
@@ -233,7 +233,7 @@ def test_foscttm_properties():
     assert type(result) is float
     assert 0.02 < result < 0.3
     assert foscttm(y_cz, x_cz) == pytest.approx(result, abs=1e-12)
-    # The same motion of both changes nothing, nor does another order of the cells.
+    # Transforming both alike, or reordering the cells, does not change the result.
     rotation_zz = np.linalg.qr(rng.normal(size=(3, 3)))[0]
     assert foscttm(5 * x_cz @ rotation_zz + 2, 5 * y_cz @ rotation_zz + 2) == pytest.approx(result, abs=1e-4)
     order = rng.permutation(300)
@@ -245,7 +245,7 @@ def test_foscttm_in_blocks(monkeypatch):
     rng = np.random.default_rng(0)
     x_cz, y_cz = rng.normal(size=(2, 50, 3))
     whole = foscttm(x_cz, y_cz)
-    for entries in (1, 7 * 50):  # one row a block; blocks that do not divide the rows
+    for entries in (1, 7 * 50):  # one row per block; blocks that do not divide the rows evenly
         monkeypatch.setattr(embedding, "_BLOCK_ENTRIES", entries)
         assert foscttm(x_cz, y_cz) == whole
 

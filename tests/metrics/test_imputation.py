@@ -14,7 +14,7 @@ METRICS = [auroc_per_cell, pearson_per_cell]
 
 @pytest.fixture(scope="module")
 def imputed() -> tuple[np.ndarray, np.ndarray]:
-    """Counts, mostly zeros, and predictions of them with many ties."""
+    """Return sparse counts, and predictions with many ties."""
     rng = np.random.default_rng(0)
     rate_cf = rng.gamma(0.5, size=(30, 40))
     return rng.poisson(rate_cf).astype(np.float32), rate_cf.round(1)
@@ -32,7 +32,7 @@ def test_auroc_is_the_area_under_the_curve(imputed):
     observed_cf, predicted_cf = imputed
     expected_c = [roc_auc_score(row_f > 0, score_f) for row_f, score_f in zip(observed_cf, predicted_cf, strict=True)]
     np.testing.assert_allclose(auroc_per_cell(observed_cf, predicted_cf), expected_c, atol=1e-12)
-    # Only the order counts; upside down, it is one minus.
+    # Only the order matters, and the reverse order gives one minus the result.
     np.testing.assert_allclose(auroc_per_cell(observed_cf, np.exp(predicted_cf) - 5), expected_c, atol=1e-12)
     np.testing.assert_allclose(auroc_per_cell(observed_cf, -predicted_cf), 1 - np.array(expected_c), atol=1e-12)
 
@@ -46,8 +46,8 @@ def test_pearson_is_the_correlation(imputed):
     np.testing.assert_allclose(pearson_per_cell(observed_cf, -predicted_cf), -np.array(expected_c), atol=1e-12)
 
 
-def test_pearson_of_what_is_constant():
-    # The mean of three times .1 is not .1.
+def test_pearson_of_constant_cells():
+    # In floating point, the mean of .1, .1 and .1 is not .1.
     pearson_c = pearson_per_cell([[1, 2, 3], [0, 0, 0], [3, 2, 1]], [[0.1, 0.1, 0.1], [1, 2, 3], [1, 2, 3]])
     np.testing.assert_array_equal(np.isnan(pearson_c), [True, True, False])
     assert pearson_c[2] == pytest.approx(-1)

@@ -102,7 +102,7 @@ def test_cells_are_colored_by_category(cells, tmp_path):
     assert shade_c.value_counts().to_dict() == {"#ff0000": 80, "#0000ff": 79, "#00ff00": 80, "#d9d9d9": 1}
     assert shade_c[0] == "#d9d9d9"  # drawn first, below the others
     assert set(drawn["lineColors"]) == {"#000000"}
-    # Each color is at the place of its cells.
+    # Each color is at the position of its cells.
     shade_of = {"B cell": "#ff0000", "T cell": "#00ff00", "monocyte": "#0000ff"}
     assert [shade_of.get(cells.obs["cell_type"].iloc[c], "#d9d9d9") for c in cells_drawn(cells, drawn)] == list(shade_c)
 
