@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from celldial.data.cells import Cells
 from celldial.model.config import ModuleConfig
 from celldial.model.module import Module
@@ -14,6 +16,11 @@ def build_module(n_features: Mapping[str, int], likelihood: str | Mapping[str, s
     """Build a small module without covariates; `options` are fields of `ModuleConfig`."""
     by_modality = dict.fromkeys(n_features, likelihood) if isinstance(likelihood, str) else likelihood
     return Module(ModuleConfig(n_features, by_modality, **(SMALL | options)))
+
+
+def bare_cells(n_cells: int, dtype: torch.dtype = torch.float32) -> Cells:
+    """Return cells without counts and covariates, for priors."""
+    return Cells({}, {}, torch.zeros(n_cells, 0, dtype=torch.int64), torch.zeros(n_cells, 0, dtype=dtype))
 
 
 def sizes_of(cells: Cells) -> dict[str, Any]:

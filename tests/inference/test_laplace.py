@@ -29,13 +29,13 @@ def test_loadings_are_as_sure_as_a_brute_force_hessian_says() -> None:
     input_ch = torch.from_numpy(random.normal(size=(n_cells, n_hidden)).astype(np.float32))
     slope_fh, bias_f = random.normal(0, 0.5, (3, n_hidden)), np.array([1.0, -1.0, 0.0])
     mu_cf = torch.from_numpy(np.exp(input_ch.numpy() @ slope_fh.T + bias_f).astype(np.float32))
-    centre_h, scale_h = input_ch.mean(0), torch.full((n_hidden,), scale)
-    scaled_ch = (input_ch - centre_h) * scale_h
+    center_h, scale_h = input_ch.mean(0), torch.full((n_hidden,), scale)
+    scaled_ch = (input_ch - center_h) * scale_h
     basis_hr = laplace.principal_directions(scaled_ch, n_hidden)
     place_cr = torch.cat([torch.ones(n_cells, 1), scaled_ch @ basis_hr], 1)
     row_q, column_q = torch.triu_indices(n_hidden + 1, n_hidden + 1)
     information_fq = mu_cf.T @ (place_cr[:, row_q] * place_cr[:, column_q])
-    loadings = laplace.Loadings(centre_h, scale_h, basis_hr, laplace.posterior_covariance(information_fq))
+    loadings = laplace.Loadings(center_h, scale_h, basis_hr, laplace.posterior_covariance(information_fq))
     at_sh = torch.from_numpy(random.normal(size=(6, n_hidden)).astype(np.float32))
     found_sf = loadings.variance(at_sh)
     first_f, last_f = torch.tensor([0, 5, 2]), torch.tensor([1, 5, 4])
@@ -81,5 +81,5 @@ def test_more_cells_make_surer(model_3d: VAE) -> None:
             index_c = torch.arange(60)
             fit_laplace(module, cells, index_c.repeat(times))
         loadings = module.modalities["rna"].loadings
-        average_variance.append(loadings.variance(loadings.centre_h[None]).mean().item())
+        average_variance.append(loadings.variance(loadings.center_h[None]).mean().item())
     assert average_variance[0] / average_variance[1] == pytest.approx(4, rel=0.2)

@@ -68,7 +68,7 @@ def test_expected_values_come_in_blocks(cells: Cells, modality: str, monkeypatch
     z_cz = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
     everywhere = Cells({}, {modality: torch.full((60,), 50.0)}, cells.category_ck, cells.continuous_ck)
     with torch.no_grad():
-        expected_cf = module.decode_one(modality, torch.from_numpy(z_cz), everywhere).mean.numpy()
+        expected_cf = module.decode_modality(modality, torch.from_numpy(z_cz), everywhere).mean.numpy()
     monkeypatch.setattr(posterior, "decode_block_size", lambda n_features: 25)
     found = posterior.decode_mean(module, modality, z_cz, covariates_of(cells), 50.0)
     assert isinstance(found, Iterator)

@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 from scipy import sparse
 from torch import Tensor
 
+import celldial.data.cells
 from celldial.data.cells import Cells, to_csr_tensor
 from celldial.metrics.circular import angular_error
 from celldial.model import angle_posterior
+from celldial.model.modality import Modality
 from celldial.model.module import Module
 from celldial.model.periodic import N_GRID, angle_grid, fourier_features
 from helpers.modules import build_module
-from helpers.raises import raises
+from helpers.raises import warns
 from helpers.simulate import simulate_cells, simulate_two_cells
 
 LACKING = {"rna": [0, 1, 2], "atac": [3, 4], "protein": []}
@@ -30,7 +32,7 @@ def make_module(n_features: Mapping[str, int], likelihood: str = "poisson", effe
     module = build_module(n_features, likelihood, dropout_rate=0.0, periodic=True)
     for _, modality in module.by_modality():
         torch.nn.init.normal_(modality.decoder.harmonics.weight, std=effect)
-        modality.decoder.cycles_f.fill_(True)
+        modality.decoder.angle_feature_mask_f.fill_(True)
     module.circle.log_density_j.copy_(torch.randn(N_GRID).log_softmax(0))
     module.circle.active_logit.fill_(0.5)
     return module.eval().requires_grad_(False)
@@ -41,19 +43,28 @@ def state(z_cz: Tensor, angle_c: Tensor, activity: float | Tensor = 1.0) -> Tens
     return torch.cat([z_cz, place_cu], 1)
 
 
-def latent_mean(module: Module, cells: Cells) -> Tensor:
-    """Mean of the Gaussian coordinates, which is the same wherever cells are: nothing is straightened yet."""
-    return module.posterior(replace(cells, angle_params_cq=torch.zeros(len(cells), 4)))["z"].mean
+def with_angles(module: Module, cells: Cells, learn_prior: bool = False) -> Cells:
+    """Return the cells with the angles that the module infers."""
+    return replace(cells, angle_params_cq=module.infer_angles(cells, learn_prior))
 
 
-def drawn(module: Module, state_cz: Tensor, library_size: float, seed: int = 0) -> Cells:
+def for_update(module: Module, cells: Cells) -> tuple[dict[str, Modality], Cells, Tensor]:
+    """Return the arguments of the functions that update decoders."""
+    return dict(module.by_modality()), cells, module.encode_means(cells)
+
+
+def initialize_harmonics(module: Module, cells: Cells, columns: Mapping[str, Tensor]) -> None:
+    angle_posterior.initialize_harmonics(dict(module.by_modality()), module.circle, cells, columns)
+
+
+def sample_counts(module: Module, state_cz: Tensor, library_size: float, seed: int = 0) -> Cells:
     """Draw cells of one modality at given states."""
     n_cells = len(state_cz)
     nothing = Cells(
         {}, {"rna": torch.full((n_cells,), library_size)}, torch.zeros(n_cells, 0, dtype=int), torch.zeros(n_cells, 0)
     )
     torch.manual_seed(seed)
-    counts_cf = module.decode_one("rna", state_cz, nothing).sample()
+    counts_cf = module.decode_modality("rna", state_cz, nothing).sample()
     rows = to_csr_tensor(sparse.csr_matrix(counts_cf.numpy()))
     return replace(nothing, counts={"rna": rows}, library_size={"rna": counts_cf.sum(1)})
 
@@ -68,7 +79,7 @@ def angles_of(cells: Cells) -> Tensor:
 
 def enumerated(module: Module, cells: Cells) -> Tensor:
     """Posterior over the angles of the grid, then rest, by decoding every cell at every place."""
-    z_cz = latent_mean(module, cells)
+    z_cz = module.encode_means(cells)
     angle_j = angle_grid(z_cz)
     parts = []
     for place in range(N_GRID + 1):
@@ -93,7 +104,7 @@ def test_where_a_cell_is_by_plain_enumeration(likelihood: str) -> None:
     around_cj = posterior_cj[:, :-1] / posterior_cj[:, :-1].sum(1, keepdim=True)
     mean_cu = around_cj @ torch.stack([angle_j.cos(), angle_j.sin()], 1)
     length_c = mean_cu.norm(dim=1)
-    found = angle_posterior.infer_angles(module, cells)
+    found = with_angles(module, cells)
     x_c, y_c, kappa_c, logit_c = found.angle_params_cq.double().unbind(1)
     torch.testing.assert_close(
         kappa_c / (kappa_c + 1), length_c.clamp_max(angle_posterior.MAX_LENGTH), atol=2e-3, rtol=0
@@ -109,18 +120,16 @@ def test_where_a_cell_is_by_plain_enumeration(likelihood: str) -> None:
 def test_a_modality_that_a_cell_lacks_says_nothing() -> None:
     cells = simulate_two_cells(lacking={"rna": [0, 1, 2], "atac": [3, 4]})
     module = make_module({"rna": 20, "atac": 30})
-    together = angle_posterior.infer_angles(module, cells).angle_params_cq
+    together = with_angles(module, cells).angle_params_cq
     for rows, name in (([0, 1, 2], "atac"), ([3, 4], "rna")):
-        alone = angle_posterior.infer_angles(
-            module, cells.select(torch.tensor(rows)).keep_modalities(name)
-        ).angle_params_cq
+        alone = with_angles(module, cells.select(torch.tensor(rows)).keep_modalities(name)).angle_params_cq
         torch.testing.assert_close(alone, together[rows], rtol=1e-4, atol=1e-4)
 
 
 def test_an_empty_cell_is_where_the_prior_says() -> None:
     cells = simulate_two_cells(lacking={"rna": [0], "atac": [0]})
     module = make_module({"rna": 20, "atac": 30})
-    belief_q = angle_posterior.infer_angles(module, cells).angle_params_cq[0]
+    belief_q = with_angles(module, cells).angle_params_cq[0]
     density_j, angle_j = module.circle.log_density_j.exp(), angle_grid(torch.zeros(1))
     mean_u = density_j @ torch.stack([angle_j.cos(), angle_j.sin()], 1)
     torch.testing.assert_close(belief_q[:2], mean_u / mean_u.norm())
@@ -132,14 +141,14 @@ def test_only_features_that_cycle_are_heard() -> None:
     cells = simulate_cells()
     module = make_module({"rna": 20})
     decoder = module.modalities["rna"].decoder
-    decoder.cycles_f[5:] = False
+    decoder.angle_feature_mask_f[5:] = False
     values_cf = torch.zeros(60, 20)
     rows = cells.counts["rna"]
     values_cf[torch.arange(60).repeat_interleave(rows.indptr_c.diff()), rows.column_n] = rows.value_n
-    z_cz, angle_j = latent_mean(module, cells), angle_grid(torch.zeros(1))
+    z_cz, angle_j = module.encode_means(cells), angle_grid(torch.zeros(1))
     log_p_cj = torch.stack(
         [
-            torch.distributions.Poisson(module.decode_one("rna", state(z_cz, angle.expand(60)), cells).mean[:, :5])
+            torch.distributions.Poisson(module.decode_modality("rna", state(z_cz, angle.expand(60)), cells).mean[:, :5])
             .log_prob(values_cf[:, :5])
             .sum(1)
             for angle in angle_j
@@ -148,34 +157,37 @@ def test_only_features_that_cycle_are_heard() -> None:
     )
     around_cj = (log_p_cj + module.circle.log_density_j).softmax(1)
     mean_cu = around_cj @ torch.stack([angle_j.cos(), angle_j.sin()], 1)
-    found = angle_posterior.infer_angles(module, cells).angle_params_cq
+    found = with_angles(module, cells).angle_params_cq
     torch.testing.assert_close(found[:, :2], mean_cu / mean_cu.norm(dim=1, keepdim=True), atol=1e-3, rtol=0)
-    decoder.cycles_f.fill_(False)
-    active_c = angle_posterior.infer_angles(module, cells).angle_params_cq[:, 3]
+    decoder.angle_feature_mask_f.fill_(False)
+    active_c = with_angles(module, cells).angle_params_cq[:, 3]
     torch.testing.assert_close(active_c, module.circle.active_logit.expand(60))
 
 
-def test_what_is_placed_stays_placed() -> None:
+def test_the_posterior_uses_given_angles_or_infers_them() -> None:
     cells, module = simulate_cells(), make_module({"rna": 20})
-    found = angle_posterior.placed(module, cells)
-    assert found.angle_params_cq is not None
-    assert angle_posterior.placed(module, found) is found
-    plain = build_module({"rna": 20}, "poisson", dropout_rate=0.0)
-    assert angle_posterior.placed(plain, cells) is cells
+    inferred = module.posterior(cells)
+    torch.testing.assert_close(inferred["direction"].mean_cu, module.infer_angles(cells)[:, :2])
+    given_cq = angle_posterior.pack_angle_posterior(torch.rand(60) * 6, torch.rand(60), torch.rand(60))
+    given = module.posterior(replace(cells, angle_params_cq=given_cq))
+    assert torch.equal(given["direction"].mean_cu, given_cq[:, :2])
+    assert torch.equal(given["active"].logit_c, given_cq[:, 3])
+
+
+def test_importance_weights_infer_angles_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells, module = simulate_cells(), make_module({"rna": 20})
+    calls = []
+    infer_angles = module.infer_angles
+    monkeypatch.setattr(module, "infer_angles", lambda *inputs: calls.append(1) or infer_angles(*inputs))
+    assert module.log_weights(cells, 3).shape == (3, 60)
+    assert len(calls) == 1
 
 
 def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     cells, module = simulate_cells(), make_module({"rna": 20})
-    expected = angle_posterior.infer_angles(module, cells).angle_params_cq
-    monkeypatch.setattr(angle_posterior, "decode_block_size", lambda n_features: 7)
-    torch.testing.assert_close(
-        angle_posterior.infer_angles(module, cells).angle_params_cq, expected, rtol=1e-4, atol=1e-4
-    )
-
-
-def test_the_model_asks_where_cells_are() -> None:
-    with raises(ValueError, naming=["infer_angles"]):
-        make_module({"rna": 20}).posterior(simulate_cells())
+    expected = with_angles(module, cells).angle_params_cq
+    monkeypatch.setattr(celldial.data.cells, "decode_block_size", lambda n_features: 7)
+    torch.testing.assert_close(with_angles(module, cells).angle_params_cq, expected, rtol=1e-4, atol=1e-4)
 
 
 # Of 80 features that cycle strongly, drawn without any difference in the other coordinates.
@@ -194,14 +206,14 @@ def strong(n_cells: int = 600, active_share: float = 0.7) -> tuple[Module, Cells
     angle_c = random.choice(angle_s, n_cells, p=density_s / density_s.sum())
     active_c = random.random(n_cells) < active_share
     states = state(torch.zeros(n_cells, 2), torch.from_numpy(angle_c).float(), torch.from_numpy(active_c).float())
-    return module, drawn(module, states, 400.0), angle_c, active_c
+    return module, sample_counts(module, states, 400.0), angle_c, active_c
 
 
 def test_the_prior_is_learned_and_cells_are_found() -> None:
     module, cells, angle_c, active_c = strong()
     module.circle.log_density_j.fill_(-math.log(N_GRID))
     module.circle.active_logit.fill_(2.0)
-    found = angle_posterior.infer_angles(module, cells, learn_prior=True)
+    found = with_angles(module, cells, learn_prior=True)
     np.testing.assert_array_equal(found.angle_params_cq[:, 3].numpy() > 0, active_c)
     difference = np.angle(np.exp(1j * (angles_of(found).numpy() - angle_c)))[active_c]
     assert np.abs(difference).mean() < 0.1
@@ -221,7 +233,7 @@ def test_the_prior_is_learned_and_cells_are_found() -> None:
 def test_the_prior_is_left_alone_unless_it_is_to_be_learned() -> None:
     module, cells, _, _ = strong(50)
     before = [part.clone() for part in (module.circle.log_density_j, module.circle.active_logit)]
-    angle_posterior.infer_angles(module, cells)
+    with_angles(module, cells)
     assert torch.equal(module.circle.log_density_j, before[0])
     assert torch.equal(module.circle.active_logit, before[1])
 
@@ -229,7 +241,7 @@ def test_the_prior_is_left_alone_unless_it_is_to_be_learned() -> None:
 def test_where_no_cell_rested_none_does() -> None:
     module, cells, _, _ = strong(200, active_share=1.0)
     module.circle.active_logit.fill_(angle_posterior.MAX_LOGIT)
-    angle_posterior.infer_angles(module, cells, learn_prior=True)
+    with_angles(module, cells, learn_prior=True)
     assert module.circle.active_logit == angle_posterior.MAX_LOGIT
 
 
@@ -253,31 +265,31 @@ def test_a_turned_circle_decodes_the_same_at_the_turned_angle(by: float, angle: 
     cells = replace(cells, continuous_ck=cells.continuous_ck.double())
     z_cz = torch.randn(5, 2, dtype=torch.float64)
     before = module.decode(state(z_cz, torch.full((5,), angle).double(), activity), cells)
-    angle_posterior.rotate(module, by)
+    angle_posterior.rotate(dict(module.by_modality()), by)
     after = module.decode(state(z_cz, torch.full((5,), by + angle).double(), activity), cells)
     for name in before:
         torch.testing.assert_close(after[name].mean, before[name].mean, rtol=1e-4, atol=1e-4)
 
 
-def spread(module: Module, cells: Cells) -> Cells:
-    """Locate cells, and let the Gaussian coordinates tell of the angle."""
+def with_dependent_coordinates(module: Module, cells: Cells) -> Cells:
+    """Return cells with angles, after making the other coordinates depend on the angle."""
     with torch.no_grad():
         module.modalities["rna"].encoder.output.weight.normal_()
         module.modalities["rna"].encoder.weight_fh.mul_(3)
-    return angle_posterior.infer_angles(module, cells)
+    return with_angles(module, cells)
 
 
 def test_straightening_changes_nothing_that_is_decoded() -> None:
     module, cells, _, _ = strong(1500)
     torch.nn.init.normal_(module.modalities["rna"].decoder.heads[0].weight)
-    cells = spread(module, cells)
+    cells = with_dependent_coordinates(module, cells)
 
     def decoded() -> tuple[Tensor, Tensor]:
         posterior = module.posterior(cells)
         z_cz = posterior["z"].mean
         activity_c = posterior["active"].mean
         at_cz = torch.cat([z_cz, cells.angle_params_cq[:, :2] * activity_c[:, None]], 1)
-        return z_cz, module.decode_one("rna", at_cz, cells).mean
+        return z_cz, module.decode_modality("rna", at_cz, cells).mean
 
     harmonic_ck = fourier_features(cells.angle_params_cq[:, :2] * cells.angle_params_cq[:, 3:].sigmoid())[:, :-1]
 
@@ -287,27 +299,27 @@ def test_straightening_changes_nothing_that_is_decoded() -> None:
 
     z_before_cz, before_cf = decoded()
     assert explained(z_before_cz) > 0.1
-    angle_posterior.decorrelate_from_angle(module, cells)
+    angle_posterior.decorrelate_from_angle(*for_update(module, cells))
     z_cz, after_cf = decoded()
     assert explained(z_cz) < 0.02  # a ridge keeps it from being 0
-    assert module.modalities["rna"].decoder.tilt_kz.any()
+    assert module.modalities["rna"].decoder.angle_offset_kz.any()
     torch.testing.assert_close(after_cf, before_cf, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(z_cz.mean(0), z_before_cz.mean(0), atol=1.0, rtol=0)
     # Once more changes nothing, and cells are where they were.
-    located = angle_posterior.infer_angles(module, cells).angle_params_cq
+    located = with_angles(module, cells).angle_params_cq
     torch.testing.assert_close(located, cells.angle_params_cq, rtol=1e-3, atol=1e-3)
-    tilt_kz = module.modalities["rna"].decoder.tilt_kz.clone()
-    angle_posterior.decorrelate_from_angle(module, cells)
-    torch.testing.assert_close(module.modalities["rna"].decoder.tilt_kz, tilt_kz)
+    angle_offset_kz = module.modalities["rna"].decoder.angle_offset_kz.clone()
+    angle_posterior.decorrelate_from_angle(*for_update(module, cells))
+    torch.testing.assert_close(module.modalities["rna"].decoder.angle_offset_kz, angle_offset_kz)
 
 
 def test_curves_are_what_decoding_says() -> None:
     module, cells = make_module({"rna": 20}), simulate_cells(n_cells=1)
     column_f = torch.tensor([3, 7])
-    curve_fj = angle_posterior.log_rate_curves(module, "rna", column_f)
+    curve_fj = angle_posterior.log_rate_curves(module.modalities["rna"].decoder, column_f)
     angle_j = angle_grid(torch.zeros(1))
     many = cells.select(torch.zeros(N_GRID, dtype=torch.int64))
-    log_cf = module.decode_one("rna", state(torch.zeros(N_GRID, 2), angle_j), many).mean.log()
+    log_cf = module.decode_modality("rna", state(torch.zeros(N_GRID, 2), angle_j), many).mean.log()
     ratio_j = log_cf[:, 3] - log_cf[:, 7]
     torch.testing.assert_close(curve_fj[0] - curve_fj[1], ratio_j - ratio_j.mean(), atol=1e-4, rtol=0)
 
@@ -317,12 +329,12 @@ def test_curves_are_what_decoding_says() -> None:
 
 def test_harmonics_start_from_where_cells_are_taken_to_be() -> None:
     module, cells, angle_c, active_c = strong(3000)
-    truth_fj = angle_posterior.log_rate_curves(module, "rna", torch.arange(N_STRONG))
+    truth_fj = angle_posterior.log_rate_curves(module.modalities["rna"].decoder, torch.arange(N_STRONG))
     parts = (torch.from_numpy(angle_c).float(), torch.ones(3000), torch.from_numpy(active_c).float())
     cells = replace(cells, angle_params_cq=angle_posterior.pack_angle_posterior(*parts))
     heard_f = torch.arange(0, N_STRONG, 2)
-    angle_posterior.initialize_harmonics(module, cells, {"rna": heard_f})
-    found_fj = angle_posterior.log_rate_curves(module, "rna", torch.arange(N_STRONG))
+    initialize_harmonics(module, cells, {"rna": heard_f})
+    found_fj = angle_posterior.log_rate_curves(module.modalities["rna"].decoder, torch.arange(N_STRONG))
     assert not found_fj[1::2].any()
     similar_f = [
         np.corrcoef(found_j, truth_j)[0, 1] for found_j, truth_j in zip(found_fj[::2], truth_fj[::2], strict=True)
@@ -341,7 +353,7 @@ def test_where_all_cells_are_taken_to_be_active_all_stay_so() -> None:
             torch.from_numpy(angle_c).float(), torch.ones(50), torch.ones(50)
         ),
     )
-    angle_posterior.initialize_harmonics(module, cells, {"rna": torch.arange(N_STRONG)})
+    initialize_harmonics(module, cells, {"rna": torch.arange(N_STRONG)})
     assert module.circle.active_logit == angle_posterior.MAX_LOGIT
 
 
@@ -354,7 +366,7 @@ def test_features_of_a_modality_that_was_not_looked_at_start_without_effect() ->
             torch.rand(60) * 6, torch.ones(60), torch.full((60,), 0.8)
         ),
     )
-    angle_posterior.initialize_harmonics(module, cells, {"rna": torch.arange(20)})
+    initialize_harmonics(module, cells, {"rna": torch.arange(20)})
     assert torch.equal(module.modalities["atac"].decoder.harmonics.weight, before)
     assert module.modalities["rna"].decoder.harmonics.weight.isfinite().all()
 
@@ -362,16 +374,16 @@ def test_features_of_a_modality_that_was_not_looked_at_start_without_effect() ->
 def test_features_that_cycle_are_chosen() -> None:
     module, cells, _, _ = strong(600)
     decoder = module.modalities["rna"].decoder
-    cycles_f = torch.arange(N_STRONG) % 4 == 0
-    decoder.harmonics.weight[~cycles_f] *= 0.005
-    cells = angle_posterior.infer_angles(module, cells)
-    angle_posterior.select_angle_features(module, cells)
-    assert not (decoder.cycles_f & ~cycles_f).any()
-    assert (decoder.cycles_f & cycles_f).sum() > 0.8 * cycles_f.sum()  # of some there is hardly a count
+    periodic_f = torch.arange(N_STRONG) % 4 == 0
+    decoder.harmonics.weight[~periodic_f] *= 0.005
+    cells = with_angles(module, cells)
+    angle_posterior.select_angle_features(*for_update(module, cells))
+    assert not (decoder.angle_feature_mask_f & ~periodic_f).any()
+    assert (decoder.angle_feature_mask_f & periodic_f).sum() > 0.8 * periodic_f.sum()  # some have few counts
     decoder.harmonics.weight *= 0.005
-    with pytest.warns(UserWarning, match="no feature tells the angle well"):
-        angle_posterior.select_angle_features(module, cells)
-    assert decoder.cycles_f.sum() == min(angle_posterior.FEW_FEATURES, N_STRONG - 1)
+    with warns(naming=[angle_posterior.N_FALLBACK_FEATURES]):
+        angle_posterior.select_angle_features(*for_update(module, cells))
+    assert decoder.angle_feature_mask_f.sum() == min(angle_posterior.N_FALLBACK_FEATURES, N_STRONG - 1)
 
 
 def test_not_more_features_are_heard_than_those_that_tell_most(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,9 +391,9 @@ def test_not_more_features_are_heard_than_those_that_tell_most(monkeypatch: pyte
     decoder = module.modalities["rna"].decoder
     decoder.harmonics.weight[10:] *= 0.3
     monkeypatch.setattr(angle_posterior, "MAX_FEATURES", 5)
-    angle_posterior.select_angle_features(module, angle_posterior.infer_angles(module, cells))
-    assert decoder.cycles_f.sum() == 5
-    assert decoder.cycles_f[:10].sum() >= 4
+    angle_posterior.select_angle_features(*for_update(module, with_angles(module, cells)))
+    assert decoder.angle_feature_mask_f.sum() == 5
+    assert decoder.angle_feature_mask_f[:10].sum() >= 4
 
 
 def test_angles_survive_all_of_it() -> None:
@@ -394,7 +406,7 @@ def test_angles_survive_all_of_it() -> None:
             torch.from_numpy(noisy_c).float(), torch.ones(800), torch.ones(800)
         ),
     )
-    angle_posterior.initialize_harmonics(module, cells, {"rna": torch.arange(N_STRONG)})
-    angle_posterior.select_angle_features(module, cells)
-    found = angle_posterior.infer_angles(module, cells, learn_prior=True)
+    initialize_harmonics(module, cells, {"rna": torch.arange(N_STRONG)})
+    angle_posterior.select_angle_features(*for_update(module, cells))
+    found = with_angles(module, cells, learn_prior=True)
     assert angular_error(angles_of(found).numpy(), angle_c) < 0.15 < angular_error(noisy_c, angle_c)

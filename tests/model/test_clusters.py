@@ -22,13 +22,15 @@ from celldial.model.clusters import (
     LABEL_LOGIT,
     ClusterConditional,
     Clusters,
+    annealed_temperature,
     kl_to_components,
-    temperature,
 )
 from celldial.model.latents import LATENTS
 from celldial.training import clusters
 from helpers.assertions import assert_untouched
 from helpers.fit import fit_clusters as fit
+from helpers.modules import bare_cells
+from helpers.raises import raises, warns
 from helpers.simulate import simulate, simulate_groups, simulate_two, with_counts
 
 CLUSTER, PROBABILITY = "celldial_cluster", "celldial_cluster_probability"
@@ -124,7 +126,8 @@ def test_where_cells_of_a_cluster_are(latent: str) -> None:
     relaxed_ck = torch.rand(5, 3).double().softmax(-1)
     torch.testing.assert_close(ClusterConditional(of, relaxed_ck, 5).log_prob(z_cz), (relaxed_ck * each_ck).sum(1))
     # Whatever the cluster.
-    torch.testing.assert_close(clusters.log_prob(z_cz), (clusters.log_weight_k.exp() * each_ck.exp()).sum(1).log())
+    found_c = clusters.distribution(bare_cells(5)).log_prob(z_cz)
+    torch.testing.assert_close(found_c, (clusters.log_weight_k.exp() * each_ck.exp()).sum(1).log())
 
 
 @pytest.mark.parametrize("latent", sorted(set(LATENTS) - {"logistic"}))
@@ -147,14 +150,17 @@ def test_divergence_from_clusters_is_the_sum_over_them(latent: str) -> None:
 def test_the_density_is_a_density(latent: str) -> None:
     clusters = make_clusters(latent, n_latent=1)
     z_j = torch.linspace(-60, 60, 200_001, dtype=torch.float64)
-    assert integrate.trapezoid(clusters.log_prob(z_j[:, None]).exp(), z_j) == pytest.approx(1, abs=1e-6)
+    log_p_j = clusters.distribution(bare_cells(len(z_j))).log_prob(z_j[:, None])
+    assert integrate.trapezoid(log_p_j.exp(), z_j) == pytest.approx(1, abs=1e-6)
 
 
 def test_cells_are_drawn_as_common_as_they_are_and_where_they_are() -> None:
     clusters = make_clusters(n_latent=1)
     with torch.no_grad():
         clusters.components.mean_kz.copy_(torch.tensor([[-100.0], [0.0], [100.0]]))
-    z_c = clusters.draw(20_000)[:, 0]
+    cells = bare_cells(20_000)
+    choice_ck = clusters.sample_prior(cells, {})["cluster"]
+    z_c = clusters.conditional(choice_ck, len(cells)).sample()[:, 0]
     for k, mean in enumerate((-100.0, 0.0, 100.0)):
         near_c = (z_c - mean).abs() < 50
         assert near_c.double().mean() == pytest.approx(clusters.log_weight_k[k].exp().item(), abs=0.02)
@@ -177,18 +183,18 @@ def test_what_is_not_needed_is_charged_for_and_labels_are_not() -> None:
     n_k = torch.tensor([100.0, 60.0, 40.0]).double()
     clusters = make_clusters(n_latent=2)
     clusters.components.logit_k.copy_(((n_k - 2) / (200 - 6)).log()).requires_grad_()
-    ((n_k * clusters.log_weight_k).sum() + clusters.log_prior()).backward()
+    ((n_k * clusters.log_weight_k).sum() + clusters.log_weight_prior()).backward()
     torch.testing.assert_close(clusters.components.logit_k.grad, torch.zeros(3).double(), atol=1e-2, rtol=0)
     labelled = make_clusters(n_labels=3)
-    assert labelled.log_prior() == 0
+    assert labelled.log_weight_prior() == 0
     some = make_clusters(n_labels=2)
-    torch.testing.assert_close(some.log_prior(), -2 * (some.log_weight_k[2].exp() + 1e-5).log())
+    torch.testing.assert_close(some.log_weight_prior(), -2 * (some.log_weight_k[2].exp() + 1e-5).log())
 
 
 def test_choices_cool_down() -> None:
-    assert temperature(0.0) == INITIAL_TEMPERATURE
-    assert temperature(1.0) == pytest.approx(FINAL_TEMPERATURE)
-    assert temperature(0.5) == pytest.approx(math.sqrt(INITIAL_TEMPERATURE * FINAL_TEMPERATURE))
+    assert annealed_temperature(0.0) == INITIAL_TEMPERATURE
+    assert annealed_temperature(1.0) == pytest.approx(FINAL_TEMPERATURE)
+    assert annealed_temperature(0.5) == pytest.approx(math.sqrt(INITIAL_TEMPERATURE * FINAL_TEMPERATURE))
 
 
 # --- Where clusters start ---------------------------------------------------------------------------------------------
@@ -303,10 +309,10 @@ def test_groups_are_found_by_either_modality() -> None:
     np.testing.assert_allclose(
         model.clusters(adata[:40].copy(), modality="rna"), model.clusters(adata[:40].copy()), atol=1e-5
     )
-    with pytest.warns(UserWarning, match="40 of 40 cells have no count of atac"):
+    with warns(naming=[40, "atac"]):
         nothing = model.clusters(adata[:40].copy(), modality="atac")
     np.testing.assert_allclose(nothing, np.tile(model.module_.clusters.log_weight_k.exp().detach(), (40, 1)))
-    with pytest.raises(KeyError, match="no modality 'protein'"):
+    with raises(KeyError, naming=["'protein'"]):
         model.clusters(adata, modality="protein")
 
 
@@ -407,13 +413,13 @@ def test_empty_cells_are_in_clusters_as_these_are_common(model: VAE, adata: AnnD
     x = adata.X.toarray()
     x[[3, 7]] = 0
     empty = with_counts(adata, sparse.csr_matrix(x))
-    with pytest.warns(UserWarning, match="2 of 180 cells have no count.*'c3'"):
+    with warns(naming=[2, 180, "'c3'"]):
         table = model.clusters(empty)
     weight_k = model.module_.clusters.log_weight_k.exp().detach().numpy()
     np.testing.assert_allclose(table.iloc[[3, 7]], np.tile(weight_k, (2, 1)), rtol=1e-5)
     others = [c for c in range(180) if c not in (3, 7)]
     np.testing.assert_allclose(table.iloc[others], model.clusters(adata).iloc[others], atol=1e-5)
-    with pytest.warns(UserWarning, match="2 of 180 cells have no count"):
+    with warns(naming=[2, 180]):
         fitted = fit(empty, max_epochs=2, n_clusters=2)
     weight_k = fitted.module_.clusters.log_weight_k.exp().detach().numpy()
     np.testing.assert_allclose(empty.obsm[PROBABILITY].iloc[[3, 7]], np.tile(weight_k, (2, 1)), rtol=1e-5)
@@ -501,7 +507,7 @@ def test_the_history_is_of_both_parts_of_training(adata: AnnData) -> None:
 def test_there_may_be_as_many_clusters_as_cells_and_no_more() -> None:
     adata = simulate(n_cells=20)
     before = adata.copy()
-    with pytest.raises(ValueError, match="n_clusters=21 is more than the 20 cells with counts: choose fewer"):
+    with raises(ValueError, naming=["n_clusters", 21, 20]):
         fit(adata, n_clusters=21)
     assert_untouched(adata, before)
     fit(adata, max_epochs=2, n_clusters=20)
@@ -511,7 +517,7 @@ def test_there_may_be_as_many_clusters_as_cells_and_no_more() -> None:
 @pytest.mark.parametrize(("n", "shown"), [(1, "1"), (0, "0"), (2.0, "2.0"), (True, "True"), ("many", "'many'")])
 def test_two_clusters_are_the_least(n: Any, shown: str, adata: AnnData) -> None:
     before = adata.copy()
-    with pytest.raises(ValueError, match=f"n_clusters is {shown}: .* at least 2"):
+    with raises(ValueError, naming=["n_clusters", 2]):
         fit(adata, n_clusters=n)
     assert_untouched(adata, before)
 
@@ -520,6 +526,6 @@ def test_a_model_without_clusters_says_so(adata: AnnData) -> None:
     model = fit(adata, max_epochs=1)
     before = adata.copy()
     assert CLUSTER not in adata.obs
-    with pytest.raises(ValueError, match=r"no clusters: fit one with VAE\(n_clusters=...\) or VAE\(labels_key=...\)"):
+    with raises(ValueError, naming=["n_clusters", "labels_key"]):
         model.clusters(adata)
     assert_untouched(adata, before)

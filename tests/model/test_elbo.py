@@ -23,7 +23,7 @@ from helpers.simulate import simulate
 
 # --- What users say of gradients --------------------------------------------------------------------------------------
 
-SAID: list[tuple[Any, bool, str, str | None]] = [
+ACCEPTED: list[tuple[Any, bool, str, str | None]] = [
     ("reparameterized", False, "reparameterized", None),
     ("score_function", False, "score_function", None),
     ({}, False, "reparameterized", None),
@@ -39,42 +39,41 @@ SAID: list[tuple[Any, bool, str, str | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("said", "clustered", "z", "cluster"), SAID)
-def test_what_is_said_of_gradients(said: Any, clustered: bool, z: str, cluster: str | None) -> None:
-    gradient = parse_gradient(said, clustered)
+@pytest.mark.parametrize(("names", "has_clusters", "z", "cluster"), ACCEPTED)
+def test_gradients_that_are_accepted(names: Any, has_clusters: bool, z: str, cluster: str | None) -> None:
+    gradient = parse_gradient(names, has_clusters)
     assert gradient == Gradient(z, cluster)
     assert gradient.score_function_sites == tuple(
         name for name, word in (("cluster", cluster), ("z", z)) if word == "score_function"
     )
 
 
-A_NAME_OR_A_DICT = "it must be a name, or a dict with a name for 'z', for 'cluster' or for both"
-OF_CLUSTERS = "which is of clusters: give their number by n_clusters"
-# What is said, whether there are clusters, words of the error.
-WRONG: list[tuple[Any, bool, str]] = [
-    (None, False, f"gradient is None: {A_NAME_OR_A_DICT}"),
-    (3, True, f"gradient is 3: {A_NAME_OR_A_DICT}"),
-    (["score_function"], True, A_NAME_OR_A_DICT),
-    ({"clusters": "enumerate"}, True, A_NAME_OR_A_DICT),
-    ("enumerate", False, f"gradient is 'enumerate', {OF_CLUSTERS}"),
-    ("gumbel_softmax", False, f"gradient is 'gumbel_softmax', {OF_CLUSTERS}"),
-    ({"cluster": "score_function"}, False, OF_CLUSTERS),
-    ({"z": "enumerate"}, False, OF_CLUSTERS),
-    ("reinforce", False, "gradient is 'reinforce': choose 'reparameterized', 'score_function' for 'z', or with"),
-    ("reinforce", True, "'enumerate', 'gumbel_softmax', 'score_function' for 'cluster'"),
-    ({"z": "gumbel_softmax"}, True, "choose 'reparameterized', 'score_function' for 'z'"),
-    ({"cluster": "reparameterized"}, True, "for 'cluster'"),
-    ({"z": None}, True, "choose 'reparameterized'"),
-    ({"z": ["score_function"]}, True, "choose 'reparameterized'"),
-    ({"z": "score_function"}, True, "where the score function is used for 'z', it must be for 'cluster', too"),
-    ({"z": "score_function", "cluster": "gumbel_softmax"}, True, "it must be for 'cluster', too"),
+FOR_Z, FOR_CLUSTER = ["'reparameterized'", "'score_function'"], ["'enumerate'", "'gumbel_softmax'", "'score_function'"]
+# The parameter, whether there are clusters, and the facts of the error.
+WRONG: list[tuple[Any, bool, list[Any]]] = [
+    (None, False, [None]),
+    (3, True, [3]),
+    (["score_function"], True, ["['score_function']"]),
+    ({"clusters": "enumerate"}, True, ["{'clusters': 'enumerate'}", "'cluster'"]),
+    ("enumerate", False, ["'enumerate'", "n_clusters"]),
+    ("gumbel_softmax", False, ["'gumbel_softmax'", "n_clusters"]),
+    ({"cluster": "score_function"}, False, ["n_clusters"]),
+    ({"z": "enumerate"}, False, ["n_clusters"]),
+    ("reinforce", False, ["'reinforce'", *FOR_Z]),
+    ("reinforce", True, ["'reinforce'", *FOR_CLUSTER]),
+    ({"z": "gumbel_softmax"}, True, FOR_Z),
+    ({"cluster": "reparameterized"}, True, FOR_CLUSTER),
+    ({"z": None}, True, FOR_Z),
+    ({"z": ["score_function"]}, True, FOR_Z),
+    ({"z": "score_function"}, True, ["'z'", "'cluster'"]),
+    ({"z": "score_function", "cluster": "gumbel_softmax"}, True, ["'z'", "'cluster'"]),
 ]
 
 
-@pytest.mark.parametrize(("said", "clustered", "words"), WRONG)
-def test_what_cannot_be_said_of_gradients(said: Any, clustered: bool, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        parse_gradient(said, clustered)
+@pytest.mark.parametrize(("gradient", "has_clusters", "facts"), WRONG)
+def test_gradients_that_are_refused(gradient: Any, has_clusters: bool, facts: list[Any]) -> None:
+    with raises(ValueError, naming=["gradient", *facts]):
+        parse_gradient(gradient, has_clusters)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +105,7 @@ def test_a_moving_average_begins_as_a_plain_mean() -> None:
         baseline.update(cost_c)
         if n * (1 - EMA_DECAY) <= 1:
             torch.testing.assert_close(baseline.mean, costs[:n].mean())
-    assert baseline.n_seen == 40
+    assert baseline.n_updates == 40
     torch.testing.assert_close(baseline(torch.empty(5, 0)), baseline.mean.expand(5))
     # From then on a twentieth is new.
     before = baseline.mean.clone()
@@ -118,7 +117,7 @@ def test_a_moving_average_begins_as_a_plain_mean() -> None:
 def test_a_baseline_learns_in_training_only() -> None:
     baseline = Baseline(0).eval()
     baseline.update(torch.ones(3))
-    assert (baseline.mean, baseline.n_seen) == (0, 0)
+    assert (baseline.mean, baseline.n_updates) == (0, 0)
 
 
 def test_a_guess_is_as_it_was_made() -> None:

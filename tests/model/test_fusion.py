@@ -24,7 +24,7 @@ def experts(n_modalities: int = 2, n_cells: int = 4, n_latent: int = 3, seed: in
     return mu_mcz, 0.1 + torch.rand(shape, generator=generator, dtype=torch.float64)
 
 
-def all_heard(n_modalities: int = 2, n_cells: int = 4) -> Tensor:
+def all_included(n_modalities: int = 2, n_cells: int = 4) -> Tensor:
     return torch.ones(n_modalities, n_cells, dtype=torch.bool)
 
 
@@ -39,7 +39,7 @@ def random_presence(n_modalities: int, n_cells: int, seed: int) -> Tensor:
 @pytest.mark.parametrize("n_modalities", [2, 3])
 def test_product_adds_precisions_and_that_of_the_prior(name: Any, n_modalities: int) -> None:
     mu_mcz, sigma_mcz = experts(n_modalities)
-    mu_cz, sigma_cz = Fusion(name).combine(mu_mcz, sigma_mcz, all_heard(n_modalities))
+    mu_cz, sigma_cz = Fusion(name).combine(mu_mcz, sigma_mcz, all_included(n_modalities))
     precision_cz = 1 + (1 / sigma_mcz**2).sum(0)
     torch.testing.assert_close(sigma_cz, precision_cz**-0.5)
     torch.testing.assert_close(mu_cz, (mu_mcz / sigma_mcz**2).sum(0) / precision_cz)
@@ -49,7 +49,7 @@ def test_product_adds_precisions_and_that_of_the_prior(name: Any, n_modalities: 
 def test_product_is_proportional_to_the_product_of_densities(name: Any) -> None:
     """On a grid: prior times all experts, normalized."""
     mu_m11, sigma_m11 = experts(3, 1, 1)
-    mu_cz, sigma_cz = Fusion(name).combine(mu_m11, sigma_m11, all_heard(3, 1))
+    mu_cz, sigma_cz = Fusion(name).combine(mu_m11, sigma_m11, all_included(3, 1))
     z_s = torch.linspace(-6, 6, 2001, dtype=torch.float64)
     log_density_s = -(z_s**2) / 2
     for mu, sigma in zip(mu_m11.flatten(), sigma_m11.flatten(), strict=True):
@@ -61,14 +61,14 @@ def test_product_is_proportional_to_the_product_of_densities(name: Any) -> None:
 
 def test_mean_averages_means_and_standard_deviations() -> None:
     mu_mcz, sigma_mcz = experts()
-    mu_cz, sigma_cz = Fusion("mean").combine(mu_mcz, sigma_mcz, all_heard())
+    mu_cz, sigma_cz = Fusion("mean").combine(mu_mcz, sigma_mcz, all_included())
     torch.testing.assert_close(mu_cz, mu_mcz.mean(0))
     torch.testing.assert_close(sigma_cz, sigma_mcz.mean(0))
 
 
 def test_mixture_has_the_moments_of_its_draws() -> None:
     mu_m11, sigma_m11 = experts(3, 1, 1)
-    mu_cz, sigma_cz = Fusion("mixture").combine(mu_m11, sigma_m11, all_heard(3, 1))
+    mu_cz, sigma_cz = Fusion("mixture").combine(mu_m11, sigma_m11, all_included(3, 1))
     n_draws, generator = 200_000, torch.Generator().manual_seed(0)
     expert_s = torch.randint(0, 3, (n_draws,), generator=generator)
     noise_s = torch.randn(n_draws, generator=generator, dtype=torch.float64)
@@ -81,8 +81,8 @@ def test_mixture_has_the_moments_of_its_draws() -> None:
 @pytest.mark.parametrize("name", ["mixture", "mean"])
 def test_a_modality_alone_speaks_for_itself(name: Any) -> None:
     mu_mcz, sigma_mcz = experts()
-    heard_mc = torch.tensor([[True, False]] * 2 + [[False, True]] * 2).T
-    mu_cz, sigma_cz = Fusion(name).combine(mu_mcz, sigma_mcz, heard_mc)
+    included_mc = torch.tensor([[True, False]] * 2 + [[False, True]] * 2).T
+    mu_cz, sigma_cz = Fusion(name).combine(mu_mcz, sigma_mcz, included_mc)
     torch.testing.assert_close(mu_cz, torch.cat([mu_mcz[0, :2], mu_mcz[1, 2:]]))
     torch.testing.assert_close(sigma_cz, torch.cat([sigma_mcz[0, :2], sigma_mcz[1, 2:]]))
 
@@ -90,15 +90,15 @@ def test_a_modality_alone_speaks_for_itself(name: Any) -> None:
 @PRODUCTS
 def test_a_modality_alone_is_multiplied_with_the_prior(name: Any) -> None:
     mu_mcz, sigma_mcz = experts()
-    heard_mc = torch.tensor([[True] * 4, [False] * 4])
-    mu_cz, sigma_cz = Fusion(name).combine(mu_mcz, sigma_mcz, heard_mc)
+    included_mc = torch.tensor([[True] * 4, [False] * 4])
+    mu_cz, sigma_cz = Fusion(name).combine(mu_mcz, sigma_mcz, included_mc)
     torch.testing.assert_close(mu_cz, mu_mcz[0] / (1 + sigma_mcz[0] ** 2))
     torch.testing.assert_close(sigma_cz, sigma_mcz[0] / (1 + sigma_mcz[0] ** 2).sqrt())
 
 
 @EVERY_FUSION
-def test_nothing_heard_is_the_prior(name: Any) -> None:
-    mu_cz, sigma_cz = Fusion(name).combine(*experts(), ~all_heard())
+def test_no_included_modality_is_the_prior(name: Any) -> None:
+    mu_cz, sigma_cz = Fusion(name).combine(*experts(), ~all_included())
     assert torch.equal(mu_cz, torch.zeros_like(mu_cz))
     assert torch.equal(sigma_cz, torch.ones_like(sigma_cz))
 
@@ -107,21 +107,21 @@ def test_nothing_heard_is_the_prior(name: Any) -> None:
 @given(seed=SEEDS, order=st.permutations(range(3)))
 def test_order_of_modalities_does_not_matter(name: Any, seed: int, order: list[int]) -> None:
     mu_mcz, sigma_mcz = experts(3, seed=seed)
-    heard_mc = random_presence(3, 4, seed)
-    found = Fusion(name).combine(mu_mcz[order], sigma_mcz[order], heard_mc[order])
-    torch.testing.assert_close(found, Fusion(name).combine(mu_mcz, sigma_mcz, heard_mc))
+    included_mc = random_presence(3, 4, seed)
+    found = Fusion(name).combine(mu_mcz[order], sigma_mcz[order], included_mc[order])
+    torch.testing.assert_close(found, Fusion(name).combine(mu_mcz, sigma_mcz, included_mc))
 
 
 @EVERY_FUSION
 @given(seed=SEEDS)
-def test_what_is_not_heard_does_not_matter(name: Any, seed: int) -> None:
+def test_excluded_modalities_do_not_matter(name: Any, seed: int) -> None:
     mu_mcz, sigma_mcz = experts(3, seed=seed)
-    heard_mc = random_presence(3, 4, seed)
+    included_mc = random_presence(3, 4, seed)
     other_mu_mcz, other_sigma_mcz = experts(3, seed=seed + 1)
-    heard_mc1 = heard_mc[:, :, None]
-    mixed = torch.where(heard_mc1, mu_mcz, other_mu_mcz), torch.where(heard_mc1, sigma_mcz, other_sigma_mcz)
+    included_mc1 = included_mc[:, :, None]
+    mixed = torch.where(included_mc1, mu_mcz, other_mu_mcz), torch.where(included_mc1, sigma_mcz, other_sigma_mcz)
     torch.testing.assert_close(
-        Fusion(name).combine(*mixed, heard_mc), Fusion(name).combine(mu_mcz, sigma_mcz, heard_mc), rtol=0, atol=0
+        Fusion(name).combine(*mixed, included_mc), Fusion(name).combine(mu_mcz, sigma_mcz, included_mc), rtol=0, atol=0
     )
 
 
@@ -129,28 +129,28 @@ def test_what_is_not_heard_does_not_matter(name: Any, seed: int) -> None:
 @given(seed=SEEDS)
 def test_standard_deviation_is_positive_and_no_wider_than_what_is_fused(name: Any, seed: int) -> None:
     mu_mcz, sigma_mcz = experts(3, seed=seed)
-    heard_mc = random_presence(3, 4, seed)
-    mu_cz, sigma_cz = Fusion(name).combine(mu_mcz, sigma_mcz, heard_mc)
+    included_mc = random_presence(3, 4, seed)
+    mu_cz, sigma_cz = Fusion(name).combine(mu_mcz, sigma_mcz, included_mc)
     assert (sigma_cz > 0).all()
     assert (mu_cz.abs() <= mu_mcz.abs().amax(0) + 1e-6).all()
     if name in ("product", "mixture_of_products"):
-        narrowest_cz = torch.where(heard_mc[:, :, None], sigma_mcz, 1).amin(0)
+        narrowest_cz = torch.where(included_mc[:, :, None], sigma_mcz, 1).amin(0)
         assert (sigma_cz <= narrowest_cz).all()
 
 
 @EVERY_FUSION
 @pytest.mark.parametrize("sigma", [1e-4, 1.0, 1e3])
-def test_gradients_are_finite_and_only_of_what_is_heard(name: Any, sigma: float) -> None:
+def test_gradients_are_finite_and_only_of_included_modalities(name: Any, sigma: float) -> None:
     """Also where a cell has nothing: the root of 0 has no gradient."""
     mu_mcz = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
     sigma_mcz = torch.full((2, 4, 3), sigma).requires_grad_()
-    heard_mc = torch.tensor([[True, True, False, False], [True, False, True, False]])
-    fused = Fusion(name).combine(mu_mcz, sigma_mcz, heard_mc)
+    included_mc = torch.tensor([[True, True, False, False], [True, False, True, False]])
+    fused = Fusion(name).combine(mu_mcz, sigma_mcz, included_mc)
     for gradient_mcz in torch.autograd.grad(sum(part.sum() for part in fused), [mu_mcz, sigma_mcz]):
         assert gradient_mcz.isfinite().all()
-        assert not gradient_mcz[~heard_mc].any()
-    by_mu_mcz = torch.autograd.grad(Fusion(name).combine(mu_mcz, sigma_mcz, heard_mc)[0].sum(), mu_mcz)[0]
-    assert by_mu_mcz[heard_mc].all()
+        assert not gradient_mcz[~included_mc].any()
+    by_mu_mcz = torch.autograd.grad(Fusion(name).combine(mu_mcz, sigma_mcz, included_mc)[0].sum(), mu_mcz)[0]
+    assert by_mu_mcz[included_mc].all()
 
 
 # --- Drawing ----------------------------------------------------------------------------------------------------------
@@ -158,28 +158,28 @@ def test_gradients_are_finite_and_only_of_what_is_heard(name: Any, sigma: float)
 
 @given(seed=SEEDS, n_modalities=st.integers(1, 4), data=st.data())
 def test_a_subset_is_of_what_is_present_and_not_empty(seed: int, n_modalities: int, data: st.DataObject) -> None:
-    largest = data.draw(st.integers(1, n_modalities))
+    max_size = data.draw(st.integers(1, n_modalities))
     present_mc = random_presence(n_modalities, 50, seed)
     torch.manual_seed(seed)
-    heard_mc = sample_subset(present_mc, largest)
-    assert heard_mc.dtype == torch.bool
-    assert not (heard_mc & ~present_mc).any()
-    assert (heard_mc.sum(0) <= largest).all()
-    assert torch.equal(heard_mc.any(0), present_mc.any(0))
+    included_mc = sample_subset(present_mc, max_size)
+    assert included_mc.dtype == torch.bool
+    assert not (included_mc & ~present_mc).any()
+    assert (included_mc.sum(0) <= max_size).all()
+    assert torch.equal(included_mc.any(0), present_mc.any(0))
 
 
-@pytest.mark.parametrize("largest", [1, 2, 3])
+@pytest.mark.parametrize("max_size", [1, 2, 3])
 @pytest.mark.parametrize("present", [(True, True, True), (True, False, True), (False, True, False)])
-def test_all_subsets_are_equally_likely(present: tuple[bool, ...], largest: int) -> None:
+def test_all_subsets_are_equally_likely(present: tuple[bool, ...], max_size: int) -> None:
     n_draws = 20_000
     torch.manual_seed(0)
-    heard_mc = sample_subset(torch.tensor(present)[:, None].expand(-1, n_draws), largest)
+    included_mc = sample_subset(torch.tensor(present)[:, None].expand(-1, n_draws), max_size)
     possible = [
         row
         for row in itertools.product([False, True], repeat=3)
-        if 1 <= sum(row) <= largest and all(has or not heard for has, heard in zip(present, row, strict=True))
+        if 1 <= sum(row) <= max_size and all(has or not included for has, included in zip(present, row, strict=True))
     ]
-    times = [int((heard_mc == torch.tensor(row)[:, None]).all(0).sum()) for row in possible]
+    times = [int((included_mc == torch.tensor(row)[:, None]).all(0).sum()) for row in possible]
     assert sum(times) == n_draws
     assert len(times) == 1 or chisquare(times).pvalue > 1e-4
 
@@ -189,14 +189,14 @@ def test_all_subsets_are_equally_likely(present: tuple[bool, ...], largest: int)
 def test_what_each_fusion_hears(name: Any, training: bool) -> None:
     present_mc = random_presence(3, 2000, 0)
     torch.manual_seed(0)
-    heard_mc = Fusion(name).draw(present_mc, training)
-    assert not (heard_mc & ~present_mc).any()
+    included_mc = Fusion(name).sample_included(present_mc, training)
+    assert not (included_mc & ~present_mc).any()
     if name == "mixture":
-        assert torch.equal(heard_mc.sum(0), present_mc.any(0).long())
+        assert torch.equal(included_mc.sum(0), present_mc.any(0).long())
     elif name == "mixture_of_products" and training:
-        assert set(heard_mc[:, present_mc.all(0)].sum(0).tolist()) == {1, 2, 3}
+        assert set(included_mc[:, present_mc.all(0)].sum(0).tolist()) == {1, 2, 3}
     else:
-        assert torch.equal(heard_mc, present_mc)
+        assert torch.equal(included_mc, present_mc)
 
 
 @pytest.mark.parametrize("name", ["mixture", "mixture_of_products"])
@@ -204,6 +204,6 @@ def test_draws_come_from_the_generator_of_torch(name: Any) -> None:
     draws = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        draws.append(Fusion(name).draw(all_heard(2, 50), training=True))
+        draws.append(Fusion(name).sample_included(all_included(2, 50), training=True))
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])

@@ -11,8 +11,10 @@ from torch.autograd import gradcheck
 from torch.distributions import Bernoulli, Distribution, kl_divergence
 
 from celldial.model.distributions import ActivityGate, PowerSpherical
+from celldial.model.latent_parts import EncoderOutput
 from celldial.model.latents import MIN_SCALE, Gaussian
-from celldial.model.periodic import N_GRID, Circle, angle_grid, fourier_features
+from celldial.model.periodic import N_FOURIER, N_GRID, Circle, angle_grid, fourier_features
+from helpers.modules import bare_cells
 
 LIKE = torch.zeros(4, 0, dtype=torch.float64)
 
@@ -237,14 +239,15 @@ def test_in_the_middle_of_the_disc_there_is_no_angle() -> None:
 
 def test_the_circle_starts_uniform_and_says_what_it_is_told() -> None:
     circle = Circle()
-    assert circle.n_features == fourier_features(torch.zeros(1, 2)).shape[1]
+    assert fourier_features(torch.zeros(1, 2)).shape[1] == N_FOURIER
     assert not list(circle.parameters())
     angle_j = angle_grid(torch.zeros(1, dtype=torch.float64))
     torch.testing.assert_close(angle_j.diff(), torch.full((N_GRID - 1,), 2 * math.pi / N_GRID, dtype=torch.float64))
     torch.testing.assert_close(circle.log_density_j.exp().sum(), torch.tensor(1.0))
-    direction, active = circle.prior(3, like=torch.zeros(3))
+    direction, active = circle.prior_distributions(bare_cells(3), {}).values()
     assert torch.equal(direction.concentration_c, torch.zeros(3))
     torch.testing.assert_close(active.mean, circle.active_logit.sigmoid().expand(3))
-    direction, active = circle.posterior(torch.tensor([[0.0, 1.0, 7.0, -2.0]]), relaxed=True)
+    encoded = EncoderOutput(torch.zeros(1, 2), torch.ones(1, 2), angle_params_cq=torch.tensor([[0.0, 1.0, 7.0, -2.0]]))
+    direction, active = circle.posterior_distributions(encoded, bare_cells(1)).values()
     torch.testing.assert_close(direction.mean, torch.tensor([[0.0, 7 / 8]]))
     assert (float(active.logit_c), active.relaxed) == (-2, True)

@@ -100,7 +100,7 @@ def test_the_loss_of_a_module_with_clusters_is_the_sum_over_them(latent: LatentN
     found = torch.autograd.grad(loss, parameters)
     torch.manual_seed(1)
     encoded = module.encode(cells)
-    posterior = module.spread(encoded, cells)["z"]
+    posterior = module.posterior_distributions(encoded, cells)["z"]
     z_cz = posterior.rsample()
     log_p_c = module.decode(z_cz, cells)["rna"].log_prob(cells.counts["rna"])
     log_q_ck = encoded.logits_ck.log_softmax(1)
@@ -110,7 +110,7 @@ def test_the_loss_of_a_module_with_clusters_is_the_sum_over_them(latent: LatentN
         place = module.latent.posterior(of.mean_kz[k], of.scale_kz[k])
         log_joint_c = of.logit_k.log_softmax(0)[k] + place.log_prob(z_cz)
         elbo_c = elbo_c + log_q_ck[:, k].exp() * (log_joint_c - log_q_ck[:, k])
-    by_hand = -elbo_c.mean() - module.clusters.log_prior() / module.n_trained
+    by_hand = -elbo_c.mean() - module.clusters.log_weight_prior() / module.n_training_cells
     torch.testing.assert_close(loss, by_hand)
     torch.testing.assert_close(found, torch.autograd.grad(by_hand, parameters), rtol=1e-4, atol=1e-5)
 

@@ -176,6 +176,6 @@ def test_posteriors_are_exact(fitted: Fitted) -> None:
     centred_cf = dense(fitted.cells.counts["rna"]) - of.decoder.rate_head.bias.detach()
     expected_cz = centred_cf.double() @ weight_fz / noise @ torch.linalg.inv(precision_zz)
     with torch.no_grad():
-        mu_cz, sigma_cz, _ = module.encode(fitted.cells)
+        mu_cz, sigma_cz, *_ = module.encode(fitted.cells)
     assert (mu_cz - expected_cz).abs().max() < 0.05
     torch.testing.assert_close(sigma_cz[0].double(), precision_zz.diag() ** -0.5, rtol=0.03, atol=0)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from celldial.model.latents import LATENTS, LatentName
 from celldial.model.priors import Flow, Mixture, PosteriorFlow
+from helpers.modules import bare_cells
 from helpers.toys import N, assert_close, assert_unbiased
 
 pytestmark = pytest.mark.usefixtures("double_precision")
@@ -40,7 +41,7 @@ def test_densities_of_learned_priors_are_densities(family: LatentName, kind: typ
     latent = LATENTS[family](2)
     prior = bent(Mixture(latent, 5), 0.3) if kind is Mixture else bent(Flow(latent), 0.1)
     with torch.no_grad():
-        log_p_s = prior.distribution(len(PLANE_SZ), PLANE_SZ).log_prob(PLANE_SZ)
+        log_p_s = prior.distribution(bare_cells(len(PLANE_SZ), PLANE_SZ.dtype)).log_prob(PLANE_SZ)
     # What the grid misses are the kinks of the Laplace family, and the tails.
     assert float(log_p_s.exp().sum()) * AREA == pytest.approx(1, abs=1e-3)
 
@@ -53,12 +54,12 @@ def test_a_mixture_is_the_sum_of_its_components() -> None:
         of.logit_k.softmax(0)[k] * of.latent.posterior(of.mean_kz[k], of.scale_kz[k]).log_prob(z_cz).exp()
         for k in range(3)
     )
-    assert_close(mixture.distribution(7, z_cz).log_prob(z_cz), by_hand_c.log())
+    assert_close(mixture.distribution(bare_cells(7, z_cz.dtype)).log_prob(z_cz), by_hand_c.log())
 
 
 def test_a_flow_of_the_prior_has_the_density_of_its_change_of_variables() -> None:
     latent = LATENTS["logistic"](3)
-    distribution = bent(Flow(latent)).distribution(1, torch.zeros(1))
+    distribution = bent(Flow(latent)).distribution(bare_cells(1))
     check_change_of_variables(distribution, latent.prior(1, torch.zeros(1)))
 
 
@@ -105,7 +106,7 @@ def test_estimate_of_the_divergence_of_flows_has_no_bias(prior: type) -> None:
     with torch.no_grad():
         q = flow.distribution(base.expand([N]))
         z_nz = q.sample()
-        drawn_n = q.log_prob(z_nz) - p.distribution(N, z_nz).log_prob(z_nz)
+        drawn_n = q.log_prob(z_nz) - p.distribution(bare_cells(N, z_nz.dtype)).log_prob(z_nz)
         # Around where the posterior is, finely.
         middle_z, radius_z = z_nz.mean(0), 9 * z_nz.std(0)
         grid_sz = torch.cartesian_prod(
@@ -113,7 +114,7 @@ def test_estimate_of_the_divergence_of_flows_has_no_bias(prior: type) -> None:
         )
         area = float((2 * radius_z / 499).prod())
         log_q_s = flow.distribution(base.expand([len(grid_sz)])).log_prob(grid_sz)
-        log_p_s = p.distribution(len(grid_sz), grid_sz).log_prob(grid_sz)
+        log_p_s = p.distribution(bare_cells(len(grid_sz), grid_sz.dtype)).log_prob(grid_sz)
     assert float(log_q_s.exp().sum()) * area == pytest.approx(1, abs=1e-4)
     exact = (log_q_s.exp() * (log_q_s - log_p_s)).sum() * area
     assert exact > 0.1

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from anndata import AnnData
+from torch.distributions import kl_divergence
 
 import celldial
 from celldial import VAE
@@ -49,7 +50,7 @@ def without_noise(module: Module, cells: Cells) -> tuple[torch.Tensor, torch.Ten
     encoded = module.encode(cells)
     decoded = module.decode(encoded.mu_cz, cells)
     log_p_c = sum(observation.log_prob(cells.observed_counts(name)) for name, observation in decoded.items())
-    return log_p_c, module._kl(module.spread(encoded, cells)["z"], encoded.mu_cz, None)
+    return log_p_c, kl_divergence(module.posterior(cells)["z"], module.coordinates.prior.distribution(cells))
 
 
 @EVERY_LIKELIHOOD

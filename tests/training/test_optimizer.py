@@ -62,7 +62,7 @@ def test_priors_and_clusters_do_not_decay(
     torch.manual_seed(0)
     module = build_module({"rna": 20}, "poisson", n_latent=3, dropout_rate=0.2, **options)
     train(module, cells, max_epochs=1, weight_decay=0.5)
-    prior = module.learned_prior if module.clusters is None else module.clusters
+    prior = module.coordinates.prior
     found = {id(p): group for group in groups for p in group["params"]}
     for name, parameter in prior.named_parameters():
         assert found[id(parameter)]["weight_decay"] == 0, name

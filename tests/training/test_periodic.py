@@ -56,7 +56,7 @@ def test_the_circle_is_rotated_to_its_markers(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_angles_are_inferred_from_features_that_cycle(model: VAE, adata: AnnData) -> None:
-    selected = model.module_.modalities["rna"].decoder.cycles_f.numpy()
+    selected = model.module_.modalities["rna"].decoder.angle_feature_mask_f.numpy()
     cycles = (genes_of(adata).var["cell_cycle_amplitude"] > 0.3).to_numpy()
     assert selected[cycles].mean() > 0.6
     assert selected[~cycles].mean() < 0.3
@@ -97,9 +97,9 @@ def test_continued_training_keeps_the_angle(model: VAE, adata: AnnData) -> None:
 def test_continued_training_on_few_cells_keeps_the_selected_features(model: VAE, new: AnnData) -> None:
     few = new[:40].copy()
     before = model.phase(few)["cell_cycle_angle"]
-    selected_f = model.module_.modalities["rna"].decoder.cycles_f.clone()
+    selected_f = model.module_.modalities["rna"].decoder.angle_feature_mask_f.clone()
     model.partial_fit(few, max_epochs=1, progress=False)
-    assert torch.equal(model.module_.modalities["rna"].decoder.cycles_f, selected_f)
+    assert torch.equal(model.module_.modalities["rna"].decoder.angle_feature_mask_f, selected_f)
     assert fisher_lee(few.obs["cell_cycle_angle"], before) > 0.7
 
 
@@ -149,7 +149,7 @@ def test_an_additive_decoder_adds_the_same_effect_of_the_angle_everywhere() -> N
     moved[:, 6:] = [[1, 0], [-1, 0], [1, 0], [-1, 0]]
     moved[2:, 0] = 2.0
     for _, modality in model.module_.by_modality():
-        modality.decoder.tilt_kz.zero_()
+        modality.decoder.angle_offset_kz.zero_()
     log_f = np.log(model.decode(moved))
     difference = (log_f[0] - log_f[1]) - (log_f[2] - log_f[3])
     np.testing.assert_allclose(difference, difference.mean(), atol=1e-3)

@@ -19,7 +19,6 @@ from celldial.data.mudata import mudata_to_anndata
 from celldial.data.schema import Schema
 from celldial.inference import posterior
 from celldial.inference.posterior import LatentState
-from celldial.model.angle_posterior import placed
 from celldial.model.likelihoods import LIKELIHOODS
 from celldial.model.module import Module
 from celldial.utils.prefetch import prefetch
@@ -143,7 +142,7 @@ def nonempty_blocks(model: FittedModel, adata: Any) -> Iterator[Cells]:
         nonempty = cells.select((~cells.empty_c).nonzero()[:, 0]).to(device)
         n_nonempty += len(nonempty)
         if len(nonempty) > 0:
-            yield from decode_blocks(placed(model.module_, nonempty))
+            yield from decode_blocks(nonempty)
     if n_nonempty == 0:
         check_has_counts(cells)
 

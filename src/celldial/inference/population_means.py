@@ -23,7 +23,8 @@ from torch import Tensor
 from celldial.data.cells import MAX_DECODE_VALUES
 from celldial.inference.posterior import Covariates, to_eval
 from celldial.model.laplace import BLOCK_FEATURES
-from celldial.model.module import Modality, Module
+from celldial.model.modality import Modality
+from celldial.model.module import Module
 
 __all__ = ["PopulationMeans", "mean_along_path"]
 

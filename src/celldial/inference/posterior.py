@@ -20,9 +20,8 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from celldial.data.cells import MAX_DECODE_CELLS, Cells, decode_block_size, minibatches
-from celldial.model import angle_posterior
 from celldial.model.likelihoods import SparseObservation
-from celldial.model.module import Module, concat_state
+from celldial.model.module import Module
 from celldial.utils.random import isolate_rng
 from celldial.utils.settings import settings
 
@@ -141,9 +140,9 @@ def infer(module: Module, cells: Cells) -> LatentState:
     # Values that are not finite raise a clearer error below. The seed makes sampled moments reproducible.
     with pyro.validation_enabled(False), isolate_rng(0):
         for block in minibatches(cells, MAX_DECODE_CELLS):
-            placed = angle_posterior.placed(module, block.to(device))
-            encoded = module.encode(placed)
-            posterior = module.spread(encoded, placed)
+            block = block.to(device)
+            encoded = module.encode(block)
+            posterior = module.posterior_distributions(encoded, block)
             part = list(posterior_moments(posterior["z"]))
             if encoded.logits_ck is not None:
                 part.append(encoded.logits_ck.softmax(-1))
@@ -152,8 +151,8 @@ def infer(module: Module, cells: Cells) -> LatentState:
                 angle_c = torch.atan2(direction.mean_cu[:, 1], direction.mean_cu[:, 0]) % (2 * math.pi)
                 # Rounding can turn a tiny negative angle into 2π.
                 angle_c = torch.where(angle_c >= 2 * math.pi, 0.0, angle_c)
-                prior = module.circle.prior(len(block), like=block.continuous_ck)
-                kl_c = kl_divergence(direction, prior[0]) + kl_divergence(posterior["active"], prior[1])
+                prior = module.circle.prior_distributions(block, {})
+                kl_c = torch.stack([kl_divergence(posterior[name], prior[name]) for name in prior]).sum(0)
                 part += [angle_c, direction.concentration_c, posterior["active"].mean, kl_c]
             parts.append([tensor.cpu().numpy() for tensor in part])
     mean_cz, deviation_cz, *others = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -220,8 +219,7 @@ def importance_weighted_bound(module: Module, blocks: Iterable[Cells], n_samples
     device = to_eval(module)
     total, n_cells = 0.0, 0
     for block in blocks:
-        placed = angle_posterior.placed(module, block.to(device))
-        log_weight_nc = torch.stack([module.log_weight(placed) for _ in range(n_samples)])
+        log_weight_nc = module.log_weights(block.to(device), n_samples)
         total += float((log_weight_nc.double().logsumexp(0) - math.log(n_samples)).sum())
         n_cells += len(block)
     return total / n_cells
@@ -288,7 +286,9 @@ def sample_cells(
     for modality, quantile_q in library_size_q.items():
         position_c = torch.rand(n_cells).numpy() * (len(quantile_q) - 1)
         library_size[modality] = np.interp(position_c, np.arange(len(quantile_q)), quantile_q)
-    z_cz = module.draw_prior(n_cells).numpy()
+    device = to_eval(module)
+    cells = Cells({}, {}, torch.from_numpy(covariates.category_ck), torch.from_numpy(covariates.continuous_ck))
+    z_cz = module.sample_prior(cells.to(device)).cpu().numpy()
     counts = {}
     for modality, library_size_c in library_size.items():
         blocks = _decode(module, modality, z_cz, covariates, library_size_c)
@@ -310,7 +310,7 @@ def _decode(
     n_cells = decode_block_size(module.n_features[modality])
     for start in range(0, len(z_cz), n_cells):
         stop = start + n_cells
-        yield module.decode_one(
+        yield module.decode_modality(
             modality, torch.from_numpy(z_cz[start:stop]).to(device), cells.slice(start, stop).to(device)
         )
 
@@ -325,7 +325,6 @@ def sample_latent(module: Module, cells: Cells, n_samples: int) -> np.ndarray:
 
 def sample_states(module: Module, cells: Cells, n_samples: int) -> Tensor:
     """Sample latent states of cells on the device of the module, shape ``(c, n, z)``."""
-    posterior = module.posterior(angle_posterior.placed(module, cells))
-    names = ["z"] if module.circle is None else ["z", "direction", "active"]
-    draws = [[posterior[name].sample() for name in names] for _ in range(n_samples)]
-    return torch.stack([parts[0] if len(parts) == 1 else concat_state(*parts) for parts in draws], 1)
+    posterior = module.posterior(cells)
+    draws = [{name: part.sample() for name, part in posterior.items()} for _ in range(n_samples)]
+    return torch.stack([module.state(drawn) for drawn in draws], 1)

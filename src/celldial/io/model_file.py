@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,21 @@ __all__ = ["FORMAT_VERSION", "read_file", "read_model", "wrap_file_errors", "wri
 
 # Increase it when earlier versions of celldial cannot read the files of this one. `read_model` must keep reading the
 # files of all earlier versions.
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
+
+# Patterns of tensor names in format versions 1 to 4, and the names since version 5.
+RENAMED_TENSORS = {
+    r"(modalities\.[^.]+\.decoder)\.curves\.bend\.": r"\1.units.shift.",
+    r"(modalities\.[^.]+\.decoder)\.curves\.alone\.": r"\1.units.covariate_units.",
+    r"(modalities\.[^.]+\.decoder)\.curves\.": r"\1.units.",
+    r"(modalities\.[^.]+\.decoder)\.cycles_f": r"\1.angle_feature_mask_f",
+    r"(modalities\.[^.]+\.decoder)\.tilt_kz": r"\1.angle_offset_kz",
+    r"(modalities\.[^.]+\.loadings)\.centre_h": r"\1.center_h",
+    r"(learned_prior|clusters)\.": "coordinates.prior.",
+    r"flow\.": "coordinates.posterior_flow.",
+    r"(baselines\.[^.]+)\.n_seen": r"\1.n_updates",
+    r"n_trained": "n_training_cells",
+}
 
 
 def write(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -68,8 +83,18 @@ def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read the metadata and the tensors of a model as the current format has them; raises as `read_file`."""
     metadata, tensors = read_file(path)
     with wrap_file_errors(path):
+        if metadata["format_version"] < 5:
+            tensors = {current_name(name): tensor for name, tensor in tensors.items()}
         _add_missing_metadata(metadata)
     return metadata, tensors
+
+
+def current_name(name: str) -> str:
+    """Return the current name of a tensor in a file of format version 1 to 4."""
+    for pattern, replacement in RENAMED_TENSORS.items():
+        if re.match(pattern, name):
+            return re.sub(f"^{pattern}", replacement, name)
+    return name
 
 
 @contextmanager

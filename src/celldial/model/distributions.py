@@ -1,4 +1,7 @@
-"""Distributions that Pyro lacks: on the circle, for gates, choices and draws without a gradient."""
+"""Distributions that Pyro lacks: on the circle, relaxed choices, and draws without a gradient.
+
+Axis suffixes: ``c`` cells, ``k`` categories, ``u`` the two coordinates of the plane in which the circle lies.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,24 @@ from pyro.distributions import (
 from torch import Size, Tensor
 from torch.distributions import Bernoulli, Beta, RelaxedBernoulli, constraints, kl_divergence, register_kl
 
-SINGLE_DRAW = Size()  # the shape of a single draw
-# softplus(SOFTPLUS_ONE) = 1
-SOFTPLUS_ONE = 0.5413248546129181
+__all__ = ["SINGLE_DRAW", "ActivityGate", "NonReparameterized", "PowerSpherical", "RelaxedCategorical"]
+
+SINGLE_DRAW = Size()
+# Draws at the mean direction, or opposite to it, have no finite gradient.
+EPS = 1e-7
+GATE_TEMPERATURE = 0.5
 
 
 class PowerSpherical(TorchDistribution):
     r"""Power spherical distribution on the circle: density proportional to :math:`(1 + \cos(\theta - \mu))^\kappa`.
 
-    It looks like a von Mises distribution; its samples are reparameterized without rejection, and its entropy has a
+    It is similar to a von Mises distribution. Its samples are reparameterized without rejection, and its entropy has a
     closed form.
 
     Parameters
     ----------
     mean_cu
-        Unit vectors, the directions of the mean.
+        Unit vectors of the mean direction.
     concentration_c
         Concentration κ, at least 0; 0 is uniform. The mean resultant length is κ / (κ + 1).
 
@@ -47,27 +53,27 @@ class PowerSpherical(TorchDistribution):
         super().__init__(concentration_c.shape, mean_cu.shape[-1:], validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> PowerSpherical:
-        """Repeat along batch dimensions."""
+        """Return the distribution with its parameters expanded to a batch shape."""
         shape = Size(batch_shape)
         return PowerSpherical(self.mean_cu.expand(*shape, 2), self.concentration_c.expand(shape), validate_args=False)
 
     @property
     def mean(self) -> Tensor:
-        """Mean vector, within the circle."""
+        """Mean vector, inside the circle."""
         return self.mean_cu * (self.concentration_c / (self.concentration_c + 1))[..., None]
 
     def rsample(self, sample_shape: Any = SINGLE_DRAW) -> Tensor:
-        """Draw unit vectors: (1 - cos Δ) / 2 is Beta(1/2, κ + 1/2), and either side of the mean is as likely."""
+        """Sample unit vectors: the haversine (1 - cos Δ) / 2 is Beta(1/2, κ + 1/2), and the sign of Δ is random."""
         concentration_c = self.concentration_c.expand(*sample_shape, *self.batch_shape)
         half = torch.full_like(concentration_c, 0.5)
-        away = Beta(half, concentration_c + 0.5, validate_args=False).rsample().clamp(EPS, 1 - EPS)
-        side = torch.randint_like(away, 2) * 2 - 1
-        cos, sin = 1 - 2 * away, 2 * side * (away * (1 - away)).sqrt()
+        haversine = Beta(half, concentration_c + 0.5, validate_args=False).rsample().clamp(EPS, 1 - EPS)
+        sign = torch.randint_like(haversine, 2) * 2 - 1
+        cos, sin = 1 - 2 * haversine, 2 * sign * (haversine * (1 - haversine)).sqrt()
         x, y = self.mean_cu.unbind(-1)
         return torch.stack([x * cos - y * sin, x * sin + y * cos], -1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density with respect to the angle."""
+        """Return the log density with respect to the angle."""
         cos = (value * self.mean_cu).sum(-1)
         return self.concentration_c * cos.clamp_min(-1 + EPS).log1p() - self._log_normalizer()
 
@@ -76,20 +82,23 @@ class PowerSpherical(TorchDistribution):
         return (kappa + 1) * math.log(2) + 0.5 * math.log(math.pi) + torch.lgamma(kappa + 0.5) - torch.lgamma(kappa + 1)
 
     def entropy(self) -> Tensor:
-        """Differential entropy with respect to the angle, in nats."""
+        """Return the differential entropy with respect to the angle, in nats."""
         kappa = self.concentration_c
         expected_log = math.log(2) + torch.digamma(kappa + 0.5) - torch.digamma(kappa + 1)
         return self._log_normalizer() - kappa * expected_log
 
 
-# A draw nearer to the mean, or to its opposite, has no finite gradient.
-EPS = 1e-7
-
-
 class ActivityGate(TorchDistribution):
-    """Whether a cell is active: Bernoulli, in training relaxed so that it has a gradient.
+    """Whether a cell is active: a Bernoulli distribution, relaxed in training so that draws have a gradient.
 
-    Its KL divergence is that of the Bernoulli distribution in any case.
+    The KL divergence is that of the Bernoulli distribution in both cases.
+
+    Parameters
+    ----------
+    logit_c
+        Log odds of being active.
+    relaxed
+        Whether draws are relaxed.
 
     References
     ----------
@@ -106,55 +115,39 @@ class ActivityGate(TorchDistribution):
         super().__init__(logit_c.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> ActivityGate:
-        """Repeat along batch dimensions."""
+        """Return the distribution with its parameters expanded to a batch shape."""
         return ActivityGate(self.logit_c.expand(batch_shape), self.relaxed, validate_args=False)
 
     @property
     def mean(self) -> Tensor:
-        """Probability to be active."""
+        """Probability of being active."""
         return self.logit_c.sigmoid()
 
     def rsample(self, sample_shape: Any = SINGLE_DRAW) -> Tensor:
-        """Draw; 0 or 1 unless relaxed."""
+        """Sample the activity: 0 or 1, or between them if relaxed."""
         if self.relaxed:
-            temperature = self.logit_c.new_full((), TEMPERATURE)
+            temperature = self.logit_c.new_full((), GATE_TEMPERATURE)
             return RelaxedBernoulli(temperature, logits=self.logit_c, validate_args=False).rsample(sample_shape)
         return torch.bernoulli(self.mean.expand(*sample_shape, *self.batch_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log probability of being active or not."""
+        """Return the log probability of an activity of 0 or 1."""
         return Bernoulli(logits=self.logit_c, validate_args=False).log_prob(value)
 
 
-TEMPERATURE = 0.5
-
-
-@register_kl(PowerSpherical, PowerSpherical)
-def _kl_to_uniform(q: PowerSpherical, p: PowerSpherical) -> Tensor:
-    """KL divergence to the uniform distribution, which is the only prior there is."""
-    return math.log(2 * math.pi) - q.entropy()
-
-
-@register_kl(ActivityGate, ActivityGate)
-def _kl_of_gates(q: ActivityGate, p: ActivityGate) -> Tensor:
-    return kl_divergence(
-        Bernoulli(logits=q.logit_c, validate_args=False), Bernoulli(logits=p.logit_c, validate_args=False)
-    )
-
-
 class RelaxedCategorical(TorchDistribution):
-    """One of several, as a vector with a single 1; relaxed, so that it has a gradient: the Gumbel-softmax.
+    """A one-hot categorical distribution, relaxed so that draws have a gradient: the Gumbel-softmax.
 
-    Its KL divergence is that of the categorical distribution in any case.
+    The KL divergence is that of the categorical distribution.
 
     Parameters
     ----------
     logits_ck
-        Log-odds of each.
+        Unnormalized log probabilities.
     temperature
-        Above 0; towards 0 draws become single ones, and the noise of their gradients grows.
+        Above 0. At a low temperature, draws are close to one-hot vectors and their gradients are noisy.
     straight_through
-        Whether draws are rounded to a single 1, with the gradient of those that are not.
+        Whether draws are rounded to one-hot vectors and keep the gradient of the relaxed draws.
 
     References
     ----------
@@ -179,12 +172,12 @@ class RelaxedCategorical(TorchDistribution):
         super().__init__(logits_ck.shape[:-1], logits_ck.shape[-1:], validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> RelaxedCategorical:
-        """Repeat along batch dimensions."""
+        """Return the distribution with its parameters expanded to a batch shape."""
         logits_ck = self.logits_ck.expand(*batch_shape, -1)
         return RelaxedCategorical(logits_ck, self.temperature, self.straight_through, validate_args=False)
 
     def rsample(self, sample_shape: Any = SINGLE_DRAW) -> Tensor:
-        """Draw; the parts of each draw are positive and sum to 1."""
+        """Sample vectors of positive entries that sum to 1, or one-hot vectors if `straight_through`."""
         family = RelaxedOneHotCategoricalStraightThrough if self.straight_through else RelaxedOneHotCategorical
         drawn: Tensor = family(
             self.logits_ck.new_full((), self.temperature), logits=self.logits_ck, validate_args=False
@@ -192,19 +185,14 @@ class RelaxedCategorical(TorchDistribution):
         return drawn
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log probability of single choices; of relaxed ones, averaged by their parts."""
+        """Return the log probability of a one-hot vector; for a relaxed vector, the mean weighted by its entries."""
         return (value * self.logits_ck).sum(-1)
 
 
-@register_kl(RelaxedCategorical, RelaxedCategorical)
-def _kl_of_choices(q: RelaxedCategorical, p: RelaxedCategorical) -> Tensor:
-    return (q.logits_ck.exp() * (q.logits_ck - p.logits_ck)).sum(-1)
-
-
 class NonReparameterized(TorchDistribution):
-    """A distribution whose draws have no gradient, so that only the score function can tell it.
+    """A distribution whose draws have no gradient, for the score-function estimator.
 
-    Pyro's own switch, ``has_rsample_``, is not heard by distributions of several coordinates.
+    Pyro's own switch ``has_rsample_`` does not reach distributions of several coordinates.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
@@ -214,16 +202,34 @@ class NonReparameterized(TorchDistribution):
         self.distribution = distribution
         super().__init__(distribution.batch_shape, distribution.event_shape, validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> NonReparameterized:
-        """Repeat along batch dimensions."""
+    def expand(self, batch_shape: Size, _instance: Any = None) -> NonReparameterized:
+        """Return the distribution expanded to a batch shape."""
         return NonReparameterized(self.distribution.expand(batch_shape))
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (torch's own signature)
-        """Draw."""
+    def sample(self, sample_shape: Size = SINGLE_DRAW) -> Tensor:
+        """Sample without a gradient."""
         drawn: Tensor = self.distribution.sample(sample_shape)
         return drawn
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density."""
+        """Return the log density."""
         log_p: Tensor = self.distribution.log_prob(value)
         return log_p
+
+
+@register_kl(PowerSpherical, PowerSpherical)
+def _kl_from_uniform(q: PowerSpherical, p: PowerSpherical) -> Tensor:
+    """Return the KL divergence from the uniform distribution, the only prior in use."""
+    return math.log(2 * math.pi) - q.entropy()
+
+
+@register_kl(ActivityGate, ActivityGate)
+def _kl_of_gates(q: ActivityGate, p: ActivityGate) -> Tensor:
+    return kl_divergence(
+        Bernoulli(logits=q.logit_c, validate_args=False), Bernoulli(logits=p.logit_c, validate_args=False)
+    )
+
+
+@register_kl(RelaxedCategorical, RelaxedCategorical)
+def _kl_of_categoricals(q: RelaxedCategorical, p: RelaxedCategorical) -> Tensor:
+    return (q.logits_ck.exp() * (q.logits_ck - p.logits_ck)).sum(-1)

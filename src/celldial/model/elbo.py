@@ -1,7 +1,10 @@
-"""Estimators of the gradient of the ELBO: Pyro's, less what a training step here does not need.
+"""Estimators of the gradient of the ELBO: those of Pyro, without the work that a training step here does not need.
 
-Each gives, by ``differentiable_loss(model, guide, ...)``, a number whose value is the negative ELBO in nats, summed
-over cells, and whose gradient is the estimate. Axis suffixes: ``c`` cells, ``p`` what a baseline is told.
+The method ``differentiable_loss(model, guide, ...)`` of an estimator returns a scalar. Its value is the negative ELBO
+in nats, summed over cells; its gradient is the estimate. The estimators override private methods of Pyro;
+``tests/model/test_elbo.py`` fails if a version of Pyro changes these.
+
+Axis suffixes: ``c`` cells, ``p`` inputs of a baseline.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ __all__ = [
     "Gradient",
     "MeanFieldELBO",
     "ScoreFunctionELBO",
+    "make_estimator",
     "parse_gradient",
 ]
 
@@ -36,82 +40,85 @@ ClusterGradient = Literal["enumerate", "gumbel_softmax", "score_function"]
 BaselineName = Literal["learned", "moving_average"]
 BASELINES: tuple[BaselineName | None, ...] = (*get_args(BaselineName), None)
 
-# How much of the moving averages of a baseline is kept in a step; and the hidden units of a learned one.
-EMA_DECAY, UNITS = 0.95, 64
+# Decay of the moving averages of a baseline.
+EMA_DECAY = 0.95
+# Hidden units of a learned baseline.
+N_HIDDEN = 64
+# Site to the sites of the model whose log probability depends on its draw.
+DOWNSTREAM = {"cluster": ("cluster", "z"), "z": ("z", "counts")}
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """How gradients are estimated: with respect to the posteriors of coordinates, and of clusters where there are."""
+    """How the gradient is estimated with respect to the posteriors of the coordinates and of the clusters, if any."""
 
     z: LatentGradient = "reparameterized"
     cluster: ClusterGradient | None = None
 
     @property
     def score_function_sites(self) -> tuple[str, ...]:
-        """What the score function is used for."""
+        """Sites whose gradient is estimated by the score function."""
         return tuple(name for name in ("cluster", "z") if getattr(self, name) == "score_function")
 
 
-def parse_gradient(gradient: Any, clustered: bool) -> Gradient:
-    """Understand what a user says of gradients.
+def parse_gradient(gradient: Any, has_clusters: bool) -> Gradient:
+    """Return the estimators that the `gradient` parameter of `celldial.VAE` names.
 
     Parameters
     ----------
     gradient
-        A word, or a dict with a word for ``"z"``, for ``"cluster"`` or for both. A word alone is of the clusters, if
-        there are any and it can be.
-    clustered
-        Whether there are clusters.
+        The name of an estimator, or a dict with a name for ``"z"``, ``"cluster"`` or both. A single name applies to the
+        clusters if the model has clusters and the estimator supports them, otherwise to the coordinates.
+    has_clusters
+        Whether the model has clusters.
 
     Raises
     ------
     ValueError
-        There is no such estimator, or it does not go with the other.
+        There is no such estimator, or the two estimators cannot be combined.
     """
     known = {"z": get_args(LatentGradient), "cluster": get_args(ClusterGradient)}
-    said = gradient
+    names = gradient
     if isinstance(gradient, str):
-        said = {"cluster" if clustered and gradient in known["cluster"] else "z": gradient}
-    if not isinstance(said, Mapping) or not set(said) <= set(known):
+        names = {"cluster" if has_clusters and gradient in known["cluster"] else "z": gradient}
+    if not isinstance(names, Mapping) or not set(names) <= set(known):
         raise ValueError(
             f"gradient is {gradient!r}: it must be a name, or a dict with a name for 'z', for 'cluster' or for both"
         )
-    for name, word in said.items():
-        if word in known["cluster"] and not clustered:
-            if name == "cluster" or word not in known["z"]:
-                raise ValueError(f"gradient is {gradient!r}, which is of clusters: give their number by n_clusters")
-        elif word not in known[name]:
+    for site, name in names.items():
+        if name in known["cluster"] and not has_clusters:
+            if site == "cluster" or name not in known["z"]:
+                raise ValueError(f"gradient is {gradient!r}, which needs clusters: set their number by n_clusters")
+        elif name not in known[site]:
             raise ValueError(
-                f"gradient is {gradient!r}: choose {', '.join(map(repr, known['z']))} for 'z', or with clusters "
-                f"{', '.join(map(repr, known['cluster']))} for 'cluster'"
+                f"gradient is {gradient!r}; available for 'z': {', '.join(map(repr, known['z']))}; available for "
+                f"'cluster', in a model with clusters: {', '.join(map(repr, known['cluster']))}"
             )
-    result = Gradient(said.get("z", "reparameterized"), said.get("cluster", "enumerate") if clustered else None)
-    if result.z == "score_function" and result.cluster not in (None, "score_function"):
+    z, cluster = names.get("z", "reparameterized"), names.get("cluster", "enumerate") if has_clusters else None
+    if z == "score_function" and cluster not in (None, "score_function"):
         raise ValueError(
-            f"gradient is {gradient!r}: where the score function is used for 'z', it must be for 'cluster', too"
+            f"gradient is {gradient!r}: 'score_function' for 'z' requires 'score_function' for 'cluster', too"
         )
-    return result
+    return Gradient(z, cluster)
 
 
 class Estimator(Protocol):
-    """What estimates a gradient."""
+    """An estimator of the gradient of the ELBO."""
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        """Estimate the negative ELBO in nats, summed over cells."""
+        """Return the negative ELBO in nats, summed over cells, with the estimate as its gradient."""
 
 
 class MeanFieldELBO(TraceMeanField_ELBO):
-    """Pyro's ELBO with an analytic KL term where there is one, less what costs time in every step and serves nothing.
+    """Pyro's ELBO with analytic KL terms, without unused log probabilities and without a NaN warning in each step.
 
-    That is the log-probabilities of the latent sites, which the analytic term replaces, and a warning about NaN in
-    each step; `celldial.training.loop` looks once an epoch, and raises.
+    An analytic KL term makes the log probabilities of the latent sites unnecessary. `celldial.training.loop` checks for
+    NaN once per epoch.
 
     Parameters
     ----------
     analytic
-        Whether the KL divergence of the coordinates has a closed form. Where it has none, it is estimated, without
-        bias, by the difference of the log densities at the draw.
+        Whether the KL divergence of the coordinates has a closed form. Otherwise it is estimated at the draws.
     """
 
     def __init__(self, analytic: bool = True) -> None:
@@ -119,7 +126,7 @@ class MeanFieldELBO(TraceMeanField_ELBO):
         self.analytic = analytic
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        """Estimate the negative ELBO in nats, summed over cells."""
+        """Return the negative ELBO in nats, summed over cells, with the estimate as its gradient."""
         traces = self._get_trace(model, guide, args, kwargs)
         _, loss = self._differentiable_loss_particle(*traces)
         return loss
@@ -134,45 +141,41 @@ class MeanFieldELBO(TraceMeanField_ELBO):
 
 
 class EnumeratedELBO(TraceEnum_ELBO):
-    """Pyro's ELBO in which discrete choices are summed out."""
+    """Pyro's ELBO with discrete variables summed out."""
 
     def __init__(self) -> None:
         super().__init__(max_plate_nesting=1)
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        """Estimate the negative ELBO in nats, summed over cells."""
+        """Return the negative ELBO in nats, summed over cells, with the estimate as its gradient."""
         ((model_trace, guide_trace),) = self._get_traces(model, guide, args, kwargs)
         elbo = _compute_dice_elbo(model_trace, guide_trace)
         assert not is_identically_zero(elbo)
         return -elbo
 
 
-# The sites of the model whose log probability depends on what is drawn.
-DOWNSTREAM = {"cluster": ("cluster", "z"), "z": ("z", "counts")}
-
-
 class ScoreFunctionELBO(TraceGraph_ELBO):
-    """Pyro's ELBO whose gradient goes through the log probability of what is drawn, and not through the draw.
+    """Pyro's ELBO with score-function gradients: through the log probability of draws, not through the draws.
 
-    Pyro finds by tracking tensors which terms depend on a draw. Here that is known, and said.
+    Pyro tracks tensors to find the terms that depend on a draw. Here `DOWNSTREAM` lists them.
 
     Parameters
     ----------
-    scored
-        Sites that are drawn so: ``"z"``, ``"cluster"`` or both.
+    sites
+        Sites with score-function gradients: ``"z"``, ``"cluster"`` or both.
     baselines
-        Site to its baseline, as far as there are any.
+        Site to its baseline; a site may have none.
     """
 
-    def __init__(self, scored: tuple[str, ...], baselines: Mapping[str, Baseline]) -> None:
+    def __init__(self, sites: tuple[str, ...], baselines: Mapping[str, Baseline]) -> None:
         super().__init__(max_plate_nesting=1)
-        self.scored, self.baselines = scored, baselines
+        self.sites, self.baselines = sites, baselines
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        """Estimate the negative ELBO in nats, summed over cells."""
+        """Return the negative ELBO in nats, summed over cells, with the estimate as its gradient."""
         traces = self._get_trace(model, guide, args, kwargs)
         elbo, surrogate = self._loss_and_surrogate_loss_particle(*traces)
-        # The gradient of the one, the value of the other.
+        # The gradient of the surrogate, with the value of the negative ELBO.
         loss: Tensor = surrogate - (surrogate + elbo).detach()
         return loss
 
@@ -180,7 +183,7 @@ class ScoreFunctionELBO(TraceGraph_ELBO):
         model_trace, guide_trace = trace_model_guide(model, guide, args, kwargs)
         model_trace.compute_log_prob()
         guide_trace.compute_score_parts()
-        for name in self.scored:
+        for name in self.sites:
             sites = [guide_trace.nodes[name]]
             sites += [site for at, site in model_trace.nodes.items() if at.split("_")[0] in DOWNSTREAM[name]]
             for site in sites:
@@ -191,20 +194,39 @@ class ScoreFunctionELBO(TraceGraph_ELBO):
         return model_trace, guide_trace
 
 
+def make_estimator(gradient: Gradient, baselines: Mapping[str, Baseline], analytic_kl: bool) -> Estimator:
+    """Return the estimator of a gradient.
+
+    Parameters
+    ----------
+    gradient
+        How the gradient is estimated.
+    baselines
+        Site to its baseline.
+    analytic_kl
+        Whether the KL divergence of the coordinates has a closed form.
+    """
+    if gradient.score_function_sites:
+        return ScoreFunctionELBO(gradient.score_function_sites, baselines)
+    if gradient.cluster == "enumerate":
+        return EnumeratedELBO()
+    return MeanFieldELBO(analytic_kl)
+
+
 def trace_model_guide(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Any, Any]:
-    """Run a guide, and a model with what the guide drew."""
+    """Return the traces of the model and of the guide, with the model run on the draws of the guide."""
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     model_trace = poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args, **kwargs)
     return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
 
 
 class Baseline(nn.Module):
-    """What the ELBO of a cell is about, before anything is drawn: it is taken off, and leaves gradients less noisy.
+    """A learned baseline for the ELBO of each cell. Subtracting it lowers the variance of the gradient.
 
     Parameters
     ----------
     n_inputs
-        What it is told of a cell: so many numbers. With 0 it is told nothing, and is a moving average.
+        Number of inputs per cell; 0 for a moving average without inputs.
 
     References
     ----------
@@ -213,36 +235,35 @@ class Baseline(nn.Module):
 
     mean: Tensor
     deviation: Tensor
-    n_seen: Tensor
+    n_updates: Tensor
 
     def __init__(self, n_inputs: int) -> None:
         super().__init__()
-        for name, start in {"mean": 0.0, "deviation": 1.0, "n_seen": 0.0}.items():
-            self.register_buffer(name, torch.tensor(start))
+        for name, value in {"mean": 0.0, "deviation": 1.0, "n_updates": 0.0}.items():
+            self.register_buffer(name, torch.tensor(value))
         self.network = None
         if n_inputs:
-            # Inputs are of any size, such as the log of a library size, so that they are standardized on the way.
+            # Standardizes the inputs, which have different scales.
             self.norm = nn.BatchNorm1d(n_inputs, affine=False)
-            self.network = nn.Sequential(nn.Linear(n_inputs, UNITS), nn.SiLU(), nn.Linear(UNITS, 1))
+            self.network = nn.Sequential(nn.Linear(n_inputs, N_HIDDEN), nn.SiLU(), nn.Linear(N_HIDDEN, 1))
 
     def forward(self, input_cp: Tensor) -> Tensor:
-        """Guess the ELBO of each cell, as far as it depends on what is drawn, shape ``(c,)``."""
+        """Predict the terms of each cell's ELBO that depend on the draw, shape ``(c,)``."""
         mean_c = self.mean.clone().expand(len(input_cp))
         if self.network is None:
             return mean_c
-        self.norm.train(self.training and len(input_cp) > 1)  # one cell has no spread
-        guess_c1: Tensor = self.network(self.norm(input_cp))
-        return (
-            mean_c + self.deviation.clone() * guess_c1[:, 0]
-        )  # cloned: `update` moves it before the gradient is taken
+        self.norm.train(self.training and len(input_cp) > 1)  # a single cell has no variance
+        standardized_c1: Tensor = self.network(self.norm(input_cp))
+        # Clones, because `update` changes the buffers before the backward pass.
+        return mean_c + self.deviation.clone() * standardized_c1[:, 0]
 
     @torch.no_grad()
     def update(self, cost_c: Tensor) -> None:
-        """Let the averages move on to what was found; in training only."""
+        """Update the moving averages with the ELBO terms of a minibatch; in training only."""
         if not self.training:
             return
-        self.n_seen += 1
-        # At first a plain mean, so that the start does not count for long.
-        share = torch.clamp(1 / self.n_seen, min=1 - EMA_DECAY)
-        self.mean.lerp_(cost_c.mean(), share)
-        self.deviation.lerp_((cost_c - self.mean).square().mean().sqrt(), share)
+        self.n_updates += 1
+        # A plain mean over the first updates, so that the initial values have no lasting influence.
+        weight = torch.clamp(1 / self.n_updates, min=1 - EMA_DECAY)
+        self.mean.lerp_(cost_c.mean(), weight)
+        self.deviation.lerp_((cost_c - self.mean).square().mean().sqrt(), weight)

@@ -1,7 +1,8 @@
-"""How the judgements of several encoders on one cell become one: each says a Gaussian, and a cell may lack some.
+"""Fusion of the posteriors of several modalities: each encoder returns a Gaussian, and a cell may lack modalities.
 
-Two questions make a fusion. Which of a cell's modalities are heard in a training step? And how are those that are heard
-combined? A modality that is heard alone now and then must say enough on its own to decode all the others.
+A fusion answers two questions: which of a cell's modalities are included in a training step, and how the Gaussians of
+the included modalities are combined. A modality that is sometimes included alone must carry enough information to
+decode all others.
 
 Axis suffixes: ``m`` modalities, ``c`` cells, ``z`` latent coordinates, ``s`` subsets of the modalities.
 """
@@ -11,35 +12,33 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from itertools import product
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["FUSIONS", "Fusion", "FusionName"]
+__all__ = ["FUSIONS", "Fusion", "FusionName", "default_modality_weights"]
 
 FusionName = Literal["product", "mixture", "mixture_of_products", "mean"]
+FUSIONS: tuple[FusionName, ...] = get_args(FusionName)
 
 
 class Fusion:
-    r"""Fuse Gaussian posteriors of several modalities.
+    r"""Combine Gaussian posteriors of several modalities.
 
     Parameters
     ----------
     name
-        - ``"product"``: product of experts [1]_; precisions add, that of the prior included.
-        - ``"mixture"``: mixture of experts [2]_; in training a modality drawn for each cell stands for all.
-        - ``"mixture_of_products"`` [3]_: in training the product over a subset of its modalities drawn for each cell,
-          all subsets being as likely; afterwards the product over all.
-        - ``"mean"``: the average of means and of standard deviations.
+        - ``"product"``: product of experts [1]_. Precisions add, including that of the prior.
+        - ``"mixture"``: mixture of experts [2]_. Training uses one modality per cell, drawn at random.
+        - ``"mixture_of_products"`` [3]_: training uses the product over a random subset of each cell's modalities, with
+          equal probability for all subsets. Otherwise the product over all modalities.
+        - ``"mean"``: the mean of the means and of the standard deviations.
 
     Notes
     -----
-    By the convexity of the KL divergence, the ELBO with a component drawn at random is, on average, a lower bound of
-    the ELBO with the mixture.
+    The KL divergence is convex, so the ELBO with a random component is on average a lower bound of the ELBO with the
+    mixture.
 
     References
     ----------
@@ -53,49 +52,49 @@ class Fusion:
     def __init__(self, name: FusionName) -> None:
         self.name = name
 
-    def draw(self, present_mc: Tensor, training: bool) -> Tensor:
-        """Say which modalities of each cell are heard, bool, shape ``(m, c)``; all it has where nothing is drawn."""
+    def sample_included(self, present_mc: Tensor, training: bool) -> Tensor:
+        """Return a mask ``(m, c)`` of the modalities that each posterior uses: all of the cell, or a random subset."""
         if self.name == "mixture":
-            return sample_subset(present_mc, largest=1)
+            return sample_subset(present_mc, max_size=1)
         if self.name == "mixture_of_products" and training:
-            return sample_subset(present_mc, largest=len(present_mc))
+            return sample_subset(present_mc, max_size=len(present_mc))
         return present_mc
 
-    def combine(self, mu_mcz: Tensor, sigma_mcz: Tensor, heard_mc: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the fused Gaussians, each ``(c, z)``; the prior for cells that are not heard.
+    def combine(self, mu_mcz: Tensor, sigma_mcz: Tensor, included_mc: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of the fused Gaussians, each ``(c, z)``.
 
-        A mixture, which is no Gaussian, is given its own mean and standard deviation.
+        Cells without included modalities get the prior. A mixture, which is not Gaussian, is represented by its mean
+        and standard deviation.
         """
-        heard_mc1 = heard_mc[:, :, None]
+        included_mc1 = included_mc[:, :, None]
         if self.name in ("product", "mixture_of_products"):
-            precision_mcz = heard_mc1 * sigma_mcz**-2
+            precision_mcz = included_mc1 * sigma_mcz**-2
             variance_cz = 1 / (1 + precision_mcz.sum(0))
             return variance_cz * (precision_mcz * mu_mcz).sum(0), variance_cz.sqrt()
-        share_mc1 = heard_mc1 / heard_mc1.sum(0).clamp_min(1)
-        mu_cz = (share_mc1 * mu_mcz).sum(0)
+        weight_mc1 = included_mc1 / included_mc1.sum(0).clamp_min(1)
+        mu_cz = (weight_mc1 * mu_mcz).sum(0)
         if self.name == "mean":
-            sigma_cz = (share_mc1 * sigma_mcz).sum(0)
-        else:
-            # The root of 0 has no gradient, so that cells that are not heard are given their 1 before it.
-            square_cz = (share_mc1 * (sigma_mcz**2 + (mu_mcz - mu_cz) ** 2)).sum(0)
-            return mu_cz, torch.where(heard_mc1.any(0), square_cz, 1).sqrt()
-        return mu_cz, torch.where(heard_mc1.any(0), sigma_cz, 1)
+            sigma_cz = (weight_mc1 * sigma_mcz).sum(0)
+            return mu_cz, torch.where(included_mc1.any(0), sigma_cz, 1)
+        # The square root of 0 has no gradient, so cells without included modalities get their 1 before it.
+        square_cz = (weight_mc1 * (sigma_mcz**2 + (mu_mcz - mu_cz) ** 2)).sum(0)
+        return mu_cz, torch.where(included_mc1.any(0), square_cz, 1).sqrt()
 
 
-def sample_subset(present_mc: Tensor, largest: int) -> Tensor:
-    """Draw for each cell one of the subsets of its modalities that have 1 to `largest` members, each equally likely."""
-    rows = [row for row in product((False, True), repeat=len(present_mc)) if 1 <= sum(row) <= largest]
+def sample_subset(present_mc: Tensor, max_size: int) -> Tensor:
+    """Sample for each cell a subset of its modalities of size 1 to `max_size`, all with equal probability."""
+    rows = [row for row in product((False, True), repeat=len(present_mc)) if 1 <= sum(row) <= max_size]
     subset_sm = torch.tensor(rows, device=present_mc.device)
     possible_sc = ~(subset_sm[:, :, None] & ~present_mc).any(1)
-    chosen_c = torch.where(possible_sc, torch.rand(possible_sc.shape, device=present_mc.device), -1).argmax(0)
-    # For a cell without any modality nothing is possible, and nothing is heard.
-    return subset_sm[chosen_c].T & present_mc
-
-
-FUSIONS: tuple[FusionName, ...] = ("product", "mixture", "mixture_of_products", "mean")
+    index_c = torch.where(possible_sc, torch.rand(possible_sc.shape, device=present_mc.device), -1).argmax(0)
+    # A cell without modalities has no possible subset. The intersection with its modalities is then empty.
+    return subset_sm[index_c].T & present_mc
 
 
 def default_modality_weights(n_features: Mapping[str, int]) -> dict[str, float]:
-    """Weigh the modalities: the first by 1, and those that are wider by the root of the ratio of their widths."""
+    """Return a weight of 1 for the first modality, and lower weights for modalities with more features.
+
+    The weight is the square root of the ratio of the numbers of features.
+    """
     first = next(iter(n_features.values()))
     return {modality: min(1.0, math.sqrt(first / n)) for modality, n in n_features.items()}

@@ -1,73 +1,54 @@
-"""The generative story and its inference, as a Pyro ``model`` and ``guide``, and the ELBO that trains them.
+"""The generative model and its variational posterior, as a Pyro ``model`` and ``guide``, and the ELBO.
 
-Read `Module.model` from top to bottom: it is the whole model. Knows neither AnnData nor the training loop.
+Read `Module.model` from top to bottom: it is the whole model. The latent state has up to three parts:
+`celldial.model.clusters.Clusters`, `celldial.model.coordinates.Coordinates` and `celldial.model.periodic.Circle`. Every
+computation loops over them. This file imports neither AnnData nor the training loop.
 
-Axis suffixes: ``c`` cells, ``f`` features, ``k`` covariates or clusters, ``p`` what encoders say, ``z`` latent
-coordinates.
+Axis suffixes: ``c`` cells, ``f`` features, ``h`` hidden units, ``k`` covariates or clusters, ``m`` modalities, ``n``
+draws, ``p`` encoder outputs or inputs of a baseline, ``q`` parameters of the angle posterior, ``z`` latent coordinates
+or columns of the latent state.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Normal, TorchDistribution
+from pyro.distributions import Normal, OneHotCategorical, TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.nn.functional import cross_entropy
 
-from celldial.model.clusters import ClusterConditional, Clusters, kl_to_components, temperature
+from celldial.data.cells import decode_blocks
+from celldial.model import angle_posterior
+from celldial.model.clusters import INITIAL_TEMPERATURE, Clusters, annealed_temperature
 from celldial.model.config import ModuleConfig
-from celldial.model.distributions import NonReparameterized
-from celldial.model.elbo import (
-    Baseline,
-    EnumeratedELBO,
-    Estimator,
-    Gradient,
-    MeanFieldELBO,
-    ScoreFunctionELBO,
-)
+from celldial.model.coordinates import Coordinates
+from celldial.model.distributions import NonReparameterized, RelaxedCategorical
+from celldial.model.elbo import Baseline, Gradient, make_estimator
 from celldial.model.fusion import Fusion, default_modality_weights
-from celldial.model.laplace import Loadings
-from celldial.model.latents import LATENTS
-from celldial.model.likelihoods import LIKELIHOODS, Likelihood, MaskedObservation, SparseObservation
+from celldial.model.latent_parts import EncoderOutput, LatentPart
+from celldial.model.latents import LATENTS, Latent
+from celldial.model.likelihoods import LIKELIHOODS, MaskedObservation, SparseObservation
+from celldial.model.modality import Modality
 from celldial.model.networks import Decoder, Encoder
-from celldial.model.periodic import N_GRID, Circle, angle_grid, fourier_features
-from celldial.model.priors import Flow, Mixture, PosteriorFlow
+from celldial.model.periodic import Circle, dependence
+from celldial.model.priors import Flow, Mixture, PosteriorFlow, Prior, Standard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from celldial.data.cells import Cells
 
-# Nats per cell for each unit of squared covariance of a latent coordinate with a harmonic of the angle.
+__all__ = ["Module"]
+
+# Nats per cell for each unit of squared covariance between a latent coordinate and a harmonic of the angle.
 INDEPENDENCE_PENALTY = 30.0
-# Nats of the loss for each nat by which a known label surprises: few cells have one, and what they tell is sure.
+# Weight of the cross-entropy of known labels. Few cells have a label, and labels are reliable.
 LABEL_WEIGHT = 10.0
-
-
-class EncoderOutput(NamedTuple):
-    """What the encoders say of cells: mean and deviation of each coordinate, and log-odds of the clusters if any."""
-
-    mu_cz: Tensor
-    sigma_cz: Tensor
-    logits_ck: Tensor | None = None
-
-
-class Modality(nn.Module):
-    """The networks and the observation model of one kind of measurement."""
-
-    def __init__(self, encoder: Encoder, decoder: Decoder, likelihood: Likelihood) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.decoder = decoder
-        self.likelihood = likelihood
-        self.loadings: Loadings | None = None  # how sure the decoder is of them: known after training
 
 
 class Module(nn.Module):
@@ -79,154 +60,136 @@ class Module(nn.Module):
         Structure of the model.
     """
 
-    n_trained: Tensor
+    n_training_cells: Tensor
 
     def __init__(self, config: ModuleConfig) -> None:
         super().__init__()
         self.config = config
+        self.n_features = dict(config.n_features)
         self.fusion = Fusion(config.fusion)
         self.modality_weights = default_modality_weights(config.n_features) | dict(config.modality_weights or {})
-        self.n_features = dict(config.n_features)
         self.latent = LATENTS[config.latent](config.n_latent)
         self.circle = Circle() if config.periodic else None
-        n_outputs = self.latent.n_parameters + (config.n_clusters or 0)
         self.modalities = nn.ModuleDict()
         for name in config.n_features:
             if hasattr(self.modalities, name):
-                raise ValueError(f"a modality cannot be called {name!r}, which means something to torch: rename it")
-            self.modalities[name] = self._make_modality(name, n_outputs)
-        self.learned_prior: Mixture | Flow | None = None
-        if config.prior == "mixture":
-            self.learned_prior = Mixture(self.latent, config.n_components)
-        elif config.prior == "flow":
-            self.learned_prior = Flow(self.latent)
-        self.flow = PosteriorFlow(config.n_latent) if config.posterior == "flow" else None
-        self.clusters = None
-        if config.n_clusters is not None:
-            self.clusters = Clusters(self.latent, config.n_clusters, config.n_labels, config.straight_through)
-            for _, modality in self.by_modality():
-                # So that clusters are at first judged by the coordinates alone.
-                nn.init.zeros_(modality.encoder.output.weight[-config.n_clusters :])
-                nn.init.zeros_(modality.encoder.output.bias[-config.n_clusters :])
+                raise ValueError(f"a modality cannot be called {name!r}, a name that torch reserves: rename it")
+            self.modalities[name] = make_modality(name, config, self.latent)
+        prior = make_prior(config, self.latent)
+        posterior_flow = PosteriorFlow(config.n_latent) if config.posterior == "flow" else None
+        self.coordinates = Coordinates(self.latent, prior, posterior_flow)
         self.bayesian = config.bayesian_loadings
         if self.bayesian or self.clusters is not None:
-            self.register_buffer("n_trained", torch.ones(()))
-        self.gradient = config.gradient
-        n_told = 0 if config.baseline == "moving_average" else n_outputs + 2 * len(config.n_features)
-        scored = config.gradient.score_function_sites if config.baseline is not None else ()
-        baselines = {name: Baseline(n_told) for name in scored}
+            self.register_buffer("n_training_cells", torch.ones(()))
+        self.use_gradient(config.gradient, self._make_baselines(), config.straight_through)
+
+    def _make_baselines(self) -> dict[str, Baseline]:
+        """Create the baselines of the sites whose gradient is estimated by the score function."""
+        config = self.config
+        if config.baseline is None:
+            return {}
+        n_inputs = 0
+        if config.baseline == "learned":
+            n_inputs = n_encoder_outputs(config, self.latent) + 2 * len(config.n_features)
+        return {site: Baseline(n_inputs) for site in config.gradient.score_function_sites}
+
+    def use_gradient(self, gradient: Gradient, baselines: Mapping[str, Baseline], straight_through: bool) -> None:
+        """Set how the gradient of the ELBO is estimated; parameters as in `ModuleConfig`."""
+        self.gradient, self.straight_through = gradient, straight_through
         self.baselines = nn.ModuleDict(baselines)
-        self.elbo_estimator = self.estimator(config.gradient, baselines)
+        self.elbo_estimator = make_estimator(gradient, baselines, self.coordinates.analytic_kl)
 
-    def _make_modality(self, name: str, n_outputs: int) -> Modality:
-        """Create the networks and the observation model of a modality."""
-        config, n_features = self.config, self.config.n_features[name]
-        likelihood = LIKELIHOODS[config.likelihood[name]](n_features)
-        return Modality(
-            Encoder(n_features, n_outputs, config.layer_sizes, config.dropout_rate),
-            Decoder(
-                n_features,
-                likelihood.n_heads,
-                self.latent,
-                config.layer_sizes,
-                kind=config.decoder,
-                n_harmonics=0 if self.circle is None else self.circle.n_features,
-                bayesian=config.bayesian_loadings,
-            ),
-            likelihood,
-        )
-
-    @property
-    def n_states(self) -> int:
-        """Number of columns of a latent state: the Gaussian coordinates, and with a circle two more."""
-        return self.latent.n_latent + (0 if self.circle is None else 2)
-
-    def constrained(self, state_cz: Tensor) -> Tensor:
-        """Give what users see of latent states: coordinates as decoders read them, and the place on a circle."""
-        return self._linked(self.latent.link, state_cz)
-
-    def unconstrained(self, constrained_cz: Tensor) -> Tensor:
-        """Give the latent states of which users see this."""
-        return self._linked(self.latent.inverse_link, constrained_cz)
-
-    def _linked(self, link: Callable[[Tensor], Tensor], state_cz: Tensor) -> Tensor:
-        n_latent = self.latent.n_latent
-        return torch.cat([link(state_cz[:, :n_latent]), state_cz[:, n_latent:]], 1)
-
-    def by_modality(self) -> Iterator[tuple[str, Modality]]:
-        """Each modality's name and parts."""
-        for name, modality in self.modalities.items():
-            assert isinstance(modality, Modality)
-            yield name, modality
-
-    def estimator(self, gradient: Gradient, baselines: Mapping[str, Baseline]) -> Estimator:
-        """Make an estimator of the gradient of this module's ELBO."""
-        if gradient.score_function_sites:
-            return ScoreFunctionELBO(gradient.score_function_sites, baselines)
-        if gradient.cluster == "enumerate":
-            return EnumeratedELBO()
-        return MeanFieldELBO(self.has_analytic_kl)
-
-    @property
-    def has_analytic_kl(self) -> bool:
-        """Whether the KL divergence of the coordinates' posterior from what is known before has a closed form."""
-        return self.flow is None and self.learned_prior is None and self.latent.analytic_kl
-
-    def initialize(self, cells: Cells, n_trained: int | None = None) -> None:
-        """Start biases, input scales and dispersions from the cells to train on, or a sample of these `n_trained`."""
+    def initialize(self, cells: Cells, n_training_cells: int | None = None) -> None:
+        """Initialize biases, input scales and dispersions from the training cells, or a sample of these."""
         for name, modality in self.by_modality():
             counts, library_size_c = cells.observed_counts(name), cells.library_size[name][cells.mask_with(name)]
             modality.encoder.initialize(counts, library_size_c)
             modality.decoder.initialize(counts)
             modality.likelihood.initialize(counts, library_size_c)
         if self.bayesian or self.clusters is not None:
-            self.n_trained.fill_(len(cells) if n_trained is None else n_trained)
+            self.n_training_cells.fill_(len(cells) if n_training_cells is None else n_training_cells)
 
-    def model(self, cells: Cells, encoded: EncoderOutput, kl_weight: float = 1.0, temperature: float = 1.0) -> None:
-        """Say how cells come about: a latent state from the prior, decoded with the covariates, gives the counts.
+    # --- The generative model -----------------------------------------------------------------------------------------
 
-        Pyro gives model and guide the same arguments; what was encoded is for the guide.
+    def model(
+        self, cells: Cells, encoded: EncoderOutput, kl_weight: float = 1.0, temperature: float = INITIAL_TEMPERATURE
+    ) -> None:
+        """Generate cells: a latent state from the prior, then the counts given latent state and covariates.
+
+        Pyro calls model and guide with the same arguments; `encoded` is for the guide.
         """
-        n_cells, like = len(cells), cells.continuous_ck
+        n_cells = len(cells)
         plate = pyro.plate("cells", n_cells)
-        loadings = self._loadings(kl_weight * n_cells, known=False)
-        if self.clusters is not None:
-            pyro.factor("weights", self.clusters.log_prior() * (n_cells / self.n_trained))
+        loadings = self._sample_loadings(kl_weight * n_cells, from_prior=True)
+        drawn: dict[str, Tensor] = {}
         with plate, poutine.scale(scale=kl_weight):
-            if self.clusters is None:
-                z_cz = pyro.sample("z", self.prior(n_cells, like))
-            else:
-                logits_ck = self.clusters.log_weight_k.expand(n_cells, -1)
-                choice = self.clusters.choice(logits_ck, self.gradient.cluster == "gumbel_softmax", temperature)
-                choice_ck = pyro.sample("cluster", choice)
-                z_cz = pyro.sample("z", ClusterConditional(self.clusters.components, choice_ck, n_cells))
-            if self.circle is not None:
-                direction, active = self.circle.prior(n_cells, like)
-                z_cz = concat_state(z_cz, pyro.sample("direction", direction), pyro.sample("active", active))
+            for part in self.parts:
+                for name, distribution in part.prior_distributions(cells, drawn).items():
+                    drawn[name] = pyro.sample(name, self._relax(distribution, temperature))
+        if self.clusters is not None:
+            pyro.factor("weights", self.clusters.log_weight_prior() * (n_cells / self.n_training_cells))
+        state_cz = self.state(drawn)
         if self.circle is not None:
-            # What the angle tells is not told again by the other coordinates, which could explain it as well.
-            pyro.factor("independence", -INDEPENDENCE_PENALTY * n_cells * self._dependence(z_cz))
-        for name, observation in self.decode(z_cz, cells, loadings).items():
+            # Otherwise the other coordinates could encode the angle, too.
+            z_cz, point_cu = state_cz.split_with_sizes([self.latent.n_latent, 2], 1)
+            pyro.factor("independence", -INDEPENDENCE_PENALTY * n_cells * dependence(z_cz, point_cu))
+        for name, observation in self.decode(state_cz, cells, loadings).items():
             with plate, poutine.scale(scale=self.modality_weights[name]):
-                among_all = MaskedObservation(observation, cells.indices_with(name), n_cells)
-                pyro.sample(f"counts_{name}", among_all, obs=cells.observed_counts(name))
+                observed = MaskedObservation(observation, cells.indices_with(name), n_cells)
+                pyro.sample(f"counts_{name}", observed, obs=cells.observed_counts(name))
 
-    def guide(self, cells: Cells, encoded: EncoderOutput, kl_weight: float = 1.0, temperature: float = 1.0) -> None:
-        """Judge by its counts what the latent state of each cell was."""
-        self._loadings(kl_weight * len(cells), known=True)
+    def guide(
+        self, cells: Cells, encoded: EncoderOutput, kl_weight: float = 1.0, temperature: float = INITIAL_TEMPERATURE
+    ) -> None:
+        """Sample the latent state of each cell from its approximate posterior."""
+        self._sample_loadings(kl_weight * len(cells), from_prior=False)
         with pyro.plate("cells", len(cells)), poutine.scale(scale=kl_weight):
-            if self.clusters is not None:
-                assert encoded.logits_ck is not None
-                logits_ck = self.clusters.override_with_labels(encoded.logits_ck, cells.label_c)
-                choice = self.clusters.choice(logits_ck, self.gradient.cluster == "gumbel_softmax", temperature)
-                pyro.sample("cluster", choice, infer=self._infer_options("cluster", encoded, cells))
-            for name, posterior in self.spread(encoded, cells).items():
-                if name == "z" and self.gradient.z == "score_function":
-                    posterior = NonReparameterized(posterior)
-                pyro.sample(name, posterior, infer=self._infer_options(name, encoded, cells))
+            for part in self.parts:
+                for name, distribution in part.posterior_distributions(encoded, cells).items():
+                    if name == "z" and self.gradient.z == "score_function":
+                        distribution = NonReparameterized(distribution)
+                    pyro.sample(name, self._relax(distribution, temperature), **self._options(name, encoded, cells))
 
-    def _loadings(self, weight: float, known: bool) -> dict[str, Tensor]:
-        """Draw the loadings of each modality, where they are latent, shape ``(f, h)``; of `weight` cells' share."""
+    @property
+    def parts(self) -> list[LatentPart]:
+        """The parts of the latent state, in the order of the generative model."""
+        return [*([] if self.clusters is None else [self.clusters]), *self.continuous_parts]
+
+    @property
+    def continuous_parts(self) -> list[LatentPart]:
+        """The parts without the clusters, which are summed out except in training."""
+        return [self.coordinates, *([] if self.circle is None else [self.circle])]
+
+    @property
+    def clusters(self) -> Clusters | None:
+        """The clusters of a model that has clusters."""
+        prior = self.coordinates.prior
+        return prior if isinstance(prior, Clusters) else None
+
+    def state(self, drawn: Mapping[str, Tensor]) -> Tensor:
+        """Return the latent states that decoders read: the coordinates, then the point in the plane of the circle."""
+        columns = [column_cz for part in self.continuous_parts for column_cz in part.state_columns(drawn)]
+        return columns[0] if len(columns) == 1 else torch.cat(columns, 1)
+
+    def _relax(self, distribution: TorchDistribution, temperature: float) -> TorchDistribution:
+        """Relax a cluster assignment if its gradient is estimated by the Gumbel-softmax."""
+        if self.gradient.cluster == "gumbel_softmax" and isinstance(distribution, OneHotCategorical):
+            return RelaxedCategorical(distribution.logits, temperature, self.straight_through, validate_args=False)
+        return distribution
+
+    def _options(self, name: str, encoded: EncoderOutput, cells: Cells) -> dict[str, Any]:
+        """Return the options of a site of the guide: enumeration, or the baseline of a score-function gradient."""
+        if name == "cluster" and self.gradient.cluster == "enumerate":
+            return {"infer": {"enumerate": "parallel"}}
+        if name not in self.baselines:
+            return {}
+        return {"infer": {"baseline": {"baseline_value": self.baselines[name](baseline_inputs(encoded, cells))}}}
+
+    def _sample_loadings(self, weight: float, from_prior: bool) -> dict[str, Tensor]:
+        """Sample the loadings ``(f, h)`` of each modality, if they are latent variables.
+
+        Their KL divergence counts for ``weight / n_training_cells``, the fraction of the training cells at hand.
+        """
         drawn: dict[str, Tensor] = {}
         if not self.bayesian:
             return drawn
@@ -234,49 +197,39 @@ class Module(nn.Module):
             decoder = modality.decoder
             assert decoder.log_deviation_fh is not None
             mean_fh, deviation_fh = decoder.rate_head.weight, decoder.log_deviation_fh.exp()
-            if not known:
+            if from_prior:
                 scale = modality.likelihood.loading_scale / math.sqrt(mean_fh.shape[1])
                 mean_fh, deviation_fh = torch.zeros_like(mean_fh), torch.full_like(mean_fh, scale)
-            with poutine.scale(scale=weight / self.n_trained):
+            with poutine.scale(scale=weight / self.n_training_cells):
                 drawn[name] = pyro.sample(f"loadings_{name}", Normal(mean_fh, deviation_fh).to_event(2))
         return drawn
 
-    def _infer_options(self, name: str, encoded: EncoderOutput, cells: Cells) -> dict[str, Any]:
-        """Say how a site of the guide enters the gradient."""
-        if name == "cluster" and self.gradient.cluster == "enumerate":
-            return {"enumerate": "parallel"}
-        if name not in self.baselines:
-            return {}
-        return {"baseline": {"baseline_value": self.baselines[name](self.baseline_inputs(encoded, cells))}}
+    # --- From counts to the posterior ---------------------------------------------------------------------------------
 
-    def baseline_inputs(self, encoded: EncoderOutput, cells: Cells) -> Tensor:
-        """Gather what baselines are told of each cell, ``(c, p)``: its posterior, and how much was counted and seen."""
-        told = [
-            encoded.mu_cz,
-            encoded.sigma_cz.log(),
-            *(total_c.log1p()[:, None] for total_c in cells.library_size.values()),
-            *(counts.indptr_c.diff().to(encoded.mu_cz.dtype).log1p()[:, None] for counts in cells.counts.values()),
-        ]
-        if encoded.logits_ck is not None:
-            told.append(encoded.logits_ck)
-        return torch.cat(told, 1).detach()
+    def encode(self, cells: Cells, sample_modalities: bool = False) -> EncoderOutput:
+        """Return the parameters of the posterior of each cell's latent state.
 
-    def prior(self, n_cells: int, like: Tensor) -> TorchDistribution:
-        """Distribution of the coordinates before any count is seen, where there are no clusters."""
-        if self.learned_prior is None:
-            return self.latent.prior(n_cells, like)
-        return self.learned_prior.distribution(n_cells, like)
-
-    def encode(self, cells: Cells, draw: bool = False) -> EncoderOutput:
-        """Say by counts and covariates where in latent space each cell is, and how sure that is.
+        Angles are inferred unless the cells have `angle_params_cq`.
 
         Parameters
         ----------
         cells
-            What was observed.
-        draw
-            Whether the modalities that are heard are drawn, as the fusion has it; otherwise all are that a cell has.
+            Counts and covariates.
+        sample_modalities
+            Whether to include a random subset of each cell's modalities, if the fusion does so; otherwise all.
         """
+        encoded = self._encode_counts(cells, sample_modalities)
+        if self.circle is None:
+            return encoded
+        params_cq = cells.angle_params_cq
+        if params_cq is None:
+            params_cq = self.infer_angles(cells)
+        decoder = next(modality.decoder for _, modality in self.by_modality())  # the offset of all decoders is the same
+        offset_cz = decoder.angle_offset(params_cq[:, :2] * params_cq[:, 3:].sigmoid())
+        return encoded._replace(mu_cz=encoded.mu_cz - offset_cz, angle_params_cq=params_cq)
+
+    def _encode_counts(self, cells: Cells, sample_modalities: bool = False) -> EncoderOutput:
+        """Return the fused output of the encoders."""
         outputs = [
             modality.encoder(cells.counts[name], cells.library_size[name], cells.category_ck, cells.continuous_ck)
             for name, modality in self.by_modality()
@@ -287,173 +240,219 @@ class Module(nn.Module):
         correction_ck = outputs[0][:, n_parameters:]
         if len(experts) > 1:
             mu_mcz, sigma_mcz = (torch.stack(part) for part in zip(*experts, strict=True))
-            present_mc = torch.stack([cells.mask_with(name) for name in self.modalities])
-            if draw:
-                present_mc = self.fusion.draw(present_mc, self.training)
-            mu_cz, sigma_cz = self.fusion.combine(mu_mcz, sigma_mcz, present_mc)
+            included_mc = torch.stack([cells.mask_with(name) for name in self.modalities])
+            if sample_modalities:
+                included_mc = self.fusion.sample_included(included_mc, self.training)
+            mu_cz, sigma_cz = self.fusion.combine(mu_mcz, sigma_mcz, included_mc)
             correction_mck = torch.stack([output_cp[:, n_parameters:] for output_cp in outputs])
-            correction_ck = (correction_mck * present_mc[:, :, None]).sum(0)
+            correction_ck = (correction_mck * included_mc[:, :, None]).sum(0)
         if self.clusters is None:
             return EncoderOutput(mu_cz, sigma_cz)
         return EncoderOutput(mu_cz, sigma_cz, self.clusters.assignment_logits(mu_cz, sigma_cz, correction_ck))
 
-    def posterior(self, cells: Cells, draw: bool = False) -> dict[str, TorchDistribution]:
-        """Distributions of the parts of the latent state given counts and covariates; arguments as of `encode`.
+    @torch.no_grad()
+    def encode_means(self, cells: Cells) -> Tensor:
+        """Return the means of the coordinates, including the part that depends on the angle, shape ``(c, z)``."""
+        return torch.cat([self._encode_counts(block).mu_cz for block in decode_blocks(cells)])
 
-        They are ``"z"``, and with a circle ``"direction"`` and ``"active"``.
+    def infer_angles(self, cells: Cells, learn_prior: bool = False) -> Tensor:
+        """Return the parameters of each cell's angle posterior; see `celldial.model.angle_posterior.infer_angles`."""
+        assert self.circle is not None
+        modalities = dict(self.by_modality())
+        return angle_posterior.infer_angles(modalities, self.circle, cells, self.encode_means(cells), learn_prior)
+
+    def posterior(self, cells: Cells, sample_modalities: bool = False) -> dict[str, TorchDistribution]:
+        """Return the posteriors of ``"z"``, and with a circle of ``"direction"`` and ``"active"``.
+
+        Parameters are those of `encode`.
         """
-        return self.spread(self.encode(cells, draw), cells)
+        return self.posterior_distributions(self.encode(cells, sample_modalities), cells)
 
-    def spread(self, encoded: EncoderOutput, cells: Cells) -> dict[str, TorchDistribution]:
-        """Make distributions of what encoders say."""
-        mu_cz, sigma_cz, _ = encoded
-        if self.circle is None:
-            posterior = self.latent.posterior(mu_cz, sigma_cz)
-            return {"z": posterior if self.flow is None else self.flow.distribution(posterior)}
-        if cells.angle_params_cq is None:
-            raise ValueError(
-                "the angles of the cells are not inferred yet: call celldial.model.angle_posterior.infer_angles first"
-            )
-        decoder = next(modality.decoder for _, modality in self.by_modality())
-        place_cu = cells.angle_params_cq[:, :2] * cells.angle_params_cq[:, 3:].sigmoid()
-        mu_cz = mu_cz - fourier_features(place_cu)[:, :-1] @ decoder.tilt_kz
-        direction, active = self.circle.posterior(cells.angle_params_cq, self.training)
-        return {"z": self.latent.posterior(mu_cz, sigma_cz), "direction": direction, "active": active}
+    def posterior_distributions(self, encoded: EncoderOutput, cells: Cells) -> dict[str, TorchDistribution]:
+        """Return the posterior of each continuous variable, given the output of `encode`."""
+        distributions: dict[str, TorchDistribution] = {}
+        for part in self.continuous_parts:
+            distributions |= part.posterior_distributions(encoded, cells)
+        return distributions
 
-    def _dependence(self, state_cz: Tensor) -> Tensor:
-        """Squared covariances of the Gaussian coordinates with the harmonics of the angle, summed."""
-        z_cz, harmonic_ck = (
-            state_cz[:, : self.latent.n_latent],
-            fourier_features(state_cz[:, self.latent.n_latent :])[:, :-1],
-        )
-        covariance_zk = (z_cz - z_cz.mean(0)).T @ (harmonic_ck - harmonic_ck.mean(0)) / len(z_cz)
-        return covariance_zk.square().sum()
-
-    def draw_prior(self, n_cells: int) -> Tensor:
-        """Draw latent states on the CPU from the prior; angles as they are common among the cells trained on."""
-        if self.clusters is not None:
-            return self.clusters.draw(n_cells).cpu()
-        like = torch.empty(0, device=next(self.parameters()).device)
-        z_cz: Tensor = self.prior(n_cells, like).sample().cpu()
-        if self.circle is None:
-            return z_cz
-        _, active = self.circle.prior(n_cells, like=self.circle.log_density_j)
-        drawn_c = torch.multinomial(self.circle.log_density_j.exp().cpu(), n_cells, replacement=True)
-        angle_c = angle_grid(z_cz)[drawn_c] + (torch.rand(n_cells) - 0.5) * (2 * math.pi / N_GRID)
-        return concat_state(z_cz, torch.stack([angle_c.cos(), angle_c.sin()], 1), active.sample().cpu())
+    # --- From latent states to counts ---------------------------------------------------------------------------------
 
     def decode(
-        self, z_cz: Tensor, cells: Cells, loadings: Mapping[str, Tensor] | None = None
+        self, state_cz: Tensor, cells: Cells, loadings: Mapping[str, Tensor] | None = None
     ) -> dict[str, SparseObservation]:
-        """Distribution of each modality's counts, of the cells that have it, given latent state and covariates."""
+        """Return the distribution of each modality's counts, for the cells that have the modality."""
         loadings = {} if loadings is None else loadings
-        return {name: self.decode_one(name, z_cz, cells, loadings.get(name)) for name in self.modalities}
+        return {name: self.decode_modality(name, state_cz, cells, loadings.get(name)) for name in self.modalities}
 
-    def decode_one(self, name: str, z_cz: Tensor, cells: Cells, loading_fh: Tensor | None = None) -> SparseObservation:
-        """Distribution of the counts of one modality, with other loadings than the decoder's if they are given."""
+    def decode_modality(
+        self, name: str, state_cz: Tensor, cells: Cells, loading_fh: Tensor | None = None
+    ) -> SparseObservation:
+        """Return the distribution of the counts of one modality; `loading_fh` replaces the loadings of the decoder."""
         modality = self.modalities[name]
         assert isinstance(modality, Modality)
-        inputs = [z_cz, cells.category_ck, cells.continuous_ck, cells.library_size[name]]
+        inputs = [state_cz, cells.category_ck, cells.continuous_ck, cells.library_size[name]]
         index_c = cells.indices_with(name)
         if index_c is not None:
             inputs = [tensor[index_c] for tensor in inputs]
-        *to_decode, library_size_c = inputs
-        return SparseObservation(modality.likelihood, modality.decoder(*to_decode, loading_fh), library_size_c)
+        *decoder_inputs, library_size_c = inputs
+        return SparseObservation(modality.likelihood, modality.decoder(*decoder_inputs, loading_fh), library_size_c)
+
+    def sample_prior(self, cells: Cells) -> Tensor:
+        """Sample latent states of new cells from the prior; angles are as frequent as among the training cells."""
+        drawn: dict[str, Tensor] = {}
+        for part in self.parts:
+            drawn |= part.sample_prior(cells, drawn)
+        return self.state(drawn)
+
+    # --- The ELBO -----------------------------------------------------------------------------------------------------
 
     def forward(self, cells: Cells, kl_weight: float = 1.0, progress: float = 1.0) -> Tensor:
-        """Negative ELBO in nats per cell, differentiable, with one sample per cell.
+        """Return the negative ELBO in nats per cell, differentiable, with one draw per cell.
 
         Parameters
         ----------
         cells
             A minibatch.
         kl_weight
-            Of the KL divergence, above 0.
+            Weight of the KL divergence, above 0.
         progress
-            The share of training that is done.
+            Fraction of training that is done.
         """
-        with _without_validation():
-            encoded = self.encode(cells, draw=True)
-            arguments = (cells, encoded, kl_weight, temperature(progress))
+        # Pyro's checks of the arguments of distributions take longer than the distributions themselves.
+        with pyro.validation_enabled(False):
+            encoded = self.encode(cells, sample_modalities=True)
+            arguments = (cells, encoded, kl_weight, annealed_temperature(progress))
             loss: Tensor = self.elbo_estimator.differentiable_loss(self.model, self.guide, *arguments)
-        if self.clusters is not None and cells.label_c is not None:
-            assert encoded.logits_ck is not None
-            surprise = cross_entropy(encoded.logits_ck, cells.label_c, ignore_index=-1, reduction="sum")
-            loss = loss + LABEL_WEIGHT * surprise
+        if encoded.logits_ck is not None and cells.label_c is not None:
+            error = cross_entropy(encoded.logits_ck, cells.label_c, ignore_index=-1, reduction="sum")
+            loss = loss + LABEL_WEIGHT * error
         return loss / len(cells)
 
     def elbo(self, cells: Cells) -> tuple[dict[str, Tensor], Tensor]:
-        """Per cell, in nats: log-likelihood of each modality at one sample, and KL divergence.
+        """Return the log-likelihood of each modality at one draw, and the KL divergence; per cell, in nats.
 
-        The sum of the log-likelihoods, 0 for a modality that a cell lacks, less the KL divergence is the ELBO. Clusters
-        are summed out, labels are not told, and latent loadings are at their mean.
+        The ELBO is the sum of the log-likelihoods, which are 0 for missing modalities, minus the KL divergence.
+        Clusters are summed out, labels are not used, and latent loadings are at their mean.
         """
-        with _without_validation():
-            encoded = self.encode(cells, draw=True)
-            posterior = self.spread(encoded, cells)
-            z_cz = posterior["z"].rsample()
-            kl_c = self._kl(posterior["z"], z_cz, encoded.logits_ck)
-            if self.circle is not None:
-                z_cz = concat_state(z_cz, posterior["direction"].rsample(), posterior["active"].rsample())
-                direction, active = self.circle.prior(len(cells), like=cells.continuous_ck)
-                kl_c = kl_c + kl_divergence(posterior["direction"], direction)
-                kl_c = kl_c + kl_divergence(posterior["active"], active)
-            log_likelihood = {
-                name: MaskedObservation(observation, cells.indices_with(name), len(cells)).log_prob(
-                    cells.observed_counts(name)
-                )
-                for name, observation in self.decode(z_cz, cells).items()
-            }
+        cells = cells if cells.label_c is None else replace(cells, label_c=None)
+        posterior: dict[str, TorchDistribution] = {}
+        drawn: dict[str, Tensor] = {}
+        with pyro.validation_enabled(False):
+            encoded = self.encode(cells, sample_modalities=True)
+            kl_c = cells.continuous_ck.new_zeros(len(cells))
+            for part in self.parts:
+                posterior = part.posterior_distributions(encoded, cells)
+                # Probabilities in place of a discrete draw, because all terms are linear in it.
+                drawn |= {name: q.rsample() if q.has_rsample else q.mean for name, q in posterior.items()}
+                for name, p in part.prior_distributions(cells, drawn).items():
+                    kl_c = kl_c + kl_at_draw(posterior[name], p, drawn[name], part.analytic_kl)
+            log_likelihood = self._log_likelihood(self.state(drawn), cells)
         return log_likelihood, kl_c
 
-    def _kl(self, posterior: TorchDistribution, z_cz: Tensor, logits_ck: Tensor | None) -> Tensor:
-        """KL divergence of coordinates and cluster, shape ``(c,)``; at a draw where there is no closed form."""
-        if self.clusters is None:
-            prior = self.prior(len(z_cz), z_cz)
-            if self.has_analytic_kl:
-                return kl_divergence(posterior, prior)
-            return posterior.log_prob(z_cz) - prior.log_prob(z_cz)
-        assert logits_ck is not None
-        log_q_ck = logits_ck.log_softmax(-1)
-        components = self.clusters.components
-        if self.has_analytic_kl:
-            each_ck = kl_to_components(posterior, components)
-        else:
-            each_ck = posterior.log_prob(z_cz)[:, None] - components.log_prob_ck(z_cz)
-        return (log_q_ck.exp() * (log_q_ck - self.clusters.log_weight_k + each_ck)).sum(-1)
+    def log_weights(self, cells: Cells, n_samples: int) -> Tensor:
+        """Return the logs of importance weights at draws from each cell's posterior, shape ``(n, c)``.
 
-    def log_weight(self, cells: Cells) -> Tensor:
-        """Log of an importance weight of each cell, at one draw from its posterior, shape ``(c,)``.
-
-        The mean of such weights is an unbiased estimate of the probability of the cell's counts.
+        The mean of the weights is an unbiased estimate of the probability of the cell's counts.
         """
-        with _without_validation():
-            posterior = self.posterior(cells, draw=True)
-            state = {name: part.sample() for name, part in posterior.items()}
-            prior = {"z": self.clusters or self.prior(len(cells), cells.continuous_ck)}
-            if self.circle is not None:
-                prior |= dict(
-                    zip(("direction", "active"), self.circle.prior(len(cells), cells.continuous_ck), strict=True)
-                )
-            log_weight_c = sum(
-                prior[name].log_prob(draw) - posterior[name].log_prob(draw) for name, draw in state.items()
+        if self.circle is not None and cells.angle_params_cq is None:
+            cells = replace(cells, angle_params_cq=self.infer_angles(cells))  # once for all samples
+        with pyro.validation_enabled(False):
+            return torch.stack([self._log_weight(cells) for _ in range(n_samples)])
+
+    def _log_weight(self, cells: Cells) -> Tensor:
+        encoded = self.encode(cells, sample_modalities=True)
+        posterior = self.posterior_distributions(encoded, cells)
+        drawn = {name: q.sample() for name, q in posterior.items()}
+        log_weight_c = cells.continuous_ck.new_zeros(len(cells))
+        for part in self.continuous_parts:
+            for name, p in part.prior_distributions(cells, drawn).items():
+                log_weight_c = log_weight_c + (p.log_prob(drawn[name]) - posterior[name].log_prob(drawn[name]))
+        return sum(self._log_likelihood(self.state(drawn), cells).values(), log_weight_c)
+
+    def _log_likelihood(self, state_cz: Tensor, cells: Cells) -> dict[str, Tensor]:
+        """Return the log-likelihood of each modality's counts; 0 for cells without the modality."""
+        return {
+            name: MaskedObservation(observation, cells.indices_with(name), len(cells)).log_prob(
+                cells.observed_counts(name)
             )
-            z_cz = state["z"] if self.circle is None else concat_state(*state.values())
-            for name, observation in self.decode(z_cz, cells).items():
-                log_p_c = MaskedObservation(observation, cells.indices_with(name), len(cells)).log_prob(
-                    cells.observed_counts(name)
-                )
-                log_weight_c = log_weight_c + log_p_c
-        return log_weight_c
+            for name, observation in self.decode(state_cz, cells).items()
+        }
+
+    # --- Access -------------------------------------------------------------------------------------------------------
+
+    def by_modality(self) -> Iterator[tuple[str, Modality]]:
+        """Yield the name and the parts of each modality."""
+        for name, modality in self.modalities.items():
+            assert isinstance(modality, Modality)
+            yield name, modality
+
+    @property
+    def n_states(self) -> int:
+        """Number of columns of a latent state: the coordinates, and two more with a circle."""
+        return self.latent.n_latent + (0 if self.circle is None else 2)
+
+    def constrained(self, state_cz: Tensor) -> Tensor:
+        """Return latent states as users see them: the link of the coordinates, and the point in the plane."""
+        return self._map_coordinates(self.latent.link, state_cz)
+
+    def unconstrained(self, constrained_cz: Tensor) -> Tensor:
+        """Return the latent states that `constrained` maps to these values."""
+        return self._map_coordinates(self.latent.inverse_link, constrained_cz)
+
+    def _map_coordinates(self, function: Callable[[Tensor], Tensor], state_cz: Tensor) -> Tensor:
+        n_latent = self.latent.n_latent
+        return torch.cat([function(state_cz[:, :n_latent]), state_cz[:, n_latent:]], 1)
 
 
-def concat_state(z_cz: Tensor, direction_cu: Tensor, active_c: Tensor) -> Tensor:
-    """Give whole latent states: the Gaussian coordinates, then the point on the disc."""
-    return torch.cat([z_cz, direction_cu * active_c[:, None]], 1)
+def make_modality(name: str, config: ModuleConfig, latent: Latent) -> Modality:
+    """Create the networks and the observation model of a modality."""
+    n_features = config.n_features[name]
+    likelihood = LIKELIHOODS[config.likelihood[name]](n_features)
+    encoder = Encoder(n_features, n_encoder_outputs(config, latent), config.layer_sizes, config.dropout_rate)
+    decoder = Decoder(
+        n_features,
+        likelihood.n_heads,
+        latent,
+        config.layer_sizes,
+        kind=config.decoder,
+        periodic=config.periodic,
+        bayesian=config.bayesian_loadings,
+    )
+    if config.n_clusters is not None:
+        # The correction of the cluster assignments starts at 0.
+        nn.init.zeros_(encoder.output.weight[-config.n_clusters :])
+        nn.init.zeros_(encoder.output.bias[-config.n_clusters :])
+    return Modality(encoder, decoder, likelihood)
 
 
-@contextmanager
-def _without_validation() -> Iterator[None]:
-    """Switch off the checks of every distribution's arguments, which cost more than the distributions themselves."""
-    with pyro.validation_enabled(False):
-        yield
+def n_encoder_outputs(config: ModuleConfig, latent: Latent) -> int:
+    """Return the number of outputs of an encoder: parameters of the coordinates, and corrections of the clusters."""
+    return latent.n_parameters + (config.n_clusters or 0)
+
+
+def make_prior(config: ModuleConfig, latent: Latent) -> Prior:
+    """Create the prior of the coordinates."""
+    if config.n_clusters is not None:
+        return Clusters(latent, config.n_clusters, config.n_labels)
+    if config.prior == "mixture":
+        return Mixture(latent, config.n_components)
+    return Flow(latent) if config.prior == "flow" else Standard(latent)
+
+
+def kl_at_draw(q: TorchDistribution, p: TorchDistribution, draw: Tensor, analytic: bool) -> Tensor:
+    """Return the KL divergence of q from p per cell, estimated at a draw from q unless it has a closed form."""
+    kl_c: Tensor = kl_divergence(q, p) if analytic else q.log_prob(draw) - p.log_prob(draw)
+    return kl_c
+
+
+def baseline_inputs(encoded: EncoderOutput, cells: Cells) -> Tensor:
+    """Return the inputs of learned baselines ``(c, p)``: each cell's posterior, library sizes, numbers of features."""
+    inputs = [
+        encoded.mu_cz,
+        encoded.sigma_cz.log(),
+        *(total_c.log1p()[:, None] for total_c in cells.library_size.values()),
+        *(counts.indptr_c.diff().to(encoded.mu_cz.dtype).log1p()[:, None] for counts in cells.counts.values()),
+    ]
+    if encoded.logits_ck is not None:
+        inputs.append(encoded.logits_ck)
+    return torch.cat(inputs, 1).detach()

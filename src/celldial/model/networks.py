@@ -1,7 +1,9 @@
-"""The networks: an encoder that reads sparse counts, a decoder with an output for every feature.
+"""The networks: an encoder that reads sparse counts, and a decoder with an output for every feature.
 
-Covariates enter each layer. Axis suffixes: ``c`` cells, ``f`` features, ``h`` hidden units, ``k`` covariates, ``p``
-posterior parameters, ``z`` latent coordinates.
+Covariates enter each layer.
+
+Axis suffixes: ``c`` cells, ``f`` features, ``h`` hidden units, ``k`` covariates or Fourier features of the angle,
+``p`` posterior parameters, ``u`` the two coordinates of the plane in which the circle lies, ``z`` latent coordinates.
 """
 
 from __future__ import annotations
@@ -17,27 +19,26 @@ from torch.nn import functional
 from torch.nn.functional import dropout, silu
 
 from celldial.model.latents import Latent
-from celldial.model.periodic import HARMONIC_SCALE, fourier_features
+from celldial.model.periodic import HARMONIC_SCALE, N_FOURIER, fourier_features
 from celldial.ops.csr import CSRTensor
 from celldial.ops.log_likelihoods import sparse_linear
 
-__all__ = ["DECODERS", "Decoder", "DecoderName", "Encoder", "LayerSizes"]
+__all__ = ["DECODERS", "CoordinateUnits", "Decoder", "DecoderName", "Encoder", "LayerSizes"]
 
 DecoderName = Literal["network", "additive", "linear"]
 DECODERS: tuple[DecoderName, ...] = get_args(DecoderName)
 
-# A feature seen in almost no cell would otherwise start with an enormous weight.
+# Lower bound of the standard deviation by which a feature is scaled: rare features would get enormous weights.
 MIN_DEVIATION = 0.05
-# The decoder's weights start this much below torch's default: with few counts a feature, what is drawn at random has to
-# be unlearned first.
+# Factor on the initial weights of the decoder's heads: with few counts per feature, training must first unlearn them.
 HEAD_SCALE = 0.1
-# A feature answers to few of the latent coordinates, so that each may do more than its share of what the prior on
-# loadings expects of all hidden units together.
-CURVE_SCALE = 2.0
-# Directions, over the features, in which the covariates of an additive or linear decoder move the outputs.
+# Scale of the units of an additive decoder. A feature depends on few coordinates, so each may contribute more than its
+# share of the variance that the prior of the loadings assigns to all hidden units together.
+UNIT_SCALE = 2.0
+# Units through which the covariates act on the outputs of an additive or linear decoder.
 N_COVARIATE_UNITS = 16
-# Counts that a feature is given in advance, to say how sure its loadings are at the start.
-START_COUNTS = 10.0
+# Pseudocounts of each feature for the initial uncertainty of its loadings.
+PSEUDOCOUNTS = 10.0
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,14 @@ class LayerSizes:
 
 
 class CovariateShift(nn.Module):
-    """What the covariates add to a layer's input: one learned vector per category, one per continuous covariate."""
+    """The shift of a layer's input by covariates: a learned vector per category and per continuous covariate."""
 
     def __init__(self, n_categories: Sequence[int], n_continuous: int, n_hidden: int) -> None:
         super().__init__()
         self.categorical = nn.ModuleList(nn.Embedding(n, n_hidden) for n in n_categories)
         for embedding in self.categorical:
             assert isinstance(embedding, nn.Embedding)
-            # A batch that was never seen with a modality is then decoded as the average of all, and not at random.
+            # A batch without cells of a modality is then decoded as the average batch, not at random.
             nn.init.zeros_(embedding.weight)
         self.continuous = nn.Linear(n_continuous, n_hidden, bias=False) if n_continuous else None
 
@@ -83,7 +84,7 @@ class CovariateShift(nn.Module):
 
 
 class HiddenLayer(nn.Module):
-    """Everything between two matrix products: covariates, layer norm, nonlinearity."""
+    """The operations between two matrix products: covariate shift, layer norm, nonlinearity."""
 
     def __init__(self, n_categories: Sequence[int], n_continuous: int, n_hidden: int) -> None:
         super().__init__()
@@ -98,8 +99,8 @@ class HiddenLayer(nn.Module):
 class Encoder(nn.Module):
     """From sparse counts to the parameters of the posterior.
 
-    The input is the log of counts per median library size. Zeros stay zeros, so the first layer costs what the stored
-    counts cost.
+    The input is the log of one plus the counts per median library size. Zeros stay zeros, so the cost of the first
+    layer is proportional to the stored counts.
 
     Parameters
     ----------
@@ -110,7 +111,7 @@ class Encoder(nn.Module):
     sizes
         Covariates and hidden layers.
     dropout_rate
-        Share of the stored counts that is hidden from the network during training.
+        Fraction of the stored counts that is hidden from the network during training.
     """
 
     median_library_size: Tensor
@@ -129,7 +130,7 @@ class Encoder(nn.Module):
         self.output = nn.Linear(n_hidden, n_outputs)
 
     def initialize(self, counts: CSRTensor, library_size_c: Tensor) -> None:
-        """Start as if every feature had been standardized, so that a rare marker weighs as much as a ribosomal gene."""
+        """Initialize as if all features were standardized: rare features then weigh as much as common ones."""
         with torch.no_grad():
             self.median_library_size.copy_(library_size_c.median())
             log_n = self.normalize(counts, library_size_c)
@@ -139,62 +140,66 @@ class Encoder(nn.Module):
             self.bias_h.copy_(-mean_f @ self.weight_fh)
 
     def normalize(self, counts: CSRTensor, library_size_c: Tensor) -> Tensor:
-        """Log of one plus counts per median library size, of the stored entries."""
+        """Return the log of one plus the counts per median library size, for the stored entries."""
         return (counts.value_n * counts.expand_rows(self.median_library_size / library_size_c)).log1p()
 
     def forward(self, counts: CSRTensor, library_size_c: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
-        """Posterior parameters, shape ``(c, p)``."""
+        """Return the parameters of the posterior, shape ``(c, p)``."""
         log_n = dropout(self.normalize(counts, library_size_c), self.dropout_rate, self.training)
         hidden_ch = sparse_linear(counts.with_values(log_n), self.weight_fh) + self.bias_h
         hidden_ch = self.layers[0](hidden_ch, category_ck, continuous_ck)
         for linear, layer in zip(self.linears, self.layers[1:], strict=True):
             hidden_ch = layer(linear(hidden_ch), category_ck, continuous_ck)
-        # The posterior is computed in full precision, also where matrix products are not.
+        # The posterior is in full precision, even if matrix products are not.
         result: Tensor = self.output(hidden_ch).to(self.weight_fh.dtype)
         return result
 
 
 class CoordinateUnits(nn.Module):
-    """The hidden layer of additive and linear decoders: one unit a latent coordinate, and some of the covariates alone.
+    """The hidden layer of additive and linear decoders: one unit per coordinate, and some units of the covariates.
 
-    In an additive decoder a coordinate's unit is nearly flat on one side and rises on the other (SiLU), so that the
-    coordinate switches one programme of features on. Without this bend, a rotation of the coordinates would describe
-    the cells as well. The covariates move the bends, too. In a linear decoder the units are the coordinates.
+    In an additive decoder, the unit of a coordinate is nearly flat on one side and rises on the other (SiLU), so that
+    the coordinate activates one program of features. Without this nonlinearity, a rotation of the coordinates would fit
+    the cells equally well. Covariates shift the nonlinearity, too. In a linear decoder, the units are the coordinates.
 
     Parameters
     ----------
     n_latent
         Number of latent coordinates.
     n_categories, n_continuous
-        As in `Encoder`.
+        As in `LayerSizes`.
     nonlinear
-        Whether the decoder is additive, and not linear.
+        Whether the decoder is additive instead of linear.
     """
 
     def __init__(self, n_latent: int, n_categories: Sequence[int], n_continuous: int, nonlinear: bool) -> None:
         super().__init__()
-        n_alone = N_COVARIATE_UNITS if n_categories or n_continuous else 0
-        self.n_units = n_latent + n_alone
-        self.bend = None
+        n_covariate_units = N_COVARIATE_UNITS if n_categories or n_continuous else 0
+        self.n_units = n_latent + n_covariate_units
+        self.shift = None
         if nonlinear:
             self.slope_z = nn.Parameter(torch.ones(n_latent))
             self.offset_z = nn.Parameter(torch.zeros(n_latent))
-            self.bend = CovariateShift(n_categories, n_continuous, n_latent)
-        self.alone = CovariateShift(n_categories, n_continuous, n_alone) if n_alone else None
+            self.shift = CovariateShift(n_categories, n_continuous, n_latent)
+        self.covariate_units = None
+        if n_covariate_units:
+            self.covariate_units = CovariateShift(n_categories, n_continuous, n_covariate_units)
 
     def forward(self, z_cz: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
-        """Hidden units ``(c, h)``: those of the coordinates in their order, then those of the covariates."""
+        """Return the hidden units ``(c, h)``: those of the coordinates in order, then those of the covariates."""
         unit_cz = z_cz
-        if self.bend is not None:
-            unit_cz = CURVE_SCALE * silu(self.bend(self.slope_z * z_cz + self.offset_z, category_ck, continuous_ck))
-        if self.alone is None:
+        if self.shift is not None:
+            unit_cz = UNIT_SCALE * silu(self.shift(self.slope_z * z_cz + self.offset_z, category_ck, continuous_ck))
+        if self.covariate_units is None:
             return unit_cz
-        nothing_ch = z_cz.new_zeros(len(z_cz), N_COVARIATE_UNITS)
-        return torch.cat([unit_cz, self.alone(nothing_ch, category_ck, continuous_ck)], 1)
+        zero_ch = z_cz.new_zeros(len(z_cz), N_COVARIATE_UNITS)
+        return torch.cat([unit_cz, self.covariate_units(zero_ch, category_ck, continuous_ck)], 1)
 
 
 class Decoder(nn.Module):
-    """From latent coordinates to one or more outputs for every feature.
+    """From latent states to one or more outputs for every feature.
+
+    A latent state has the coordinates, and with a periodic coordinate the point of the cell in the plane of the circle.
 
     Parameters
     ----------
@@ -207,23 +212,24 @@ class Decoder(nn.Module):
     sizes
         Covariates and hidden layers.
     kind
-        ``"network"``: hidden layers in which all coordinates meet. ``"additive"``: every output is a sum of terms, each
-        of which depends on one coordinate and the covariates; `n_hidden` and `n_layers` do not matter then. See
-        `CoordinateUnits`. ``"linear"``: every output is a weighted sum of the coordinates, and what the covariates add.
-    n_harmonics
-        Features of the place on the circle that add to the first output; 0 where there is no circle.
+        ``"network"``: hidden layers combine all coordinates. ``"additive"``: every output is a sum of terms, each of
+        which depends on one coordinate and the covariates; see `CoordinateUnits`. ``"linear"``: every output is a
+        weighted sum of the coordinates plus an effect of the covariates. An additive or linear decoder has no hidden
+        layers.
+    periodic
+        Whether the angle adds to the first output.
     bayesian
-        Whether it is known how sure each loading of a linear decoder is: its posterior has the mean ``heads[0].weight``
-        and the standard deviation ``exp(log_deviation_fh)``.
+        Whether the loadings of a linear decoder have a posterior, with mean ``heads[0].weight`` and standard deviation
+        ``exp(log_deviation_fh)``.
 
     References
     ----------
     Moinfar and Theis (2024), Unsupervised deep disentangled representation of single-cell omics, bioRxiv
-    2024.11.06.622266, whose decoder has a network for each coordinate, and pools them by a log-sum-exp.
+    2024.11.06.622266. Their decoder has a network for each coordinate and pools them by a log-sum-exp.
     """
 
-    cycles_f: Tensor
-    tilt_kz: Tensor
+    angle_feature_mask_f: Tensor
+    angle_offset_kz: Tensor
 
     def __init__(
         self,
@@ -232,42 +238,46 @@ class Decoder(nn.Module):
         latent: Latent,
         sizes: LayerSizes,
         kind: DecoderName = "network",
-        n_harmonics: int = 0,
+        periodic: bool = False,
         bayesian: bool = False,
     ) -> None:
         super().__init__()
         n_latent, n_hidden, n_layers = latent.n_latent, sizes.n_hidden, sizes.n_layers
-        n_categories, n_continuous = sizes.n_categories, sizes.n_continuous
+        covariates = sizes.n_categories, sizes.n_continuous
         self.latent = latent
         self.harmonic_scale = HARMONIC_SCALE
-        # What the circle says, added to the logarithm of the rates: the same in every cell that has the same angle.
-        self.harmonics = nn.Linear(n_harmonics, n_features, bias=False) if n_harmonics else None
+        # Effect of the angle on log rates. It is the same in all cells with the same angle.
+        self.harmonics = nn.Linear(N_FOURIER, n_features, bias=False) if periodic else None
         if self.harmonics is not None:
             nn.init.zeros_(self.harmonics.weight)
-            # Which features tell the angle: found with the cells' posteriors, not by gradients.
-            self.register_buffer("cycles_f", torch.zeros(n_features, dtype=torch.bool))
-            # Part of the coordinates that depends on the angle; see `angle_posterior.decorrelate_from_angle`.
-            self.register_buffer("tilt_kz", torch.zeros(n_harmonics - 1, n_latent))
-        self.curves = (
-            None if kind == "network" else CoordinateUnits(n_latent, n_categories, n_continuous, kind == "additive")
-        )
-        if self.curves is not None:
-            n_hidden, n_layers = self.curves.n_units, 0
+            # The features from which angles are inferred, and the part of the coordinates that depends on the angle.
+            # `celldial.model.angle_posterior` sets both; they have no gradients.
+            self.register_buffer("angle_feature_mask_f", torch.zeros(n_features, dtype=torch.bool))
+            self.register_buffer("angle_offset_kz", torch.zeros(N_FOURIER - 1, n_latent))
+        self.units = None if kind == "network" else CoordinateUnits(n_latent, *covariates, kind == "additive")
+        if self.units is not None:
+            n_hidden, n_layers = self.units.n_units, 0
         widths = [n_latent, *[n_hidden] * (n_layers - 1)][:n_layers]
         self.linears = nn.ModuleList(nn.Linear(width, n_hidden) for width in widths)
-        self.layers = nn.ModuleList(HiddenLayer(n_categories, n_continuous, n_hidden) for _ in range(n_layers))
+        self.layers = nn.ModuleList(HiddenLayer(*covariates, n_hidden) for _ in range(n_layers))
         self.heads = nn.ModuleList(nn.Linear(n_hidden, n_features) for _ in range(n_heads))
         self.log_deviation_fh = nn.Parameter(torch.zeros(n_features, n_hidden)) if bayesian else None
 
     @property
     def rate_head(self) -> nn.Linear:
-        """The head from which the shares of the features come, the first."""
+        """The first head. Its softmax is the share of each feature in the counts of a cell."""
         head = self.heads[0]
         assert isinstance(head, nn.Linear)
         return head
 
+    @property
+    def harmonic_weight_fk(self) -> Tensor:
+        """Coefficients of the Fourier features of the angle, for a decoder with a periodic coordinate."""
+        assert self.harmonics is not None
+        return self.harmonics.weight
+
     def initialize(self, counts: CSRTensor) -> None:
-        """Start the first head at the log of each feature's mean rate, and hardly dependent on the latent state."""
+        """Initialize the first head to the log of each feature's mean rate, nearly independent of the latent state."""
         with torch.no_grad():
             for head in self.heads:
                 assert isinstance(head, nn.Linear)
@@ -276,46 +286,56 @@ class Decoder(nn.Module):
             log_total_f = (total_f + 1).log()
             self.rate_head.bias.copy_(log_total_f - log_total_f.mean())
             if self.log_deviation_fh is not None:
-                # Each count tells as much of a loading as the coordinate is far from 0, which on average is 1, squared.
-                self.log_deviation_fh.copy_(-0.5 * (total_f + START_COUNTS).log()[:, None])
+                # The information of a count about a loading is the square of the coordinate, which is 1 on average.
+                self.log_deviation_fh.copy_(-0.5 * (total_f + PSEUDOCOUNTS).log()[:, None])
 
-    def hidden(self, z_cz: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
-        """Compute the units of the last hidden layer, shape ``(c, h)``."""
-        hidden_ch = z_cz[:, : self.latent.n_latent]
+    def split_state(self, state_cz: Tensor) -> tuple[Tensor, Tensor]:
+        """Split latent states into the coordinates and the points in the plane of the circle."""
+        n_latent = self.latent.n_latent
+        return state_cz[:, :n_latent], state_cz[:, n_latent:]
+
+    def angle_offset(self, point_cu: Tensor) -> Tensor:
+        """Return the part of the coordinates that depends on the angle, shape ``(c, z)``."""
+        return fourier_features(point_cu)[:, :-1] @ self.angle_offset_kz
+
+    def hidden(self, state_cz: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
+        """Return the units of the last hidden layer, shape ``(c, h)``."""
+        hidden_ch, point_cu = self.split_state(state_cz)
         if self.harmonics is not None:
-            hidden_ch = hidden_ch + fourier_features(z_cz[:, self.latent.n_latent :])[:, :-1] @ self.tilt_kz
+            hidden_ch = hidden_ch + self.angle_offset(point_cu)
         hidden_ch = self.latent.link(hidden_ch)
-        if self.curves is not None:
-            hidden_ch = self.curves(hidden_ch, category_ck, continuous_ck)
+        if self.units is not None:
+            hidden_ch = self.units(hidden_ch, category_ck, continuous_ck)
         for linear, layer in zip(self.linears, self.layers, strict=True):
             hidden_ch = layer(linear(hidden_ch), category_ck, continuous_ck)
         return hidden_ch
 
-    def inputs(self, z_cz: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
-        """Compute all that the first output is linear in: hidden units, then what the circle says; ``(c, h)``."""
-        hidden_ch = self.hidden(z_cz, category_ck, continuous_ck)
+    def inputs(self, state_cz: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
+        """Return everything in which the first output is linear, shape ``(c, h)``: hidden units, Fourier features."""
+        hidden_ch = self.hidden(state_cz, category_ck, continuous_ck)
         if self.harmonics is None:
             return hidden_ch
-        return torch.cat([hidden_ch, fourier_features(z_cz[:, self.latent.n_latent :])], 1)
+        return torch.cat([hidden_ch, fourier_features(self.split_state(state_cz)[1])], 1)
 
     def loadings(self) -> tuple[Tensor, Tensor]:
-        """Give the weights ``(f, h)`` and biases ``(f,)`` that lead from `inputs` to the first output."""
+        """Return the weights ``(f, h)`` and biases ``(f,)`` that map `inputs` to the first output."""
         weights = [self.rate_head.weight]
         if self.harmonics is not None:
             weights.append(self.harmonics.weight)
         return torch.cat(weights, 1), self.rate_head.bias
 
     def forward(
-        self, z_cz: Tensor, category_ck: Tensor, continuous_ck: Tensor, loading_fh: Tensor | None = None
+        self, state_cz: Tensor, category_ck: Tensor, continuous_ck: Tensor, loading_fh: Tensor | None = None
     ) -> list[Tensor]:
-        """One output ``(c, f)`` per head; the first may be by other loadings than the decoder's."""
-        hidden_ch = self.hidden(z_cz, category_ck, continuous_ck)
-        # Likelihoods are computed in full precision, also where matrix products are not.
+        """Return one output ``(c, f)`` per head; `loading_fh` replaces the weights of the first head."""
+        hidden_ch = self.hidden(state_cz, category_ck, continuous_ck)
+        # Likelihoods are computed in full precision, even if matrix products are not.
         if loading_fh is None:
-            outputs = [head(hidden_ch).to(z_cz.dtype) for head in self.heads]
+            outputs = [head(hidden_ch).to(state_cz.dtype) for head in self.heads]
         else:
-            outputs = [functional.linear(hidden_ch, loading_fh, self.rate_head.bias).to(z_cz.dtype)]
-            outputs += [head(hidden_ch).to(z_cz.dtype) for head in self.heads[1:]]
+            outputs = [functional.linear(hidden_ch, loading_fh, self.rate_head.bias).to(state_cz.dtype)]
+            outputs += [head(hidden_ch).to(state_cz.dtype) for head in self.heads[1:]]
         if self.harmonics is not None:
-            outputs[0] = outputs[0] + self.harmonics(fourier_features(z_cz[:, self.latent.n_latent :])).to(z_cz.dtype)
+            harmonic_ck = fourier_features(self.split_state(state_cz)[1])
+            outputs[0] = outputs[0] + self.harmonics(harmonic_ck).to(state_cz.dtype)
         return outputs

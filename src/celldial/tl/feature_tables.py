@@ -24,7 +24,8 @@ from celldial.inference.fitted_model import (
     features_by_modality,
 )
 from celldial.inference.posterior import Covariates, to_eval
-from celldial.model.module import Modality, Module
+from celldial.model.modality import Modality
+from celldial.model.module import Module
 from celldial.tl.rank_axes import coordinate_names
 from celldial.tl.traversal import HALF_WIDTH, ranks
 from celldial.utils.validation import check_integer
@@ -286,9 +287,9 @@ def _variances(modality: Modality, n_latent: int) -> Tensor:
         return (2 * modality.decoder.log_deviation_fh[:, :n_latent]).exp().T
     assert modality.loadings is not None
     # A loading is the difference in log rate between two states that differ by one unit of the coordinate.
-    centre_h = modality.loadings.centre_h
-    state_sh = torch.cat([centre_h[None], centre_h + torch.eye(len(centre_h), device=centre_h.device)[:n_latent]])
-    first_f = torch.zeros(modality.decoder.rate_head.out_features, dtype=torch.int64, device=centre_h.device)
+    center_h = modality.loadings.center_h
+    state_sh = torch.cat([center_h[None], center_h + torch.eye(len(center_h), device=center_h.device)[:n_latent]])
+    first_f = torch.zeros(modality.decoder.rate_head.out_features, dtype=torch.int64, device=center_h.device)
     return torch.stack(
         [modality.loadings.variance_of_change(state_sh, first_f, first_f + 1 + z) for z in range(n_latent)]
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from celldial.data import cell_checks
 from celldial.data.cells import Cells, decode_block_size
@@ -22,7 +22,8 @@ from celldial.inference import posterior
 from celldial.inference.fitted_model import FittedModel, check_fitted, read_cells
 from celldial.model.clusters import FINAL_TEMPERATURE
 from celldial.model.elbo import Baseline, BaselineName, Gradient
-from celldial.model.module import EncoderOutput, Module
+from celldial.model.latent_parts import EncoderOutput
+from celldial.model.module import Module, baseline_inputs
 from celldial.utils.random import isolate_rng
 from celldial.utils.validation import check_integer
 
@@ -62,7 +63,8 @@ def available_estimators(module: Module) -> dict[str, EstimatorConfig]:
             **scored,
         }
     # The score function and a flow exclude each other: see `celldial.estimator.validation.check_latent`.
-    return {"reparameterized": EstimatorConfig(Gradient())} | (scored if module.flow is None else {})
+    scored = {} if module.coordinates.posterior_flow is not None else scored
+    return {"reparameterized": EstimatorConfig(Gradient()), **scored}
 
 
 def compare_gradients(
@@ -297,16 +299,12 @@ def configure_module(
     """Return a copy of a module with another gradient estimator, and with baselines fitted to these cells."""
     module = copy.deepcopy(module).eval().requires_grad_(False)
     module.bayesian = False  # one sample of the loadings would be shared by all samples of cells
-    if module.clusters is not None:
-        module.clusters.straight_through = config.straight_through
-    module.gradient = config.gradient
     baselines = {}
     if config.baseline is not None:
         for name in config.gradient.score_function_sites:
-            n_inputs = module.baseline_inputs(encoded, cells).shape[1] if config.baseline == "learned" else 0
+            n_inputs = baseline_inputs(encoded, cells).shape[1] if config.baseline == "learned" else 0
             baselines[name] = Baseline(n_inputs).to(encoded.mu_cz.device)
-    module.baselines = nn.ModuleDict(baselines)
-    module.elbo_estimator = module.estimator(config.gradient, baselines)
+    module.use_gradient(config.gradient, baselines, config.straight_through)
     if baselines:
         fit_baselines(module, cells, encoded, temperature)
     return module

@@ -77,8 +77,8 @@ def _without_decay(module: Module) -> tuple[Parameters, Parameters]:
     """
     free: Parameters = []
     log_scales: Parameters = [p for _, modality in module.by_modality() for p in modality.likelihood.parameters()]
-    for part in (module.learned_prior, module.clusters, module.baselines):
-        for name, parameter in () if part is None else part.named_parameters():
+    for part in (module.coordinates.prior, module.baselines):
+        for name, parameter in part.named_parameters():
             (log_scales if name.endswith("logit_k") else free).append(parameter)
     for _, modality in module.by_modality():
         if modality.decoder.log_deviation_fh is not None:

@@ -22,7 +22,8 @@ from celldial.data.cells import Cells, to_csr_matrix
 from celldial.data.in_memory import InMemorySource
 from celldial.data.schema import Schema
 from celldial.model import angle_posterior
-from celldial.model.angle_posterior import density, marker_curves
+from celldial.model.angle_posterior import marker_curves
+from celldial.model.modality import Modality
 from celldial.model.module import Module
 from celldial.periodic import initial_angles, unsupervised
 from celldial.periodic.expression import log_normalize
@@ -88,7 +89,9 @@ def further_stages(plan: TrainingPlan) -> StagePlan:
 def initialize_angles(module: Module, source: InMemorySource, target: PeriodicTarget, seed: int) -> InMemorySource:
     """Estimate initial angles from the counts, and initialize the decoder's harmonics from them."""
     cells, feature_f = first_angles(source.cells, target, seed)
-    angle_posterior.initialize_harmonics(module, cells.select(source.train_c), {target.modality: feature_f})
+    assert module.circle is not None
+    training_cells, columns = cells.select(source.train_c), {target.modality: feature_f}
+    angle_posterior.initialize_harmonics(dict(module.by_modality()), module.circle, training_cells, columns)
     return replace(source, cells=cells)
 
 
@@ -96,41 +99,47 @@ def start_from_model(module: Module, source: InMemorySource) -> InMemorySource:
     """Infer the angles with the fitted module, and undo the correction that `decorrelate` makes again at the end."""
     source = replace(source, cells=update_angles(module, source.cells))
     for _, modality in module.by_modality():
-        modality.decoder.tilt_kz.zero_()
+        modality.decoder.angle_offset_kz.zero_()
     return source
 
 
 def infer_angles(module: Module, source: InMemorySource, select_features: bool = True) -> InMemorySource:
     """Infer the angles and their distribution, after selecting the features that depend on the angle."""
     if select_features:
-        angle_posterior.select_angle_features(module, _training_cells(source))
+        angle_posterior.select_angle_features(*_for_update(module, source))
     return replace(source, cells=update_angles(module, source.cells, learn_prior=True))
 
 
 def orient_circle(module: Module, source: InMemorySource, target: PeriodicTarget) -> InMemorySource:
     """Rotate the circle to where markers should peak, if there are markers, and decorrelate the other coordinates."""
     if target.markers:
-        curves = marker_curves(module, target.markers, target.modality)
-        angle_posterior.rotate(module, rotation_to_markers(curves, density(module), target.process))
+        assert module.circle is not None
+        modalities = dict(module.by_modality())
+        curves = marker_curves(modalities[target.modality].decoder, target.markers)
+        angle = rotation_to_markers(curves, module.circle.density_j, target.process)
+        angle_posterior.rotate(modalities, angle)
         source = replace(source, cells=update_angles(module, source.cells, learn_prior=True))
     return decorrelate(module, source)
 
 
 def decorrelate(module: Module, source: InMemorySource) -> InMemorySource:
     """Remove the dependence of the other coordinates on the angle."""
-    angle_posterior.decorrelate_from_angle(module, _training_cells(source))
+    angle_posterior.decorrelate_from_angle(*_for_update(module, source))
     return source
 
 
 def update_angles(module: Module, cells: Cells, learn_prior: bool = False) -> Cells:
     """Return the cells, on the CPU, with angles inferred by the module on the device."""
     device = settings.torch_device
-    return angle_posterior.infer_angles(module.to(device), cells.to(device), learn_prior).to("cpu")
+    params_cq = module.to(device).eval().infer_angles(cells.to(device), learn_prior)
+    return replace(cells, angle_params_cq=params_cq.cpu())
 
 
-def _training_cells(source: InMemorySource) -> Cells:
-    """Return the cells to train on, on the device."""
-    return source.cells.select(source.train_c).to(settings.torch_device)
+def _for_update(module: Module, source: InMemorySource) -> tuple[dict[str, Modality], Cells, Tensor]:
+    """Return the modalities, the training cells and the means of their coordinates, all on the device."""
+    device = settings.torch_device
+    cells = source.cells.select(source.train_c).to(device)
+    return dict(module.to(device).by_modality()), cells, module.eval().encode_means(cells)
 
 
 def first_angles(cells: Cells, target: PeriodicTarget, seed: int) -> tuple[Cells, Tensor]:
@@ -165,9 +174,10 @@ def describe(module: Module, schema: Schema, target: PeriodicTarget, gene_symbol
     described: dict[str, Any] = {"name": target.process.name}
     if target.process.phases:
         names = np.array(schema.feature_names[target.modality], dtype=object)
-        curves = marker_curves(module, target.markers, target.modality)
+        assert module.circle is not None
+        curves = marker_curves(dict(module.by_modality())[target.modality].decoder, target.markers)
         described["phases"] = np.array(target.process.phases, dtype=object)
-        described["phase_start"] = find_phase_starts(curves, density(module), target.process)
+        described["phase_start"] = find_phase_starts(curves, module.circle.density_j, target.process)
         described["markers"] = {phase: names[column_f] for phase, column_f in target.markers.items()}
     if gene_symbols is not None:
         described["gene_symbols"] = gene_symbols
