@@ -22,9 +22,11 @@ ANGLE_J = np.arange(N_EM_ANGLES) * (2 * np.pi / N_EM_ANGLES)
 
 N_EM_HARMONICS = 2
 HARMONIC_PRECISION = (1.0, 16.0)
-"""Prior precision of the coefficients of each harmonic, in cells. The second harmonic is expected to be smaller."""
+"""Prior precision of the coefficients of each harmonic, as a number of cells. The second harmonic should be smaller."""
 
 CONSTANT_PRECISION = 1e-3
+"""Prior precision of the constant, as a number of cells."""
+
 N_ITERATIONS = 15
 INITIAL_CONCENTRATION = 8.0
 """Concentration of the posteriors that the EM starts from, around the given angles."""
@@ -33,6 +35,7 @@ SMOOTHING_CONCENTRATION = 10.0
 """Concentration of the von Mises kernel that smooths the density of angles."""
 
 MIN_DENSITY, MIN_VARIANCE, MIN_TOTAL_VARIANCE = 1e-6, 1e-3, 1e-6
+"""Small numbers that keep logarithms and quotients finite."""
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ MAX_FIT_CELLS = 2_000
 """Cells that the model of angles is fit to. The angles of all cells are inferred with it."""
 
 GENE_COUNTS = (0, 100, 400, 1000)
-"""Numbers of further genes that are tried. The largest one is used whose score reaches `MIN_RELATIVE_SCORE`."""
+"""Numbers of further genes to try. The largest number with a score of at least `MIN_RELATIVE_SCORE` is used."""
 
 MIN_RELATIVE_SCORE = 0.94
-"""Smallest score, relative to the best one."""
+"""Smallest acceptable score, relative to the best one."""
 
 N_SELECTION_ROUNDS = 4
 """Rounds of selecting genes that follow the angle, and estimating the angle from them."""
@@ -40,22 +40,22 @@ MAX_INDEPENDENT_GENES = 100
 """The likelihood of more genes is tempered, because genes are not independent given the angle."""
 
 RESTING_SHARE, RESTING_WIDTH = 0.12, 0.25
-"""A cell is probably at rest if the fraction of its counts that are of markers is below `RESTING_SHARE` times that of
-cells with the most. `RESTING_WIDTH` is the scale of the logistic function of its logarithm."""
+"""A cell is probably at rest if its fraction of marker counts is less than `RESTING_SHARE` times the 99th percentile of
+all cells. The probability is a logistic function of the log fraction, with the scale `RESTING_WIDTH`."""
 
-MIN_RESTING_CELLS = 0.03
+MIN_RESTING_FRACTION = 0.03
 """If the expected fraction of cells at rest is smaller, all cells are active."""
 
 
 def initial_activity(
     counts_cf: sparse.csr_matrix, library_size_c: Array, markers: dict[str, NDArray[np.int64]]
 ) -> Array:
-    """Return the probability that each cell is active, from the fraction of its counts that are of markers."""
+    """Return the probability that each cell is active, from its fraction of marker counts."""
     marker_f = np.concatenate(list(markers.values()))
     share_c = (np.asarray(counts_cf[:, marker_f].sum(1)).ravel() + 0.5) / np.maximum(library_size_c, 1)
     log_ratio_c = np.log(share_c / np.quantile(share_c, 0.99)) - np.log(RESTING_SHARE)
     active_c: Array = expit(log_ratio_c / RESTING_WIDTH)
-    return active_c if 1 - active_c.mean() > MIN_RESTING_CELLS else np.ones_like(active_c)
+    return active_c if 1 - active_c.mean() > MIN_RESTING_FRACTION else np.ones_like(active_c)
 
 
 def initial_angles(
@@ -146,7 +146,7 @@ def _fit(
 
 
 def _select_n_genes(standard_cf: Array, markers: dict[str, NDArray[np.int64]], process: PeriodicProcess) -> int:
-    """Return the number of further genes. Its score is the variance of held-out markers that the angle explains."""
+    """Return how many further genes to use. The score of a number is the explained variance of held-out markers."""
     halves = [{phase: column_f[half::2] for phase, column_f in markers.items()} for half in (0, 1)]
     if any(len(column_f) < 2 for half in halves for column_f in half.values()):
         return 0

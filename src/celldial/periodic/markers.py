@@ -31,7 +31,7 @@ RENAMED_GENES = {"MLF1IP": "CENPU", "FAM64A": "PIMREG", "HN1": "JPT1"}
 """Symbol of a gene in the lists to its current symbol."""
 
 MIN_MARKERS = 5
-"""Markers of a phase that must be found. If the list is shorter than twice as many, half of it is enough."""
+"""Number of markers of a phase that must be found, or half of the list if that is less."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ Array = NDArray[np.floating]
 
 
 def marker_mean_direction(curve_fj: Array, density_j: Array) -> complex:
-    """Return the mean direction of the cells that express the markers of a phase, as a complex number of any length.
+    """Return the mean direction of the cells that express the markers of a phase, as a complex number.
+
+    Its absolute value has no meaning.
 
     Parameters
     ----------
