@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -11,6 +12,10 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # Before anything imports Triton: without a GPU its kernels are interpreted.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# No example fails because the machine is busy.
+hypothesis.settings.register_profile("celldial", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("celldial")
 
 pytest.register_assert_rewrite("helpers")
 pytest_plugins = ("helpers.fixtures",)

@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
@@ -17,35 +16,18 @@ from celldial.data.cells import MAX_DECODE_CELLS, MAX_DECODE_VALUES, Cells, deco
 from celldial.data.schema import Schema
 from celldial.data.splits import random_split
 from helpers.raises import raises
+from helpers.simulate import build_cells, build_mosaic, build_numbered, build_rna, cell_numbers
 
 COUNTS = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=7), elements=st.integers(0, 9))
 
 
-def make_adata(x: np.ndarray) -> AnnData:
-    n_cells, n_genes = x.shape
-    obs = pd.DataFrame(
-        {"batch": [f"b{cell % 3}" for cell in range(n_cells)], "number": np.arange(n_cells, dtype=float)},
-        index=[f"c{cell}" for cell in range(n_cells)],
-    )
-    return AnnData(sparse.csr_matrix(x), obs, pd.DataFrame(index=[f"g{gene}" for gene in range(n_genes)]))
-
-
 def make_schema(adata: AnnData) -> Schema:
-    return Schema.from_anndata(adata, batch_key="batch", continuous_covariate_keys=["number"])
+    return Schema.from_anndata(adata, batch_key="batch", continuous_covariate_keys=["age"])
 
 
-def make_cells(x: np.ndarray) -> Cells:
-    adata = make_adata(x)
+def numbered_cells(n_cells: int) -> Cells:
+    adata = build_numbered(n_cells)
     return Cells.from_anndata(adata, make_schema(adata))
-
-
-def numbered(n_cells: int) -> Cells:
-    """Return cells whose only count is their number, from 1."""
-    return make_cells(np.arange(1, n_cells + 1, dtype=np.float32)[:, None])
-
-
-def numbers(cells: Cells) -> list[int]:
-    return [int(total) - 1 for total in cells.library_size["rna"]]
 
 
 def assert_same(cells: Cells, expected: Cells, index: Any) -> None:
@@ -63,7 +45,7 @@ def assert_same(cells: Cells, expected: Cells, index: Any) -> None:
 
 @given(x=COUNTS)
 def test_from_anndata(x: np.ndarray) -> None:
-    adata = make_adata(x)
+    adata = build_rna(sparse.csr_matrix(x))
     schema = make_schema(adata)
     cells = Cells.from_anndata(adata, schema)
     category_ck, continuous_ck = schema.encode_covariates(adata)
@@ -76,7 +58,7 @@ def test_from_anndata(x: np.ndarray) -> None:
 
 
 def test_dtypes() -> None:
-    cells = numbered(3)
+    cells = numbered_cells(3)
     rows = cells.counts["rna"]
     assert (rows.indptr_c.dtype, rows.column_n.dtype, rows.value_n.dtype) == (torch.int64, torch.int64, torch.float32)
     assert (cells.library_size["rna"].dtype, cells.empty_c.dtype) == (torch.float32, torch.bool)
@@ -84,26 +66,26 @@ def test_dtypes() -> None:
 
 
 def test_tensors_share_no_memory_with_the_anndata() -> None:
-    adata = make_adata(np.ones((2, 2), dtype=np.float32))
+    adata = build_rna(sparse.csr_matrix(np.ones((2, 2))))
     cells = Cells.from_anndata(adata, make_schema(adata))
     adata.X.data[:] = 5
     assert torch.equal(cells.counts["rna"].to_dense(), torch.ones(2, 2))
 
 
 def test_read_only_counts() -> None:
-    adata = make_adata(np.ones((2, 2), dtype=np.float32))
+    adata = build_rna(sparse.csr_matrix(np.ones((2, 2))))
     adata.X.data.flags.writeable = False
     assert Cells.from_anndata(adata, make_schema(adata)).n_cells == 2
 
 
 def test_overrides() -> None:
-    adata = make_adata(np.ones((3, 2), dtype=np.float32))
-    cells = Cells.from_anndata(adata, make_schema(adata), {"batch": "b2"})
-    assert cells.category_ck.tolist() == [[2], [2], [2]]
+    adata = build_rna(sparse.csr_matrix(np.ones((3, 2))))
+    cells = Cells.from_anndata(adata, make_schema(adata), {"batch": "b1"})
+    assert cells.category_ck.tolist() == [[1], [1], [1]]
 
 
 def test_empty_in_all_modalities() -> None:
-    one, other = (make_cells(np.array(x, dtype=np.float32)) for x in ([[0], [1], [0]], [[0], [0], [2]]))
+    one, other = (build_cells(np.array(x, dtype=np.float32)) for x in ([[0], [1], [0]], [[0], [0], [2]]))
     both = Cells(
         {"rna": one.counts["rna"], "protein": other.counts["rna"]},
         {"rna": one.library_size["rna"], "protein": other.library_size["rna"]},
@@ -119,7 +101,7 @@ def test_empty_in_all_modalities() -> None:
 @given(x=COUNTS, data=st.data())
 def test_select_is_dense_indexing(x: np.ndarray, data: st.DataObject) -> None:
     index = torch.tensor(data.draw(st.lists(st.integers(0, len(x) - 1))), dtype=torch.int64)
-    cells = make_cells(x)
+    cells = build_cells(x)
     assert_same(cells.select(index), cells, index)
 
 
@@ -127,32 +109,32 @@ def test_select_is_dense_indexing(x: np.ndarray, data: st.DataObject) -> None:
 def test_slice_is_dense_slicing(x: np.ndarray, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(x)))
     stop = data.draw(st.integers(start, len(x)))
-    cells = make_cells(x)
+    cells = build_cells(x)
     assert_same(cells.slice(start, stop), cells, slice(start, stop))
 
 
 def test_slice_copies_no_entries() -> None:
-    cells = numbered(5)
+    cells = numbered_cells(5)
     part = cells.slice(2, 4)
     assert part.counts["rna"].value_n.data_ptr() == cells.counts["rna"].value_n[2:].data_ptr()
 
 
 def test_to() -> None:
-    cells = numbered(3)
+    cells = numbered_cells(3)
     assert_same(cells.to("cpu"), cells, slice(None))
     assert cells.to(torch.device("meta")).counts["rna"].value_n.device.type == "meta"
 
 
 @pytest.mark.gpu
 def test_minibatches_on_the_gpu_are_those_on_the_cpu() -> None:
-    cells = numbered(7)
+    cells = numbered_cells(7)
     for index_c in (None, torch.tensor([5, 1, 2])):
         for generator in (lambda: None, lambda: torch.Generator().manual_seed(0)):
             here = minibatches(cells, 2, generator=generator(), index_c=index_c)
             there = minibatches(cells.to("cuda"), 2, generator=generator(), index_c=index_c)
             for one, other in zip(here, there, strict=True):
                 assert other.category_ck.is_cuda
-                assert numbers(one) == numbers(other)
+                assert cell_numbers(one) == cell_numbers(other)
 
 
 @given(
@@ -162,11 +144,11 @@ def test_minibatches_on_the_gpu_are_those_on_the_cpu() -> None:
 )
 def test_minibatches_cover_each_cell_once(n_cells: int, batch_size: int, seed: int | None) -> None:
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    cells = numbered(n_cells)
+    cells = numbered_cells(n_cells)
     seen = []
     for minibatch in minibatches(cells, batch_size, generator=generator):
-        assert_same(minibatch, cells, torch.tensor(numbers(minibatch)))
-        seen.append(numbers(minibatch))
+        assert_same(minibatch, cells, torch.tensor(cell_numbers(minibatch)))
+        seen.append(cell_numbers(minibatch))
     assert all(len(part) == batch_size for part in seen[:-1])
     assert 1 <= len(seen[-1]) <= batch_size
     order = [number for part in seen for number in part]
@@ -180,21 +162,23 @@ def test_minibatches_cover_each_cell_once(n_cells: int, batch_size: int, seed: i
 def test_minibatches_of_some_cells(index: list[int], shuffled: bool) -> None:
     generator = torch.Generator().manual_seed(0) if shuffled else None
     index_c = torch.tensor(index, dtype=torch.int64)
-    parts = [numbers(part) for part in minibatches(numbered(6), 3, generator=generator, index_c=index_c)]
+    parts = [cell_numbers(part) for part in minibatches(numbered_cells(6), 3, generator=generator, index_c=index_c)]
     order = [number for part in parts for number in part]
     assert sorted(order) == sorted(index)
     assert shuffled or order == index
 
 
 def test_minibatches_in_order_are_views() -> None:
-    cells = numbered(6)
+    cells = numbered_cells(6)
     part = next(minibatches(cells, 2, index_c=torch.tensor([2, 3, 4])))
     assert part.counts["rna"].value_n.data_ptr() == cells.counts["rna"].value_n[2:].data_ptr()
 
 
 def test_shuffling_is_reproducible_and_differs_between_epochs() -> None:
     def order(generator: torch.Generator) -> list[int]:
-        return [number for part in minibatches(numbered(20), 4, generator=generator) for number in numbers(part)]
+        return [
+            number for part in minibatches(numbered_cells(20), 4, generator=generator) for number in cell_numbers(part)
+        ]
 
     one, other = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
     first = order(one)
@@ -204,10 +188,10 @@ def test_shuffling_is_reproducible_and_differs_between_epochs() -> None:
 
 def test_invalid_arguments_of_minibatches() -> None:
     with raises(ValueError, naming=["batch_size", 0]):
-        next(minibatches(numbered(3), 0))
+        next(minibatches(numbered_cells(3), 0))
     for index in ([2, 3], [-1, 0]):
         with raises(ValueError, naming=[*index, 2]):
-            next(minibatches(numbered(3), 2, index_c=torch.tensor(index)))
+            next(minibatches(numbered_cells(3), 2, index_c=torch.tensor(index)))
 
 
 @given(n_cells=st.integers(1, 50), validation_size=st.floats(0, 1, exclude_max=True), seed=st.integers(0, 9))
@@ -244,36 +228,20 @@ def test_split_requires_cells() -> None:
 # --- Several modalities -----------------------------------------------------------------------------------------------
 
 
-def make_mosaic(**lacking: list[int]) -> Cells:
-    """Return four cells with two features in each modality; the given cells have no counts of it."""
-    x, types = [], []
-    for number, (modality, cells) in enumerate(lacking.items()):
-        x_cf = np.arange(1, 9, dtype=np.float32).reshape(4, 2) + 10 * number
-        x_cf[cells] = 0
-        x.append(x_cf)
-        types += [modality] * 2
-    adata = make_adata(np.concatenate(x, axis=1))
-    adata.var["feature_types"] = types
-    schema = Schema.from_anndata(
-        adata, batch_key="batch", modalities={modality: modality for modality in lacking}, likelihood="poisson"
-    )
-    return Cells.from_anndata(adata, schema)
-
-
 def test_modalities_of_all_cells_have_no_mask() -> None:
-    assert make_mosaic(rna=[], protein=[]).present == {}
-    cells = make_mosaic(rna=[], protein=[1, 2])
+    assert build_mosaic(rna=[], protein=[]).present == {}
+    cells = build_mosaic(rna=[], protein=[1, 2])
     assert list(cells.present) == ["protein"]
     assert cells.present["protein"].tolist() == [True, False, False, True]
     assert cells.indices_with("rna") is None
     assert cells.indices_with("protein").tolist() == [0, 3]
     assert cells.indices_with("protein").dtype == torch.int64
-    assert make_mosaic(rna=[2]).present["rna"].tolist() == [True, True, False, True]
+    assert build_mosaic(rna=[2]).present["rna"].tolist() == [True, True, False, True]
 
 
 @given(lacking=st.lists(st.integers(0, 3), unique=True), data=st.data())
 def test_masks_follow_the_cells(lacking: list[int], data: st.DataObject) -> None:
-    cells = make_mosaic(rna=[], protein=lacking)
+    cells = build_mosaic(rna=[], protein=lacking)
     index = torch.tensor(data.draw(st.lists(st.integers(0, 3))), dtype=torch.int64)
     assert_same(cells.select(index), cells, index)
     assert_same(cells.slice(1, 3), cells, slice(1, 3))
@@ -286,13 +254,13 @@ def test_masks_follow_the_cells(lacking: list[int], data: st.DataObject) -> None
 
 
 def test_masks_stay_if_a_part_has_the_modality_in_all_cells() -> None:
-    part = make_mosaic(rna=[], protein=[1]).slice(2, 4)
+    part = build_mosaic(rna=[], protein=[1]).slice(2, 4)
     assert part.present["protein"].tolist() == [True, True]
     assert part.indices_with("protein").tolist() == [0, 1]
 
 
 def test_keep_one_modality() -> None:
-    cells = make_mosaic(rna=[0], protein=[1], atac=[])
+    cells = build_mosaic(rna=[0], protein=[1], atac=[])
     only = cells.keep_modalities("protein")
     assert list(only.counts) == ["rna", "atac", "protein"]
     assert only.counts["protein"] is cells.counts["protein"]
@@ -312,7 +280,7 @@ def test_keep_one_modality() -> None:
 
 
 def test_keep_some_modalities() -> None:
-    cells = make_mosaic(rna=[0], protein=[1], atac=[])
+    cells = build_mosaic(rna=[0], protein=[1], atac=[])
     only = cells.keep_modalities("atac", "rna")
     for kept in ("rna", "atac"):
         assert only.counts[kept] is cells.counts[kept]
@@ -328,7 +296,7 @@ def test_keep_some_modalities() -> None:
 
 @given(lacking=st.lists(st.integers(0, 3), unique=True))
 def test_mask_indices_and_observed_counts_agree(lacking: list[int]) -> None:
-    cells = make_mosaic(rna=[], protein=lacking)
+    cells = build_mosaic(rna=[], protein=lacking)
     present_c = cells.mask_with("protein")
     assert present_c.dtype == torch.bool
     assert present_c.tolist() == [cell not in lacking for cell in range(4)]
@@ -339,7 +307,7 @@ def test_mask_indices_and_observed_counts_agree(lacking: list[int]) -> None:
 
 
 def test_full_masks_are_dropped() -> None:
-    cells = make_mosaic(rna=[0], protein=[1])
+    cells = build_mosaic(rna=[0], protein=[1])
     assert cells.drop_full_masks(torch.tensor([2, 3])).present == {}
     masked = cells.drop_full_masks(torch.tensor([1, 2]))
     assert list(masked.present) == ["protein"]
@@ -358,26 +326,26 @@ def test_blocks_of_expected_values_are_small(n_features: int) -> None:
 
 
 def test_connected_modalities() -> None:
-    check_modalities_connected(make_mosaic(rna=[]))
-    check_modalities_connected(make_mosaic(rna=[], atac=[]))
-    check_modalities_connected(make_mosaic(rna=[0], atac=[1, 2]))
+    check_modalities_connected(build_mosaic(rna=[]))
+    check_modalities_connected(build_mosaic(rna=[], atac=[]))
+    check_modalities_connected(build_mosaic(rna=[0], atac=[1, 2]))
     check_modalities_connected(
-        make_mosaic(rna=[2, 3], atac=[0, 1, 2], protein=[0])
+        build_mosaic(rna=[2, 3], atac=[0, 1, 2], protein=[0])
     )  # atac and protein in cell 3, protein and rna in 1
 
 
 def test_unconnected_modalities() -> None:
     with raises(ValueError, naming=["rna", "atac"]):
-        check_modalities_connected(make_mosaic(rna=[0, 1], atac=[2, 3]))
+        check_modalities_connected(build_mosaic(rna=[0, 1], atac=[2, 3]))
     with raises(ValueError, naming=["rna", "protein", "atac"]):
-        check_modalities_connected(make_mosaic(rna=[0, 1], atac=[2, 3], protein=[0, 1]))
+        check_modalities_connected(build_mosaic(rna=[0, 1], atac=[2, 3], protein=[0, 1]))
     with raises(ValueError, naming=["protein"], omitting=["rna"]):
-        check_modalities_connected(make_mosaic(rna=[], protein=[0, 1, 2, 3]))
+        check_modalities_connected(build_mosaic(rna=[], protein=[0, 1, 2, 3]))
 
 
 def test_training_cells_must_connect_modalities() -> None:
     """Otherwise, a modality without counts in the training cells would be initialized with NaN."""
-    cells = make_mosaic(rna=[0], protein=[1, 2])
+    cells = build_mosaic(rna=[0], protein=[1, 2])
     check_modalities_connected(cells)
     check_modalities_connected(cells, torch.tensor([1, 3]))
     with raises(ValueError, naming=["protein"], omitting=["rna"]):

@@ -240,7 +240,7 @@ def test_columns_that_some_files_lack_can_be_ignored(tmp_path, adata):
 
 
 def test_unsupported_files_are_refused(tmp_path, adata):
-    with pytest.raises(ValueError, match="list of paths is empty"):
+    with raises(ValueError, naming=["paths"]):
         OnDiskDataset.open([])
     with raises(ValueError, naming=["a.h5mu", "mudata.read_h5mu"]):
         OnDiskDataset.open(write(adata, tmp_path / "a.h5mu"))
@@ -330,5 +330,5 @@ def test_slow_reads_are_logged_once(tmp_path, adata, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING, "celldial"):
         for _ in range(2):
             with file.reading():
-                assert was_logged.wait(10)
+                assert was_logged.wait(60)
     assert len(logged(caplog, naming=["slow.h5ad", 0])) == 1

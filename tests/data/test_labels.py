@@ -23,7 +23,7 @@ from celldial.model.module import LABEL_WEIGHT
 from helpers.assertions import assert_untouched
 from helpers.fit import fit_clusters as fit
 from helpers.raises import raises, warns
-from helpers.simulate import simulate_groups
+from helpers.simulate import simulate_groups, with_labels
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
@@ -110,17 +110,6 @@ def test_names_of_columns_have_no_slash() -> None:
 
 
 # --- Training ---------------------------------------------------------------------------------------------------------
-
-
-def with_labels(adata: AnnData, share: float = 0.1, without: str = "", seed: int = 0) -> AnnData:
-    """Add the group of a fraction of the cells, at least two of each, in the column ``label``."""
-    random = np.random.default_rng(seed)
-    label_c = np.full(adata.n_obs, "unknown", dtype=object)
-    for group in sorted(set(adata.obs["group"]) - set(without)):
-        member_c = np.flatnonzero(adata.obs["group"] == group)
-        label_c[random.choice(member_c, max(2, round(share * len(member_c))), replace=False)] = f"type {group}"
-    adata.obs["label"] = label_c
-    return adata
 
 
 def accuracy(adata: AnnData, among: Any = slice(None)) -> float:

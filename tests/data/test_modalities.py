@@ -16,38 +16,19 @@ from celldial.data.counts import match_features, select_columns
 from celldial.data.modalities import FEATURE_TYPES
 from celldial.data.schema import Schema
 from helpers.raises import logged, raises, warns
-
-# Three genes, two peaks, two proteins. Cell c1 has no peak, cell c3 no protein.
-COUNTS = np.array(
-    [
-        [1, 0, 2, 1, 1, 3, 4],
-        [0, 5, 0, 0, 0, 9, 0],
-        [2, 0, 0, 3, 0, 0, 7],
-        [4, 1, 1, 0, 2, 0, 0],
-    ]
+from helpers.simulate import (
+    IN_OBSM,
+    TRIMODAL_COUNTS,
+    TRIMODAL_NAMES,
+    TRIMODAL_TYPES,
+    build_trimodal,
+    build_with_obsm,
 )
-TYPES = ["Gene Expression"] * 3 + ["Peaks"] * 2 + ["Antibody Capture"] * 2
-NAMES = ["g0", "g1", "g2", "p0", "p1", "a0", "a1"]
+
 COLUMNS = {"rna": slice(0, 3), "atac": slice(3, 5), "protein": slice(5, 7)}
 
 
-def make_adata(x: Any = COUNTS, types: Any = TYPES) -> AnnData:
-    var = pd.DataFrame({"feature_types": types}, index=NAMES)
-    obs = pd.DataFrame(index=[f"c{cell}" for cell in range(len(COUNTS))])
-    return AnnData(sparse.csr_matrix(x, dtype=np.float32), obs, var)
-
-
-def make_obsm(matrix: Any) -> AnnData:
-    """Return the cells with the proteins in obsm."""
-    adata = make_adata()[:, :5].copy()
-    adata.obsm["adt"] = matrix
-    return adata
-
-
-IN_OBSM = {"rna": "Gene Expression", "atac": "Peaks", "protein": "obsm/adt"}
-
-
-def same_counts(counts: dict[str, sparse.csr_matrix], expected: np.ndarray = COUNTS) -> None:
+def same_counts(counts: dict[str, sparse.csr_matrix], expected: np.ndarray = TRIMODAL_COUNTS) -> None:
     """Assert the counts of a model; those of peaks are at most 1."""
     for modality, matrix in counts.items():
         wanted = expected[:, COLUMNS[modality]]
@@ -61,18 +42,18 @@ def same_counts(counts: dict[str, sparse.csr_matrix], expected: np.ndarray = COU
 
 
 def test_known_modalities() -> None:
-    schema = Schema.from_anndata(make_adata())
+    schema = Schema.from_anndata(build_trimodal())
     assert schema.feature_names == {"rna": ("g0", "g1", "g2"), "atac": ("p0", "p1"), "protein": ("a0", "a1")}
     assert schema.modalities == ("rna", "atac", "protein")
     assert schema.sources == {"rna": "Gene Expression", "atac": "Peaks", "protein": "Antibody Capture"}
     assert schema.likelihood == {"rna": "negative_binomial", "atac": "bernoulli", "protein": "negative_binomial"}
     assert schema.presence_keys == {}
-    same_counts(schema.read_counts(make_adata()))
+    same_counts(schema.read_counts(build_trimodal()))
 
 
-@given(order=st.permutations(range(len(NAMES))))
+@given(order=st.permutations(range(len(TRIMODAL_NAMES))))
 def test_order_of_features_does_not_matter(order: list[int]) -> None:
-    shuffled = make_adata()[:, order].copy()
+    shuffled = build_trimodal()[:, order].copy()
     schema = Schema.from_anndata(shuffled)
     assert list(schema.feature_names) == ["rna", "atac", "protein"]
     assert {modality: tuple(sorted(names)) for modality, names in schema.feature_names.items()} == {
@@ -80,36 +61,36 @@ def test_order_of_features_does_not_matter(order: list[int]) -> None:
         "atac": ("p0", "p1"),
         "protein": ("a0", "a1"),
     }
-    same_counts(Schema.from_anndata(make_adata()).read_counts(shuffled))
+    same_counts(Schema.from_anndata(build_trimodal()).read_counts(shuffled))
 
 
 @pytest.mark.parametrize("value", FEATURE_TYPES)
 @pytest.mark.parametrize("kind", [list, pd.Categorical])
 def test_synonyms_of_feature_types(value: str, kind: Callable[[list[str]], Any]) -> None:
-    schema = Schema.from_anndata(make_adata(types=kind([value] * 7)))
+    schema = Schema.from_anndata(build_trimodal(types=kind([value] * 7)))
     assert schema.sources == {FEATURE_TYPES[value]: value}
     assert list(schema.feature_names) == [FEATURE_TYPES[value]]
 
 
 def test_unused_categories_are_not_modalities() -> None:
-    types = pd.Categorical(TYPES, categories=[*dict.fromkeys(TYPES), "CRISPR Guide Capture"])
-    assert list(Schema.from_anndata(make_adata(types=types)).feature_names) == ["rna", "atac", "protein"]
+    types = pd.Categorical(TRIMODAL_TYPES, categories=[*dict.fromkeys(TRIMODAL_TYPES), "CRISPR Guide Capture"])
+    assert list(Schema.from_anndata(build_trimodal(types=types)).feature_names) == ["rna", "atac", "protein"]
 
 
 @pytest.mark.parametrize(
     ("likelihood", "modality"), [(None, "rna"), ("poisson", "rna"), ("bernoulli", "atac"), ({}, "rna")]
 )
 def test_without_a_column_there_is_one_modality(likelihood: Any, modality: str) -> None:
-    adata = make_adata()
+    adata = build_trimodal()
     del adata.var["feature_types"]
     schema = Schema.from_anndata(adata, likelihood=likelihood)
-    assert schema.feature_names == {modality: tuple(NAMES)}
+    assert schema.feature_names == {modality: tuple(TRIMODAL_NAMES)}
     assert schema.sources == {modality: ""}
-    assert Schema.from_anndata(adata, modalities={"mine": "anything"}).feature_names == {"mine": tuple(NAMES)}
+    assert Schema.from_anndata(adata, modalities={"mine": "anything"}).feature_names == {"mine": tuple(TRIMODAL_NAMES)}
 
 
 def test_another_column() -> None:
-    adata = make_adata()
+    adata = build_trimodal()
     adata.var["kind"] = ["ADT"] * 3 + ["rna"] * 4
     schema = Schema.from_anndata(adata, modality_key="kind")
     assert schema.feature_names == {"rna": ("p0", "p1", "a0", "a1"), "protein": ("g0", "g1", "g2")}
@@ -118,37 +99,38 @@ def test_another_column() -> None:
 def test_unknown_feature_type() -> None:
     types = ["Gene Expression"] * 4 + ["CRISPR Guide Capture"] * 3
     with raises(ValueError, naming=["'CRISPR Guide Capture'", 3, "'p1'", "modalities", ".copy()"]):
-        Schema.from_anndata(make_adata(types=types))
-    schema = Schema.from_anndata(make_adata(types=types), modalities={"guides": "CRISPR Guide Capture"})
+        Schema.from_anndata(build_trimodal(types=types))
+    schema = Schema.from_anndata(build_trimodal(types=types), modalities={"guides": "CRISPR Guide Capture"})
     assert schema.feature_names == {"guides": ("p1", "a0", "a1")}
     assert schema.likelihood == {"guides": "negative_binomial"}
 
 
 def test_two_types_of_one_modality() -> None:
     with raises(ValueError, naming=["'GEX'", "'rna'"]):
-        Schema.from_anndata(make_adata(types=["GEX"] * 3 + ["rna"] * 4))
+        Schema.from_anndata(build_trimodal(types=["GEX"] * 3 + ["rna"] * 4))
 
 
 @pytest.mark.parametrize("modalities", [None, {"rna": "Gene Expression"}])
 def test_missing_feature_type(modalities: Any) -> None:
+    adata = build_trimodal(types=[*TRIMODAL_TYPES[:3], None, np.nan, *TRIMODAL_TYPES[5:]])
     with raises(ValueError, naming=["'feature_types'", "'p0'", 2, 7]):
-        Schema.from_anndata(make_adata(types=[*TYPES[:3], None, np.nan, *TYPES[5:]]), modalities=modalities)
+        Schema.from_anndata(adata, modalities=modalities)
 
 
 def test_a_single_feature() -> None:
     with raises(ValueError, naming=["'atac'", 1, "'a1'"]):
-        Schema.from_anndata(make_adata(types=["rna"] * 6 + ["Peaks"]))
+        Schema.from_anndata(build_trimodal(types=["rna"] * 6 + ["Peaks"]))
 
 
 def test_chosen_modalities(caplog: pytest.LogCaptureFixture) -> None:
-    adata = make_adata()
+    adata = build_trimodal()
     with caplog.at_level(logging.INFO, logger="celldial"):
         schema = Schema.from_anndata(adata, modalities={"tags": "Antibody Capture", "rna": "Gene Expression"})
     assert logged(caplog, naming=[2, "'Peaks'"])
     assert schema.feature_names == {"rna": ("g0", "g1", "g2"), "tags": ("a0", "a1")}
     assert list(schema.sources) == ["rna", "tags"]
     counts = schema.read_counts(adata)
-    np.testing.assert_array_equal(counts["tags"].toarray(), COUNTS[:, 5:])
+    np.testing.assert_array_equal(counts["tags"].toarray(), TRIMODAL_COUNTS[:, 5:])
 
 
 @pytest.mark.parametrize(
@@ -165,14 +147,14 @@ def test_chosen_modalities(caplog: pytest.LogCaptureFixture) -> None:
     ],
 )
 def test_invalid_modalities(modalities: Any, error: type[Exception], facts: list[Any]) -> None:
-    adata = make_adata()
+    adata = build_trimodal()
     adata.obsm["X_pca"] = np.zeros((4, 2))
     with raises(error, naming=facts):
         Schema.from_anndata(adata, modalities=modalities)
 
 
 def test_several_modalities_need_the_column() -> None:
-    adata, modalities = make_adata(), {"rna": "Gene Expression", "atac": "Peaks"}
+    adata, modalities = build_trimodal(), {"rna": "Gene Expression", "atac": "Peaks"}
     with raises(KeyError, naming=["modality_key", "'type'"]):
         Schema.from_anndata(adata, modalities=modalities, modality_key="type")
     del adata.var["feature_types"]
@@ -182,7 +164,7 @@ def test_several_modalities_need_the_column() -> None:
 
 # --- Modalities in obsm -----------------------------------------------------------------------------------------------
 
-PROTEINS = COUNTS[:, 5:]
+PROTEINS = TRIMODAL_COUNTS[:, 5:]
 CELLS = [f"c{cell}" for cell in range(4)]
 
 
@@ -201,7 +183,7 @@ CELLS = [f"c{cell}" for cell in range(4)]
     ids=["int", "float", "csr_matrix", "csc_matrix", "csr_array", "DataFrame", "Int64", "sparse DataFrame"],
 )
 def test_counts_in_obsm(matrix: Any) -> None:
-    adata = make_obsm(matrix)
+    adata = build_with_obsm(matrix)
     schema = Schema.from_anndata(adata, modalities=IN_OBSM)
     assert list(schema.feature_names) == ["rna", "atac", "protein"]
     assert schema.sources["protein"] == "obsm/adt"
@@ -217,26 +199,26 @@ def test_all_in_obsm() -> None:
 
 
 def test_a_layer_does_not_apply_to_obsm() -> None:
-    adata = make_obsm(PROTEINS)
+    adata = build_with_obsm(PROTEINS)
     adata.layers["raw"], adata.X = adata.X, adata.X / 3
     same_counts(Schema.from_anndata(adata, modalities=IN_OBSM, layer="raw").read_counts(adata))
 
 
 def test_a_data_frame_is_aligned_by_name() -> None:
     frame = pd.DataFrame(PROTEINS, CELLS, ["a0", "a1"])
-    schema = Schema.from_anndata(make_obsm(frame), modalities=IN_OBSM)
-    same_counts(schema.read_counts(make_obsm(frame[["a1", "a0"]].assign(isotype=-1.0))))
+    schema = Schema.from_anndata(build_with_obsm(frame), modalities=IN_OBSM)
+    same_counts(schema.read_counts(build_with_obsm(frame[["a1", "a0"]].assign(isotype=-1.0))))
     with warns(naming=[1, 2, "protein"]):
-        counts = schema.read_counts(make_obsm(frame[["a1"]]))
+        counts = schema.read_counts(build_with_obsm(frame[["a1"]]))
     np.testing.assert_array_equal(counts["protein"].toarray(), PROTEINS * [0, 1])
     with raises(ValueError, naming=[0, 2, "protein", "obsm['adt']"]):
-        schema.read_counts(make_obsm(frame.set_axis(["b0", "b1"], axis=1)))
+        schema.read_counts(build_with_obsm(frame.set_axis(["b0", "b1"], axis=1)))
 
 
 def test_an_array_must_have_the_same_columns() -> None:
-    schema = Schema.from_anndata(make_obsm(PROTEINS), modalities=IN_OBSM)
+    schema = Schema.from_anndata(build_with_obsm(PROTEINS), modalities=IN_OBSM)
     with raises(ValueError, naming=["obsm['adt']", 3, 2]):
-        schema.read_counts(make_obsm(COUNTS[:, :3]))
+        schema.read_counts(build_with_obsm(TRIMODAL_COUNTS[:, :3]))
 
 
 @pytest.mark.parametrize(
@@ -256,14 +238,14 @@ def test_an_array_must_have_the_same_columns() -> None:
 )
 def test_invalid_obsm(matrix: Any, error: type[Exception], facts: list[Any]) -> None:
     with raises(error, naming=facts):
-        Schema.from_anndata(make_obsm(matrix), modalities=IN_OBSM)
+        Schema.from_anndata(build_with_obsm(matrix), modalities=IN_OBSM)
 
 
 @pytest.mark.parametrize("value", [-1, 0.5, np.nan])
 def test_invalid_value_in_obsm(value: float) -> None:
     frame = pd.DataFrame(PROTEINS.astype(float), CELLS, ["a0", "a1"])
     frame.loc["c2", "a1"] = value
-    adata = make_obsm(frame)
+    adata = build_with_obsm(frame)
     with raises(ValueError, naming=["obsm['adt']", f"{value:g}", "'c2'", "'a1'"]):
         Schema.from_anndata(adata, modalities=IN_OBSM).read_counts(adata)
 
@@ -280,19 +262,19 @@ def test_invalid_value_in_obsm(value: float) -> None:
     ],
 )
 def test_likelihoods(likelihood: Any, expected: list[str]) -> None:
-    schema = Schema.from_anndata(make_adata(), likelihood=likelihood)
+    schema = Schema.from_anndata(build_trimodal(), likelihood=likelihood)
     assert list(schema.likelihood.items()) == list(zip(("rna", "atac", "protein"), expected, strict=True))
 
 
 def test_invalid_likelihoods() -> None:
     with raises(KeyError, naming=["likelihood", "'adt'", "'rna'", "'atac'", "'protein'"]):
-        Schema.from_anndata(make_adata(), likelihood={"adt": "poisson"})
+        Schema.from_anndata(build_trimodal(), likelihood={"adt": "poisson"})
     with raises(TypeError, naming=["likelihood", 1]):
-        Schema.from_anndata(make_adata(), likelihood=1)
+        Schema.from_anndata(build_trimodal(), likelihood=1)
 
 
 def test_binary_counts_are_ones(caplog: pytest.LogCaptureFixture) -> None:
-    adata = make_adata()
+    adata = build_trimodal()
     schema = Schema.from_anndata(adata)
     assert schema.binary == {"rna": False, "atac": True, "protein": False}
     assert not any(Schema.from_anndata(adata, binary_likelihoods=()).binary.values())
@@ -302,16 +284,16 @@ def test_binary_counts_are_ones(caplog: pytest.LogCaptureFixture) -> None:
     assert len(logged(caplog, naming=["atac", 2, "binary"])) == 1
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="celldial"):
-        same_counts(schema.read_counts(make_adata(COUNTS.clip(0, 1))), COUNTS.clip(0, 1))
+        same_counts(schema.read_counts(build_trimodal(TRIMODAL_COUNTS.clip(0, 1))), TRIMODAL_COUNTS.clip(0, 1))
     assert not logged(caplog, naming=["atac", "binary"])
 
 
 @pytest.mark.parametrize(("column", "noun"), [(1, "gene 'g1'"), (3, "peak 'p0'"), (6, "protein 'a1'")])
 @pytest.mark.parametrize("value", [-2, 0.5, np.nan, np.inf])
 def test_invalid_value_is_named(column: int, noun: str, value: float) -> None:
-    x = COUNTS.astype(float)
+    x = TRIMODAL_COUNTS.astype(float)
     x[2, column] = value
-    adata = make_adata(x)
+    adata = build_trimodal(x)
     with raises(ValueError, naming=[f"{value:g}", "'c2'", noun]):
         Schema.from_anndata(adata).read_counts(adata)
 
@@ -324,7 +306,7 @@ def present(schema: Schema, adata: AnnData) -> dict[str, list[bool]]:
 
 
 def test_without_a_column_cells_without_counts_lack_the_modality(caplog: pytest.LogCaptureFixture) -> None:
-    adata = make_adata()
+    adata = build_trimodal()
     with caplog.at_level(logging.INFO, logger="celldial"):
         found = present(Schema.from_anndata(adata), adata)
     assert found == {"rna": [True] * 4, "atac": [True, False, True, True], "protein": [True, True, True, False]}
@@ -333,7 +315,7 @@ def test_without_a_column_cells_without_counts_lack_the_modality(caplog: pytest.
 
 
 def test_empty_cells_of_a_single_modality_are_not_reported_here(caplog: pytest.LogCaptureFixture) -> None:
-    adata = make_adata(COUNTS * [[1], [0], [1], [1]], types=["rna"] * 7)
+    adata = build_trimodal(TRIMODAL_COUNTS * [[1], [0], [1], [1]], types=["rna"] * 7)
     adata.obs["has_rna"] = True
     with caplog.at_level(logging.INFO, logger="celldial"):
         Schema.from_anndata(adata).read_counts(adata)
@@ -342,7 +324,7 @@ def test_empty_cells_of_a_single_modality_are_not_reported_here(caplog: pytest.L
 
 @pytest.mark.parametrize("dtype", [bool, "boolean", object, "category"])
 def test_default_presence_columns_are_found(dtype: Any) -> None:
-    adata = make_adata()
+    adata = build_trimodal()
     adata.obs["has_protein"] = pd.Series([True, True, True, False], CELLS).astype(dtype)
     adata.obs["has_atac"] = [1, 0, 1, 1]  # not boolean: may have another meaning
     adata.obs["has_rna"] = ["yes"] * 4
@@ -353,7 +335,7 @@ def test_default_presence_columns_are_found(dtype: Any) -> None:
 
 @pytest.mark.parametrize("values", [[1, 0, 1, 1], [1.0, 0.0, 1.0, 1.0], pd.Categorical([1, 0, 1, 1])])
 def test_chosen_presence_columns(values: Any) -> None:
-    adata = make_adata()
+    adata = build_trimodal()
     adata.obs["multiome"] = values
     schema = Schema.from_anndata(adata, presence_keys={"atac": "multiome"})
     assert schema.presence_keys == {"atac": "multiome"}
@@ -363,7 +345,7 @@ def test_chosen_presence_columns(values: Any) -> None:
 
 
 def test_invalid_presence_keys() -> None:
-    adata = make_adata()
+    adata = build_trimodal()
     adata.obs["has_adt"] = [True, True, True, False]
     adata.obs["multiome"] = ["yes", "no", "yes", "yes"]
     adata.obs["twice"] = [1, 0, 2, 1]
@@ -382,21 +364,21 @@ def test_invalid_presence_keys() -> None:
 @pytest.mark.parametrize("keys", [None, {"atac": "has_atac"}])
 @pytest.mark.parametrize("dtype", ["boolean", object])
 def test_missing_presence(keys: Any, dtype: Any) -> None:
-    adata = make_adata()
+    adata = build_trimodal()
     adata.obs["has_atac"] = pd.Series([True, None, True, None], CELLS, dtype=dtype)
     with raises(ValueError, naming=["obs['has_atac']", "'c1'", 2, 4]):
         Schema.from_anndata(adata, presence_keys=keys)
 
 
 def test_counts_in_cells_that_should_lack_the_modality() -> None:
-    adata = make_adata()
+    adata = build_trimodal()
     adata.obs["has_protein"] = [True, False, True, False]
     with raises(ValueError, naming=["'c1'", 9, "protein", "obs['has_protein']"]):
         Schema.from_anndata(adata).read_counts(adata)
 
 
 def test_no_counts_in_cells_that_should_have_the_modality() -> None:
-    adata = make_adata()
+    adata = build_trimodal()
     adata.obs["has_protein"] = True
     with warns(naming=[1, 4, "protein", "'c3'"]) as warned:
         found = present(Schema.from_anndata(adata), adata)
@@ -409,8 +391,8 @@ def test_no_counts_in_cells_that_should_have_the_modality() -> None:
 
 @pytest.mark.parametrize("lacking", ["rna", "atac", "protein"])
 def test_new_data_may_lack_a_modality(lacking: str, caplog: pytest.LogCaptureFixture) -> None:
-    adata = make_adata()
-    adata.obs[f"has_{lacking}"] = COUNTS[:, COLUMNS[lacking]].sum(1) > 0
+    adata = build_trimodal()
+    adata.obs[f"has_{lacking}"] = TRIMODAL_COUNTS[:, COLUMNS[lacking]].sum(1) > 0
     schema = Schema.from_anndata(adata)
     rest = np.setdiff1d(np.arange(7), np.arange(7)[COLUMNS[lacking]])
     with caplog.at_level(logging.INFO, logger="celldial"):
@@ -418,39 +400,39 @@ def test_new_data_may_lack_a_modality(lacking: str, caplog: pytest.LogCaptureFix
     assert list(counts) == ["rna", "atac", "protein"]
     n_features = len(schema.feature_names[lacking])
     assert logged(caplog, naming=[lacking, n_features])
-    expected = COUNTS.copy()
+    expected = TRIMODAL_COUNTS.copy()
     expected[:, COLUMNS[lacking]] = 0
     same_counts(counts, expected)
 
 
 def test_new_data_may_lack_the_modalities_of_obsm_or_of_var() -> None:
-    adata = make_obsm(PROTEINS)
+    adata = build_with_obsm(PROTEINS)
     schema = Schema.from_anndata(adata, modalities=IN_OBSM)
     del adata.obsm["adt"]
-    same_counts(schema.read_counts(adata), COUNTS * [1, 1, 1, 1, 1, 0, 0])
+    same_counts(schema.read_counts(adata), TRIMODAL_COUNTS * [1, 1, 1, 1, 1, 0, 0])
     same_counts(
         schema.read_counts(AnnData(obs=pd.DataFrame(index=CELLS), obsm={"adt": PROTEINS})),
-        COUNTS * [0, 0, 0, 0, 0, 1, 1],
+        TRIMODAL_COUNTS * [0, 0, 0, 0, 0, 1, 1],
     )
 
 
 def test_new_data_must_have_a_modality() -> None:
-    adata = make_adata()
+    adata = build_trimodal()
     schema = Schema.from_anndata(adata)
     with raises(ValueError, naming=["rna", "'g0'", "'g1'", "'g2'", "atac", "'p0'", "'x0'"]):
         schema.read_counts(AnnData(adata.X, adata.obs, pd.DataFrame(index=[f"x{f}" for f in range(7)])))
-    sole = Schema.from_anndata(make_obsm(PROTEINS), modalities={"protein": "obsm/adt"})
+    sole = Schema.from_anndata(build_with_obsm(PROTEINS), modalities={"protein": "obsm/adt"})
     with raises(KeyError, naming=["obsm", "'adt'"]):
         sole.read_counts(adata)
 
 
 def test_new_data_must_have_half_of_the_features_of_a_modality() -> None:
-    schema = Schema.from_anndata(make_adata())
+    schema = Schema.from_anndata(build_trimodal())
     with warns(naming=[1, 2, "atac"]):
-        counts = schema.read_counts(make_adata()[:, ["a1", "p1", "g0", "g1", "g2", "a0"]].copy())
-    same_counts(counts, COUNTS * [1, 1, 1, 0, 1, 1, 1])
+        counts = schema.read_counts(build_trimodal()[:, ["a1", "p1", "g0", "g1", "g2", "a0"]].copy())
+    same_counts(counts, TRIMODAL_COUNTS * [1, 1, 1, 0, 1, 1, 1])
     with raises(ValueError, naming=[1, 3, "rna"]):
-        schema.read_counts(make_adata()[:, ["p0", "p1", "g1"]].copy())
+        schema.read_counts(build_trimodal()[:, ["p0", "p1", "g1"]].copy())
 
 
 @given(data=st.data())
@@ -474,7 +456,7 @@ def test_match_features() -> None:
 
 
 def test_nothing_is_written() -> None:
-    adata = make_obsm(pd.DataFrame(PROTEINS, CELLS, ["a0", "a1"]))
+    adata = build_with_obsm(pd.DataFrame(PROTEINS, CELLS, ["a0", "a1"]))
     adata.obs["has_protein"] = [True, True, True, False]
     before = adata.copy()
     schema = Schema.from_anndata(adata, modalities=IN_OBSM)

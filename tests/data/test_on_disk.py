@@ -1,17 +1,14 @@
 """Training cells in files: each cell once per epoch, divided evenly, in an order that a generator determines."""
 
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scipy import sparse
 
 from celldial.data import on_disk
 from celldial.data.cells import Cells
@@ -22,20 +19,7 @@ from celldial.data.splits import train_validation_split
 from celldial.utils.prefetch import prefetch
 from helpers.assertions import assert_same_cells
 from helpers.raises import raises, warns
-from helpers.simulate import COVARIATES, simulate, simulate_two, write
-
-
-def numbered(n_cells: int, empty: Sequence[int] = ()) -> AnnData:
-    """Return cells whose total count is their number, from 1, except for empty cells."""
-    x = np.zeros((n_cells, 3), dtype=np.float32)
-    x[np.arange(n_cells), np.arange(n_cells) % 3] = 1 + np.arange(n_cells)
-    x[list(empty)] = 0
-    obs = pd.DataFrame(index=[f"c{cell}" for cell in range(n_cells)])
-    return AnnData(sparse.csr_matrix(x), obs, pd.DataFrame(index=["g0", "g1", "g2"]))
-
-
-def numbers(cells: Cells) -> list[int]:
-    return [int(total) - 1 for total in cells.library_size["rna"]]
+from helpers.simulate import COVARIATES, build_numbered, cell_numbers, simulate, simulate_two, write
 
 
 def opened(adata: AnnData, path: Path, **options) -> OnDiskSource:
@@ -45,13 +29,13 @@ def opened(adata: AnnData, path: Path, **options) -> OnDiskSource:
 
 def epoch(source: OnDiskSource, batch_size: int = 8, seed: int = 0, rank: int = 0, n_ranks: int = 1) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
-    return [numbers(minibatch) for minibatch in source.training_minibatches(batch_size, generator, rank, n_ranks)]
+    return [cell_numbers(minibatch) for minibatch in source.training_minibatches(batch_size, generator, rank, n_ranks)]
 
 
 @pytest.fixture(scope="module")
 def hundred(tmp_path_factory) -> OnDiskSource:
-    """A hundred numbered cells, of which cell 17 is empty, with a tenth for validation."""
-    return opened(numbered(100, empty=[17]), tmp_path_factory.mktemp("hundred") / "a.h5ad")
+    """A hundred build_numbered cells, of which cell 17 is empty, with a tenth for validation."""
+    return opened(build_numbered(100, empty=[17]), tmp_path_factory.mktemp("hundred") / "a.h5ad")
 
 
 @pytest.fixture
@@ -72,16 +56,16 @@ def test_every_cell_with_counts_is_a_training_or_validation_cell(hundred):
 
 
 def test_validation_cells_are_runs_of_neighbors(tmp_path):
-    source = opened(numbered(20_000), tmp_path / "a.h5ad", validation_size=0.3)
+    source = opened(build_numbered(20_000), tmp_path / "a.h5ad", validation_size=0.3)
     assert len(source.validation_c) == 6000
     n_runs = 1 + int((source.validation_c.diff() > 1).sum())
     assert n_runs <= 6000 / 64 + 1
-    other = opened(numbered(20_000), tmp_path / "b.h5ad", validation_size=0.3, seed=1)
+    other = opened(build_numbered(20_000), tmp_path / "b.h5ad", validation_size=0.3, seed=1)
     assert not torch.equal(source.validation_c, other.validation_c)
 
 
 def test_validation_cells_may_be_named(tmp_path):
-    adata = numbered(30)
+    adata = build_numbered(30)
     mask = np.arange(30) % 7 == 0
     for name, wanted in {"mask": mask, "names": list(adata.obs_names[mask])}.items():
         source = opened(adata, tmp_path / f"{name}.h5ad", validation_cells=wanted)
@@ -97,7 +81,7 @@ def test_validation_cells_may_be_named(tmp_path):
 
 @pytest.mark.parametrize("labeled", [range(0, 40, 4), range(40), []])
 def test_as_many_cells_are_held_out_as_in_memory_but_no_labeled_ones(tmp_path, labeled):
-    adata = numbered(40)
+    adata = build_numbered(40)
     label_c = torch.full((40,), -1)
     label_c[list(labeled)] = 0
     source = opened(adata, tmp_path / "a.h5ad", validation_size=0.2, encode_labels=lambda obs: label_c)
@@ -107,11 +91,11 @@ def test_as_many_cells_are_held_out_as_in_memory_but_no_labeled_ones(tmp_path, l
     assert (len(source.train_c), len(source.validation_c)) == (len(train_c), len(validation_c))
     assert 2 * len(labeled) > 40 or not set(labeled) & set(source.validation_c.tolist())
     minibatch = next(source.training_minibatches(16, torch.Generator().manual_seed(0)))
-    assert minibatch.label_c.tolist() == label_c[numbers(minibatch)].tolist()
+    assert minibatch.label_c.tolist() == label_c[cell_numbers(minibatch)].tolist()
 
 
 def test_counts_are_checked_and_the_cell_is_named(tmp_path):
-    adata = numbered(30)
+    adata = build_numbered(30)
     adata.X.data[20] = 0.5
     with raises(ValueError, naming=["adata.X", 0.5, "'c20'", "'g2'"]):
         opened(adata, tmp_path / "a.h5ad")
@@ -166,14 +150,14 @@ def test_each_cell_is_visited_once_in_equal_steps(hundred, monkeypatch, batch_si
 def test_the_order_depends_only_on_the_generator(hundred, small_buffers):
     generator = torch.Generator().manual_seed(3)
     state = generator.get_state()
-    first = [numbers(minibatch) for minibatch in hundred.training_minibatches(8, generator)]
-    second = [numbers(minibatch) for minibatch in hundred.training_minibatches(8, generator)]
+    first = [cell_numbers(minibatch) for minibatch in hundred.training_minibatches(8, generator)]
+    second = [cell_numbers(minibatch) for minibatch in hundred.training_minibatches(8, generator)]
     assert first != second
     generator.set_state(state)
     broken_off = hundred.training_minibatches(8, generator)
-    assert numbers(next(broken_off)) == first[0]
+    assert cell_numbers(next(broken_off)) == first[0]
     broken_off.close()
-    assert [numbers(minibatch) for minibatch in hundred.training_minibatches(8, generator)] == second
+    assert [cell_numbers(minibatch) for minibatch in hundred.training_minibatches(8, generator)] == second
 
 
 def test_neighbors_are_in_different_minibatches(hundred, small_buffers):
@@ -187,18 +171,18 @@ def test_validation_is_reproducible_and_divided_among_ranks(hundred):
     for n_ranks in (1, 3):
         for _ in range(2):
             shares = [
-                [n for block in hundred.validation_minibatches(rank, n_ranks) for n in numbers(block)]
+                [n for block in hundred.validation_minibatches(rank, n_ranks) for n in cell_numbers(block)]
                 for rank in range(n_ranks)
             ]
             assert [n for share in shares for n in share] == hundred.validation_c.tolist()
 
 
 def test_a_sample_is_reproducible_and_has_only_training_cells(hundred):
-    some = numbers(hundred.training_sample(20))
+    some = cell_numbers(hundred.training_sample(20))
     assert len(set(some)) == 20
     assert set(some) <= set(hundred.train_c.tolist())
-    assert numbers(hundred.training_sample(20)) == some
-    assert numbers(hundred.training_sample(1000)) == hundred.train_c.tolist()
+    assert cell_numbers(hundred.training_sample(20)) == some
+    assert cell_numbers(hundred.training_sample(1000)) == hundred.train_c.tolist()
 
 
 def test_a_sample_is_smaller_if_cells_have_many_counts(hundred, monkeypatch):
@@ -230,7 +214,7 @@ def test_minibatches_equal_those_in_memory(tmp_path):
 
 
 def test_fingerprints_differ_between_data_sets(tmp_path, hundred):
-    same, other = numbered(100, empty=[17]), numbered(100, empty=[18])
+    same, other = build_numbered(100, empty=[17]), build_numbered(100, empty=[18])
     assert opened(same, tmp_path / "a.h5ad").fingerprint == hundred.fingerprint
     assert opened(other, tmp_path / "b.h5ad").fingerprint != hundred.fingerprint
     assert opened(same, tmp_path / "c.h5ad", seed=1).fingerprint != hundred.fingerprint
@@ -252,7 +236,7 @@ def test_buffers_have_a_limited_size(tmp_path, monkeypatch):
 
 
 def test_a_file_that_disappears_during_an_epoch_is_an_error(tmp_path, small_buffers):
-    source = opened(numbered(100), tmp_path / "a.h5ad")
+    source = opened(build_numbered(100), tmp_path / "a.h5ad")
     minibatches = source.training_minibatches(8, torch.Generator())
     next(minibatches)
     (tmp_path / "a.h5ad").unlink()
@@ -283,7 +267,7 @@ def test_exactly_one_item_is_prefetched():
         for item in range(4):
             made.append(item)
             if item == 2:
-                assert used.wait(10)
+                assert used.wait(60)
             yield item
 
     generator = prefetch(items())

@@ -1,4 +1,4 @@
-"""Latent families, priors, posteriors and decoders: closed forms of each, and what holds for a model of any of them."""
+"""Latent families, priors, posteriors and decoders: closed forms, and tests that every model passes."""
 
 import math
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def divergence(name: str, mu: float, sigma: float) -> float:
 
 @pytest.mark.parametrize("name", LATENTS)
 @pytest.mark.parametrize(("mu", "sigma"), [(0.0, 1.0), (1.5, 0.3), (-2.0, 2.0), (0.1, 0.05)])
-def test_posteriors_have_the_moments_and_densities_that_are_said(name: str, mu: float, sigma: float) -> None:
+def test_posteriors_have_their_moments_and_densities(name: str, mu: float, sigma: float) -> None:
     posterior = LATENTS[name](1).posterior(in_double([mu]), in_double([sigma]))
     torch.testing.assert_close(posterior.mean, in_double([mu]))
     torch.testing.assert_close(posterior.stddev, in_double([sigma]))
@@ -61,7 +61,7 @@ def test_posteriors_have_the_moments_and_densities_that_are_said(name: str, mu: 
 
 @pytest.mark.parametrize("name", sorted(set(LATENTS) - {"logistic"}))
 @pytest.mark.parametrize(("mu", "sigma"), [(0.0, 1.0), (1.5, 0.3), (-2.0, 2.0)])
-def test_divergences_in_closed_form_are_their_integrals(name: str, mu: float, sigma: float) -> None:
+def test_closed_form_divergences_equal_their_integrals(name: str, mu: float, sigma: float) -> None:
     family = LATENTS[name](1)
     found = kl_divergence(family.posterior(in_double([mu]), in_double([sigma])), family.prior(1, ON_LINE)).item()
     assert found == pytest.approx(divergence(name, mu, sigma), abs=1e-6)
@@ -85,7 +85,7 @@ def test_the_divergence_of_logistic_posteriors_is_estimated_without_bias(mu: flo
 
 
 @given(COORDINATES)
-def test_positive_coordinates_come_back(values: list[float]) -> None:
+def test_positive_coordinates_round_trip(values: list[float]) -> None:
     family, u_cz = LogNormal(len(values)), in_double(values)
     z_cz = family.link(u_cz)
     assert (z_cz > 0).all()
@@ -93,7 +93,7 @@ def test_positive_coordinates_come_back(values: list[float]) -> None:
 
 
 @given(COORDINATES)
-def test_positive_coordinates_rise_and_their_slope_is_bounded(values: list[float]) -> None:
+def test_positive_coordinates_increase_with_a_bounded_slope(values: list[float]) -> None:
     u_cz = in_double(sorted(values)).requires_grad_()
     z_cz = LogNormal(len(values)).link(u_cz)
     assert (z_cz.diff() >= 0).all()
@@ -106,12 +106,12 @@ def test_positive_coordinates_rise_and_their_slope_is_bounded(values: list[float
 
 
 @given(COORDINATES, st.floats(-5, 5))
-def test_shares_sum_to_one_and_come_back_centred(values: list[float], shift: float) -> None:
+def test_shares_sum_to_one_and_round_trip_centered(values: list[float], shift: float) -> None:
     family, u_cz = LogisticNormal(len(values)), in_double(values)
     z_cz = family.link(u_cz)
     assert (z_cz >= 0).all()
     torch.testing.assert_close(z_cz.sum(1), torch.ones(1, dtype=torch.float64))
-    # What is added to all coordinates is not seen.
+    # A constant added to all coordinates does not change the shares.
     torch.testing.assert_close(family.link(u_cz + shift), z_cz)
     back_cz = family.inverse_link(z_cz)
     torch.testing.assert_close(back_cz, u_cz - u_cz.mean(), atol=1e-6, rtol=1e-6)
@@ -119,7 +119,7 @@ def test_shares_sum_to_one_and_come_back_centred(values: list[float], shift: flo
 
 
 @given(COORDINATES, st.floats(-3, 3), st.data())
-def test_a_topic_grows_at_the_expense_of_all_others_in_proportion(
+def test_a_topic_grows_at_the_expense_of_the_others_in_proportion(
     values: list[float], step: float, data: st.DataObject
 ) -> None:
     k = data.draw(st.integers(0, len(values) - 1))
@@ -128,7 +128,7 @@ def test_a_topic_grows_at_the_expense_of_all_others_in_proportion(
     moved_cz[0, k] += step
     before_z, after_z = family.link(u_cz)[0], family.link(moved_cz)[0]
     assert (after_z[k] - before_z[k]) * step >= 0
-    # The odds of topic k grow by a factor; what is left is divided as before.
+    # The odds of topic k grow by a factor; the ratios of the other topics do not change.
     left, of_others = 1 - before_z[k], torch.arange(len(values)) != k
     if left > 1e-6 and after_z[k] < 1 - 1e-6:
         odds = (after_z[k] / (1 - after_z[k])) / (before_z[k] / left)
@@ -139,7 +139,7 @@ def test_a_topic_grows_at_the_expense_of_all_others_in_proportion(
 
 
 @pytest.mark.parametrize("name", ["gaussian", "laplace", "logistic"])
-def test_other_coordinates_are_seen_as_they_are(name: str) -> None:
+def test_other_families_have_the_identity_as_link(name: str) -> None:
     family: Latent = LATENTS[name](3)
     u_cz = torch.randn(4, 3)
     assert torch.equal(family.link(u_cz), u_cz)
@@ -167,12 +167,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "linear": {"decoder": "linear", "bayesian_loadings": True},
     "score function": {"gradient": "score_function", "latent": "logistic"},
 }
-# One fit and all that is asked of it: of RNA, and in turns of RNA and ATAC.
+# One fit of each, of RNA or of RNA and ATAC; all tests below use it.
 MULTIMODAL = list(MODELS)[::2]
 
 
 def cells_of(multimodal: bool) -> AnnData:
-    """Two modalities, of which some cells lack either; or one."""
+    """Return cells of one modality, or of two that some cells lack."""
     if not multimodal:
         return simulate()
     return simulate_two(lacking={"atac": range(0, 10), "rna": range(10, 20)})
@@ -186,13 +186,13 @@ def fitted(request: pytest.FixtureRequest) -> tuple[VAE, AnnData]:
 
 
 def in_range(z_cz: np.ndarray, latent: str) -> bool:
-    """Tell whether coordinates are such as their family has."""
+    """Return whether latent states are in the support of their family."""
     if latent == "logistic_normal":
         return bool((z_cz >= 0).all() and np.allclose(z_cz.sum(1), 1, atol=1e-5))
     return bool(np.isfinite(z_cz).all() and (latent != "log_normal" or (z_cz > 0).all()))
 
 
-def test_cells_are_where_cells_of_the_family_can_be(fitted: tuple[VAE, AnnData]) -> None:
+def test_latent_states_lie_in_the_support_of_the_family(fitted: tuple[VAE, AnnData]) -> None:
     model, adata = fitted
     z_cz = model.transform(adata)
     assert (z_cz.shape, z_cz.dtype) == ((60, 3), np.float32)
@@ -203,14 +203,14 @@ def test_cells_are_where_cells_of_the_family_can_be(fitted: tuple[VAE, AnnData])
     np.testing.assert_allclose(model.module_.constrained(torch.from_numpy(mean_cz)), z_cz, rtol=1e-6)
 
 
-def test_decoding_where_cells_are_is_denoising_them(fitted: tuple[VAE, AnnData]) -> None:
+def test_decoding_the_latent_states_equals_denoising(fitted: tuple[VAE, AnnData]) -> None:
     model, adata = fitted
     for modality in model.schema_.modalities:
         decoded_cf = model.decode(model.transform(adata), adata.obs, modality=modality)
         np.testing.assert_allclose(decoded_cf, model.denoise(adata, modality=modality), rtol=1e-3)
 
 
-def test_a_file_keeps_all(fitted: tuple[VAE, AnnData], tmp_path: Path) -> None:
+def test_a_saved_model_gives_identical_results(fitted: tuple[VAE, AnnData], tmp_path: Path) -> None:
     model, adata = fitted
     model.save(tmp_path / "model.celldial")
     back = VAE.load(tmp_path / "model.celldial")
@@ -219,7 +219,7 @@ def test_a_file_keeps_all(fitted: tuple[VAE, AnnData], tmp_path: Path) -> None:
     np.testing.assert_array_equal(back.sample(5, {"batch": "b0"}).obsm["z"], model.sample(5, {"batch": "b0"}).obsm["z"])
 
 
-def test_cells_that_are_drawn_are_such_as_there_are(fitted: tuple[VAE, AnnData]) -> None:
+def test_sampled_cells_resemble_the_data(fitted: tuple[VAE, AnnData]) -> None:
     model, _ = fitted
     drawn = model.sample(40, {"batch": ["b0", "b1"] * 20})
     assert in_range(drawn.obsm["z"], model.latent)
@@ -228,13 +228,13 @@ def test_cells_that_are_drawn_are_such_as_there_are(fitted: tuple[VAE, AnnData])
     np.testing.assert_array_equal(drawn.X.toarray(), model.sample(40, drawn.obs).X.toarray())
 
 
-def test_more_draws_bring_the_bound_nearer(fitted: tuple[VAE, AnnData]) -> None:
+def test_more_samples_tighten_the_bound(fitted: tuple[VAE, AnnData]) -> None:
     """That is so on average over draws; of one ELBO of each of 60 cells the noise is about a nat."""
     model, adata = fitted
     assert model.score(adata, n_samples=20) > model.score(adata) - 1.5
 
 
-def test_fitting_goes_on(fitted: tuple[VAE, AnnData], tmp_path: Path) -> None:
+def test_partial_fit_continues(fitted: tuple[VAE, AnnData], tmp_path: Path) -> None:
     model, adata = fitted
     model.save(tmp_path / "model.celldial")
     more = VAE.load(tmp_path / "model.celldial").partial_fit(adata.copy(), max_epochs=1, progress=False)
@@ -244,7 +244,7 @@ def test_fitting_goes_on(fitted: tuple[VAE, AnnData], tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # sixty cells are too few to predict the age
-def test_dials_can_be_turned_and_drawn(fitted: tuple[VAE, AnnData]) -> None:
+def test_axes_can_be_traversed_and_plotted(fitted: tuple[VAE, AnnData]) -> None:
     model, adata = fitted
     adata = adata.copy()
     table = model.axes(adata)
@@ -271,7 +271,7 @@ def test_dials_can_be_turned_and_drawn(fitted: tuple[VAE, AnnData]) -> None:
     plt.close("all")
 
 
-def test_a_cell_without_a_modality_is_judged_by_the_other(fitted: tuple[VAE, AnnData]) -> None:
+def test_a_cell_without_a_modality_is_embedded_by_the_other(fitted: tuple[VAE, AnnData]) -> None:
     model, adata = fitted
     if len(model.schema_.modalities) == 1:
         pytest.skip("a model of one modality")
@@ -286,7 +286,7 @@ def test_a_cell_without_a_modality_is_judged_by_the_other(fitted: tuple[VAE, Ann
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("latent", LATENTS)
-def test_every_family_goes_with_every_likelihood(latent: str, likelihood: str) -> None:
+def test_every_family_supports_every_likelihood(latent: str, likelihood: str) -> None:
     model = VAE(2, 4, latent=latent, likelihood=likelihood, **BATCH)
     z_cz = model.fit_transform(simulate(40, 12), max_epochs=2, validation_size=0, batch_size=32, progress=False)
     assert in_range(z_cz, latent)
@@ -297,7 +297,7 @@ def test_every_family_goes_with_every_likelihood(latent: str, likelihood: str) -
 
 
 def traversed(latent: str) -> tuple[VAE, AnnData, AnnData]:
-    """Fit, and turn coordinate 1 of all cells."""
+    """Fit, and traverse coordinate 1 of all cells."""
     adata = simulate()
     model = VAE(3, 8, latent=latent, decoder="linear").fit(adata, max_epochs=8, progress=False)
     return model, adata, model.latent_traverse(adata, 1, n_steps=5, span=(0.1, 0.9), n_cells=60, n_samples=2)
@@ -309,7 +309,7 @@ def test_the_position_on_a_topic_is_its_share() -> None:
     assert (path.uns["axis"], list(adata.uns["latent_traverse"])) == ("topic 1", ["topic_1"])
     np.testing.assert_allclose(path.obs["position"], path.uns["path"][:, 1], rtol=1e-5)
     np.testing.assert_array_equal(adata.uns["latent_traverse"]["topic_1"]["position"], path.obs["position"])
-    # From quantile to quantile of what is inside, evenly.
+    # Evenly spaced in the unconstrained coordinate, from quantile to quantile.
     mean_cz, _ = model.latent_posterior(adata)
     low, high = np.quantile(mean_cz[:, 1], [0.1, 0.9])
     assert path.obs["position"].iloc[0] < adata.obsm["X_celldial"][:, 1].mean() < path.obs["position"].iloc[-1]
@@ -323,13 +323,13 @@ def test_the_position_on_a_topic_is_its_share() -> None:
     assert list(adata.uns["latent_traverse"]) == ["topic_1"]
 
 
-def test_the_position_on_a_positive_coordinate_is_what_is_seen_of_it() -> None:
+def test_the_position_on_a_positive_coordinate_is_its_value() -> None:
     _, adata, path = traversed("log_normal")
     assert path.uns["position_label"] == "latent coordinate 1"
     low, high = np.quantile(adata.obsm["X_celldial"][:, 1], [0.1, 0.9], method="linear")
     np.testing.assert_allclose(path.obs["position"].iloc[[0, -1]], [low, high], rtol=1e-2)
     np.testing.assert_allclose(path.obs["position"], path.uns["path"][:, 1], rtol=1e-5)
-    # Evenly spaced inside, where it is a logarithm.
+    # Evenly spaced in the unconstrained coordinate, the logarithm.
     np.testing.assert_allclose(np.diff(np.log(path.obs["position"]), 2), 0, atol=1e-4)
 
 

@@ -54,7 +54,7 @@ def test_progress_is_shown_by_default_and_can_be_silenced(adata: AnnData, capsys
 # --- Cells that are not trained on ------------------------------------------------------------------------------------
 
 
-def test_cells_without_counts_take_no_part_in_training(adata: AnnData) -> None:
+def test_cells_without_counts_are_not_trained_on(adata: AnnData) -> None:
     emptied, without = with_empty_cells(adata, 4, 9), adata[np.delete(np.arange(60), [4, 9])].copy()
     with warns(naming=[2, 60, "'c4'"]):
         model = fit(emptied)
@@ -64,7 +64,7 @@ def test_cells_without_counts_take_no_part_in_training(adata: AnnData) -> None:
     np.testing.assert_allclose(emptied[without.obs_names].obsm["X_celldial"], without.obsm["X_celldial"], atol=1e-5)
 
 
-def test_validation_cells_by_name_and_by_mask_are_those_held_out(adata: AnnData) -> None:
+def test_validation_cells_are_given_by_name_or_mask(adata: AnnData) -> None:
     chosen = np.array([3, 14, 15, 59])
     mask = np.isin(np.arange(60), chosen)
     names = adata.obs_names[chosen]
@@ -82,7 +82,7 @@ def test_validation_cells_by_name_and_by_mask_are_those_held_out(adata: AnnData)
 # --- Continued training -----------------------------------------------------------------------------------------------
 
 
-def test_partial_fit_goes_on(adata: AnnData) -> None:
+def test_partial_fit_continues_training(adata: AnnData) -> None:
     model = fit(adata)
     first, history = adata.obsm["X_celldial"].copy(), {name: list(v) for name, v in model.history_.items()}
     assert model.partial_fit(adata, max_epochs=3, progress=False) is model
@@ -96,7 +96,7 @@ def test_partial_fit_goes_on(adata: AnnData) -> None:
     assert set(model.history_["kl_weight"][2:]) == {1.0}
 
 
-def test_partial_fit_starts_from_the_present_weights(adata: AnnData) -> None:
+def test_partial_fit_starts_from_the_current_weights(adata: AnnData) -> None:
     model = fit(adata, max_epochs=30)
     before = model.history_["elbo_validation"][-1]
     model.partial_fit(adata, max_epochs=1, progress=False)
@@ -105,7 +105,7 @@ def test_partial_fit_starts_from_the_present_weights(adata: AnnData) -> None:
     assert abs(after - before) < abs(after - scratch)
 
 
-def test_partial_fit_of_a_new_model_is_fit() -> None:
+def test_partial_fit_of_an_unfitted_model_equals_fit() -> None:
     one, other = simulate(), simulate()
     VAE(2, 8).partial_fit(one, max_epochs=2, batch_size=16, key_added="X_mine", progress=False)
     fit(other, batch_size=16, key_added="X_mine")
@@ -124,7 +124,7 @@ def test_partial_fit_on_new_cells_keeps_the_schema(adata: AnnData) -> None:
 
 
 @pytest.mark.parametrize("sizes", [(0.1, 0.0), (0.0, 0.1)])
-def test_history_stays_aligned_where_validation_cells_come_or_go(adata: AnnData, sizes: tuple[float, float]) -> None:
+def test_history_stays_aligned_if_validation_cells_come_or_go(adata: AnnData, sizes: tuple[float, float]) -> None:
     model = fit(adata, validation_size=sizes[0])
     model.partial_fit(adata, max_epochs=3, validation_size=sizes[1], progress=False)
     assert {len(values) for values in model.history_.values()} == {5}
@@ -135,7 +135,7 @@ def test_history_stays_aligned_where_validation_cells_come_or_go(adata: AnnData,
 # --- Small and odd data -----------------------------------------------------------------------------------------------
 
 
-def test_the_smallest_data_there_is(adata: AnnData) -> None:
+def test_the_smallest_data(adata: AnnData) -> None:
     tiny = with_counts(adata[:2, :2], np.array([[3, 1], [0, 5]]))
     model = fit(tiny, VAE(2, 4))
     assert np.isfinite(tiny.obsm["X_celldial"]).all()
@@ -154,7 +154,7 @@ def test_a_last_minibatch_of_one_cell(adata: AnnData, batch_size: int) -> None:
     assert np.isfinite(adata.obsm["X_celldial"]).all()
 
 
-def test_genes_without_any_count_and_one_with_an_enormous_one(adata: AnnData) -> None:
+def test_genes_without_counts_and_an_enormous_count(adata: AnnData) -> None:
     x = adata.X.toarray()
     x[:, 4] = 0
     x[5, 6] = 1e7
@@ -183,7 +183,7 @@ def fail_with(error: BaseException, epoch: int) -> Callable[..., dict[str, float
 @pytest.mark.parametrize(
     ("error", "epoch"), [(KeyboardInterrupt(), 1), (MemoryError(), 2), (FloatingPointError("NaN"), 2)]
 )
-def test_a_failure_in_training_leaves_the_fitted_model_as_it_was(
+def test_a_failure_in_training_leaves_the_fitted_model_unchanged(
     adata: AnnData, monkeypatch: pytest.MonkeyPatch, error: BaseException, epoch: int, again: str
 ) -> None:
     model = fit(adata, VAE(2, 8, batch_key="batch"))
@@ -229,8 +229,8 @@ def test_ctrl_c_leaves_a_usable_model(
 
 
 @pytest.mark.gpu
-def test_a_gpu_gives_what_a_cpu_gives(adata: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The noise differs between devices, so that models agree in what they say of held-out cells, not bit by bit."""
+def test_gpu_and_cpu_agree(adata: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random numbers differ between devices, so models agree in their scores and not bit by bit."""
     scores = []
     for device in ("cpu", "cuda"):
         monkeypatch.setattr(celldial.settings, "device", device)
@@ -242,7 +242,7 @@ def test_a_gpu_gives_what_a_cpu_gives(adata: AnnData, monkeypatch: pytest.Monkey
     assert scores[1] == pytest.approx(scores[0], rel=0.05)
 
 
-def test_device_and_precision_are_of_one_call(adata: AnnData) -> None:
+def test_device_and_precision_apply_to_one_call(adata: AnnData) -> None:
     """Half precision is for matrix products alone, and settings are as they were."""
     before = dataclasses.replace(settings)
     full, half = (fit(adata.copy(), VAE(2, 8), device="cpu", precision=kind) for kind in ("32-true", "bf16-mixed"))
@@ -269,7 +269,7 @@ def test_weights_of_modalities_change_the_fit() -> None:
     assert np.abs(embedding(simulate_modalities(), modality_weights={"atac": 0.1}) - default).max() > 1e-3
 
 
-def test_a_weight_moves_the_fit_towards_its_modality() -> None:
+def test_a_weight_improves_the_fit_of_its_modality() -> None:
     def explained(modality: str, weights: dict[str, float]) -> float:
         model = fit(
             simulate_modalities("rna", "atac"), VAE(2, 8, modality_weights=weights), max_epochs=20, early_stopping=False
@@ -309,7 +309,7 @@ def test_parameters_may_be_dicts() -> None:
     fit(adata, model)
     fit(other := simulate_mosaic("rna", "atac"), twin)
     np.testing.assert_array_equal(adata.obsm["X_celldial"], other.obsm["X_celldial"])
-    # What the user does to the dict later is for the next fit.
+    # Later changes of the dict affect the next fit only.
     given["modality_weights"]["atac"] = 7.0
     assert model.parameters_["modality_weights"] == {"atac": 0.5}
     assert adata.uns["celldial"]["parameters"]["modality_weights"] == {"atac": 0.5}
@@ -318,7 +318,7 @@ def test_parameters_may_be_dicts() -> None:
 # --- Memory -----------------------------------------------------------------------------------------------------------
 
 
-def test_too_little_memory_is_said_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_an_error_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     adata = simulate_modalities()
     check = untouched(adata)
     monkeypatch.setattr(celldial.training.memory, "available_memory", lambda device: 10_000)

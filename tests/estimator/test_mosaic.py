@@ -26,7 +26,7 @@ from helpers.simulate import (
 )
 
 
-def test_three_ways_to_say_what_a_cell_has(caplog: pytest.LogCaptureFixture) -> None:
+def test_three_ways_to_mark_missing_modalities(caplog: pytest.LogCaptureFixture) -> None:
     with_columns, other_columns, with_zeros = simulate_mosaic(), simulate_mosaic(), simulate_mosaic(columns=False)
     names = {f"has_{name}": f"{name} measured" for name in MODALITIES}
     other_columns.obs = other_columns.obs.rename(columns=names)
@@ -42,7 +42,7 @@ def test_three_ways_to_say_what_a_cell_has(caplog: pytest.LogCaptureFixture) -> 
         np.testing.assert_array_equal(other.obsm["X_celldial"], with_columns.obsm["X_celldial"])
 
 
-def test_a_cell_that_should_have_a_modality_and_has_no_count_of_it() -> None:
+def test_a_modality_marked_as_present_without_counts() -> None:
     adata, zeros = simulate_mosaic("rna", "atac"), simulate_mosaic("rna", "atac", columns=False)
     adata.obs["has_atac"] = True
     with warns(naming=[10, 60, "atac", "'has_atac'", "'c4'"]):
@@ -52,8 +52,8 @@ def test_a_cell_that_should_have_a_modality_and_has_no_count_of_it() -> None:
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_cells_that_lack_something_are_embedded_by_what_they_have(fusion: Any) -> None:
-    """Also where other cells lack nothing, and the other way round."""
+def test_cells_are_embedded_by_the_modalities_they_have(fusion: Any) -> None:
+    """Also if other cells lack nothing, and the other way round."""
     adata, lacking = simulate_modalities(), every_sixth_cell(*MODALITIES)
     partly = remove_modalities(adata, lacking)
     model = fit(partly, VAE(2, 8, fusion=fusion))
@@ -71,10 +71,10 @@ def test_cells_that_lack_something_are_embedded_by_what_they_have(fusion: Any) -
         np.testing.assert_allclose(model.transform(alone), model.transform(adata, modality=name), atol=1e-5)
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(has=st.lists(st.tuples(*[st.booleans()] * 3), min_size=1, max_size=8))
 @pytest.mark.filterwarnings("ignore::UserWarning")  # some cells have no count
-def test_whatever_the_mosaic_each_cell_is_embedded_by_itself(has: list[tuple[bool, ...]], trimodal: VAE) -> None:
+def test_in_any_mosaic_each_cell_is_embedded_independently(has: list[tuple[bool, ...]], trimodal: VAE) -> None:
     adata = simulate_modalities(n_cells=8)[: len(has)].copy()
     partly = remove_modalities(adata, {name: [not cell[i] for cell in has] for i, name in enumerate(MODALITIES)})
     mean, deviation = trimodal.latent_posterior(partly)
@@ -89,7 +89,7 @@ def test_whatever_the_mosaic_each_cell_is_embedded_by_itself(has: list[tuple[boo
         np.testing.assert_allclose(deviation[[c]], alone.standard_deviation, atol=1e-5)
 
 
-def test_a_product_of_what_each_modality_says(trimodal: VAE) -> None:
+def test_the_posterior_is_a_product_of_experts(trimodal: VAE) -> None:
     """Precisions add; that of the prior, 1, is in each of them once."""
     adata = simulate_modalities()
     together = trimodal.latent_posterior(adata)
@@ -120,8 +120,8 @@ def test_a_query_of_one_modality(trimodal: VAE, caplog: pytest.LogCaptureFixture
         trimodal.transform(genes)
 
 
-def test_going_on_with_cells_of_one_modality() -> None:
-    """What no cell has is not forgotten: its networks stay as they are."""
+def test_partial_fit_on_cells_of_one_modality() -> None:
+    """The networks of a modality that no cell has do not change."""
     model, genes = fit(simulate_mosaic("rna", "atac")), simulate_modalities("rna", seed=1)
     before = {name: tensor.clone() for name, tensor in model.module_.state_dict().items()}
     model.partial_fit(genes, max_epochs=2, progress=False)
@@ -135,13 +135,13 @@ def test_going_on_with_cells_of_one_modality() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 53])
-def test_a_minibatch_in_which_no_cell_has_a_modality(batch_size: int) -> None:
+def test_a_minibatch_without_a_modality(batch_size: int) -> None:
     adata = simulate_mosaic("rna", "atac")
     fit(adata, batch_size=batch_size)
     assert np.isfinite(adata.obsm["X_celldial"]).all()
 
 
-def test_no_cell_to_train_on_has_a_modality() -> None:
+def test_no_training_cell_has_a_modality() -> None:
     adata = simulate_mosaic("rna", "atac")
     check = untouched(adata)
     with raises(ValueError, naming=["atac"], omitting=["rna"]):
@@ -153,7 +153,7 @@ def test_no_cell_to_train_on_has_a_modality() -> None:
     fit(adata, validation_cells=~both_c)
 
 
-def test_a_cell_without_anything_has_the_prior(trimodal: VAE) -> None:
+def test_a_cell_without_counts_has_the_prior(trimodal: VAE) -> None:
     nothing = np.arange(N_CELLS) == 7
     adata = remove_modalities(simulate_modalities(), dict.fromkeys(MODALITIES, nothing))
     with warns(naming=[1, 60, "'c7'"]):

@@ -38,7 +38,7 @@ def test_one_call_fits_one_joint_model(modalities: tuple[str, ...]) -> None:
     assert model.schema_.likelihood == {name: default[name] for name in modalities}
     assert adata.obsm["X_celldial"].shape == (N_CELLS, 2)
     assert np.isfinite(adata.obsm["X_celldial"]).all()
-    # The ELBO has a part for each modality, and the embedding hears each.
+    # The ELBO has a term for each modality, and the embedding depends on each.
     last = {name: values[-1] for name, values in model.history_.items()}
     parts = [last[f"log_likelihood_{name}_validation"] for name in modalities]
     assert sum(parts) == pytest.approx(last["log_likelihood_validation"], rel=1e-5)
@@ -48,7 +48,7 @@ def test_one_call_fits_one_joint_model(modalities: tuple[str, ...]) -> None:
         assert np.abs(model.transform(swap_counts(adata, name)) - adata.obsm["X_celldial"]).max() > 1e-3
 
 
-def test_modalities_are_in_one_order_whatever_that_of_the_features() -> None:
+def test_the_order_of_modalities_does_not_depend_on_the_features() -> None:
     adata = simulate_modalities()
     reversed_ = adata[:, ::-1].copy()
     model = fit(reversed_)
@@ -63,7 +63,7 @@ def test_peaks_alone() -> None:
     assert model.schema_.likelihood == {"atac": "bernoulli"}
     probability = model.decode(np.zeros((1, 2)))
     assert ((probability > 0) & (probability < 1)).all()
-    # The same without the column, where the likelihood tells.
+    # The same without the column, because the likelihood implies the modality.
     bare = AnnData(adata.X, adata.obs)
     bare.var_names = adata.var_names
     again = fit(bare, VAE(2, 8, likelihood="bernoulli"))
@@ -102,7 +102,7 @@ def test_counts_above_one_are_ones_under_bernoulli(caplog: pytest.LogCaptureFixt
     check()
 
 
-def test_only_the_modalities_that_are_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_only_named_modalities_are_modeled(caplog: pytest.LogCaptureFixture) -> None:
     adata, genes = simulate_modalities(), simulate_modalities("rna")
     with caplog.at_level(logging.INFO, logger="celldial"):
         model = fit(adata, VAE(2, 8, modalities={"rna": "Gene Expression"}))
@@ -158,7 +158,7 @@ def test_names_in_both_obsm_and_var_get_a_prefix(tmp_path: Path) -> None:
     )
     model = fit(adata, VAE(2, 8, modalities={"rna": "Gene Expression", "protein": "obsm/adt"}))
     assert model.feature_names_[19:21] == ("rna:g19", "protein:g0")
-    # Where the modality is said, names are plain.
+    # Names have no prefix if the modality is named.
     assert list(model.impute(adata, "protein", features=["g1"])) == ["g1"]
     assert list(model.denoise(adata, ["g1", "g7"])) == ["g1", "g7"]
     cells = model.sample(3)
@@ -172,7 +172,7 @@ def test_names_in_both_obsm_and_var_get_a_prefix(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:From 0.4 :FutureWarning")
 @pytest.mark.filterwarnings("ignore:Cannot join columns with the same name")
-def test_a_mudata_is_as_the_anndata_made_of_it(tmp_path: Path) -> None:
+def test_a_mudata_equals_the_anndata_made_of_it(tmp_path: Path) -> None:
     mudata = pytest.importorskip("mudata")
     adata = simulate_mosaic("rna", "protein")
     parts = {
@@ -188,7 +188,7 @@ def test_a_mudata_is_as_the_anndata_made_of_it(tmp_path: Path) -> None:
     assert model.fit_transform(data, max_epochs=2, progress=False).shape == (N_CELLS, 2)
     np.testing.assert_array_equal(data.obsm["X_celldial"], adata.obsm["X_celldial"])
     assert data.uns["celldial"]["key_added"] == "X_celldial"
-    # What each model says of the other's data.
+    # Each model on the data of the other.
     np.testing.assert_array_equal(model.transform(adata), expected.transform(data))
     assert model.score(data) == expected.score(adata)
     np.testing.assert_allclose(model.transform(data[10:20]), data.obsm["X_celldial"][10:20], atol=1e-5)
@@ -201,7 +201,7 @@ def test_a_mudata_is_as_the_anndata_made_of_it(tmp_path: Path) -> None:
     model.impute_to_file(data, "protein", tmp_path / "imputed.h5ad")
     assert list(read_h5ad(tmp_path / "imputed.h5ad").obs_names) == list(data.obs_names)
     model.partial_fit(data, max_epochs=1, progress=False)
-    # What is written goes to a file, and nothing went to the modalities.
+    # Results survive a file, and nothing was written to the modalities.
     assert set(data.obsm) >= {"X_celldial", "imputed_protein", "denoised"}
     assert set(data.uns) == {"celldial", "latent_traverse"}
     assert all(not part.obsm and not part.uns and not part.layers for part in data.mod.values())

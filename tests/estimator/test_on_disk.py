@@ -1,4 +1,4 @@
-"""Models of cells in files: they learn what models of the same cells in memory do, and leave the files alone."""
+"""Models of cells in files equal models of the same cells in memory, and do not change the files."""
 
 import zlib
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def write_zarr(adata: AnnData, folder: Path) -> Path:
     return folder / "cells.zarr"
 
 
-# anndata says so with each zarr store that it writes.
+# anndata warns at each zarr store that it writes.
 pytestmark = pytest.mark.filterwarnings("ignore:Writing zarr v2 data:UserWarning")
 
 
@@ -52,8 +52,8 @@ def write(request: pytest.FixtureRequest) -> Callable[[AnnData, Path], Any]:
     return WAYS[request.param]
 
 
-def test_held_out_cells_are_explained_as_well(tmp_path: Path) -> None:
-    """To half a percent, which is less than the seeds differ by."""
+def test_held_out_cells_are_explained_as_well_from_files(tmp_path: Path) -> None:
+    """To half a percent, which is less than the difference between seeds."""
     adata = datasets.pbmc68k_reduced()
     order_c = np.random.default_rng(0).permutation(adata.n_obs)
     known, held_out = adata[order_c[:600]].copy(), adata[order_c[600:]].copy()
@@ -63,7 +63,7 @@ def test_held_out_cells_are_explained_as_well(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("simulated", [simulate, simulate_two])
-def test_one_model_gives_the_same_for_cells_in_memory_and_in_files(
+def test_results_agree_in_memory_and_in_files(
     tmp_path: Path, write: Callable[[AnnData, Path], Any], simulated: Callable[[], AnnData]
 ) -> None:
     adata = simulated()
@@ -83,7 +83,7 @@ def test_one_model_gives_the_same_for_cells_in_memory_and_in_files(
     assert model.library_size_quantiles_["rna"][-1] <= np.asarray(adata[:, :20].X.sum(1)).max()
 
 
-def test_files_are_left_alone(tmp_path: Path) -> None:
+def test_files_are_not_changed(tmp_path: Path) -> None:
     path = write_h5ad(simulate(), tmp_path)
     before = zlib.crc32(path.read_bytes())
     model = fit(path)
@@ -95,7 +95,7 @@ def test_files_are_left_alone(tmp_path: Path) -> None:
         model.transform(path, key_added="X_z")
 
 
-def test_a_backed_anndata_gets_what_one_in_memory_gets(tmp_path: Path) -> None:
+def test_a_backed_anndata_gets_the_same_results(tmp_path: Path) -> None:
     adata = simulate()
     path = write_h5ad(adata, tmp_path)
     before = zlib.crc32(path.read_bytes())
@@ -131,7 +131,7 @@ def test_labels_and_masks(tmp_path: Path) -> None:
     assert_same_model(by_name, model)
 
 
-def test_the_same_again_and_after_it_was_cut_short(tmp_path: Path) -> None:
+def test_an_interrupted_fit_resumes(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     paths = write_shards(simulate(), tmp_path / "data")
     whole = fit(paths, max_epochs=4)
@@ -189,7 +189,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, change: Callable[[P
             use(path)
 
 
-def test_what_needs_all_cells_in_memory_says_so(tmp_path: Path) -> None:
+def test_what_needs_cells_in_memory_refuses_files(tmp_path: Path) -> None:
     path = write_h5ad(simulate(), tmp_path)
     with raises(ValueError, naming=["periodic", "anndata.read_h5ad"]):
         fit(path, VAE(2, 8, periodic=True))

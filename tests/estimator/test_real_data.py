@@ -1,4 +1,4 @@
-"""What the software promises on real cells: a perturbation is decoded, held-out cells are explained as stated."""
+"""Promises on real cells: perturbations, held-out cells, and imputed proteins."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def test_control_cells_decoded_as_stimulated_change_as_stimulated_cells_do(share
 
 
 @pytest.mark.slow
-def test_held_out_blood_cells_are_explained_as_well_as_stated():
+def test_held_out_blood_cells_are_explained_as_documented():
     adata = pbmc68k_reduced()
     model = VAE().fit(adata, validation_cells=np.arange(700) < 70, progress=False)
     assert max(model.history_["elbo_validation"]) >= -650

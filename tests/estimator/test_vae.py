@@ -29,7 +29,7 @@ from helpers.simulate import COVARIATES, STORAGES, simulate, with_counts, with_e
 # --- Estimator interface ----------------------------------------------------------------------------------------------
 
 
-def test_the_constructor_stores_its_arguments_and_does_nothing_else() -> None:
+def test_the_constructor_only_stores_its_arguments() -> None:
     keys = ["age"]
     model = VAE(n_latent=-1, likelihood="nonsense", continuous_covariate_keys=keys)
     assert set(vars(model)) == set(model.get_params())
@@ -66,7 +66,7 @@ def test_parameters_can_be_read_set_and_cloned(model: VAE) -> None:
         lambda model, adata: model.phase(adata),
     ],
 )
-def test_before_fit_every_method_says_so(use: Callable[[VAE, AnnData], Any], adata: AnnData) -> None:
+def test_methods_need_a_fitted_model(use: Callable[[VAE, AnnData], Any], adata: AnnData) -> None:
     with raises(NotFittedError, naming=["fit(adata)", "VAE.load(path)"]):
         use(VAE(), adata)
 
@@ -76,7 +76,7 @@ def test_fit_returns_self(adata: AnnData) -> None:
     assert fit(adata, model) is model
 
 
-def test_fit_starts_afresh_each_time(adata: AnnData) -> None:
+def test_fit_starts_from_scratch(adata: AnnData) -> None:
     model = fit(simulate(n_cells=30, seed=1), VAE(2, 8, batch_key="batch"))
     fit(adata, model.set_params(batch_key=None))
     expected = fit(simulate())
@@ -111,7 +111,7 @@ def test_the_same_seed_is_bit_identical(likelihood: str) -> None:
     assert adata.uns["celldial"]["parameters"]["seed"] == 5
 
 
-def test_another_seed_is_another_result() -> None:
+def test_another_seed_gives_another_result() -> None:
     one, other = (fit(simulate(), VAE(2, 8, seed=seed)).transform(simulate()) for seed in (0, 1))
     assert np.abs(one - other).max() > 1e-3
 
@@ -141,8 +141,8 @@ def test_another_seed_is_another_result() -> None:
         "traverse",
     ],
 )
-def test_global_random_numbers_are_left_alone(use: Callable[[VAE, AnnData], Any], model: VAE, adata: AnnData) -> None:
-    of_torch, of_numpy = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002 (the global state is meant)
+def test_global_random_states_are_not_changed(use: Callable[[VAE, AnnData], Any], model: VAE, adata: AnnData) -> None:
+    of_torch, of_numpy = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002 (tests the global state)
     use(model, adata)
     assert torch.equal(torch.get_rng_state(), of_torch)
     np.testing.assert_array_equal(np.random.get_state()[1], of_numpy[1])  # noqa: NPY002
@@ -151,7 +151,7 @@ def test_global_random_numbers_are_left_alone(use: Callable[[VAE, AnnData], Any]
 # --- Results in the AnnData -------------------------------------------------------------------------------------------
 
 
-def test_fit_writes_embedding_and_record_and_nothing_else(adata: AnnData) -> None:
+def test_fit_writes_only_the_embedding_and_its_record(adata: AnnData) -> None:
     before = adata.copy()
     model = fit(adata, VAE(3, 8, batch_key="batch"), key_added="X_mine")
     assert list(adata.obsm) == ["X_mine"]
@@ -188,7 +188,7 @@ def test_other_methods_write_nothing(conditional: VAE, adata: AnnData) -> None:
     assert_untouched(adata, before)
 
 
-def test_the_embedding_is_not_the_memory_of_the_caller(model: VAE, adata: AnnData) -> None:
+def test_the_returned_embedding_is_a_copy(model: VAE, adata: AnnData) -> None:
     adata.obsm["mine"] = model.transform(adata)
     model.transform(adata)[:] = 7
     np.testing.assert_array_equal(adata.obsm["mine"], model.transform(adata))
@@ -252,7 +252,7 @@ def test_training_makes_no_dense_copy_of_the_counts(
 # --- Embedding --------------------------------------------------------------------------------------------------------
 
 
-def test_each_cell_is_embedded_by_itself(conditional: VAE, adata: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_cell_is_embedded_independently(conditional: VAE, adata: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = conditional.transform(adata)
     np.testing.assert_allclose(conditional.transform(adata[[5, 3]]), expected[[5, 3]], atol=1e-5)
     np.testing.assert_allclose(conditional.transform(adata[7]), expected[[7]], atol=1e-5)
@@ -260,7 +260,7 @@ def test_each_cell_is_embedded_by_itself(conditional: VAE, adata: AnnData, monke
     np.testing.assert_allclose(conditional.transform(adata), expected, atol=1e-5)
 
 
-def test_features_may_come_in_another_order_with_others_between(model: VAE, adata: AnnData) -> None:
+def test_features_may_be_reordered_and_mixed_with_others(model: VAE, adata: AnnData) -> None:
     more = AnnData(
         sparse.hstack([adata.X[:, ::-1], adata.X[:, :3]]).tocsr(),
         adata.obs.copy(),
@@ -269,7 +269,7 @@ def test_features_may_come_in_another_order_with_others_between(model: VAE, adat
     np.testing.assert_array_equal(model.transform(more), model.transform(adata))
 
 
-def test_missing_features_are_zeros_with_a_warning_and_too_many_are_refused(model: VAE, adata: AnnData) -> None:
+def test_few_missing_features_are_zeros_and_many_are_an_error(model: VAE, adata: AnnData) -> None:
     x = adata.X.toarray()
     x[:, 15:] = 0
     expected = model.transform(with_counts(adata, x))
@@ -287,7 +287,7 @@ def test_posterior_is_mean_and_standard_deviation(model: VAE, adata: AnnData) ->
     assert (standard_deviation > 0).all()
 
 
-def test_cells_without_counts_have_the_prior_and_a_warning(model: VAE, adata: AnnData) -> None:
+def test_cells_without_counts_have_the_prior_with_a_warning(model: VAE, adata: AnnData) -> None:
     emptied = with_empty_cells(adata, 4, 9)
     facts = [2, 60, "'c4'"]
     with warns(naming=facts):
@@ -314,7 +314,7 @@ def test_warnings_point_to_the_line_of_the_user(model: VAE, adata: AnnData) -> N
         assert [warning.filename for warning in record] == [__file__]
 
 
-def test_score_leaves_cells_without_counts_out(model: VAE, adata: AnnData) -> None:
+def test_score_ignores_cells_without_counts(model: VAE, adata: AnnData) -> None:
     emptied = with_empty_cells(adata, 4, 9)
     assert model.score(emptied) == model.score(adata[np.delete(np.arange(60), [4, 9])])
     with raises(ValueError, naming=[2]):
@@ -322,7 +322,7 @@ def test_score_leaves_cells_without_counts_out(model: VAE, adata: AnnData) -> No
 
 
 def test_score_is_the_mean_elbo_of_the_cells(model: VAE, adata: AnnData) -> None:
-    """One draw a cell makes it noisy; its mean over many seeds is the mean over many draws."""
+    """One sample per cell makes it noisy; its mean over many seeds is the mean over many samples."""
     scores = [copy(model).set_params(seed=seed).score(adata) for seed in range(100)]
     many = AnnData(sparse.vstack([adata.X] * 50).tocsr(), var=adata.var)
     assert abs(np.mean(scores) - model.score(many)) < 5 * np.std(scores) * (1 / 100 + 1 / 50) ** 0.5

@@ -38,7 +38,7 @@ def only_one_cell_with_counts(adata: AnnData) -> None:
     adata.X = sparse.vstack([adata.X[:1], sparse.csr_matrix((59, 20))]).tocsr()
 
 
-# Name: what is done to the cells (in place, or giving others), parameters, options of fit, the error, its facts.
+# Name: a change of the cells (in place, or a function that returns others), parameters, options of fit, error, facts.
 BAD_INPUT: dict[
     str, tuple[Callable[[AnnData], Any] | None, dict[str, Any], dict[str, Any], type[Exception], list[Any]]
 ] = {
@@ -100,7 +100,7 @@ BAD_INPUT: dict[
 
 @pytest.mark.filterwarnings("ignore:.*names are not unique")
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_named_and_leaves_all_as_it_was(case: str, adata: AnnData) -> None:
+def test_invalid_input_is_named_and_changes_nothing(case: str, adata: AnnData) -> None:
     spoil, parameters, options, error, facts = BAD_INPUT[case]
     if spoil is not None:
         adata = spoil(adata) or adata
@@ -116,7 +116,7 @@ def test_bad_input_is_named_and_leaves_all_as_it_was(case: str, adata: AnnData) 
     assert not hasattr(model, "module_")
 
 
-def test_what_is_no_anndata_is_named(model: VAE, adata: AnnData) -> None:
+def test_anything_but_an_anndata_is_an_error(model: VAE, adata: AnnData) -> None:
     for use in (fit, model.transform):
         with raises(TypeError, naming=["AnnData", "numpy.ndarray"]):
             use(adata.X.toarray())

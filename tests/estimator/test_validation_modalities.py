@@ -16,7 +16,7 @@ from helpers.simulate import remove_modalities, simulate_modalities
 
 
 def set_types(adata: AnnData, n_proteins: int, value: Any) -> None:
-    """Change what the last features are."""
+    """Change the feature types of the last features."""
     types = adata.var["feature_types"].astype(object).to_numpy()
     types[-n_proteins:] = value
     adata.var["feature_types"] = types
@@ -101,7 +101,7 @@ BAD_INPUT: dict[str, tuple[Callable[[AnnData], Any] | None, dict[str, Any], type
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_named_and_leaves_all_as_it_was(case: str) -> None:
+def test_invalid_input_is_named_and_changes_nothing(case: str) -> None:
     spoil, parameters, error, facts = BAD_INPUT[case]
     adata = simulate_modalities()
     if spoil is not None:
@@ -118,7 +118,7 @@ def test_bad_input_is_named_and_leaves_all_as_it_was(case: str) -> None:
     assert not hasattr(model, "module_")
 
 
-def test_bad_input_to_a_fitted_model(trimodal: VAE) -> None:
+def test_invalid_input_to_a_fitted_model(trimodal: VAE) -> None:
     adata = simulate_modalities()
     set_count(adata, "p4", 1.5)
     check = untouched(adata)

@@ -1,12 +1,11 @@
-"""Write the golden files: a fitted model as this version saves it, and what it makes of some cells.
+"""Write the golden files: a saved model of this version, and its results for some cells.
 
 Run once for a format version, ``PYTHONPATH=tests python tests/helpers/make_golden.py``, and commit the files. They are
-never written again:
-`test_storage.py` holds all later versions to them.
+never written again: `test_model_file.py` compares all later versions with them.
 
-Version 1 has genes alone, version 2 genes and peaks, of which some cells have only one, version 3 also a circle and an
-additive decoder. Version 4 has topics and not a circle, a linear decoder whose loadings are latent, a posterior that is
-a flow, and clusters, of which two have labels, learned by the score function with a baseline.
+Version 1 has only genes; version 2 has genes and peaks, and some cells have only one of both; version 3 also has a
+circle and an additive decoder. Version 4 has topics and no circle, a linear decoder with latent loadings, a flow
+posterior, and three clusters, two of them labeled, learned by the score function with a baseline.
 """
 
 from pathlib import Path
@@ -24,19 +23,19 @@ FOLDER = Path(__file__).resolve().parents[1] / "golden"
 N_CELLS, N_GENES, N_PEAKS = 60, 20, 30
 # Columns of tables of loadings and topics that are text.
 TEXT = ("coordinate", "topic", "modality", "feature")
-# What topics are shown of.
+# The covariates of the topics.
 SHOWN = {"batch": "b0", "age": 40.0}
-# These genes follow a rhythm, which is no part of the model any more.
+# These genes follow a rhythm, which is not part of the model.
 RHYTHM = {"name": "rhythm", "phases": {"day": ["g0", "g2", "g4"], "night": ["g1", "g3", "g5"]}}
 
 
 def golden_paths(version: int) -> tuple[Path, Path]:
-    """Where the model and what it made of the cells lie."""
+    """Return the paths of the model and of its results."""
     return FOLDER / f"model_v{version}.celldial", FOLDER / f"embedding_v{version}.npz"
 
 
 def read_cells(path: Path) -> AnnData:
-    """Make an AnnData of the cells in a golden file."""
+    """Return the cells in a golden file."""
     with np.load(path, allow_pickle=False) as stored:
         obs = {name: stored[name] for name in ("batch", "age", "label", "has_rna", "has_atac") if name in stored}
         var = {name: stored[name] for name in ("feature_types",) if name in stored}

@@ -44,7 +44,7 @@ def logged(caplog: pytest.LogCaptureFixture, naming: Sequence[Any]) -> list[str]
 
 
 def message_of(error: BaseException) -> str:
-    """Return the message of an error as a user reads it: `KeyError` quotes it once more."""
+    """Return the message of an error as a user reads it: `KeyError` adds quotation marks."""
     return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
 
 

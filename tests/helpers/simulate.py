@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy import sparse
+from scipy import sparse, stats
 
 from celldial.data.cells import Cells
 from celldial.data.schema import Schema
@@ -62,8 +62,8 @@ def simulate_two(
 ) -> AnnData:
     """Add peaks p0, p1, ... to the cells of `simulate`, open (1) or not (0); genes come first.
 
-    Each peak's rate depends on the cell's type alone, and every peak is open in some cell. `lacking` says which cells
-    have no count of a modality, ``{"atac": [0, 1]}`` say.
+    The rate of a peak depends only on the type of the cell, and every peak is open in some cell. `lacking` maps a
+    modality to the cells without its counts, for example ``{"atac": [0, 1]}``.
     """
     genes = simulate(n_cells, n_genes, seed)
     random = np.random.default_rng([seed, 1])
@@ -95,10 +95,10 @@ def simulate_two_cells(
 
 
 def simulate_groups(sizes: Sequence[int] = (60, 60, 60), n_genes: int = 30, seed: int = 0) -> AnnData:
-    """Draw Poisson counts of groups of cells that are far apart, in turns; ``obs["group"]`` names them A, B, ...
+    """Draw Poisson counts of well-separated groups of cells in random order; ``obs["group"]`` has their names A, B, ...
 
-    All cells of a group have the same shares, so that there is nothing else to be seen in them. As many groups of the
-    same genes and seed are the same ones, whatever their sizes.
+    All cells of a group have the same shares, so the groups are the only structure. The shares depend on the number
+    of groups, the genes and the seed, and not on the sizes of the groups.
     """
     random = np.random.default_rng(seed)
     share_kf = np.exp(random.normal(0, 1, (len(sizes), n_genes)))
@@ -224,6 +224,19 @@ def simulate_response(n_cells: int = 400, n_genes: int = 30) -> AnnData:
     return AnnData(sparse.csr_matrix(x_cf), obs, pd.DataFrame(index=[f"g{gene}" for gene in range(n_genes)]))
 
 
+def simulate_linear(n_cells: int, dispersed: bool, n_genes: int = 300) -> tuple[AnnData, np.ndarray, np.ndarray]:
+    """Draw counts from a model with one coordinate and a linear decoder; also return the coordinate and loadings."""
+    random = np.random.default_rng(0)
+    loading_f, level_f = random.normal(0, 0.5, n_genes), random.normal(0, 1, n_genes)
+    z_c = stats.zscore(random.normal(size=n_cells))
+    rate_cf = np.exp(level_f + np.outer(z_c, loading_f))
+    library_c1 = random.lognormal(np.log(n_genes), 0.3, (n_cells, 1))
+    mu_cf = library_c1 * rate_cf / rate_cf.sum(1, keepdims=True)
+    x_cf = random.poisson(mu_cf * random.gamma(5, 1 / 5, mu_cf.shape) if dispersed else mu_cf)
+    var = pd.DataFrame(index=[f"g{gene}" for gene in range(n_genes)])
+    return AnnData(sparse.csr_matrix(x_cf, dtype=np.float32), var=var), z_c, loading_f - loading_f.mean()
+
+
 # --- Counts given by hand ---------------------------------------------------------------------------------------------
 
 SMALL_COUNTS = np.array([[1, 0, 2, 0], [0, 0, 0, 0], [0, 3, 0, 7]])
@@ -254,7 +267,73 @@ def build_rna(x: Any = SMALL_COUNTS, dtype: Any = np.float32, **layers: Any) -> 
     return AnnData(x.astype(dtype), obs, var, layers=layers or None)
 
 
+def build_cells(x: np.ndarray) -> Cells:
+    """Build `build_rna` from counts as tensors, with one categorical and one continuous covariate."""
+    adata = build_rna(sparse.csr_matrix(x))
+    return Cells.from_anndata(adata, Schema.from_anndata(adata, batch_key="batch", continuous_covariate_keys=["age"]))
+
+
+def build_mosaic(**lacking: list[int]) -> Cells:
+    """Build four cells with two features in each modality named, where the cells listed have no count."""
+    x, types = [], []
+    for number, (modality, cells) in enumerate(lacking.items()):
+        x_cf = np.arange(1, 9, dtype=np.float32).reshape(4, 2) + 10 * number
+        x_cf[cells] = 0
+        x.append(x_cf)
+        types += [modality] * 2
+    adata = build_rna(sparse.csr_matrix(np.concatenate(x, axis=1)))
+    adata.var["feature_types"] = types
+    modalities = {modality: modality for modality in lacking}
+    return Cells.from_anndata(
+        adata, Schema.from_anndata(adata, batch_key="batch", modalities=modalities, likelihood="poisson")
+    )
+
+
+def build_numbered(n_cells: int, empty: Sequence[int] = ()) -> AnnData:
+    """Build cells whose total count is their number (from 1), except for empty ones; `cell_numbers` reads it."""
+    x = np.zeros((n_cells, 3), dtype=np.float32)
+    x[np.arange(n_cells), np.arange(n_cells) % 3] = 1 + np.arange(n_cells)
+    x[list(empty)] = 0
+    return build_rna(sparse.csr_matrix(x))
+
+
+def cell_numbers(cells: Cells) -> list[int]:
+    """Return which cells of `build_numbered` these are, from 0."""
+    return [int(total) - 1 for total in cells.library_size["rna"]]
+
+
+# Three genes, two peaks and two proteins. Cell c1 has no peak, cell c3 no protein.
+TRIMODAL_COUNTS = np.array([[1, 0, 2, 1, 1, 3, 4], [0, 5, 0, 0, 0, 9, 0], [2, 0, 0, 3, 0, 0, 7], [4, 1, 1, 0, 2, 0, 0]])
+TRIMODAL_TYPES = ["Gene Expression"] * 3 + ["Peaks"] * 2 + ["Antibody Capture"] * 2
+TRIMODAL_NAMES = ["g0", "g1", "g2", "p0", "p1", "a0", "a1"]
+
+
+def build_trimodal(x: Any = TRIMODAL_COUNTS, types: Any = TRIMODAL_TYPES) -> AnnData:
+    """Build four cells with three genes, two peaks and two proteins, in one matrix."""
+    var = pd.DataFrame({"feature_types": types}, index=TRIMODAL_NAMES)
+    obs = pd.DataFrame(index=[f"c{cell}" for cell in range(len(TRIMODAL_COUNTS))])
+    return AnnData(sparse.csr_matrix(x, dtype=np.float32), obs, var)
+
+
+def build_with_obsm(matrix: Any) -> AnnData:
+    """Build the genes and peaks of `build_trimodal`, with `matrix` in ``obsm["adt"]``."""
+    adata = build_trimodal()[:, :5].copy()
+    adata.obsm["adt"] = matrix
+    return adata
+
+
 # --- Changed and written cells ----------------------------------------------------------------------------------------
+
+
+def with_labels(adata: AnnData, share: float = 0.1, without: str = "", seed: int = 0) -> AnnData:
+    """Label a share of the cells of `simulate_groups`, at least two of each group, in the column ``label``."""
+    random = np.random.default_rng(seed)
+    label_c = np.full(adata.n_obs, "unknown", dtype=object)
+    for group in sorted(set(adata.obs["group"]) - set(without)):
+        member_c = np.flatnonzero(adata.obs["group"] == group)
+        label_c[random.choice(member_c, max(2, round(share * len(member_c))), replace=False)] = f"type {group}"
+    adata.obs["label"] = label_c
+    return adata
 
 
 def with_counts(adata: AnnData, x: Any) -> AnnData:

@@ -39,7 +39,7 @@ def assert_close(one: Tensor, other: Tensor) -> None:
 class Coordinate:
     """A cell whose counts have the log-likelihood f(z), as a model and a guide of `n` equal cells.
 
-    With `divergent` the prior is standard; otherwise the prior is the posterior itself, so that nothing but f counts.
+    With `divergent` the prior is standard; otherwise the prior is the posterior itself, so that only f matters.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ def z_like() -> Tensor:
 
 
 def learn(baseline: Baseline, loss: Callable[[], Tensor], n_steps: int = 60) -> None:
-    """Train a baseline, which is then left as it is."""
+    """Train a baseline, and then fix it."""
     baseline.train()
     parameters = list(baseline.parameters())
     optimizer = torch.optim.Adam(parameters, lr=0.03) if parameters else None
@@ -136,7 +136,7 @@ VALUE_K = torch.tensor([2.0, -1.0, 0.5, 3.0], dtype=torch.float64)
 
 
 class Toss:
-    """A cell in one of four clusters, in which what follows has the log-likelihood `value_k`; `n` equal cells."""
+    """A cell in one of four clusters with log-likelihoods `value_k`; `n` equal cells."""
 
     def __init__(self, n: int = N, offset: float = 0.0) -> None:
         self.n, self.value_k = n, VALUE_K + offset

@@ -13,7 +13,7 @@ from celldial.model import laplace
 from helpers.simulate import simulate
 
 
-def test_products_give_quadratic_forms() -> None:
+def test_packed_products_are_quadratic_forms() -> None:
     random = np.random.default_rng(0)
     vector_sr = torch.from_numpy(random.normal(size=(5, 3)))
     matrix_rr = torch.from_numpy(np.cov(random.normal(size=(3, 9))))
@@ -22,7 +22,7 @@ def test_products_give_quadratic_forms() -> None:
     torch.testing.assert_close(laplace.packed_outer(vector_sr) @ packed_q, expected_s)
 
 
-def test_loadings_are_as_sure_as_a_brute_force_hessian_says() -> None:
+def test_the_covariance_of_loadings_equals_the_inverse_hessian() -> None:
     """Poisson regression of each feature on the inputs, with a normal prior of the slopes."""
     random = np.random.default_rng(0)
     n_cells, n_hidden, scale = 40, 4, 0.5
@@ -55,7 +55,7 @@ def test_loadings_are_as_sure_as_a_brute_force_hessian_says() -> None:
         torch.testing.assert_close(change_f[f].double(), d @ covariance @ d, rtol=1e-2, atol=1e-5)
 
 
-def test_in_directions_without_cells_the_prior_holds() -> None:
+def test_without_cells_the_posterior_is_the_prior() -> None:
     n_hidden = laplace.RANK + 3
     scaled_ch = torch.zeros(8, n_hidden)
     scaled_ch[:, :2] = torch.from_numpy(np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32))
@@ -70,8 +70,8 @@ def test_in_directions_without_cells_the_prior_holds() -> None:
     torch.testing.assert_close(change_f, torch.tensor([2.25]))
 
 
-def test_more_cells_make_surer(model_3d: VAE) -> None:
-    """Four times the cells, a quarter of the variance where the prior says little."""
+def test_more_cells_reduce_the_variance(model_3d: VAE) -> None:
+    """Four times the cells give a quarter of the variance if the prior is weak."""
     module = copy.deepcopy(model_3d.module_)
     _, cells = read_cells(model_3d, simulate())
     average_variance = []

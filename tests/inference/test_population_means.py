@@ -12,7 +12,7 @@ from helpers.fit import without_loadings
 
 @pytest.mark.parametrize("name", ["rna", "atac"])
 @pytest.mark.parametrize("entries", [10, 10**6])
-def test_averages_are_those_of_the_decoder(
+def test_population_means_equal_those_of_the_decoder(
     bimodal_3d: VAE, name: str, entries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In blocks or at once: means, and the variance that the draws of each cell have about the cell's mean."""
@@ -43,8 +43,8 @@ def test_averages_are_those_of_the_decoder(
     np.testing.assert_allclose(found.change_variance_f, variance_of_mean(change_jf), rtol=1e-3, atol=1e-9)
 
 
-def test_a_few_cells_for_a_group_are_less_sure(bimodal_3d: VAE) -> None:
-    """By the variance between cells, less where more of the group are among them."""
+def test_fewer_cells_give_wider_intervals(bimodal_3d: VAE) -> None:
+    """By the variance between cells, which counts less if more cells of the group are sampled."""
     n_cells, n_samples, n_group = 6, 5, 20
     state_jz = np.random.default_rng(0).normal(size=(n_cells, 1, 3)).repeat(n_samples, axis=1)
     state_jz = (state_jz + np.random.default_rng(1).normal(0, 0.1, state_jz.shape)).reshape(-1, 3).astype(np.float32)
@@ -65,7 +65,7 @@ def test_a_few_cells_for_a_group_are_less_sure(bimodal_3d: VAE) -> None:
     assert (found_f > of_all_f).all()
 
 
-def test_intervals_add_what_is_not_known_of_states_and_of_loadings(bimodal_3d: VAE) -> None:
+def test_intervals_add_the_variances_of_states_and_loadings(bimodal_3d: VAE) -> None:
     module = bimodal_3d.module_
     state_sjz = np.zeros((2, 4, 3), dtype=np.float32)  # draws that do not differ
     covariates = Covariates(np.zeros((4, 0), dtype=np.int64), np.zeros((4, 0), dtype=np.float32))
@@ -77,9 +77,9 @@ def test_intervals_add_what_is_not_known_of_states_and_of_loadings(bimodal_3d: V
     np.testing.assert_allclose(found.change_variance_f, 0, atol=1e-6)
 
 
-def test_a_change_is_as_unsure_as_the_loadings_that_tell_it(bimodal_3d: VAE) -> None:
+def test_the_variance_of_a_change_is_that_of_its_loadings(bimodal_3d: VAE) -> None:
     module = bimodal_3d.module_
-    state_sjz = np.zeros((2, 4, 3), dtype=np.float32)  # draws that do not differ, at two places
+    state_sjz = np.zeros((2, 4, 3), dtype=np.float32)  # samples that do not differ, at two positions
     state_sjz[1] = 1.5
     covariates = Covariates(np.zeros((4, 0), dtype=np.int64), np.zeros((4, 0), dtype=np.float32))
     found = population_means.mean_along_path(module, "rna", state_sjz, covariates, 1e4, 2, 2)

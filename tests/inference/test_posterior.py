@@ -1,4 +1,4 @@
-"""What a trained module says: posteriors of cells that lack modalities, expected values in blocks, new cells."""
+"""Posteriors of cells that lack modalities, expected values in blocks, and sampled cells."""
 
 from collections.abc import Iterator
 
@@ -35,7 +35,7 @@ def covariates_of(cells: Cells) -> Covariates:
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_posterior_is_by_what_a_cell_has(cells: Cells, fusion: str) -> None:
+def test_the_posterior_uses_the_modalities_of_a_cell(cells: Cells, fusion: str) -> None:
     module = make_module(cells, fusion)
     whole = posterior.infer(module, cells)
     for lacked, present in (("atac", "rna"), ("rna", "atac")):
@@ -50,7 +50,7 @@ def test_posterior_is_by_what_a_cell_has(cells: Cells, fusion: str) -> None:
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_posterior_draws_nothing_and_depends_on_no_block(
+def test_the_posterior_is_deterministic_and_independent_of_blocks(
     cells: Cells, fusion: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = make_module(cells, fusion)
@@ -80,7 +80,7 @@ def test_expected_values_come_in_blocks(cells: Cells, modality: str, monkeypatch
     np.testing.assert_allclose(np.concatenate(list(some)), expected_cf[:, [3, 0]], rtol=1e-5)
 
 
-def test_no_gradient_is_left_on_while_blocks_are_waited_for(cells: Cells) -> None:
+def test_gradients_are_not_disabled_between_blocks(cells: Cells) -> None:
     z_cz = np.zeros((60, 3), np.float32)
     next(posterior.decode_mean(make_module(cells), "rna", z_cz, covariates_of(cells), 50.0))
     assert torch.is_grad_enabled()
@@ -95,7 +95,7 @@ def test_expected_values_are_counts_or_probabilities(cells: Cells) -> None:
     np.testing.assert_allclose(-np.log1p(-atac_cf.astype(float)).sum(1), 50, rtol=1e-3)  # the start: all fragments
 
 
-def test_drawn_cells_have_every_modality(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampled_cells_have_every_modality(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
     module = make_module(cells)
     monkeypatch.setattr(posterior, "decode_block_size", lambda n_features: 25)
     quantiles = {"rna": np.array([100.0, 100.0]), "atac": np.array([5.0, 10.0, 20.0])}

@@ -29,7 +29,7 @@ def test_score_function_of_a_choice_has_no_bias(baseline: str | None) -> None:
 
 
 @pytest.mark.parametrize("baseline", ["moving_average", "learned"])
-def test_a_baseline_takes_variance_away_from_a_choice(baseline: str) -> None:
+def test_a_baseline_reduces_the_variance_of_a_choice(baseline: str) -> None:
     bare, helped = Toss(offset=-100), Toss(offset=-100)
     bare_nk, helped_nk = bare.score_function(), helped.score_function(baseline)
     assert_unbiased(helped_nk, bare.exact())
@@ -49,7 +49,7 @@ def test_the_largest_part_of_a_relaxed_choice_is_that_of_the_categorical(
     assert (drawn_nk >= 0).all()
 
 
-def test_relaxed_choices_tend_to_single_ones_as_the_temperature_falls() -> None:
+def test_relaxed_choices_approach_one_hot_as_the_temperature_falls() -> None:
     temperatures = [2.0, 1.0, 0.5, 0.2, 0.05, 0.01]
     drawn = [RelaxedCategorical(LOGIT_K.expand(N, -1), temperature).rsample() for temperature in temperatures]
     away = [1 - drawn_nk.amax(1) for drawn_nk in drawn]
@@ -77,7 +77,7 @@ def test_the_bias_of_relaxed_gradients_falls_with_the_temperature_and_their_vari
     assert bias[0] > 10 * ERRORS * error[0]
 
 
-def test_straight_through_draws_are_single_ones_with_the_gradient_of_relaxed_ones() -> None:
+def test_straight_through_draws_are_one_hot_with_relaxed_gradients() -> None:
     logits_ck = LOGIT_K.repeat(1000, 1).requires_grad_()
     hard, soft = RelaxedCategorical(logits_ck, 0.5, straight_through=True), RelaxedCategorical(logits_ck, 0.5)
     torch.manual_seed(1)

@@ -17,7 +17,7 @@ def wavy(z_c: Tensor) -> Tensor:
     return 0.7 * z_c + torch.cos(2 * z_c) - 0.4 * z_c**2
 
 
-def test_gradient_of_a_linear_function_has_no_variance_by_reparameterization() -> None:
+def test_the_reparameterized_gradient_of_a_linear_function_is_exact() -> None:
     """And by the score function it has that which is known: of a z (z - mu) / sigma², for any mu."""
     slope, mu, sigma = 3.0, 1.5, 0.5
     toy = Coordinate(lambda z_c: slope * z_c, mu, sigma)
@@ -32,7 +32,7 @@ def test_gradient_of_a_linear_function_has_no_variance_by_reparameterization() -
 
 
 @pytest.mark.parametrize("sigma", [1.0, 0.1, 0.01, 0.001])
-def test_variance_of_a_quadratic_function_falls_by_reparameterization_and_grows_by_the_score_function(
+def test_variances_of_a_quadratic_function(
     sigma: float,
 ) -> None:
     """4 sigma² here, and mu⁴ / sigma² and more there."""
@@ -47,7 +47,7 @@ def test_variance_of_a_quadratic_function_falls_by_reparameterization_and_grows_
 
 @FAMILIES
 @pytest.mark.parametrize("divergent", [False, True])
-def test_what_has_no_bias_agrees_with_the_integral(family: LatentName, divergent: bool) -> None:
+def test_unbiased_estimators_agree_with_the_integral(family: LatentName, divergent: bool) -> None:
     toy = Coordinate(wavy, 0.6, 0.8, family)
     toy.divergent = divergent
     exact_p = toy.exact()
@@ -73,7 +73,7 @@ def test_the_integral_is_that_of_the_formula(family: LatentName) -> None:
 
 
 @FAMILIES
-def test_a_baseline_takes_variance_away_and_leaves_the_mean(family: LatentName) -> None:
+def test_a_baseline_reduces_the_variance_and_keeps_the_mean(family: LatentName) -> None:
     toy = Coordinate(lambda z_c: wavy(z_c) - 1000, 0.6, 0.8, family)
     exact_p = toy.exact()
     drawn = {name: toy.score_function(name) for name in (None, "moving_average", "learned")}
@@ -84,7 +84,7 @@ def test_a_baseline_takes_variance_away_and_leaves_the_mean(family: LatentName) 
         assert (drawn[name].var(0) < 1e-3 * drawn[None].var(0)).all()
 
 
-def test_a_learned_baseline_can_tell_cells_apart() -> None:
+def test_a_learned_baseline_distinguishes_cells() -> None:
     """Cells have levels of their own, which it is told; a moving average only knows their mean."""
     n = 20_000
     level_c = torch.linspace(-30, 30, n)
@@ -106,7 +106,7 @@ def toy_exact() -> Tensor:
     return Coordinate(wavy, 0.6, 0.8, n=1).exact()
 
 
-def test_a_baseline_keeps_mean_and_deviation_of_what_it_sees_in_training() -> None:
+def test_a_baseline_tracks_mean_and_deviation_in_training() -> None:
     cost_tc = 7 + 3 * torch.randn(40, 500)
     baseline = Baseline(0)
     for cost_c in cost_tc[:10]:
@@ -123,7 +123,7 @@ def test_a_baseline_keeps_mean_and_deviation_of_what_it_sees_in_training() -> No
     assert torch.equal(baseline.mean, before)
 
 
-def test_the_value_of_the_loss_is_the_elbo_whatever_the_gradient() -> None:
+def test_the_loss_is_the_elbo_for_every_gradient() -> None:
     toy = Coordinate(wavy, 0.6, 0.8, "logistic", n=5)
     toy.divergent = True
     for scored, estimator in ((True, ScoreFunctionELBO(("z",), {})), (False, MeanFieldELBO(analytic=False))):

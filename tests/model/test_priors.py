@@ -68,7 +68,7 @@ def test_a_flow_of_the_posterior_has_the_density_of_its_change_of_variables() ->
     check_change_of_variables(bent(PosteriorFlow(3)).distribution(base), base)
 
 
-def test_a_flow_of_the_posterior_is_told_where_it_begins() -> None:
+def test_a_posterior_flow_is_conditioned_on_its_start() -> None:
     """Otherwise the decoder could undo it, and nothing would be gained."""
     flow = bent(PosteriorFlow(3))
     mu_cz = torch.tensor([[0.0, 0.0, 0.0], [2.0, 2.0, 2.0], [0.0, 0.0, 0.0]])
@@ -97,7 +97,7 @@ def check_change_of_variables(distribution: TorchDistribution, base: TorchDistri
 
 
 @pytest.mark.parametrize("prior", [Mixture, Flow])
-def test_estimate_of_the_divergence_of_flows_has_no_bias(prior: type) -> None:
+def test_the_estimated_divergence_of_flows_is_unbiased(prior: type) -> None:
     """Against the integral on a grid."""
     latent = LATENTS["gaussian"](2)
     base = latent.posterior(torch.tensor([[0.4, -0.7]]), torch.tensor([[0.6, 0.3]]))

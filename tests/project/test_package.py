@@ -1,4 +1,4 @@
-"""Promises of the package as a whole: its version, what it ships, its examples, and how light its import is."""
+"""Promises of the package as a whole: its version, its contents, its examples, and a light import."""
 
 import doctest
 import importlib
@@ -70,7 +70,7 @@ def test_examples_in_docstrings_run(module, tmp_path, monkeypatch):
 
 
 def test_importing_the_package_is_light():
-    """What takes a second to import comes when it is first needed."""
+    """Packages that take a second to import are imported when they are first used."""
     script = "import sys, celldial; print(*{'sklearn', 'pyro', 'matplotlib', 'scanpy', 'numba'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == ""

@@ -64,12 +64,12 @@ def test_columns_as_targets(values: Any, groups: Any, expected: Any, description
         ([1.0, np.inf], None, ValueError, ["'key'", "'c1'"]),
     ],
 )
-def test_columns_that_are_no_targets(values: Any, groups: Any, error: type[Exception], facts: list[Any]) -> None:
+def test_columns_that_cannot_be_targets(values: Any, groups: Any, error: type[Exception], facts: list[Any]) -> None:
     with raises(error, naming=facts):
         axis_targets.obs_target(column(values), "key", groups)
 
 
-def test_groups_are_looked_for_in_all_columns_of_text() -> None:
+def test_groups_are_searched_in_all_text_columns() -> None:
     obs = pd.DataFrame({"a": list("xyz"), "b": pd.Categorical(list("xxw")), "c": [1, 2, 3], "d": list("wzz")})
     assert axis_targets.find_groups(obs, ("x", "y")) == "a"
     assert axis_targets.find_groups(obs, ("w", "x")) == "b"
@@ -86,7 +86,7 @@ def test_groups_are_looked_for_in_all_columns_of_text() -> None:
     )
 
 
-def test_genes_are_found_by_name_and_else_without_regard_to_case() -> None:
+def test_genes_are_matched_by_name_then_ignoring_case() -> None:
     names = ["Isg15", "ISG15", "Mx1", "Cd3d"]
     found = axis_targets.resolve_feature_lists({"up": ["ISG15", "MX1"], "down": ("cd3d",)}, names, "genes")
     assert {side: list(positions) for side, positions in found.items()} == {"up": [1, 2], "down": [3]}
@@ -112,7 +112,7 @@ def test_genes_are_found_by_name_and_else_without_regard_to_case() -> None:
         ({}, TypeError, ["{}", "dict"]),
     ],
 )
-def test_lists_of_genes_that_make_no_sense(genes: Any, error: type[Exception], facts: list[Any]) -> None:
+def test_invalid_lists_of_genes(genes: Any, error: type[Exception], facts: list[Any]) -> None:
     with raises(error, naming=facts):
         axis_targets.resolve_feature_lists(genes, ["g0", "g1", "g2"], "genes")
 

@@ -36,15 +36,13 @@ def test_cells_are_found_by_name_and_by_group(adata: AnnData) -> None:
         ({"batch": "b0", "age": -1.0}, KeyError, ["age", -1.0]),
     ],
 )
-def test_cells_that_are_not_there(
-    model_3d: VAE, adata: AnnData, at: Any, error: type[Exception], facts: list[Any]
-) -> None:
+def test_unknown_cells(model_3d: VAE, adata: AnnData, at: Any, error: type[Exception], facts: list[Any]) -> None:
     with raises(error, naming=facts):
         model_3d.latent_traverse(adata, at=at)
     assert not adata.uns
 
 
-def test_groups_without_a_cell_in_common(adata: AnnData) -> None:
+def test_groups_without_common_cells(adata: AnnData) -> None:
     with raises(ValueError, naming=["batch: b0", "name: c1"]):
         cell_selection.select_cells(adata.obs.assign(name=adata.obs_names), {"batch": "b0", "name": "c1"})
 

@@ -32,7 +32,7 @@ def test_denoised_expression_is_a_table_of_cells_and_genes(conditional: VAE, ada
     np.testing.assert_allclose(conditional.denoise(adata, library_size=10).to_numpy() * 1e3, table, rtol=1e-5)
 
 
-def test_denoised_genes_are_columns_of_the_whole(conditional: VAE, adata: AnnData) -> None:
+def test_denoised_genes_are_columns_of_the_full_table(conditional: VAE, adata: AnnData) -> None:
     whole = conditional.denoise(adata)
     genes = ["g7", "g0", "g19"]
     pd.testing.assert_frame_equal(conditional.denoise(adata, features=genes), whole[genes])
@@ -48,7 +48,7 @@ def test_denoised_expression_is_near_the_mean_of_the_data(adata: AnnData) -> Non
     assert np.corrcoef(np.log(found_f), np.log(share_f))[0, 1] > 0.95
 
 
-def test_denoised_expression_is_written_where_it_fits(conditional: VAE, adata: AnnData, tmp_path: Any) -> None:
+def test_denoised_expression_is_written_to_layers_or_obsm(conditional: VAE, adata: AnnData, tmp_path: Any) -> None:
     before = adata.copy()
     table = conditional.denoise(adata, key_added="denoised")
     np.testing.assert_array_equal(adata.layers["denoised"], table)
@@ -69,7 +69,7 @@ def test_denoised_expression_of_features_in_another_order_is_a_table(conditional
 
 
 @pytest.mark.parametrize("genes", [None, ["g3", "g1"]])
-def test_what_is_returned_is_apart_from_what_is_written(conditional: VAE, adata: AnnData, genes: Any) -> None:
+def test_returned_and_written_tables_are_separate(conditional: VAE, adata: AnnData, genes: Any) -> None:
     table = conditional.denoise(adata, features=genes, key_added="denoised")
     expected = table.copy()
     table.iloc[:, :] = -1
@@ -77,7 +77,7 @@ def test_what_is_returned_is_apart_from_what_is_written(conditional: VAE, adata:
     np.testing.assert_array_equal(written, expected)
 
 
-def test_decoding_the_posterior_mean_is_denoising(conditional: VAE, adata: AnnData) -> None:
+def test_decoding_the_posterior_mean_equals_denoising(conditional: VAE, adata: AnnData) -> None:
     expected = conditional.denoise(adata)
     decoded = conditional.decode(conditional.transform(adata), adata.obs)
     assert decoded.dtype == np.float32
@@ -86,7 +86,7 @@ def test_decoding_the_posterior_mean_is_denoising(conditional: VAE, adata: AnnDa
     np.testing.assert_array_equal(conditional.decode(conditional.transform(adata), values), expected)
 
 
-def test_transform_batch_decodes_as_if_all_cells_were_of_it(conditional: VAE, adata: AnnData) -> None:
+def test_transform_batch_decodes_all_cells_in_one_batch(conditional: VAE, adata: AnnData) -> None:
     as_b1 = conditional.denoise(adata, transform_batch="b1")
     pd.testing.assert_frame_equal(conditional.denoise(adata, transform_batch={"batch": "b1"}), as_b1)
     # The latent states are those of the cells as they are.
@@ -180,7 +180,7 @@ def test_imputing_named_features(bimodal: VAE, multiome: AnnData) -> None:
     assert list(adata.obsm["imputed_atac"]) == ["p7"]
 
 
-def test_imputing_named_features_makes_no_table_of_all(
+def test_imputing_named_features_decodes_only_them(
     bimodal: VAE, multiome: AnnData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adata, decoded, given = multiome.copy(), [], []
@@ -206,7 +206,7 @@ def test_imputing_named_features_makes_no_table_of_all(
 
 
 @pytest.mark.parametrize(("key", "value"), [("batch", "b1"), ("donor", "y"), ("age", 25.0)])
-def test_imputing_as_if_cells_were_others(bimodal: VAE, multiome: AnnData, key: str, value: Any) -> None:
+def test_imputing_with_other_covariates(bimodal: VAE, multiome: AnnData, key: str, value: Any) -> None:
     adata = multiome.copy()
     as_is = bimodal.impute(adata, "atac", from_="rna")
     changed = bimodal.impute(adata, "atac", from_="rna", transform_batch={key: value})
@@ -221,7 +221,7 @@ def test_imputing_as_if_cells_were_others(bimodal: VAE, multiome: AnnData, key: 
     assert list(adata.obs[key]) == list(multiome.obs[key])
 
 
-def test_cells_that_lack_what_is_predicted_from_are_named(trimodal: VAE) -> None:
+def test_cells_without_the_source_modality_are_named(trimodal: VAE) -> None:
     adata = simulate_mosaic()
     facts = [10, 60, "rna", "'c3'"]
     with warns(naming=facts):
@@ -262,14 +262,12 @@ def test_wrong_arguments_of_impute_are_named(case: str, bimodal: VAE, multiome: 
     assert not list(tmp_path.iterdir())
 
 
-def test_batch_needs_a_batch(trimodal: VAE) -> None:
+def test_impute_needs_a_batch_key_for_transform_batch(trimodal: VAE) -> None:
     with raises(ValueError, naming=["batch_key"]):
         trimodal.impute(simulate_modalities(), "atac", transform_batch="b0")
 
 
-def test_a_large_table_is_made_only_where_asked_for(
-    bimodal: VAE, multiome: AnnData, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_dense_table_needs_dense(bimodal: VAE, multiome: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
     adata = multiome.copy()
     monkeypatch.setattr(celldial.tl.expression, "MAX_ENTRIES", 60 * 30 - 1)
     with raises(ValueError, naming=[60, 30, "features", "impute_to_file", "dense=True"]):
@@ -280,7 +278,7 @@ def test_a_large_table_is_made_only_where_asked_for(
 
 
 @pytest.mark.parametrize("features", [None, ["p7", "p0"]])
-def test_imputing_to_a_file_is_imputing(
+def test_imputing_to_a_file_equals_imputing(
     bimodal: VAE, multiome: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, features: Any
 ) -> None:
     adata, path = multiome.copy(), tmp_path / "imputed.h5ad"
@@ -304,7 +302,7 @@ def test_imputing_to_a_file_is_imputing(
 
 
 @pytest.mark.parametrize("there_before", [False, True])
-def test_a_file_is_written_whole_or_not_at_all(
+def test_a_file_is_written_completely_or_not_at_all(
     bimodal: VAE, multiome: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there_before: bool
 ) -> None:
     path = tmp_path / "imputed.h5ad"
@@ -324,7 +322,7 @@ def test_a_file_is_written_whole_or_not_at_all(
     assert not there_before or path.read_bytes() == b"old"
 
 
-def test_a_file_of_cells_that_cannot_be_written(bimodal: VAE, multiome: AnnData, tmp_path: Path) -> None:
+def test_cells_that_cannot_be_written_to_a_file(bimodal: VAE, multiome: AnnData, tmp_path: Path) -> None:
     adata = multiome.copy()
     adata.obs["mixed"] = [1, "a"] * 30
     with pytest.raises(TypeError):
@@ -352,7 +350,7 @@ def test_denoising_a_modality(bimodal: VAE, multiome: AnnData, tmp_path: Path) -
     pd.testing.assert_frame_equal(read_h5ad(tmp_path / "cells.h5ad").obsm["open"], table)
 
 
-def test_denoising_what_cells_lack(bimodal: VAE) -> None:
+def test_denoising_a_missing_modality(bimodal: VAE) -> None:
     adata = simulate_mosaic("rna", "atac")
     lacks_c = every_sixth_cell("rna", "atac")["atac"]
     table = bimodal.denoise(adata, modality="atac")

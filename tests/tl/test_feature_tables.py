@@ -1,4 +1,4 @@
-"""Topics and loadings: the tables against what the decoder computes, and credible intervals against a known truth."""
+"""Topics and loadings: the tables against the decoder, and credible intervals against a known truth."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ import torch
 from anndata import AnnData
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import sparse, stats
+from scipy import stats
 
 from celldial import VAE
 from celldial.tl.feature_tables import MAX_COMBINATIONS, balanced_combinations
 from helpers.raises import raises
-from helpers.simulate import COVARIATES, simulate, simulate_two
+from helpers.simulate import COVARIATES, simulate, simulate_linear, simulate_two
 
 DECODER_KINDS = ["network", "additive", "linear"]
 
@@ -24,7 +24,7 @@ def fit(adata: AnnData, n_latent: int = 3, **parameters: Any) -> VAE:
 
 
 def wide(table: pd.DataFrame, rows: str, values: str, model: VAE) -> np.ndarray:
-    """Give one column of numbers as a matrix of coordinates × features, the features in the model's order."""
+    """Return one column as a matrix of coordinates × features, with the features in the order of the model."""
     return table.pivot(index=rows, columns="feature", values=values)[list(model.feature_names_)].to_numpy()
 
 
@@ -36,8 +36,8 @@ def of_topics(request: pytest.FixtureRequest) -> VAE:
     return fit(simulate_two(), latent="logistic_normal", decoder=request.param, **COVARIATES)
 
 
-def test_topics_are_pure_cells_decoded(of_topics: VAE) -> None:
-    """Share of what is counted; averaged over batches and donors, all combinations alike, at the mean age."""
+def test_topics_are_decoded_pure_states(of_topics: VAE) -> None:
+    """Shares of counts, averaged over all combinations of batches and donors with equal weights, at the mean age."""
     table = of_topics.topics()
     assert list(table.columns) == ["topic", "modality", "feature", "share", "log2_lift", "rank"]
     assert len(table) == 3 * 50
@@ -53,7 +53,7 @@ def test_topics_are_pure_cells_decoded(of_topics: VAE) -> None:
     np.testing.assert_allclose(lift_zf, np.log2(share_zf / share_zf.mean(0)), rtol=1e-6, atol=1e-9)
 
 
-def test_shares_of_peaks_tell_how_probable_they_are(of_topics: VAE) -> None:
+def test_shares_of_peaks_are_probabilities(of_topics: VAE) -> None:
     given = {"batch": "b1", "donor": "z", "age": 33.0}
     table = of_topics.topics(covariates=given).query("modality == 'atac'")
     share_zf = table.pivot(index="topic", columns="feature", values="share")[
@@ -67,7 +67,7 @@ def test_shares_of_peaks_tell_how_probable_they_are(of_topics: VAE) -> None:
     )
 
 
-def test_features_are_ranked_by_what_they_tell_of_a_topic(of_topics: VAE) -> None:
+def test_features_are_ranked_by_their_information_about_a_topic(of_topics: VAE) -> None:
     table = of_topics.topics()
     for _, part in table.groupby(["topic", "modality"], sort=False):
         assert list(part["rank"]) == list(range(len(part)))
@@ -91,7 +91,7 @@ def test_features_are_ranked_by_what_they_tell_of_a_topic(of_topics: VAE) -> Non
         ({"n_features": 0}, ValueError, ["n_features", 0]),
     ],
 )
-def test_what_cannot_be_asked_of_topics(
+def test_invalid_arguments_of_topics(
     of_topics: VAE, arguments: dict[str, Any], error: type[Exception], facts: list[Any]
 ) -> None:
     with raises(error, naming=facts):
@@ -99,7 +99,7 @@ def test_what_cannot_be_asked_of_topics(
 
 
 @given(st.lists(st.integers(1, 8), min_size=1, max_size=3))
-def test_each_category_has_as_many_turns_as_the_others(sizes: list[int]) -> None:
+def test_each_category_is_combined_equally_often(sizes: list[int]) -> None:
     turns = balanced_combinations({str(k): [str(n) for n in range(size)] for k, size in enumerate(sizes)})
     assert len({len(names) for names in turns.values()}) == 1
     for size, names in zip(sizes, turns.values(), strict=True):
@@ -108,7 +108,7 @@ def test_each_category_has_as_many_turns_as_the_others(sizes: list[int]) -> None
         assert len(set(counts)) == 1
 
 
-def test_turns_end_where_there_are_very_many_categories() -> None:
+def test_the_number_of_combinations_is_bounded() -> None:
     turns = balanced_combinations({"batch": list(map(str, range(97))), "donor": list(map(str, range(101)))})
     assert len(turns["batch"]) == MAX_COMBINATIONS
     assert balanced_combinations({}) == {}
@@ -123,7 +123,7 @@ def linear(request: pytest.FixtureRequest) -> VAE:
 
 
 def test_loadings_are_changes_of_the_log_share(linear: VAE) -> None:
-    """Between two states that are a unit of one coordinate apart, up to what all features have in common."""
+    """Between two states one unit of a coordinate apart, up to a constant of all features."""
     table = linear.loadings()
     columns = ["coordinate", "modality", "feature", "loading", "standard_deviation", "lower", "upper", "lfsr", "rank"]
     assert list(table.columns) == columns
@@ -138,7 +138,7 @@ def test_loadings_are_changes_of_the_log_share(linear: VAE) -> None:
         assert loading_f.sum() == pytest.approx(0, abs=1e-5)
 
 
-def test_intervals_and_false_sign_rates_are_those_of_normal_posteriors(linear: VAE) -> None:
+def test_intervals_and_false_sign_rates_follow_normal_posteriors(linear: VAE) -> None:
     table = linear.loadings()
     low, high = stats.norm.interval(0.9, table["loading"], table["standard_deviation"])
     np.testing.assert_allclose(table["lower"], low, rtol=1e-5, atol=1e-9)
@@ -152,8 +152,8 @@ def test_intervals_and_false_sign_rates_are_those_of_normal_posteriors(linear: V
     pd.testing.assert_frame_equal(linear.loadings(1), table.query("rank < 1").reset_index(drop=True))
 
 
-def test_without_knowledge_of_the_loadings_there_are_no_intervals() -> None:
-    """As where a modality was never measured."""
+def test_without_a_posterior_of_loadings_there_are_no_intervals() -> None:
+    """As for a modality that was never measured."""
     model = fit(simulate(), decoder="linear")
     known, model.module_.modalities["rna"].loadings = model.module_.modalities["rna"].loadings, None
     table = model.loadings()
@@ -162,7 +162,7 @@ def test_without_knowledge_of_the_loadings_there_are_no_intervals() -> None:
     model.module_.modalities["rna"].loadings = known
 
 
-def test_loadings_of_topics_are_of_topics() -> None:
+def test_loadings_of_topics_are_named_by_topic() -> None:
     model = fit(simulate(), decoder="linear", latent="logistic_normal")
     assert set(model.loadings()["coordinate"]) == {"topic_0", "topic_1", "topic_2"}
     # From one pure topic to another.
@@ -173,7 +173,7 @@ def test_loadings_of_topics_are_of_topics() -> None:
 
 
 @pytest.mark.parametrize("method", ["topics", "loadings"])
-def test_other_models_have_neither(method: str) -> None:
+def test_other_models_have_neither_topics_nor_loadings(method: str) -> None:
     model = fit(simulate())
     facts = {"topics": ["latent", "'gaussian'"], "loadings": ["decoder", "'network'"]}
     with raises(ValueError, naming=facts[method]):
@@ -182,26 +182,11 @@ def test_other_models_have_neither(method: str) -> None:
 
 # --- Calibration ------------------------------------------------------------------------------------------------------
 
-N_GENES = 300
-
-
-def simulate_linear(n_cells: int, dispersed: bool) -> tuple[AnnData, np.ndarray, np.ndarray]:
-    """Draw counts from a model with one coordinate and a linear decoder; also what the coordinate and loadings were."""
-    random = np.random.default_rng(0)
-    loading_f, level_f = random.normal(0, 0.5, N_GENES), random.normal(0, 1, N_GENES)
-    z_c = stats.zscore(random.normal(size=n_cells))
-    rate_cf = np.exp(level_f + np.outer(z_c, loading_f))
-    library_c1 = random.lognormal(np.log(N_GENES), 0.3, (n_cells, 1))
-    mu_cf = library_c1 * rate_cf / rate_cf.sum(1, keepdims=True)
-    x_cf = random.poisson(mu_cf * random.gamma(5, 1 / 5, mu_cf.shape) if dispersed else mu_cf)
-    var = pd.DataFrame(index=[f"g{gene}" for gene in range(N_GENES)])
-    return AnnData(sparse.csr_matrix(x_cf, dtype=np.float32), var=var), z_c, loading_f - loading_f.mean()
-
 
 @pytest.mark.parametrize("dispersed", [False, True])
 @pytest.mark.parametrize("bayesian", [False, True], ids=["laplace", "bayesian"])
 def test_intervals_cover_the_truth(bayesian: bool, dispersed: bool) -> None:
-    """Up to sign and scale of the coordinate, which the loadings of all genes together tell; and narrower with cells.
+    """Up to sign and scale of the coordinate; and intervals are narrower with more cells.
 
     The scale is found by regression on the truth, which takes one degree of freedom of 300.
     """
@@ -220,5 +205,5 @@ def test_intervals_cover_the_truth(bayesian: bool, dispersed: bool) -> None:
         wrong_f = np.sign(table["loading"]) != np.sign(scaled_f)
         assert wrong_f.mean() == pytest.approx(table["lfsr"].mean(), abs=0.02)
         deviation.append(table["standard_deviation"].median())
-    # By the root of 3 at best; what the prior tells is the same in both.
+    # At best by the square root of 3; the prior is the same in both.
     assert 1.3 < deviation[0] / deviation[1] < 2.2

@@ -35,7 +35,7 @@ def states(n_cells: int = 200, n_latent: int = 3, seed: int = 0) -> np.ndarray:
 
 
 @given(seed=st.integers(0, 1000), n_first=st.integers(5, 35))
-def test_of_two_groups_the_axis_goes_from_mean_to_mean(seed: int, n_first: int) -> None:
+def test_the_axis_of_two_groups_connects_their_means(seed: int, n_first: int) -> None:
     z_cz, group_c = states(40, seed=seed), np.repeat([0.0, 1.0], [n_first, 40 - n_first])
     axis = find(z_cz, group_c, n=1)
     first_z, second_z = z_cz[group_c == 0].mean(0), z_cz[group_c == 1].mean(0)
@@ -50,7 +50,7 @@ def test_of_two_groups_the_axis_goes_from_mean_to_mean(seed: int, n_first: int) 
     )
 
 
-def test_a_linear_target_is_found_with_its_strength() -> None:
+def test_a_linear_target_is_recovered_with_its_strength() -> None:
     z_cz = states(5000)
     slope_z = np.array([1.0, -2.0, 0.5])
     told_c = z_cz @ slope_z
@@ -63,7 +63,7 @@ def test_a_linear_target_is_found_with_its_strength() -> None:
     np.testing.assert_allclose(exact.score(z_cz), told_c, atol=0.1 * told_c.std())
 
 
-def test_the_direction_is_the_way_of_the_cells_and_the_filter_is_not() -> None:
+def test_the_direction_follows_the_cells_and_the_filter_does_not() -> None:
     """The example of Haufe et al.: a coordinate that holds only noise helps to subtract it, but no cell moves along."""
     random = np.random.default_rng(0)
     group_c, noise_c = np.repeat([0.0, 1.0], 2000), random.normal(0, 2, 4000)
@@ -73,7 +73,7 @@ def test_the_direction_is_the_way_of_the_cells_and_the_filter_is_not() -> None:
     assert axis.strength > 0.9
 
 
-def test_of_a_random_target_strength_is_nothing_and_the_p_value_anything() -> None:
+def test_a_random_target_has_no_strength_and_uniform_p_values() -> None:
     random = np.random.default_rng(0)
     z_cz, batch_c = states(60), np.arange(60) % 3
     found = [find(z_cz, random.normal(size=60) + 5 * batch_c, batch_c, seed=seed) for seed in range(200)]
@@ -85,7 +85,7 @@ def test_of_a_random_target_strength_is_nothing_and_the_p_value_anything() -> No
     assert p_value.min() >= 0.01
 
 
-def test_differences_between_batches_are_no_axis() -> None:
+def test_batch_differences_do_not_make_an_axis() -> None:
     """States and target both differ between batches, and within none have they to do with each other."""
     random = np.random.default_rng(0)
     batch_c = random.integers(0, 3, 900)
@@ -98,7 +98,7 @@ def test_differences_between_batches_are_no_axis() -> None:
 
 
 @given(seed=st.integers(0, 1000), shift=st.integers(-20, 20))
-def test_shifts_of_batches_and_the_order_of_cells_make_no_difference(seed: int, shift: int) -> None:
+def test_batch_shifts_and_cell_order_do_not_matter(seed: int, shift: int) -> None:
     random = np.random.default_rng(seed)
     z_cz, batch_c = states(50, seed=seed), random.integers(0, 2, 50)
     target_c = z_cz[:, 0] + random.normal(size=50)
@@ -112,7 +112,7 @@ def test_shifts_of_batches_and_the_order_of_cells_make_no_difference(seed: int, 
         assert same.strength == pytest.approx(axis.strength, abs=1e-6)
 
 
-def test_cells_without_a_target_take_no_part_but_have_a_place_among_the_scores() -> None:
+def test_cells_without_a_target_are_scored_but_not_fitted() -> None:
     z_cz, target_c = states(100), np.random.default_rng(1).normal(size=100)
     without_c = np.where(np.arange(100) < 30, np.nan, target_c)
     axis, of_rest = find(z_cz, without_c), find(z_cz[30:], target_c[30:])
@@ -121,22 +121,24 @@ def test_cells_without_a_target_take_no_part_but_have_a_place_among_the_scores()
     np.testing.assert_allclose(axis.quantiles[2], np.median(axis.score(z_cz)), rtol=1e-3)
 
 
-def test_collapsed_coordinates_neither_fail_nor_count() -> None:
+def test_collapsed_coordinates_are_ignored() -> None:
     z_cz, group_c = states(100), np.repeat([0.0, 1.0], 50)
-    z_cz[:, 1] = 1e-5 * (group_c + np.random.default_rng(0).normal(0, 0.1, 100))  # tells, but is as good as nothing
+    z_cz[:, 1] = 1e-5 * (
+        group_c + np.random.default_rng(0).normal(0, 0.1, 100)
+    )  # informative, but its variance is negligible
     assert abs(find(z_cz, group_c).filter_z[1]) < 1
     flat = find(np.zeros((100, 2), dtype=np.float32), group_c)
     np.testing.assert_array_equal(flat.score(z_cz), 0)
     assert (flat.strength, flat.p_value) == (0, 1)
 
 
-def test_a_column_beyond_the_latent_coordinates_is_not_looked_at() -> None:
+def test_columns_beyond_the_latent_coordinates_are_ignored() -> None:
     z_cz = states(50)
     axis = find(z_cz, z_cz[:, 0])
     np.testing.assert_array_equal(axis.score(np.hstack([z_cz, z_cz])), axis.score(z_cz))
 
 
-def test_targets_that_give_no_axis() -> None:
+def test_targets_without_an_axis() -> None:
     group_c = np.repeat([0.0, 1.0], 10)
     with raises(ValueError, naming=["batch"], omitting=["latent"]):
         find(states(20), group_c, group_c.astype(int))
@@ -149,9 +151,7 @@ def test_targets_that_give_no_axis() -> None:
 # --- `VAE.find_axis` --------------------------------------------------------------------------------------------------
 
 
-def test_a_named_axis_is_written_with_its_scores_and_nothing_else(
-    axis_model: VAE, axis_adata: AnnData, tmp_path: Any
-) -> None:
+def test_find_axis_writes_only_the_axis_and_its_scores(axis_model: VAE, axis_adata: AnnData, tmp_path: Any) -> None:
     before = snapshot(axis_adata)
     axis = axis_model.find_axis(axis_adata, "identity", obs="type")
     assert axis.description == "type: A → B"
@@ -178,7 +178,7 @@ def test_a_named_axis_is_written_with_its_scores_and_nothing_else(
         assert type(getattr(read, key)) is type(value)
 
 
-def test_axes_stand_side_by_side_and_can_be_found_again(axis_model: VAE, axis_adata: AnnData) -> None:
+def test_several_axes_are_stored_and_replaced_by_name(axis_model: VAE, axis_adata: AnnData) -> None:
     axis_model.find_axis(axis_adata, "identity", obs="type")
     first = axis_adata.obs["identity"].copy()
     axis_model.find_axis(axis_adata, "age axis", obs="age")
@@ -188,11 +188,11 @@ def test_axes_stand_side_by_side_and_can_be_found_again(axis_model: VAE, axis_ad
     again = axis_model.find_axis(axis_adata, "identity", groups=("B", "A"))
     for key, value in vars(axis).items():
         np.testing.assert_array_equal(getattr(again, key), value)
-    axis_adata.uns["celldial"]["axes"]["identity"]["direction"][:] = 0  # what is stored is apart from what was returned
+    axis_adata.uns["celldial"]["axes"]["identity"]["direction"][:] = 0  # the stored axis is a copy
     assert again.direction_z.any()
 
 
-def test_the_batch_of_the_model_is_no_axis(axis_model: VAE, axis_adata: AnnData) -> None:
+def test_the_batch_of_the_model_cannot_be_an_axis(axis_model: VAE, axis_adata: AnnData) -> None:
     before = snapshot(axis_adata)
     with raises(ValueError, naming=["batch: b0 → b1"]):
         axis_model.find_axis(axis_adata, "batch axis", obs="batch")
@@ -214,7 +214,7 @@ def test_genes_make_an_axis_along_which_they_change(axis_model: VAE, axis_adata:
     assert change[up].min() > change.median() > change[down].max()
 
 
-def test_cells_without_counts_or_target_take_no_part(axis_model: VAE, axis_adata: AnnData) -> None:
+def test_cells_without_counts_or_target_are_ignored(axis_model: VAE, axis_adata: AnnData) -> None:
     x = axis_adata.X.toarray()
     x[:20] = 0
     emptied = AnnData(sparse.csr_matrix(x), axis_adata.obs.copy(), axis_adata.var.copy())
@@ -232,7 +232,7 @@ def test_cells_without_counts_or_target_take_no_part(axis_model: VAE, axis_adata
         )
 
 
-def test_a_loaded_model_finds_axes_in_cells_it_never_saw(axis_model: VAE, axis_adata: AnnData, tmp_path: Any) -> None:
+def test_a_loaded_model_finds_axes_in_new_cells(axis_model: VAE, axis_adata: AnnData, tmp_path: Any) -> None:
     axis_model.save(tmp_path / "a.celldial")
     new = simulate(300, 40)[:200].copy()
     axis = VAE.load(tmp_path / "a.celldial").find_axis(new, "identity", obs="type")
@@ -261,7 +261,7 @@ def test_a_loaded_model_finds_axes_in_cells_it_never_saw(axis_model: VAE, axis_a
         ("new", {"obs": "type", "n_permutations": 0}, ValueError, ["n_permutations", 0]),
     ],
 )
-def test_wishes_that_make_no_axis(
+def test_invalid_arguments_of_find_axis(
     axis_model: VAE, axis_adata: AnnData, name: Any, options: Any, error: type[Exception], facts: list[Any]
 ) -> None:
     before = snapshot(axis_adata)
@@ -270,20 +270,20 @@ def test_wishes_that_make_no_axis(
     assert_same_snapshot(axis_adata, before)
 
 
-def test_the_name_of_the_periodic_axis_is_taken(axis_model: VAE, axis_adata: AnnData) -> None:
+def test_the_name_of_the_periodic_axis_is_reserved(axis_model: VAE, axis_adata: AnnData) -> None:
     rhythmic = copy(axis_model)
     rhythmic.periodic_ = {"name": "rhythm"}
     with raises(ValueError, naming=["name", "'rhythm'"]):
         rhythmic.find_axis(axis_adata, "rhythm", obs="type")
 
 
-def test_an_axis_is_shown_in_short(axis_model: VAE, axis_adata: AnnData) -> None:
+def test_the_repr_of_an_axis_is_short(axis_model: VAE, axis_adata: AnnData) -> None:
     shown = repr(axis_model.find_axis(axis_adata, "identity", obs="type"))
     start = r"Axis\(name='identity', description='type: A → B', strength=0\.\d+, p_value=0\.001, n_permutations=999"
     assert re.fullmatch(start + r"\)", shown)
 
 
-def test_axes_of_a_model_of_another_size_are_not_mixed(axis_model: VAE, axis_adata: AnnData) -> None:
+def test_axes_of_models_of_different_sizes_do_not_mix(axis_model: VAE, axis_adata: AnnData) -> None:
     axis_model.find_axis(axis_adata, "identity", obs="type")
     other = fit(axis_adata.copy(), VAE(2, 8, **COVARIATES), max_epochs=1)
     with raises(ValueError, naming=["'identity'", 3, 2]):

@@ -37,12 +37,12 @@ def test_decode_takes_one_state_or_many(model: VAE) -> None:
         ([[0, -np.inf]], ["infinite"]),
     ],
 )
-def test_states_that_cannot_be_decoded(model: VAE, z: Any, facts: list[Any]) -> None:
+def test_invalid_states(model: VAE, z: Any, facts: list[Any]) -> None:
     with raises(ValueError, naming=facts):
         model.decode(z)
 
 
-def test_covariates_that_cannot_be_decoded(conditional: VAE, model: VAE, adata: AnnData) -> None:
+def test_invalid_covariates(conditional: VAE, model: VAE, adata: AnnData) -> None:
     z, values = np.zeros((3, 2)), {"batch": "b0", "donor": "x", "age": 30.0}
     assert conditional.decode(z, values).shape == (3, 20)
     with raises(KeyError, naming=["'batch'"]):
@@ -74,7 +74,7 @@ def test_sampled_cells_are_counts_with_the_genes_of_the_model(model: VAE, tmp_pa
     fit(cells)
 
 
-def test_sampled_latent_states_are_of_the_prior(model: VAE) -> None:
+def test_sampled_latent_states_follow_the_prior(model: VAE) -> None:
     z = model.sample(3000).obsm["z"]
     np.testing.assert_allclose(z.mean(0), 0, atol=5 / 3000**0.5)
     np.testing.assert_allclose(np.cov(z.T), np.eye(2), atol=5 * (2 / 3000) ** 0.5)
@@ -103,7 +103,7 @@ def test_sampling_is_seeded(model: VAE) -> None:
     assert (draw(seed=3) != draw(seed=4)).any()
 
 
-def test_sampling_in_parts(model: VAE, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampling_in_blocks(model: VAE, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(celldial.data.cells, "MAX_DECODE_CELLS", 7)
     cells = model.sample(30)
     assert cells.shape == (30, 20)
@@ -113,7 +113,7 @@ def test_sampling_in_parts(model: VAE, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "kind", [lambda obs: obs, lambda obs: obs.to_dict("list"), lambda obs: {key: obs[key] for key in obs}]
 )
-def test_sampled_cells_carry_their_covariates(conditional: VAE, adata: AnnData, kind: Any, tmp_path: Any) -> None:
+def test_sampled_cells_have_their_covariates(conditional: VAE, adata: AnnData, kind: Any, tmp_path: Any) -> None:
     obs = adata.obs[["batch", "donor", "age"]].iloc[10:20]
     cells = conditional.sample(10, kind(obs))
     for key in obs:
@@ -122,7 +122,7 @@ def test_sampled_cells_carry_their_covariates(conditional: VAE, adata: AnnData, 
     cells.write_h5ad(tmp_path / "cells.h5ad")
 
 
-def test_one_covariate_value_is_for_all_sampled_cells(conditional: VAE) -> None:
+def test_one_covariate_value_applies_to_all_sampled_cells(conditional: VAE) -> None:
     cells = conditional.sample(4, {"batch": "b1", "donor": "z", "age": 33})
     assert cells.obs["batch"].to_list() == ["b1"] * 4
     assert cells.obs["age"].to_list() == [33] * 4
@@ -162,7 +162,7 @@ def test_decoding_a_modality(bimodal: VAE, multiome: AnnData) -> None:
         bimodal.decode(z, values, modality="prot")
 
 
-def test_decoded_peaks_are_as_open_as_in_the_data() -> None:
+def test_decoded_peaks_match_the_mean_accessibility() -> None:
     adata = simulate_modalities("rna", "atac")
     model = fit(adata, max_epochs=20)
     found_f = model.denoise(adata, modality="atac").mean().to_numpy()
@@ -195,7 +195,7 @@ def test_sampled_cells_have_all_modalities(trimodal: VAE, tmp_path: Path) -> Non
 
 
 def test_sampled_library_sizes_are_those_of_the_cells_that_have_the_modality() -> None:
-    """Cells that lack a modality have a total of zero, which is none to draw."""
+    """The total of 0 of cells that lack a modality is not sampled."""
     adata = simulate_mosaic("rna", "atac")
     model = fit(adata, VAE(2, 8, likelihood="poisson"), validation_size=0)
     for name in ("rna", "atac"):

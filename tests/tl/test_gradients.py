@@ -64,11 +64,11 @@ def test_the_table_has_a_row_for_each_parameter_and_estimator(model: VAE, adata:
     assert (table > 0).all(axis=None)
     of_mu = table.loc["mu", "variance"]
     assert of_mu["score_function"] > of_mu["score_function + moving_average"] > of_mu["reparameterized"]
-    # Nothing has a bias, so what looks like one is chance; the root mean square is over 30 parameters.
+    # No estimator is biased, so the measured bias is chance; the root mean square is over 30 parameters.
     assert (table["bias"] < 2 * table["standard_error"]).all()
 
 
-def test_the_table_is_of_single_draws_and_of_others_for_the_reference(model: VAE, adata: AnnData) -> None:
+def test_the_reference_uses_draws_of_its_own(model: VAE, adata: AnnData) -> None:
     row = tl.compare_gradients(model, adata, "reparameterized", **FEW).loc[("sigma", "reparameterized")]
     _, cells, encoded = gradients.prepare_inputs(model, adata, None, 10, 0.3, 0)
     module = configure_module(model.module_, EstimatorConfig(Gradient()), cells, encoded, 0.3)
@@ -98,7 +98,7 @@ def test_the_table_of_a_model_with_clusters(clustered: VAE, adata: AnnData) -> N
     )
 
 
-def test_the_same_seed_gives_the_same_table_whatever_else_is_compared(model: VAE, adata: AnnData) -> None:
+def test_the_table_of_an_estimator_does_not_depend_on_the_others(model: VAE, adata: AnnData) -> None:
     weights = {name: tensor.clone() for name, tensor in model.module_.state_dict().items()}
     state = torch.get_rng_state()
     names = ["score_function + learned", "reparameterized"]
@@ -145,9 +145,7 @@ def cells_in_double(cells: Cells) -> Cells:
     return Cells(counts, sizes, cells.category_ck, cells.continuous_ck.double())
 
 
-def test_draws_come_in_blocks_and_are_as_many_as_asked_for(
-    model: VAE, adata: AnnData, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_draws_are_made_in_blocks(model: VAE, adata: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradients, "decode_block_size", lambda n_features: 40)
     _, cells, encoded = gradients.prepare_inputs(model, adata, None, 7, 0.3, 0)
     module = configure_module(model.module_, EstimatorConfig(Gradient()), cells, encoded, 0.3)
@@ -192,7 +190,7 @@ def test_a_posterior_that_is_a_flow_is_only_reparameterized(adata: AnnData) -> N
         tl.compare_gradients(model, adata, ["score_function"])
 
 
-def test_what_else_a_model_may_have(adata: AnnData) -> None:
+def test_bayesian_loadings_and_empty_cells(adata: AnnData) -> None:
     """Latent loadings are at their means; cells without counts are left out."""
     model = VAE(
         n_latent=3, decoder="linear", bayesian_loadings=True, latent="laplace", prior="mixture", batch_key="batch"
@@ -222,14 +220,14 @@ def test_one_cell_is_enough(model: VAE, adata: AnnData) -> None:
         ({"temperature": 0}, ["temperature", 0]),
     ],
 )
-def test_what_makes_no_sense_is_refused(
+def test_invalid_arguments_of_compare_gradients(
     model: VAE, adata: AnnData, arguments: dict[str, Any], facts: list[Any]
 ) -> None:
     with raises(ValueError, naming=facts):
         tl.compare_gradients(model, adata, **arguments)
 
 
-def test_sweeps_that_make_no_sense_are_refused(model: VAE, adata: AnnData) -> None:
+def test_invalid_arguments_of_sweep_gradients(model: VAE, adata: AnnData) -> None:
     with raises(ValueError, naming=["n_samples", 20, 32]):
         tl.sweep_gradients(model, adata, n_averaged=[16], n_samples=20)
     with raises(ValueError, naming=["n_averaged", 0.5]):
@@ -239,7 +237,7 @@ def test_sweeps_that_make_no_sense_are_refused(model: VAE, adata: AnnData) -> No
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # no gene follows the cell cycle
-def test_a_model_that_is_not_fitted_or_periodic_is_refused(adata: AnnData) -> None:
+def test_unfitted_and_periodic_models_are_errors(adata: AnnData) -> None:
     with raises(NotFittedError, naming=["fit"]):
         tl.compare_gradients(VAE(), adata)
     periodic = VAE(n_latent=3, n_hidden=8, periodic=True).fit(adata.copy(), max_epochs=1, progress=False)

@@ -23,7 +23,7 @@ def test_decoding_another_condition_gives_the_known_response(response: AnnData, 
     pd.testing.assert_frame_equal(model.denoise(control), as_is)
     stimulated = model.denoise(control, transform_batch={"condition": "stimulated"})
     change_f = np.log2(stimulated.mean() / as_is.mean())
-    # Relative to all other genes, whose shares make room for the response.
+    # Relative to all other genes: shares sum to one.
     change_f -= change_f[2:].median()
     assert change_f["g0"] == pytest.approx(RESPONSE, abs=0.5)
     assert change_f["g1"] == pytest.approx(-RESPONSE, abs=0.7)

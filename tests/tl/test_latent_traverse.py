@@ -1,4 +1,4 @@
-"""`latent_traverse` as its users call it: what it returns and stores, its intervals, and its coverage."""
+"""`latent_traverse`: its results, its intervals and their coverage."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_a_traversal_shows_all_modalities(trimodal: VAE, tmp_path: Path) -> None
     assert path.X[:, 20:50].max() < 1
     np.testing.assert_allclose(path.X[:, :20].sum(1), 1e4, rtol=1e-4)
     np.testing.assert_allclose(path.X[:, 50:].sum(1), 1e4, rtol=1e-4)
-    # A library size is one of counts, and says nothing of probabilities.
+    # A library size scales counts, and does not affect probabilities.
     other = trimodal.latent_traverse(adata.copy(), 1, n_steps=7, library_size=10)
     np.testing.assert_array_equal(other.X[:, 20:50], path.X[:, 20:50])
     np.testing.assert_allclose(other.X[:, :20] * 1e3, path.X[:, :20], rtol=1e-4)
@@ -44,8 +44,8 @@ def test_a_traversal_shows_all_modalities(trimodal: VAE, tmp_path: Path) -> None
     plt.close("all")
 
 
-def test_a_traversal_is_that_of_each_modality(bimodal: VAE, multiome: AnnData) -> None:
-    """What it decodes is what `decode` gives for the cells, whose draws are the same whatever is decoded."""
+def test_a_traversal_combines_those_of_each_modality(bimodal: VAE, multiome: AnnData) -> None:
+    """The decoded means equal those of `decode`; samples of latent states do not depend on the modality."""
     adata = multiome.copy()
     path = bimodal.latent_traverse(adata, 0, n_steps=3, at=multiome.obs_names[0], n_samples=2000)
     for name in ("rna", "atac"):
@@ -78,7 +78,7 @@ def test_a_traversal_has_a_row_a_step_and_a_column_a_feature(model_3d: VAE, adat
     assert (np.diff(path.obs["position"]) > 0).all()
     np.testing.assert_allclose(path.X.sum(1), 1e4, rtol=1e-4)
     np.testing.assert_allclose(path.layers["log2_fold_change"], np.log2(path.X / path.X[0]), atol=1e-5)
-    # Kept beside what was there, and nothing else is touched.
+    # Other traversals are kept, and nothing else is changed.
     assert adata.uns["latent_traverse"]["mine"] == {"note": "kept"}
     assert list(adata.uns) == ["latent_traverse", "celldial"]
     assert adata.uns["celldial"] == {"written": {"latent_traverse": {"axis_0": model_3d.fingerprint_}}}
@@ -99,7 +99,7 @@ def test_a_named_axis_moves_the_score(model_3d: VAE, adata: AnnData) -> None:
     assert (path.uns["kind"], path.uns["axis"]) == ("direction", "response")
 
 
-def test_an_axis_by_chance_is_warned_of(model_3d: VAE, adata: AnnData) -> None:
+def test_an_axis_no_better_than_chance_is_a_warning(model_3d: VAE, adata: AnnData) -> None:
     cells = with_axis(adata)
     cells.uns["celldial"]["axes"]["response"] = {**AXIS, "p_value": 0.3}
     with warns(naming=["'response'", "p = 0.3"]) as told:
@@ -132,34 +132,34 @@ def test_a_path_between_two_cells_has_their_expression_at_its_ends(model_3d: VAE
     assert list(adata.uns["latent_traverse"]) == ["c0 to c6"]
 
 
-def test_one_cell_is_drawn_often(model_3d: VAE, adata: AnnData) -> None:
+def test_one_cell_is_sampled_repeatedly(model_3d: VAE, adata: AnnData) -> None:
     path = model_3d.latent_traverse(adata, 0, at="c3", n_steps=3)
     assert (path.uns["at"], path.uns["n_cells"], path.uns["n_samples"]) == ("cell c3", 1, 64)
     others = [1, 2]
     np.testing.assert_allclose(path.uns["path"][0, others], model_3d.transform(adata)[3, others], atol=0.5)
 
 
-def test_a_group_is_moved_by_itself(model_3d: VAE, adata: AnnData) -> None:
+def test_a_group_is_traversed_alone(model_3d: VAE, adata: AnnData) -> None:
     path = model_3d.latent_traverse(adata, 0, at={"type": "B"}, n_steps=3, n_cells=1000)
     n_cells = int((adata.obs["type"] == "B").sum())
     assert path.uns["at"] == f"{n_cells} of type: B"
-    # The span stays that of all cells.
+    # The span is still that of all cells.
     everything = model_3d.latent_traverse(adata, 0, n_steps=3)
     np.testing.assert_array_equal(path.obs["position"], everything.obs["position"])
 
 
-def test_covariates_are_those_asked_for(model_3d: VAE, adata: AnnData) -> None:
+def test_covariates_are_set_by_transform_batch(model_3d: VAE, adata: AnnData) -> None:
     asked = model_3d.latent_traverse(adata, 0, at="c3", n_steps=3, transform_batch={"batch": "b0", "donor": "x"})
     own = model_3d.latent_traverse(adata, 0, at="c3", n_steps=3)
     assert not np.allclose(asked.X, own.X, rtol=1e-3)
-    # The encoder hears the cell's own all the same.
+    # The encoder still uses the covariates of the cells.
     np.testing.assert_array_equal(asked.uns["path"], own.uns["path"])
     same = model_3d.latent_traverse(adata, 0, at="c3", n_steps=3, transform_batch={"batch": adata.obs["batch"]["c3"]})
     np.testing.assert_array_equal(same.X, own.X)
     assert same.uns["covariates"] == {"batch": adata.obs["batch"]["c3"]}
 
 
-def test_the_band_holds_the_mean_and_grows_with_what_is_not_known(model_3d: VAE, adata: AnnData) -> None:
+def test_the_band_contains_the_mean_and_grows_with_uncertainty(model_3d: VAE, adata: AnnData) -> None:
     path = model_3d.latent_traverse(adata, 0, n_steps=5, n_cells=60)
     assert ((path.layers["lower"] < path.X) & (path.X < path.layers["upper"])).all()
     of_one = model_3d.latent_traverse(adata, 0, n_steps=5, at="c3")
@@ -183,7 +183,7 @@ def test_features_have_effects_false_sign_rates_and_ranks(bimodal_3d: VAE) -> No
     assert path.layers["upper"][:, 20:].max() <= 1
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_others(model_3d: VAE, adata: AnnData) -> None:
+def test_traversals_are_reproducible_by_seed(model_3d: VAE, adata: AnnData) -> None:
     paths = [model_3d.latent_traverse(adata, 0, n_steps=3, n_cells=10, seed=seed) for seed in (0, 0, 1)]
     for layer in ("mean", "lower", "upper"):
         np.testing.assert_array_equal(paths[0].layers[layer], paths[1].layers[layer])
@@ -213,14 +213,14 @@ def test_cells_are_read_block_by_block(model_3d: VAE, adata: AnnData, monkeypatc
     assert sorted(sizes) == [6, 7, 7, 20]
 
 
-def test_a_warning_about_features_comes_once(model_3d: VAE, adata: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warning_about_features_is_given_once(model_3d: VAE, adata: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moved_cells, "BLOCK_CELLS", 7)
     with warns(naming=[19, 20]) as caught:
         model_3d.latent_traverse(adata[:, :19].copy(), 0, n_steps=2)
     assert len(caught) == 1
 
 
-def test_what_is_stored_survives_a_file(bimodal_3d: VAE, tmp_path: Path) -> None:
+def test_stored_traversals_survive_a_file(bimodal_3d: VAE, tmp_path: Path) -> None:
     adata = with_axis(simulate_two())
     returned = {
         "axis_0": bimodal_3d.latent_traverse(adata, 0, n_steps=3),
@@ -253,7 +253,7 @@ def test_what_is_stored_survives_a_file(bimodal_3d: VAE, tmp_path: Path) -> None
     assert [back[name]["kind"] for name in returned] == ["coordinate", "direction", "path", "coordinate"]
 
 
-def test_what_is_returned_is_apart_from_what_is_stored(model_3d: VAE, adata: AnnData) -> None:
+def test_returned_and_stored_traversals_are_separate(model_3d: VAE, adata: AnnData) -> None:
     path = model_3d.latent_traverse(adata, 0, n_steps=3)
     stored = adata.uns["latent_traverse"]["axis_0"]
     before = {key: stored[key].copy() for key in ("mean", "lower", "path", "rank", "position")}
@@ -267,7 +267,7 @@ def test_what_is_returned_is_apart_from_what_is_stored(model_3d: VAE, adata: Ann
         np.testing.assert_array_equal(stored[key], values)
 
 
-def test_cells_without_counts_are_no_start(model_3d: VAE, adata: AnnData) -> None:
+def test_cells_without_counts_are_not_traversed(model_3d: VAE, adata: AnnData) -> None:
     x = adata.X.toarray()
     x[[0, 3]] = 0
     adata.X = sparse.csr_matrix(x)
@@ -282,7 +282,7 @@ def test_cells_without_counts_are_no_start(model_3d: VAE, adata: AnnData) -> Non
 # --- Loadings in a model's file ---------------------------------------------------------------------------------------
 
 
-def test_how_sure_the_loadings_are_is_saved(model_3d: VAE, adata: AnnData, tmp_path: Path) -> None:
+def test_the_posterior_of_loadings_is_saved(model_3d: VAE, adata: AnnData, tmp_path: Path) -> None:
     model_3d.save(tmp_path / "model.celldial")
     expected = model_3d.latent_traverse(adata, 0, n_steps=3)
     found = VAE.load(tmp_path / "model.celldial").latent_traverse(adata, 0, n_steps=3)
@@ -290,7 +290,7 @@ def test_how_sure_the_loadings_are_is_saved(model_3d: VAE, adata: AnnData, tmp_p
         np.testing.assert_array_equal(found.layers[layer], expected.layers[layer])
 
 
-def test_an_earlier_file_gives_intervals_of_the_states_alone(model_3d: VAE, adata: AnnData) -> None:
+def test_without_a_posterior_of_loadings_intervals_are_narrower(model_3d: VAE, adata: AnnData) -> None:
     expected = model_3d.latent_traverse(adata, 0, n_steps=3)
     with (
         without_loadings(model_3d),
@@ -302,7 +302,7 @@ def test_an_earlier_file_gives_intervals_of_the_states_alone(model_3d: VAE, adat
     assert (found.layers["upper"] > found.X).all()
 
 
-def test_going_on_fitting_measures_anew(adata: AnnData) -> None:
+def test_partial_fit_updates_the_posterior_of_loadings(adata: AnnData) -> None:
     model = fit(adata, VAE(3, 8))
     before = model.module_.modalities["rna"].loadings.covariance_fq.clone()
     model.partial_fit(adata, max_epochs=1, progress=False)
@@ -313,7 +313,7 @@ def test_going_on_fitting_measures_anew(adata: AnnData) -> None:
 
 
 def test_nine_in_ten_true_means_are_in_the_band() -> None:
-    """Two types of cells whose true shares are known; the band is that of the mean over a type's cells."""
+    """Two cell types with known shares; the band is that of the mean over the cells of a type."""
     random = np.random.default_rng(0)
     n_cells, n_genes = 300, 60
     type_c = random.integers(2, size=n_cells)

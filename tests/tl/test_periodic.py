@@ -92,7 +92,7 @@ def test_decoded_markers_peak_in_their_phases(model: VAE) -> None:
         assert np.searchsorted(start, peak, side="right") - 1 == phase
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(angle=st.floats(0, 6.28), turns=st.integers(-2, 2))
 def test_decoding_is_periodic(angle: float, turns: int) -> None:
     states = np.zeros((2, 6))

@@ -37,7 +37,7 @@ def log_linear(weight_zf: np.ndarray) -> Any:
 
 @given(weights=st.lists(st.integers(-3, 3), min_size=4, max_size=4))
 def test_variance_of_two_cells_in_closed_form(weights: list[int]) -> None:
-    """With two cells the other one is the only one: half the squared step, features weighted by what is expected."""
+    """With two cells: half the squared difference, features weighted by their expected values."""
     weight_zf = np.array(weights, dtype=float).reshape(2, 2) / 3
     z_cz = np.array([[0.0, 1.0], [2.0, -1.0]])
     expected_f = np.exp(z_cz @ weight_zf).sum(0)
@@ -77,7 +77,7 @@ def test_variance_is_streamed() -> None:
     assert set(sizes) == {4, 3}
 
 
-def test_what_a_softmax_rounds_to_nothing_has_a_logarithm() -> None:
+def test_a_share_that_underflows_has_a_logarithm() -> None:
     z_cz = np.array([[0.0], [1.0]], dtype=np.float32)
     (variance,) = total_effects(z_cz, [[0]], lambda z, part: np.hstack([1 + z, 0 * z]), 2, np.random.default_rng(0))
     np.testing.assert_allclose(variance, np.log(2) ** 2 / 2, rtol=1e-5)
@@ -97,15 +97,15 @@ def test_the_table_ranks_by_the_share_that_modalities_have_on_average() -> None:
         False,
         False,
         False,
-    ]  # c tells nothing, the decoder does not hear d and e
+    ]  # c has no information, and the decoder ignores d and e
     assert not coordinate_table(["a"], np.ones(1), {"rna": np.zeros(1)})["share"].isna().any()
 
 
 # --- The table of coordinates -----------------------------------------------------------------------------------------
 
 
-def test_coordinates_that_nothing_needs_are_marked_unused(tmp_path: Any) -> None:
-    """The cells differ by type alone, so that one coordinate is enough."""
+def test_unneeded_coordinates_are_marked_unused(tmp_path: Any) -> None:
+    """The cells differ only by type, so one coordinate is enough."""
     adata = simulate(600, 40)
     model = fit(adata, VAE(6, 32, batch_key="batch", continuous_covariate_keys=["age"]), max_epochs=40)
     table = model.axes(adata)
@@ -118,14 +118,14 @@ def test_coordinates_that_nothing_needs_are_marked_unused(tmp_path: Any) -> None
     pd.testing.assert_frame_equal(stored.loc[table.index], table)
     mean_cz, deviation_cz = model.latent_posterior(adata)[:2]
     np.testing.assert_allclose(stored["kl"], rank_axes.kl_divergence(mean_cz, deviation_cz))
-    # The coordinate that is used tells the types apart, and the axis between them is this coordinate.
+    # The used coordinate separates the types, and the axis between them is this coordinate.
     axis = model.find_axis(adata, "identity", obs="type")
     assert f"axis_{np.abs(axis.direction_z).argmax()}" == table.index[0]
     adata.write_h5ad(tmp_path / "cells.h5ad")
     pd.testing.assert_frame_equal(read_h5ad(tmp_path / "cells.h5ad").uns["celldial"]["coordinates"], stored)
 
 
-def test_the_table_is_reproducible_and_writes_nothing_else(axis_model: VAE, axis_adata: AnnData) -> None:
+def test_the_table_is_reproducible_and_writes_only_itself(axis_model: VAE, axis_adata: AnnData) -> None:
     before = snapshot(axis_adata)
     table = axis_model.axes(axis_adata, n_cells=50)
     pd.testing.assert_frame_equal(axis_model.axes(axis_adata, n_cells=50), table)

@@ -1,4 +1,4 @@
-"""Paths through the latent space, and what is computed from the curves along them."""
+"""Paths through the latent space, and summaries of the curves along them."""
 
 import itertools
 import math
@@ -24,7 +24,7 @@ POSITIONS = np.array([-1.0, 0.0, 2.5])
 
 
 @given(z_cz=STATES, coordinate=st.integers(0, 2), n_steps=st.integers(2, 7))
-def test_steps_go_evenly_from_quantile_to_quantile(z_cz: np.ndarray, coordinate: int, n_steps: int) -> None:
+def test_steps_are_evenly_spaced_between_quantiles(z_cz: np.ndarray, coordinate: int, n_steps: int) -> None:
     path_s = traversal.evenly_spaced(z_cz[:, coordinate], (0.25, 1.0), n_steps)
     assert path_s.shape == (n_steps,)
     assert path_s[-1] == z_cz[:, coordinate].max()
@@ -56,7 +56,7 @@ def test_along_a_direction_the_score_is_the_position(z_cz: np.ndarray, filter_z:
     assert state_scz.dtype == np.float32
 
 
-def test_round_the_circle_cells_are_active_and_come_back() -> None:
+def test_around_the_circle_cells_are_active_and_return() -> None:
     z_cz = np.array([[7.0, 0.1, 0.2], [8.0, 0.0, 0.0]], dtype=np.float32)
     angle_s = np.linspace(0, 2 * np.pi, 5)
     state_scz = traversal.around_circle(z_cz, angle_s)
@@ -66,7 +66,7 @@ def test_round_the_circle_cells_are_active_and_come_back() -> None:
 
 
 @given(from_cz=STATES)
-def test_between_two_states_the_way_is_straight(from_cz: np.ndarray) -> None:
+def test_the_path_between_two_states_is_straight(from_cz: np.ndarray) -> None:
     to_cz = from_cz[::-1] + np.float32(3)
     state_scz = traversal.between(from_cz, to_cz, np.array([0, 0.25, 1]))
     np.testing.assert_array_equal(state_scz[[0, 2]], [from_cz, to_cz])
@@ -74,7 +74,7 @@ def test_between_two_states_the_way_is_straight(from_cz: np.ndarray) -> None:
 
 
 @given(cells=hnp.arrays(np.float32, (2, 4, 2), elements=st.integers(-9, 9)))
-def test_pairs_have_the_shortest_ways(cells: np.ndarray) -> None:
+def test_pairs_minimize_the_total_distance(cells: np.ndarray) -> None:
     from_cz, to_cz = cells
     partner_c = traversal.optimal_pairs(from_cz, to_cz)
     assert sorted(partner_c) == [0, 1, 2, 3]
@@ -94,7 +94,7 @@ def curves(
     return Traversal(mean_sf, variance_sf, change_f, np.full(mean_sf.shape[1], largest), closed)
 
 
-def test_what_is_read_off_curves() -> None:
+def test_summaries_of_curves() -> None:
     found = curves([[1.0, 8.0], [4.0, 2.0], [2.0, 4.0]], sd=0.3)
     np.testing.assert_allclose(found.log2_fold_change_sf, [[0, 0], [2, -2], [1, -1]])
     np.testing.assert_allclose(found.effect_size_f, [2, 2])
@@ -107,7 +107,7 @@ def test_what_is_read_off_curves() -> None:
     np.testing.assert_array_equal(curves([[1.0], [3.0], [1.1]], closed=True).change_f, [0])
 
 
-def test_the_false_sign_rate_is_that_of_a_normal_posterior() -> None:
+def test_the_false_sign_rate_follows_a_normal_posterior() -> None:
     """A change of 1.96 standard deviations has the other sign with a probability of 2.5 %."""
     found = curves([[1.0, 1.0, 1.0], [np.exp(0.196), np.exp(0.0), np.exp(3)]])
     np.testing.assert_allclose(found.lfsr_f, [0.025, 0.5, 0], atol=1e-4)
@@ -124,7 +124,7 @@ def test_band_and_false_sign_rate_are_calibrated() -> None:
 
 
 @given(hnp.arrays(float, st.integers(1, 30), elements=st.floats(0, 0.5)))
-def test_s_values_are_running_means_of_the_surest(lfsr_f: np.ndarray) -> None:
+def test_s_values_are_running_means_of_false_sign_rates(lfsr_f: np.ndarray) -> None:
     s_value_f = traversal.s_value(lfsr_f)
     for lfsr, s_value in zip(lfsr_f, s_value_f, strict=True):
         surer = lfsr_f[lfsr_f < lfsr].sum(), (lfsr_f < lfsr).sum()
@@ -134,8 +134,8 @@ def test_s_values_are_running_means_of_the_surest(lfsr_f: np.ndarray) -> None:
     assert (s_value_f <= lfsr_f + 1e-12).all()
 
 
-def test_ranks_go_by_what_surely_changes_and_is_there() -> None:
-    # In turn: a sure change; the same of what is hardly there; the same, unsure; a smaller one; none.
+def test_ranks_follow_certain_changes_of_expressed_features() -> None:
+    # A certain change; the same of a barely expressed feature; the same but uncertain; a smaller one; none.
     mean_sf = [[2.0, 0.002, 2.0, 2.0, 3.0], [8.0, 0.008, 8.0, 3.0, 3.0]]
     score_f = curves(mean_sf, change_sd=[0.1, 0.1, 1.0, 0.1, 0.1]).score_f(np.array(["rna"] * 5))
     assert list(np.argsort(traversal.ranks(score_f)))[:2] == [0, 3]

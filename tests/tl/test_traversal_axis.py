@@ -43,7 +43,7 @@ from helpers.raises import raises
         ({"key_added": "a/b"}, ValueError, ["key_added", "'a/b'"]),
     ],
 )
-def test_traversals_that_make_no_sense(
+def test_invalid_arguments_of_latent_traverse(
     model_3d: VAE, adata: AnnData, options: dict[str, Any], error: type[Exception], facts: list[Any]
 ) -> None:
     with_axis(adata)
@@ -53,7 +53,7 @@ def test_traversals_that_make_no_sense(
     assert set(adata.uns) == {"celldial"}
 
 
-def test_a_periodic_axis_needs_to_be_the_models(model_3d: VAE) -> None:
+def test_a_periodic_axis_belongs_to_its_model(model_3d: VAE) -> None:
     periodic = {"name": "cell_cycle", "phases": np.array(["G1", "S"]), "phase_start": np.array([0.0, 3.0])}
 
     def resolve(axis: str, described: dict[str, Any] | None) -> traversal_axis.TraversalAxis:
