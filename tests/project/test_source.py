@@ -84,3 +84,37 @@ def test_stack_levels_are_found_and_not_counted():
         if isinstance(node, ast.keyword) and node.arg == "stacklevel" and isinstance(node.value, ast.Constant)
     ]
     assert [file for file in literal if not file.startswith("utils/")] == []
+
+
+def test_docstrings_begin_in_the_words_of_a_manual():
+    first_words = {
+        f"{file}: {node.name}": (ast.get_docstring(node) or "").split(" ")[0]
+        for file, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
+    assert [name for name, word in first_words.items() if word in ("Give", "Say", "Take", "Tell")] == []
+
+
+def test_internal_functions_have_few_parameters():
+    many = []
+    for file, function in functions():
+        arguments = function.args
+        names = [each.arg for each in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+        n = len([name for name in names if name not in ("self", "cls")])
+        if n > MAX_PARAMETERS and file not in COMPILED and not is_public(file, function.name):
+            many.append(f"{file}: {function.name} has {n}")
+    assert many == []
+
+
+def test_no_file_compares_with_the_name_of_a_likelihood():
+    """Facts about a likelihood are attributes of its class; files of formats 1 to 4 record only its name."""
+    compared = [
+        f"{file}: {ast.unparse(node)}"
+        for file, tree in TREES.items()
+        if file != "io/model_file.py"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Compare)
+        and any(isinstance(each, ast.Constant) and each.value == "bernoulli" for each in ast.walk(node))
+    ]
+    assert compared == []

@@ -246,7 +246,7 @@ class Trainer:
             self.checkpoint.after_epoch()
 
     def _step(self, minibatch: Cells) -> None:
-        """Take one step of the optimizer."""
+        """Do one step of the optimizer."""
         state, fabric = self.state, self.fabric
         state.step += 1
         loss = self.loss(lambda: minibatch, self._kl_weight(), min(1.0, state.step / self.n_steps))
