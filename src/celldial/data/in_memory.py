@@ -45,7 +45,7 @@ class InMemorySource:
 
     @property
     def fingerprint(self) -> str:
-        """Checksum of the number of counts in each cell, of the library sizes, and of the split."""
+        """Checksum of the number of nonzero counts of each cell, of the library sizes, and of the split."""
         indptrs = [rows.indptr_c for rows in self.cells.counts.values()]
         return checksum([*indptrs, *self.cells.library_size.values(), self.train_c, self.validation_c])
 
