@@ -231,7 +231,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from celldial import triton_kernels as kernels
+from celldial.ops import triton_backend as kernels
 
 SIZES = {"FEATURES": 2048, "ENTRIES": 256, "CELLS": 8, "HIDDEN": 128}
 INTEGERS = {"indptr_ptr": "*i64", "column_ptr": "*i64", "n_features": "i32", "n_cells": "i32", "n_hidden": "i32"}

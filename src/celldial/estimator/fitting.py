@@ -38,7 +38,7 @@ from celldial.periodic.markers import parse_periodic
 from celldial.tl.phase import phase_table
 from celldial.training import loop, memory
 from celldial.training.hardware import Hardware, RunContext
-from celldial.training.periodic import PeriodicTarget, describe
+from celldial.training.periodic import PeriodicTarget, describe_circle
 from celldial.training.plan import TrainingPlan, choose_batch_size, choose_max_epochs
 from celldial.training.stages import first_stages, further_stages
 from celldial.utils.prefetch import prefetch
@@ -123,7 +123,7 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
         sample = source.training_sample(MAX_CELLS_TO_MEASURE)
         fit_laplace(module, sample, torch.arange(len(sample)), len(source.train_c) / len(sample))
     model.parameters_, model.schema_, model.module_, model.history_ = to_json(parameters), schema, module, history
-    model.periodic_ = None if target is None else describe(module, schema, target, model.gene_symbols)
+    model.periodic_ = None if target is None else describe_circle(module, schema, target, model.gene_symbols)
     model.clusters_ = found.clusters
     model.library_size_quantiles_ = _library_size_quantiles(found.cells, source.train_c)
     model.fingerprint_ = fingerprint(module)

@@ -224,6 +224,21 @@ def _success_ratio(rate):
 
 
 @triton.jit
+def _log_partition(logits_ptr, n_features, FEATURES: tl.constexpr):
+    """Return the logarithm of the sum of the exponentials of one row of logits."""
+    feature = tl.arange(0, FEATURES)
+    maximum = float("-inf")
+    total = 0.0
+    for start in range(0, n_features, FEATURES):
+        mask = start + feature < n_features
+        logit = tl.load(logits_ptr + start + feature, mask, other=float("-inf")).to(tl.float32)
+        new_maximum = tl.maximum(maximum, tl.max(logit, 0))
+        total = total * tl.exp(maximum - new_maximum) + tl.sum(tl.exp(logit - new_maximum), 0)
+        maximum = new_maximum
+    return maximum + tl.log(total)
+
+
+@triton.jit
 def _forward_kernel(
     logits_ptr,
     log_total_ptr,
@@ -244,15 +259,7 @@ def _forward_kernel(
     logits_ptr += cell * n_features
     feature = tl.arange(0, FEATURES)
 
-    maximum = float("-inf")
-    total = 0.0
-    for start in range(0, n_features, FEATURES):
-        mask = start + feature < n_features
-        logit = tl.load(logits_ptr + start + feature, mask, other=float("-inf")).to(tl.float32)
-        new_maximum = tl.maximum(maximum, tl.max(logit, 0))
-        total = total * tl.exp(maximum - new_maximum) + tl.sum(tl.exp(logit - new_maximum), 0)
-        maximum = new_maximum
-    normalizer = maximum + tl.log(total)
+    normalizer = _log_partition(logits_ptr, n_features, FEATURES)
     log_total = tl.load(log_total_ptr + cell)
     shift = log_total - normalizer  # from logits to log means
 

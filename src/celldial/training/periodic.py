@@ -1,4 +1,4 @@
-"""Training of a module with a periodic coordinate: the decoder and the angles of the cells are updated in turns.
+"""Training of a module with a periodic coordinate: its weights and the angles of the cells are updated alternately.
 
 Expectation maximization: `celldial.periodic` returns initial angles, `celldial.training.loop` trains the module with
 these angles, and `celldial.model.angle_posterior` infers them again.
@@ -33,7 +33,7 @@ from celldial.training.plan import Stage, StagePlan, TrainingPlan
 from celldial.utils.settings import settings
 from celldial.utils.warnings import warn
 
-__all__ = ["PeriodicTarget", "describe", "first_stages", "further_stages"]
+__all__ = ["PeriodicTarget", "describe_circle", "first_stages", "further_stages"]
 
 # Fraction of the epochs before angles are inferred for the first time.
 FIRST_STAGE_FRACTION = 2 / 3
@@ -169,7 +169,7 @@ def first_angles(cells: Cells, target: PeriodicTarget, seed: int) -> tuple[Cells
     return replace(cells, angle_params_cq=packed), torch.from_numpy(feature_f)
 
 
-def describe(module: Module, schema: Schema, target: PeriodicTarget, gene_symbols: str | None) -> dict[str, Any]:
+def describe_circle(module: Module, schema: Schema, target: PeriodicTarget, gene_symbols: str | None) -> dict[str, Any]:
     """Describe the circle of a trained module: its name, its phases and where they start, and the markers found."""
     described: dict[str, Any] = {"name": target.process.name}
     if target.process.phases:

@@ -24,7 +24,7 @@ __all__ = [
 # Quantity to its value after each epoch.
 History = dict[str, list[float]]
 # Takes a module and a source, and returns the source to use from then on. The source is the one that `fit` was given:
-# a stage may need more of it than every `celldial.data.in_memory.Source` has.
+# a stage may need more of it than every `celldial.data.source.Source` has.
 Hook = Callable[["Module", Any], Any]
 
 
