@@ -141,6 +141,7 @@ def test_an_interrupted_fit_resumes(tmp_path: Path) -> None:
     assert_same_model(fit(paths, **options), whole)
 
 
+@pytest.mark.slow
 def test_several_processes_read_their_own_cells(tmp_path: Path) -> None:
     paths = write_shards(simulate(), tmp_path)
     model = fit(paths, device="cpu", devices=2)

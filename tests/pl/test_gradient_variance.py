@@ -1,5 +1,7 @@
 """`pl.gradient_variance`: the image, curves, labels and titles."""
 
+from types import SimpleNamespace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -79,7 +81,8 @@ def test_estimators_that_coincide_are_both_seen():
 
 
 def test_all_estimators_have_a_style():
-    clustered, plain = (type("Module", (), {"clusters": clusters, "flow": None})() for clusters in ("some", None))
+    coordinates = SimpleNamespace(posterior_flow=None)
+    clustered, plain = (SimpleNamespace(clusters=clusters, coordinates=coordinates) for clusters in ("some", None))
     assert set(gradients.available_estimators(clustered)) | set(gradients.available_estimators(plain)) == set(
         ESTIMATOR_STYLES
     )
