@@ -28,7 +28,7 @@ def test_cell_cycle_looks_as_before(cells, tmp_path):
 
 
 def test_a_circle_without_phases_looks_as_before(tmp_path):
-    figure = pl.cell_cycle(cycling(phases=False), genes=["MCM5", "CDK1"], color="score", return_fig=True)
+    figure = pl.cell_cycle(cycling(phases=False), features=["MCM5", "CDK1"], color="score", return_fig=True)
     assert difference(figure, "cell_cycle_without_phases.png", tmp_path) is None
 
 
@@ -168,7 +168,7 @@ def test_without_markers_the_top_ranked_features_are_drawn():
 
 
 def test_bins_are_means_of_counts_per_10_000(cells):
-    panel = pl.cell_cycle(cells, genes="MCM5", show=False)["MCM5"]
+    panel = pl.cell_cycle(cells, features="MCM5", show=False)["MCM5"]
     counts_cf = cells.X.toarray()
     value_c = counts_cf[:, 0] / counts_cf.sum(1) * 1e4
     active_c = cells.obs["cell_cycle_active"].to_numpy()
@@ -184,27 +184,27 @@ def test_bins_are_means_of_counts_per_10_000(cells):
 
 
 def test_the_curve_is_the_stored_one_in_the_same_units(cells):
-    panel = pl.cell_cycle(cells, genes="MCM5", show=False)["MCM5"]
+    panel = pl.cell_cycle(cells, features="MCM5", show=False)["MCM5"]
     stored = cells.uns["latent_traverse"]["cell_cycle"]
     (curve,) = (line for line in panel.lines if len(line.get_xdata()) == 25)
     np.testing.assert_allclose(curve.get_ydata(), stored["mean"][:, 0] * 1e4 / 60)
     assert panel.get_xlim() == (0, TWO_PI)
     del cells.uns["latent_traverse"]["cell_cycle"]
-    panel = pl.cell_cycle(cells, genes="MCM5", show=False)["MCM5"]
+    panel = pl.cell_cycle(cells, features="MCM5", show=False)["MCM5"]
     assert not [line for line in panel.lines if len(line.get_xdata()) == 25]
     assert not shows(plt.gcf(), "model")
 
 
 def test_counts_of_a_layer(cells):
-    before = pl.cell_cycle(cells, genes="MCM5", show=False)["MCM5"].containers[0].lines[0].get_ydata()
+    before = pl.cell_cycle(cells, features="MCM5", show=False)["MCM5"].containers[0].lines[0].get_ydata()
     cells.layers["counts"] = cells.X.toarray()
     cells.X = cells.X / 3
     with raises(ValueError, naming=["adata.X", "'MCM5'", "layer="]):
-        pl.cell_cycle(cells, genes="MCM5")
-    after = pl.cell_cycle(cells, genes="MCM5", layer="counts", show=False)["MCM5"].containers[0].lines[0].get_ydata()
+        pl.cell_cycle(cells, features="MCM5")
+    after = pl.cell_cycle(cells, features="MCM5", layer="counts", show=False)["MCM5"].containers[0].lines[0].get_ydata()
     np.testing.assert_allclose(after, before)
     cells.uns["celldial"]["parameters"]["layer"] = "counts"
-    after = pl.cell_cycle(cells, genes="MCM5", show=False)["MCM5"].containers[0].lines[0].get_ydata()
+    after = pl.cell_cycle(cells, features="MCM5", show=False)["MCM5"].containers[0].lines[0].get_ydata()
     np.testing.assert_allclose(after, before)
 
 
@@ -231,7 +231,7 @@ def test_peaks_are_fractions_of_cells(cells):
     stored["modality"] = np.array(["rna"] * 8 + ["atac"] * 2, dtype=object)
     stored["likelihood"]["atac"], stored["library_size"]["atac"] = "bernoulli", 4.0
     for _ in range(2):
-        panel = pl.cell_cycle(cells, genes="ACTB", show=False)["ACTB"]
+        panel = pl.cell_cycle(cells, features="ACTB", show=False)["ACTB"]
         assert "fraction of cells open" in texts(plt.gcf())
         assert (panel.containers[0].lines[0].get_ydata() == 1).all()
         (curve,) = (line for line in panel.lines if len(line.get_xdata()) == 25)
@@ -250,9 +250,9 @@ def test_missing_names_are_reported(cells):
     with raises(KeyError, naming=["'clock_angle'", "VAE(periodic='clock')", "'cell_cycle'"]):
         pl.cell_cycle(cells, "clock")
     with raises(KeyError, naming=["'Mcm5'", "did you mean 'MCM5'"]):
-        pl.cell_cycle(cells, genes=["Mcm5"])
-    with raises(ValueError, naming=["genes", "[]"]):
-        pl.cell_cycle(cells, genes=[])
+        pl.cell_cycle(cells, features=["Mcm5"])
+    with raises(ValueError, naming=["features", "[]"]):
+        pl.cell_cycle(cells, features=[])
     with raises(KeyError, naming=["color", "'celltype'", "'cell_type'"]):
         pl.cell_cycle(cells, color="celltype")
     with raises(KeyError, naming=["layer", "'raw'"]):

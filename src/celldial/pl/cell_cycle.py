@@ -37,7 +37,7 @@ GOLDEN_ANGLE = np.pi * (3 - 5**0.5)
 def cell_cycle(
     adata: AnnData,
     name: str | None = None,
-    genes: Sequence[str] | str | None = None,
+    features: Sequence[str] | str | None = None,
     color: str | None = None,
     *,
     gene_symbols: str | None = None,
@@ -61,14 +61,14 @@ def cell_cycle(
         Cells with angles in ``adata.obs["cell_cycle_angle"]``.
     name
         Name of the periodic coordinate. By default that of the last model that was fitted to these cells.
-    genes
+    features
         Genes to plot. By default the markers of each phase that change most with the angle. Without markers, the
         top-ranked features of the traversal along this coordinate, if there is one.
     color
         Column of ``obs`` that colors the cells. By default their phase; without phases all are gray.
     gene_symbols
-        Column of ``var`` with the names of `genes`. By default the column in which the model looked up its markers, or
-        ``var_names``.
+        Column of ``var`` with the names of `features`. By default the column in which the model looked up its markers,
+        or ``var_names``.
     layer
         Layer with raw counts. By default the layer that the model was fitted to.
     ax
@@ -105,7 +105,7 @@ def cell_cycle(
     >>> import celldial as cd
     >>> adata = cd.datasets.simulate_multiome(600, 100, 200, depth=6)
     >>> model = cd.VAE(periodic="cell_cycle").fit(adata, max_epochs=8, progress=False)
-    >>> axes = cd.pl.cell_cycle(adata, genes=["MCM6", "UBE2C"], show=False)
+    >>> axes = cd.pl.cell_cycle(adata, features=["MCM6", "UBE2C"], show=False)
     >>> list(axes)
     ['circle', 'MCM6', 'UBE2C']
     """
@@ -113,8 +113,8 @@ def cell_cycle(
     counts = ObservedCounts(adata, gene_symbols or cells.gene_symbols, layer)
     if color is not None:
         get_column(adata.obs, color, "color")  # before anything is drawn
-    if genes is not None:
-        selected = feature_columns(counts.names_f, genes, "genes", counts.names_source)
+    if features is not None:
+        selected = feature_columns(counts.names_f, features, "features", counts.names_source)
     else:
         selected = _select_genes(cells, counts)
     values = {column: counts.normalized(column) for column in selected}
