@@ -16,7 +16,6 @@ from celldial.data.files import OnDiskDataset
 from celldial.data.on_disk import OnDiskSource, shuffle_runs
 from celldial.data.schema import Schema
 from celldial.data.splits import train_validation_split
-from celldial.utils.prefetch import prefetch
 from helpers.assertions import assert_same_cells
 from helpers.raises import raises, warns
 from helpers.simulate import COVARIATES, build_numbered, cell_numbers, simulate, simulate_two, write
@@ -258,35 +257,6 @@ def test_no_thread_is_left_by_an_incomplete_epoch(hundred, small_buffers, leave)
     else:
         del minibatches
     assert not reading_threads()
-
-
-def test_exactly_one_item_is_prefetched():
-    made, used = [], threading.Event()
-
-    def items():
-        for item in range(4):
-            made.append(item)
-            if item == 2:
-                assert used.wait(60)
-            yield item
-
-    generator = prefetch(items())
-    assert made == []
-    assert next(generator) == 0
-    assert next(generator) == 1
-    used.set()
-    assert list(generator) == [2, 3]
-
-
-def test_errors_are_raised_when_the_item_is_requested():
-    def items():
-        yield 1
-        raise OSError("gone")
-
-    generator = prefetch(items())
-    assert next(generator) == 1
-    with pytest.raises(OSError, match="gone"):
-        next(generator)
 
 
 def reading_threads() -> list[str]:
