@@ -44,7 +44,7 @@ from celldial.model.latents import MIN_SCALE
 from celldial.model.likelihoods import SparseObservation
 from celldial.model.module import Module
 from celldial.tl import compare_gradients
-from celldial.training.plan import choose_batch_size, choose_max_epochs
+from celldial.training.stages import choose_batch_size, choose_max_epochs
 
 WORKERS = {"scvi-tools": "benchmarks.workers.scvi_latents"}
 SMALL = "pbmc68k_counts"

@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 import celldial
 from celldial.data.cells import Cells, minibatches
 from celldial.data.schema import Schema
-from celldial.estimator.serialization import build_module
+from celldial.estimator.prepare import build_module
 from celldial.model.likelihoods import BINARY_LIKELIHOODS
 from celldial.model.module import Module
 from celldial.ops.log_likelihoods import sparse_linear

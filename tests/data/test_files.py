@@ -15,8 +15,9 @@ from scipy import sparse
 
 from celldial.data import file_matrices
 from celldial.data.cells import Cells
+from celldial.data.counts import is_on_disk
 from celldial.data.file_matrices import BackedFile, to_runs
-from celldial.data.files import OnDiskDataset, is_on_disk
+from celldial.data.files import OnDiskDataset
 from celldial.data.schema import Schema
 from helpers.assertions import assert_same_cells
 from helpers.raises import logged, raises

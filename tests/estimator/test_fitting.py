@@ -16,9 +16,10 @@ import celldial.inference.posterior
 import celldial.tl.expression
 import celldial.training.memory
 from celldial import VAE
-from celldial.model.fusion import FUSIONS, default_modality_weights
+from celldial.model.fusion import FUSIONS
+from celldial.model.module import default_modality_weights
 from celldial.training import loop
-from celldial.training.plan import choose_max_epochs
+from celldial.training.stages import choose_max_epochs
 from celldial.utils.settings import settings
 from helpers.assertions import assert_untouched, untouched, without_seconds
 from helpers.fit import fit

@@ -16,8 +16,8 @@ import celldial.data.cells
 from celldial.data.cells import Cells, to_csr_tensor
 from celldial.metrics.circular import angular_error
 from celldial.model import angle_posterior
-from celldial.model.modality import Modality
 from celldial.model.module import Module
+from celldial.model.networks import Modality
 from celldial.model.periodic import N_GRID, angle_grid, fourier_features
 from helpers.modules import build_module
 from helpers.raises import warns

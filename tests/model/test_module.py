@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from celldial.data.cells import Cells
-from celldial.model.fusion import FUSIONS, default_modality_weights
+from celldial.model.fusion import FUSIONS
 from celldial.model.likelihoods import LIKELIHOODS
-from celldial.model.module import Module
+from celldial.model.module import Module, default_modality_weights
 from celldial.model.networks import DECODERS, DecoderName
 from celldial.ops.log_likelihoods import bernoulli_reference, negative_binomial_reference
 from helpers.modules import build_module, sizes_of

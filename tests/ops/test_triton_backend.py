@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from celldial import VAE
 from celldial.data.cells import Cells
 from celldial.data.schema import Schema
-from celldial.estimator.serialization import build_module
+from celldial.estimator.prepare import build_module
 from celldial.model import networks
 from celldial.ops import log_likelihoods
 from celldial.ops.csr import CSRTensor

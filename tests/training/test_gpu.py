@@ -12,7 +12,7 @@ import celldial
 from celldial import VAE
 from celldial.data.cells import Cells
 from celldial.data.schema import Schema
-from celldial.estimator.serialization import build_module
+from celldial.estimator.prepare import build_module
 from celldial.model.likelihoods import LIKELIHOODS
 from celldial.model.module import Module
 from celldial.ops import log_likelihoods

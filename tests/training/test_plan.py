@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celldial.training.plan import choose_batch_size, choose_max_epochs
+from celldial.training.stages import choose_batch_size, choose_max_epochs
 
 
 @given(n_cells=st.integers(1, 10**7), further=st.integers(0, 10**7))

@@ -10,7 +10,7 @@ import torch
 from celldial import VAE
 from celldial.data.cells import Cells
 from celldial.data.schema import Schema
-from celldial.estimator.serialization import build_module
+from celldial.estimator.prepare import build_module
 from celldial.training.torch_compile import compiled_networks
 
 

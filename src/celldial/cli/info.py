@@ -23,8 +23,8 @@ def run_info(options: argparse.Namespace) -> None:
 def summarize_model(path: Path) -> dict[str, Any]:
     """Return a summary of a model file, in JSON types."""
     from celldial import VAE
-    from celldial.estimator.serialization import to_json
     from celldial.io import model_file
+    from celldial.io.results import to_json
 
     header, _ = model_file.read_model(path)
     if "identity" in header:

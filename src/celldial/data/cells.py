@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -24,7 +25,7 @@ MINIBATCHES_PER_GATHER = 32
 MAX_DECODE_CELLS, MAX_DECODE_VALUES = 1024, 2**22
 """Largest number of cells, and of expected values (cells × features), that are decoded at once."""
 
-__all__ = ["Cells", "decode_block_size", "decode_blocks", "minibatches", "to_csr_matrix", "to_csr_tensor"]
+__all__ = ["Cells", "checksum", "decode_block_size", "decode_blocks", "minibatches", "to_csr_matrix", "to_csr_tensor"]
 
 
 @dataclass(frozen=True)
@@ -285,3 +286,11 @@ def decode_blocks(cells: Cells, index_c: Tensor | None = None) -> Iterator[Cells
         Indices of the cells to use, int64; by default all cells.
     """
     return minibatches(cells, decode_block_size(max(rows.n_columns for rows in cells.counts.values())), index_c=index_c)
+
+
+def checksum(tensors: Iterable[Tensor]) -> str:
+    """Return the CRC-32 checksum of the values of tensors, as eight hexadecimal digits."""
+    value = 0
+    for tensor in tensors:
+        value = zlib.crc32(tensor.detach().cpu().contiguous().numpy().tobytes(), value)
+    return f"{value:08x}"

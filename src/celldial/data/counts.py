@@ -24,6 +24,7 @@ __all__ = [
     "describe_obsm",
     "get_count_matrix",
     "get_obsm_matrix",
+    "is_on_disk",
     "match_features",
     "select_columns",
     "to_canonical_csr",
@@ -34,6 +35,14 @@ MIN_OVERLAP = 0.5
 
 MAX_COUNT = np.finfo(np.float32).max
 """Larger counts would be infinite as float32."""
+
+
+def is_on_disk(data: Any) -> bool:
+    """Return whether `data` is a path, a list of paths, or a backed AnnData."""
+    if isinstance(data, AnnData):
+        return bool(data.isbacked)
+    paths = data if isinstance(data, list | tuple) else [data]
+    return all(isinstance(path, str | PathLike) for path in paths)
 
 
 def check_anndata(adata: Any, needs_features: bool = True) -> None:

@@ -7,7 +7,6 @@ per cell. The names of cells would take a hundred bytes per cell, and are read w
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,20 +32,12 @@ from celldial.data.file_matrices import (
 from celldial.data.schema import Schema
 from celldial.utils.messages import format_names
 
-__all__ = ["OnDiskDataset", "is_on_disk"]
+__all__ = ["OnDiskDataset"]
 
 MAX_READ_CELLS, MAX_READ_NNZ = 2**14, 2**22
 """Largest number of cells, and of stored counts, that are read at once when all cells are read in order."""
 
 logger = logging.getLogger("celldial")
-
-
-def is_on_disk(data: Any) -> bool:
-    """Return whether `data` is a path, a list of paths, or a backed AnnData."""
-    if isinstance(data, AnnData):
-        return bool(data.isbacked)
-    paths = data if isinstance(data, list | tuple) else [data]
-    return all(isinstance(path, str | os.PathLike) for path in paths)
 
 
 @dataclass

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from celldial.data.cells import Cells, decode_blocks, minibatches
-from celldial.data.source import checksum
+from celldial.data.cells import Cells, checksum, decode_blocks, minibatches
 from celldial.utils.device import available_memory
 from celldial.utils.prefetch import prefetch
 

@@ -17,11 +17,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from celldial.data.cells import Cells, decode_block_size
+from celldial.data.cells import Cells, checksum, decode_block_size
 from celldial.data.file_matrices import max_mean_nnz
 from celldial.data.files import OnDiskDataset
 from celldial.data.schema import Schema
-from celldial.data.source import checksum
 from celldial.data.splits import holdout_candidates, random_split, split_by_mask
 from celldial.ops.csr import CSRTensor
 from celldial.utils.prefetch import prefetch

@@ -390,7 +390,7 @@ class Schema:
         for key, value in overrides.items():
             if np.ndim(value) != 0:
                 raise TypeError(f"the override of {key!r} must be one value for all cells, not {type(value).__name__}")
-        table = to_covariate_table(obs, n_cells)
+        table = obs.obs if isinstance(obs, AnnData) and n_cells is None else to_covariate_table(obs, n_cells)
         columns = {
             key: to_column(overrides[key], table.index) if key in overrides else get_column(table, key) for key in known
         }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from celldial.data.cells import Cells
 
-__all__ = ["Source", "checksum"]
+__all__ = ["Source"]
 
 
 class Source(Protocol):
@@ -49,11 +48,3 @@ class Source(Protocol):
 
     def training_sample(self, n_cells: int) -> Cells:
         """Return at most `n_cells` training cells on the CPU, always the same ones."""
-
-
-def checksum(tensors: Iterable[Tensor]) -> str:
-    """Return the CRC-32 checksum of the values of tensors, as eight hexadecimal digits."""
-    value = 0
-    for tensor in tensors:
-        value = zlib.crc32(tensor.cpu().numpy().tobytes(), value)
-    return f"{value:08x}"

@@ -17,21 +17,21 @@ import pandas as pd
 import torch
 
 from celldial.data import cell_checks, labels
-from celldial.data.cells import Cells
+from celldial.data.cells import Cells, checksum
 from celldial.data.in_memory import InMemorySource
 from celldial.data.on_disk import OnDiskSource
 from celldial.data.schema import Schema
 from celldial.data.source import Source
 from celldial.data.splits import train_validation_split
 from celldial.estimator import validation
-from celldial.estimator.prepare import EXCLUDED_FROM_TRAINING, prepare_training_data
-from celldial.estimator.serialization import build_module, fingerprint, to_json
+from celldial.estimator.prepare import EXCLUDED_FROM_TRAINING, build_module, prepare_training_data
 from celldial.inference import posterior
 from celldial.inference.fitted_model import is_file_path, read_cells
 from celldial.inference.laplace import fit_laplace
 from celldial.inference.posterior import LatentState
 from celldial.io import results
 from celldial.io.checkpoint import Checkpoint
+from celldial.io.results import to_json
 from celldial.model.elbo import parse_gradient
 from celldial.model.module import Module
 from celldial.periodic.markers import parse_periodic
@@ -39,8 +39,8 @@ from celldial.tl.phase import phase_table
 from celldial.training import loop, memory
 from celldial.training.hardware import Hardware, RunContext
 from celldial.training.periodic import PeriodicTarget, describe_circle
-from celldial.training.plan import TrainingPlan, choose_batch_size, choose_max_epochs
-from celldial.training.stages import first_stages, further_stages
+from celldial.training.plan import TrainingPlan
+from celldial.training.stages import choose_batch_size, choose_max_epochs, first_stages, further_stages
 from celldial.utils.prefetch import prefetch
 from celldial.utils.random import isolate_rng
 from celldial.utils.settings import Precision, override_settings
@@ -95,7 +95,7 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
     validation.check_hardware(
         options.device, options.precision, options.devices, options.num_nodes, options.checkpoint_minutes
     )
-    process = parse_periodic(model.periodic)
+    process = None if model.periodic is None else parse_periodic(model.periodic)
     found = prepare_training_data(adata, parameters, process, options.validation_size, options.validation_cells)
     schema, source = found.schema, found.source
     hardware = Hardware(
@@ -126,7 +126,7 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
     model.periodic_ = None if target is None else describe_circle(module, schema, target, model.gene_symbols)
     model.clusters_ = found.clusters
     model.library_size_quantiles_ = _library_size_quantiles(found.cells, source.train_c)
-    model.fingerprint_ = fingerprint(module)
+    model.fingerprint_ = checksum(module.state_dict().values())
     if latent_state is not None:
         _write(model, adata, latent_state, options)
 
@@ -160,7 +160,7 @@ def partial_fit(model: VAE, adata: Any, options: FitOptions) -> None:
         module.requires_grad_(True)
     model.module_ = module
     model.history_ = _extend_history(model.history_, history)
-    model.fingerprint_ = fingerprint(module)
+    model.fingerprint_ = checksum(module.state_dict().values())
     _write(model, adata, latent_state, options)
 
 

@@ -1,10 +1,10 @@
-"""Preparation of the cells for `fit`: read, checked, and split, before any training."""
+"""Preparation for `fit`: cells that are read, checked and split, and a module with initial weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,8 @@ from anndata import AnnData
 from celldial.data import cell_checks, labels
 from celldial.data.cell_checks import check_modalities_connected
 from celldial.data.cells import Cells
-from celldial.data.files import OnDiskDataset, is_on_disk
+from celldial.data.counts import is_on_disk
+from celldial.data.files import OnDiskDataset
 from celldial.data.in_memory import InMemorySource
 from celldial.data.modalities import obsm_key
 from celldial.data.mudata import mudata_to_anndata
@@ -21,11 +22,17 @@ from celldial.data.on_disk import OnDiskSource
 from celldial.data.schema import Schema
 from celldial.data.splits import train_validation_split
 from celldial.io import results
+from celldial.model.config import ModuleConfig
+from celldial.model.elbo import parse_gradient
 from celldial.model.likelihoods import BINARY_LIKELIHOODS
-from celldial.periodic.markers import PeriodicProcess, find_markers
+from celldial.model.module import Module
+from celldial.periodic.markers import PeriodicProcess, find_markers, parse_periodic
 from celldial.utils.messages import get_column
 
-__all__ = ["EXCLUDED_FROM_TRAINING", "TrainingData", "marker_columns", "prepare_training_data"]
+if TYPE_CHECKING:
+    from celldial.estimator.vae import VAE
+
+__all__ = ["EXCLUDED_FROM_TRAINING", "TrainingData", "build_module", "marker_columns", "prepare_training_data"]
 
 # Parameters that describe the cells; see `Schema.from_anndata`.
 SCHEMA_PARAMETERS = (
@@ -89,7 +96,9 @@ def prepare_training_data(
     options = {name: parameters[name] for name in SCHEMA_PARAMETERS} | {"binary_likelihoods": BINARY_LIKELIHOODS}
     if is_on_disk(data):
         return _prepare_from_files(data, parameters, options, process, validation_size, validation_cells)
-    table = mudata_to_anndata(data, layer=parameters["layer"], modality_key=parameters["modality_key"])
+    table = data
+    if not isinstance(data, AnnData):
+        table = mudata_to_anndata(data, layer=parameters["layer"], modality_key=parameters["modality_key"])
     schema = Schema.from_anndata(table, **options)
     cell_checks.check_modality_weights(parameters["modality_weights"], schema)
     results.check_column_clash(data, None if process is None else process.name)
@@ -190,3 +199,32 @@ def marker_columns(
         symbols = list(get_column(adata.var, gene_symbols, "gene_symbols").astype(str).reindex(symbols))
     counts = cells.counts[modality]
     return find_markers(process, symbols, counts.sum_columns(counts.value_n).numpy() > 0), modality
+
+
+def build_module(model: VAE, schema: Schema, clusters: Mapping[str, Any] | None) -> Module:
+    """Make the module that the parameters of a model and the schema of its cells describe, with initial weights."""
+    config = ModuleConfig(
+        n_features={modality: len(names) for modality, names in schema.feature_names.items()},
+        likelihood=schema.likelihood,
+        n_categories=[len(names) for names in schema.categories.values()],
+        n_continuous=len(schema.continuous),
+        n_latent=model.n_latent,
+        n_hidden=model.n_hidden,
+        n_layers=model.n_layers,
+        dropout_rate=model.dropout_rate,
+        fusion=model.fusion,
+        modality_weights=model.modality_weights,
+        periodic=model.periodic is not None and parse_periodic(model.periodic) is not None,
+        decoder=model.decoder,
+        bayesian_loadings=model.bayesian_loadings,
+        latent=model.latent,
+        prior=model.prior,
+        n_components=model.n_components,
+        posterior=model.posterior,
+        n_clusters=None if clusters is None else len(clusters["names"]),
+        n_labels=0 if clusters is None else clusters.get("n_labels", 0),
+        gradient=parse_gradient(model.gradient, clusters is not None),
+        baseline=model.baseline,
+        straight_through=model.straight_through,
+    )
+    return Module(config)

@@ -1,30 +1,28 @@
-"""A fitted `VAE` as a file and back, and the module that its parameters describe."""
+"""Save a fitted `VAE` to a file, and load it again."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import math
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from celldial.data.cells import checksum
 from celldial.data.schema import Schema
 from celldial.estimator import validation
+from celldial.estimator.prepare import build_module
 from celldial.io import model_file
-from celldial.model.config import ModuleConfig
-from celldial.model.elbo import parse_gradient
+from celldial.io.results import to_json
 from celldial.model.laplace import Loadings
-from celldial.model.module import Module
-from celldial.periodic.markers import parse_periodic
 from celldial.utils.random import isolate_rng
 
 if TYPE_CHECKING:
     from celldial.estimator.vae import VAE
 
-__all__ = ["build_module", "fingerprint", "load", "save", "to_json"]
+__all__ = ["load", "save"]
 
 
 def save(model: VAE, path: Path) -> None:
@@ -62,57 +60,9 @@ def load(cls: type[VAE], path: Path) -> VAE:
         model.periodic_ = None if about["periodic"] is None else _periodic_from_json(about["periodic"])
         quantiles = about["library_size_quantiles"]
         model.library_size_quantiles_ = {name: np.array(quantiles[name]) for name in model.schema_.modalities}
-        model.fingerprint_ = fingerprint(model.module_)
+        model.fingerprint_ = checksum(model.module_.state_dict().values())
     model.module_.eval()
     return model
-
-
-def build_module(model: VAE, schema: Schema, clusters: Mapping[str, Any] | None) -> Module:
-    """Make the module that the parameters of a model and the schema of its cells describe, with initial weights."""
-    config = ModuleConfig(
-        n_features={modality: len(names) for modality, names in schema.feature_names.items()},
-        likelihood=schema.likelihood,
-        n_categories=[len(names) for names in schema.categories.values()],
-        n_continuous=len(schema.continuous),
-        n_latent=model.n_latent,
-        n_hidden=model.n_hidden,
-        n_layers=model.n_layers,
-        dropout_rate=model.dropout_rate,
-        fusion=model.fusion,
-        modality_weights=model.modality_weights,
-        periodic=parse_periodic(model.periodic) is not None,
-        decoder=model.decoder,
-        bayesian_loadings=model.bayesian_loadings,
-        latent=model.latent,
-        prior=model.prior,
-        n_components=model.n_components,
-        posterior=model.posterior,
-        n_clusters=None if clusters is None else len(clusters["names"]),
-        n_labels=0 if clusters is None else clusters.get("n_labels", 0),
-        gradient=parse_gradient(model.gradient, clusters is not None),
-        baseline=model.baseline,
-        straight_through=model.straight_through,
-    )
-    return Module(config)
-
-
-def fingerprint(module: Module) -> str:
-    """Return a checksum of the weights, which identifies a fitted model in the results that it wrote."""
-    checksum = 0
-    for tensor in module.state_dict().values():
-        checksum = zlib.crc32(tensor.detach().cpu().contiguous().numpy().tobytes(), checksum)
-    return f"{checksum:08x}"
-
-
-def to_json(value: Any) -> Any:
-    """Convert numbers and arrays of numpy, sequences and dicts to JSON types."""
-    if isinstance(value, Mapping):
-        return {key: to_json(part) for key, part in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [to_json(part) for part in value]
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _periodic_from_json(periodic: Mapping[str, Any]) -> dict[str, Any]:

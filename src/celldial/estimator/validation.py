@@ -39,7 +39,8 @@ def check_parameters(parameters: dict[str, Any]) -> None:
     for name, known in choices.items():
         if parameters[name] not in known:
             raise ValueError(f"{name} is {parameters[name]!r}: choose one of {', '.join(map(repr, known))}")
-    process = parse_periodic(parameters["periodic"])
+    periodic = parameters["periodic"]
+    process = None if periodic is None else parse_periodic(periodic)
     check_latent(parameters, process is not None)
     if not (isinstance(dropout_rate, float | int | np.number) and 0 <= dropout_rate < 1):
         raise ValueError(f"dropout_rate is {dropout_rate!r}: it must be at least 0 and below 1")

@@ -13,7 +13,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from celldial.data.cell_checks import check_has_counts, warn_empty_cells
 from celldial.data.cells import Cells, decode_blocks
-from celldial.data.files import OnDiskDataset, is_on_disk
+from celldial.data.counts import is_on_disk
+from celldial.data.files import OnDiskDataset
 from celldial.data.modalities import obsm_key
 from celldial.data.mudata import mudata_to_anndata
 from celldial.data.schema import Schema
@@ -67,6 +68,8 @@ def is_file_path(data: Any) -> bool:
 
 def to_anndata(model: FittedModel, adata: Any) -> AnnData:
     """Return the cells of an AnnData or MuData as one AnnData."""
+    if isinstance(adata, AnnData):
+        return adata
     layer, modality_key = (model.parameters_[name] for name in ("layer", "modality_key"))
     return mudata_to_anndata(adata, layer=layer, modality_key=modality_key, schema=model.schema_)
 
@@ -115,7 +118,7 @@ def infer_all(
 
     Returns
     -------
-    tuple[Inferred, pandas.DataFrame]
+    tuple[LatentState, pandas.DataFrame]
         Latent states, and ``obs`` of the same cells.
     """
     check_fitted(model)

@@ -11,8 +11,8 @@ from torch import Tensor
 from celldial.data.cells import Cells, decode_block_size, minibatches
 from celldial.inference.posterior import sample_states, to_eval
 from celldial.model.laplace import RANK, Loadings, packed_outer, posterior_covariance, principal_directions
-from celldial.model.modality import Modality
 from celldial.model.module import Module
+from celldial.model.networks import Modality
 
 __all__ = ["fit_laplace"]
 

@@ -23,8 +23,8 @@ from torch import Tensor
 from celldial.data.cells import MAX_DECODE_VALUES
 from celldial.inference.posterior import Covariates, to_eval
 from celldial.model.laplace import BLOCK_FEATURES
-from celldial.model.modality import Modality
 from celldial.model.module import Module
+from celldial.model.networks import Modality
 
 __all__ = ["PopulationMeans", "mean_along_path"]
 

@@ -22,8 +22,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from celldial.data.cells import Cells, decode_blocks
-from celldial.model.modality import Modality
-from celldial.model.networks import Decoder
+from celldial.model.networks import Decoder, Modality
 from celldial.model.periodic import N_GRID, N_HARMONICS, Circle, angle_grid, fourier_features
 from celldial.ops.csr import CSRTensor
 from celldial.utils.warnings import warn

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from celldial.model.elbo import BaselineName, Gradient
 from celldial.model.fusion import FusionName
 from celldial.model.latents import LatentName
-from celldial.model.networks import DecoderName, LayerSizes
+from celldial.model.networks import DecoderName
 from celldial.model.priors import PosteriorName, PriorName
 
 __all__ = ["ModuleConfig"]
@@ -40,7 +40,7 @@ class ModuleConfig:
         How the posteriors of several modalities are combined; see `celldial.model.fusion.Fusion`.
     modality_weights
         Modality to the weight of its log-likelihood in training. The other modalities get the weight that
-        `celldial.model.fusion.default_modality_weights` computes.
+        `celldial.model.module.default_modality_weights` computes.
     periodic
         Whether the latent state includes a periodic coordinate.
     decoder
@@ -89,8 +89,3 @@ class ModuleConfig:
     gradient: Gradient = field(default_factory=Gradient)
     baseline: BaselineName | None = None
     straight_through: bool = False
-
-    @property
-    def layer_sizes(self) -> LayerSizes:
-        """Sizes that all encoders and decoders share."""
-        return LayerSizes(self.n_categories, self.n_continuous, self.n_hidden, self.n_layers)

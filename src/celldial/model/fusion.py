@@ -9,20 +9,20 @@ Axis suffixes: ``m`` modalities, ``c`` cells, ``z`` latent coordinates, ``s`` su
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import product
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-__all__ = ["FUSIONS", "Fusion", "FusionName", "default_modality_weights"]
+__all__ = ["FUSIONS", "Fusion", "FusionName"]
 
 FusionName = Literal["product", "mixture", "mixture_of_products", "mean"]
 FUSIONS: tuple[FusionName, ...] = get_args(FusionName)
 
 
+@dataclass(frozen=True)
 class Fusion:
     r"""Combine Gaussian posteriors of several modalities.
 
@@ -49,8 +49,7 @@ class Fusion:
     .. [3] Sutter et al. (2021), Generalized Multimodal ELBO, arXiv:2105.02470.
     """
 
-    def __init__(self, name: FusionName) -> None:
-        self.name = name
+    name: FusionName
 
     def sample_included(self, present_mc: Tensor, training: bool) -> Tensor:
         """Return a mask ``(m, c)`` of the modalities that each posterior uses: all of the cell, or a random subset."""
@@ -89,12 +88,3 @@ def sample_subset(present_mc: Tensor, max_size: int) -> Tensor:
     index_c = torch.where(possible_sc, torch.rand(possible_sc.shape, device=present_mc.device), -1).argmax(0)
     # A cell without modalities has no possible subset. The intersection with its modalities is then empty.
     return subset_sm[index_c].T & present_mc
-
-
-def default_modality_weights(n_features: Mapping[str, int]) -> dict[str, float]:
-    """Return a weight of 1 for the first modality, and lower weights for modalities with more features.
-
-    The weight is the square root of the ratio of the numbers of features.
-    """
-    first = next(iter(n_features.values()))
-    return {modality: min(1.0, math.sqrt(first / n)) for modality, n in n_features.items()}

@@ -31,19 +31,18 @@ from celldial.model.config import ModuleConfig
 from celldial.model.coordinates import Coordinates
 from celldial.model.distributions import NonReparameterized, RelaxedCategorical
 from celldial.model.elbo import Baseline, Gradient, make_estimator
-from celldial.model.fusion import Fusion, default_modality_weights
+from celldial.model.fusion import Fusion
 from celldial.model.latent_parts import EncoderOutput, LatentPart
 from celldial.model.latents import LATENTS, Latent
 from celldial.model.likelihoods import LIKELIHOODS, MaskedObservation, SparseObservation
-from celldial.model.modality import Modality
-from celldial.model.networks import Decoder, Encoder
+from celldial.model.networks import Decoder, Encoder, LayerSizes, Modality
 from celldial.model.periodic import Circle, dependence
 from celldial.model.priors import Flow, Mixture, PosteriorFlow, Prior, Standard
 
 if TYPE_CHECKING:
     from celldial.data.cells import Cells
 
-__all__ = ["Module"]
+__all__ = ["Module", "default_modality_weights"]
 
 # Nats per cell for each unit of squared covariance between a latent coordinate and a harmonic of the angle.
 INDEPENDENCE_PENALTY = 30.0
@@ -321,7 +320,8 @@ class Module(nn.Module):
         # Pyro's checks of the arguments of distributions take longer than the distributions themselves.
         with pyro.validation_enabled(False):
             encoded = self.encode(cells, sample_modalities=True)
-            arguments = (cells, encoded, kl_weight, annealed_temperature(progress))
+            temperature = INITIAL_TEMPERATURE if self.clusters is None else annealed_temperature(progress)
+            arguments = (cells, encoded, kl_weight, temperature)
             loss: Tensor = self.elbo_estimator.differentiable_loss(self.model, self.guide, *arguments)
         if encoded.logits_ck is not None and cells.label_c is not None:
             error = cross_entropy(encoded.logits_ck, cells.label_c, ignore_index=-1, reduction="sum")
@@ -408,12 +408,13 @@ def make_modality(name: str, config: ModuleConfig, latent: Latent) -> Modality:
     """Create the networks and the observation model of a modality."""
     n_features = config.n_features[name]
     likelihood = LIKELIHOODS[config.likelihood[name]](n_features)
-    encoder = Encoder(n_features, n_encoder_outputs(config, latent), config.layer_sizes, config.dropout_rate)
+    sizes = LayerSizes(config.n_categories, config.n_continuous, config.n_hidden, config.n_layers)
+    encoder = Encoder(n_features, n_encoder_outputs(config, latent), sizes, config.dropout_rate)
     decoder = Decoder(
         n_features,
         likelihood.n_heads,
         latent,
-        config.layer_sizes,
+        sizes,
         kind=config.decoder,
         periodic=config.periodic,
         bayesian=config.bayesian_loadings,
@@ -423,6 +424,15 @@ def make_modality(name: str, config: ModuleConfig, latent: Latent) -> Modality:
         nn.init.zeros_(encoder.output.weight[-config.n_clusters :])
         nn.init.zeros_(encoder.output.bias[-config.n_clusters :])
     return Modality(encoder, decoder, likelihood)
+
+
+def default_modality_weights(n_features: Mapping[str, int]) -> dict[str, float]:
+    """Return a weight of 1 for the first modality, and lower weights for modalities with more features.
+
+    The weight is the square root of the ratio of the numbers of features.
+    """
+    first = next(iter(n_features.values()))
+    return {modality: min(1.0, math.sqrt(first / n)) for modality, n in n_features.items()}
 
 
 def n_encoder_outputs(config: ModuleConfig, latent: Latent) -> int:

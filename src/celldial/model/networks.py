@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import dropout, silu
 
+from celldial.model.laplace import Loadings
 from celldial.model.latents import Latent
+from celldial.model.likelihoods import Likelihood
 from celldial.model.periodic import HARMONIC_SCALE, N_FOURIER, fourier_features
 from celldial.ops.csr import CSRTensor
 from celldial.ops.log_likelihoods import sparse_linear
 
-__all__ = ["DECODERS", "CoordinateUnits", "Decoder", "DecoderName", "Encoder", "LayerSizes"]
+__all__ = ["DECODERS", "CoordinateUnits", "Decoder", "DecoderName", "Encoder", "LayerSizes", "Modality"]
 
 DecoderName = Literal["network", "additive", "linear"]
 DECODERS: tuple[DecoderName, ...] = get_args(DecoderName)
@@ -339,3 +341,17 @@ class Decoder(nn.Module):
             harmonic_ck = fourier_features(self.split_state(state_cz)[1])
             outputs[0] = outputs[0] + self.harmonics(harmonic_ck).to(state_cz.dtype)
         return outputs
+
+
+class Modality(nn.Module):
+    """The networks and the observation model of one kind of measurement.
+
+    After training, `loadings` holds the posterior of the decoder's loadings.
+    """
+
+    def __init__(self, encoder: Encoder, decoder: Decoder, likelihood: Likelihood) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.likelihood = likelihood
+        self.loadings: Loadings | None = None

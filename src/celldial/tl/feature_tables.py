@@ -24,8 +24,8 @@ from celldial.inference.fitted_model import (
     features_by_modality,
 )
 from celldial.inference.posterior import Covariates, to_eval
-from celldial.model.modality import Modality
 from celldial.model.module import Module
+from celldial.model.networks import Modality
 from celldial.tl.rank_axes import coordinate_names
 from celldial.tl.traversal import HALF_WIDTH, ranks
 from celldial.utils.validation import check_integer

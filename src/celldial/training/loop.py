@@ -97,13 +97,15 @@ def fit(
     run = RunContext() if run is None else run
     history: History = {}
     for index, stage in enumerate(stages.stages):
-        source = stage.before(module, source)
+        if stage.before is not None:
+            source = stage.before(module, source)
         result = train(module, source, stage.plan, seed + index, run.for_stage(stage.name))
-        source = stage.after(module, source)
+        if stage.after is not None:
+            source = stage.after(module, source)
         history = concat_history(history, result.history) if history else result.history
         if result.interrupted:
             break
-    return history, stages.finish(module, source)
+    return history, source if stages.finish is None else stages.finish(module, source)
 
 
 def concat_history(before: History, after: History) -> History:

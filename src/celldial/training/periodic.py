@@ -23,8 +23,8 @@ from celldial.data.in_memory import InMemorySource
 from celldial.data.schema import Schema
 from celldial.model import angle_posterior
 from celldial.model.angle_posterior import marker_curves
-from celldial.model.modality import Modality
 from celldial.model.module import Module
+from celldial.model.networks import Modality
 from celldial.periodic import initial_angles, unsupervised
 from celldial.periodic.expression import log_normalize
 from celldial.periodic.markers import PeriodicProcess

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,9 +15,6 @@ __all__ = [
     "StagePlan",
     "StageResult",
     "TrainingPlan",
-    "choose_batch_size",
-    "choose_max_epochs",
-    "keep_source",
 ]
 
 # Quantity to its value after each epoch.
@@ -60,11 +56,6 @@ class TrainingPlan:
     progress: bool = False
 
 
-def keep_source(module: Module, source: Any) -> Any:
-    """Return the source as it is: the hook that does nothing."""
-    return source
-
-
 @dataclass(frozen=True)
 class Stage:
     """One stage of a training.
@@ -82,8 +73,8 @@ class Stage:
 
     name: str
     plan: TrainingPlan
-    before: Hook = keep_source
-    after: Hook = keep_source
+    before: Hook | None = None
+    after: Hook | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +90,7 @@ class StagePlan:
     """
 
     stages: tuple[Stage, ...]
-    finish: Hook = keep_source
+    finish: Hook | None = None
 
 
 class StageResult(NamedTuple):
@@ -107,17 +98,3 @@ class StageResult(NamedTuple):
 
     history: History
     interrupted: bool
-
-
-def choose_max_epochs(n_cells: int) -> int:
-    """Return the default number of epochs: 20 for 6,000 cells, fewer for more cells, from 6 to 100."""
-    return round(min(max(20 * (6000 / n_cells) ** 0.3, 6), 100))
-
-
-def choose_batch_size(n_cells: int, device: str = "cpu") -> int:
-    """Return the default size of a minibatch: 128, or smaller if an epoch would have fewer than eight steps.
-
-    On a GPU, which small minibatches leave idle, it is up to 1,024 if an epoch still has a thousand steps.
-    """
-    largest = 128 if device == "cpu" else min(max(2 ** math.floor(math.log2(n_cells / 1000)), 128), 1024)
-    return min(max(2 ** round(math.log2(n_cells / 8)), 16), largest)

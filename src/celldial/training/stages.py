@@ -1,7 +1,8 @@
-"""Choose the stages that train a module: plain, with clusters, or with a periodic coordinate."""
+"""Choose how to train: number of epochs, size of the minibatches, and stages."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from celldial.training import clusters, periodic
@@ -11,7 +12,21 @@ if TYPE_CHECKING:
     from celldial.model.module import Module
     from celldial.training.periodic import PeriodicTarget
 
-__all__ = ["first_stages", "further_stages"]
+__all__ = ["choose_batch_size", "choose_max_epochs", "first_stages", "further_stages"]
+
+
+def choose_max_epochs(n_cells: int) -> int:
+    """Return the default number of epochs: 20 for 6,000 cells, fewer for more cells, from 6 to 100."""
+    return round(min(max(20 * (6000 / n_cells) ** 0.3, 6), 100))
+
+
+def choose_batch_size(n_cells: int, device: str = "cpu") -> int:
+    """Return the default size of a minibatch: 128, or smaller if an epoch would have fewer than eight steps.
+
+    On a GPU, which small minibatches leave idle, it is up to 1,024 if an epoch still has a thousand steps.
+    """
+    largest = 128 if device == "cpu" else min(max(2 ** math.floor(math.log2(n_cells / 1000)), 128), 1024)
+    return min(max(2 ** round(math.log2(n_cells / 8)), 16), largest)
 
 
 def first_stages(module: Module, plan: TrainingPlan, seed: int, target: PeriodicTarget | None = None) -> StagePlan:
