@@ -1,6 +1,6 @@
 """Comparisons of cells, models and AnnData."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scipy import sparse
+from torch import Tensor
 
 from celldial import VAE
 from celldial.data.cells import Cells
@@ -78,3 +79,24 @@ def untouched(adata: AnnData) -> Callable[[], None]:
 def without_seconds(history: dict[str, list[float]]) -> dict[str, list[float]]:
     """Return a training history without the time that each epoch took."""
     return {name: values for name, values in history.items() if name != "seconds"}
+
+
+def assert_gradients(function: Callable[[], Tensor], tensors: Sequence[Tensor], step: float = 1e-6) -> None:
+    """Assert that the gradient of a scalar by each tensor is that of finite differences, and that none is 0.
+
+    The tensors are in double precision. Each is moved in a random direction.
+    """
+    for tensor in tensors:
+        tensor.requires_grad_()
+    gradients = torch.autograd.grad(function(), list(tensors))
+    for gradient, tensor in zip(gradients, tensors, strict=True):
+        assert gradient.any()
+        direction = torch.randn_like(tensor)
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                tensor += sign * step * direction
+                values.append(function())
+                tensor -= sign * step * direction
+        expected = (values[0] - values[1]) / (2 * step)
+        torch.testing.assert_close((gradient * direction).sum(), expected, rtol=1e-5, atol=1e-7)

@@ -1,0 +1,84 @@
+"""One row for each likelihood, latent family and prior. The tests of a kind run over its table.
+
+Each table has all names of the package: a test fails if a name has no row.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from celldial.model.latents import LatentName
+from celldial.model.priors import PriorName
+
+# --- Likelihoods ------------------------------------------------------------------------------------------------------
+
+# Log-probability of counts: of counts, rates (exposure times share), the learned parameters by name, and the outputs
+# of the decoder after the first.
+LogPmf = Callable[[np.ndarray, np.ndarray, Mapping[str, np.ndarray], list[np.ndarray]], np.ndarray]
+
+
+def negative_binomial(x: np.ndarray, rate: np.ndarray, parameters: Mapping[str, np.ndarray], _: Any) -> np.ndarray:
+    theta = np.exp(parameters["log_inverse_dispersion_f"])
+    return stats.nbinom.logpmf(x, theta, theta / (theta + rate))
+
+
+def zero_inflated(
+    x: np.ndarray, rate: np.ndarray, parameters: Mapping[str, np.ndarray], heads: list[np.ndarray]
+) -> np.ndarray:
+    log_lost, log_kept = -np.logaddexp(0, -heads[0]), -np.logaddexp(0, heads[0])
+    kept = log_kept + negative_binomial(x, rate, parameters, None)
+    return np.where(x > 0, kept, np.logaddexp(log_lost, kept))
+
+
+LIKELIHOOD_CASES: dict[str, LogPmf] = {
+    "bernoulli": lambda x, rate, *_: np.where(x > 0, np.log(-np.expm1(-rate)), -rate),
+    "negative_binomial": negative_binomial,
+    "poisson": lambda x, rate, *_: stats.poisson.logpmf(x, rate),
+    "zero_inflated_negative_binomial": zero_inflated,
+}
+
+
+# --- Latent families --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LatentCase:
+    """A latent family: its density, and the range of what its decoder reads."""
+
+    # Log density of a coordinate u, given its mean and its standard deviation.
+    log_density: Callable[[np.ndarray, float, float], np.ndarray]
+    # Whether values z of cells are in the range of the link.
+    contains: Callable[[np.ndarray], bool] = lambda z_cz: bool(np.isfinite(z_cz).all())
+    # Values of cells with three coordinates that are outside of it.
+    outside: tuple[list[float], ...] = ()
+
+
+def are_proportions(z_cz: np.ndarray) -> bool:
+    return bool((z_cz >= 0).all() and np.allclose(z_cz.sum(1), 1, atol=1e-5))
+
+
+LATENT_CASES: dict[LatentName, LatentCase] = {
+    "gaussian": LatentCase(stats.norm.logpdf),
+    "laplace": LatentCase(lambda u, mu, sigma: stats.laplace.logpdf(u, mu, sigma / math.sqrt(2))),
+    "logistic": LatentCase(lambda u, mu, sigma: stats.logistic.logpdf(u, mu, sigma * math.sqrt(3) / math.pi)),
+    "log_normal": LatentCase(
+        stats.norm.logpdf, lambda z_cz: bool((z_cz > 0).all()), ([1.0, -0.1, 2.0], [1.0, 0.0, 2.0])
+    ),
+    "logistic_normal": LatentCase(
+        stats.norm.logpdf, are_proportions, ([0.6, 0.6, -0.2], [0.5, 0.5, 0.5], [0.1, 0.1, 0.1])
+    ),
+}
+
+
+# --- Priors -----------------------------------------------------------------------------------------------------------
+
+# Parameters of `VAE` that go with the prior.
+PRIOR_CASES: dict[PriorName, dict[str, Any]] = {
+    "standard": {},
+    "mixture": {"n_components": 3},
+    "flow": {},
+}
