@@ -1,5 +1,6 @@
 """Fixtures for the tests of the command line: cells, their file, and a folder with a model of them."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +36,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory, cells: AnnData) -> Path:
     return folder
 
 
-@pytest.fixture
-def file(tmp_path: Path, cells: AnnData) -> Path:
-    """Return an h5ad file of the cells."""
-    path = tmp_path / "cells.h5ad"
+@pytest.fixture(scope="session")
+def cells_file(tmp_path_factory: pytest.TempPathFactory, cells: AnnData) -> Path:
+    """Return an h5ad file of the cells, which `file` copies for each test."""
+    path = tmp_path_factory.mktemp("written") / "cells.h5ad"
     cells.write_h5ad(path)
     return path
+
+
+@pytest.fixture
+def file(tmp_path: Path, cells_file: Path) -> Path:
+    """Return an h5ad file of the cells; each test has its own."""
+    return Path(shutil.copy(cells_file, tmp_path))

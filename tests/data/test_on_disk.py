@@ -122,7 +122,7 @@ def test_counts_in_cells_that_should_lack_the_modality_are_errors(tmp_path):
 # --- An epoch ---------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batch_size=st.integers(1, 50),
     buffer_cells=st.integers(1, 120),

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from anndata import read_h5ad
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
@@ -54,6 +54,7 @@ def schemas(draw: st.DrawFn) -> Schema:
     )
 
 
+@settings(max_examples=40)
 @given(schema=schemas())
 def test_json_round_trip(schema: Schema) -> None:
     back = Schema.from_dict(json.loads(json.dumps(schema.to_dict())))

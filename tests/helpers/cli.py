@@ -1,7 +1,5 @@
-"""Shared by the tests of the command line: running commands, in this process or in another, and checking errors."""
+"""Shared by the tests of the command line: running commands and checking errors."""
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,12 +16,6 @@ SMALL = ["--max-epochs", "3", "--n-latent", "3"]
 def run(*arguments: object) -> int:
     """Run a command in this process and return its exit code."""
     return cli.main([str(argument) for argument in arguments])
-
-
-def run_process(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process of its own."""
-    command = [sys.executable, "-m", "celldial", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
 def fit_in_python(cells: AnnData, **parameters: object) -> tuple[VAE, AnnData]:

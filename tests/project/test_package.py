@@ -3,8 +3,6 @@
 import doctest
 import importlib
 import re
-import subprocess
-import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -67,13 +65,6 @@ def test_examples_in_docstrings_run(module, tmp_path, monkeypatch):
     result = doctest.testmod(importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE)
     assert result.failed == 0, f"{result.failed} of {result.attempted} examples failed; see the captured output"
     assert not list(tmp_path.iterdir()), "examples leave files where they are run"
-
-
-def test_importing_the_package_is_light():
-    """Packages that take a second to import are imported when they are first used."""
-    script = "import sys, celldial; print(*{'sklearn', 'pyro', 'matplotlib', 'scanpy', 'numba'} & set(sys.modules))"
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == ""
 
 
 def test_the_package_has_what_it_names():
