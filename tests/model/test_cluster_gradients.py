@@ -8,7 +8,7 @@ import torch
 from pyro.distributions import OneHotCategorical
 from torch.distributions import kl_divergence
 
-from celldial.model.distributions import RelaxedCategorical
+from celldial.model.distributions import RelaxableCategorical, RelaxedCategorical
 from celldial.model.elbo import EnumeratedELBO
 from helpers.toys import BASELINES, ERRORS, LOGIT_K, VALUE_K, WEIGHT_K, N, Toss, assert_close, assert_unbiased
 
@@ -98,3 +98,11 @@ def test_divergence_of_choices_is_that_of_categoricals() -> None:
     assert_close(kl_divergence(q, p), expected.expand(2))
     single_kk = torch.eye(4)
     assert_close(RelaxedCategorical(LOGIT_K.expand(4, -1), 0.5).log_prob(single_kk), LOGIT_K.log_softmax(0))
+
+
+def test_relaxing_a_categorical_normalizes_once() -> None:
+    """To the last bit: training amplifies rounding errors."""
+    logits_ck = torch.linspace(-90, 40, 28).reshape(7, 4).sin() * 30
+    relaxed = RelaxableCategorical(logits_ck[:, None]).expand([7, 3]).relaxed(0.5, straight_through=True)
+    assert torch.equal(relaxed.logits_ck, logits_ck.log_softmax(-1)[:, None].expand(7, 3, 4))
+    assert (relaxed.temperature, relaxed.straight_through) == (0.5, True)

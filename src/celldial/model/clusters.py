@@ -16,7 +16,7 @@ from pyro.distributions import OneHotCategorical, TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Independent, constraints, kl_divergence, register_kl
 
-from celldial.model.distributions import SINGLE_DRAW
+from celldial.model.distributions import SINGLE_DRAW, RelaxableCategorical
 from celldial.model.latent_parts import EncoderOutput
 from celldial.model.latents import Latent
 from celldial.model.priors import Components, Prior
@@ -89,12 +89,12 @@ class Clusters(Prior):
 
     def prior_distributions(self, cells: Cells, drawn: Mapping[str, Tensor]) -> dict[str, TorchDistribution]:
         """Return the prior of each cell's cluster."""
-        return {"cluster": OneHotCategorical(logits=self.log_weight_k.expand(len(cells), -1))}
+        return {"cluster": RelaxableCategorical(self.log_weight_k.expand(len(cells), -1))}
 
     def posterior_distributions(self, encoded: EncoderOutput, cells: Cells) -> dict[str, TorchDistribution]:
         """Return the approximate posterior of each cell's cluster, which is certain for cells with a label."""
         assert encoded.logits_ck is not None
-        return {"cluster": OneHotCategorical(logits=self.override_with_labels(encoded.logits_ck, cells.label_c))}
+        return {"cluster": RelaxableCategorical(self.override_with_labels(encoded.logits_ck, cells.label_c))}
 
     def sample_prior(self, cells: Cells, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Sample the clusters of new cells."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import (
+    OneHotCategorical,
     RelaxedOneHotCategorical,
     RelaxedOneHotCategoricalStraightThrough,
     TorchDistribution,
@@ -17,7 +18,14 @@ from pyro.distributions import (
 from torch import Size, Tensor
 from torch.distributions import Bernoulli, Beta, RelaxedBernoulli, constraints, kl_divergence, register_kl
 
-__all__ = ["SINGLE_DRAW", "ActivityGate", "NonReparameterized", "PowerSpherical", "RelaxedCategorical"]
+__all__ = [
+    "SINGLE_DRAW",
+    "ActivityGate",
+    "NonReparameterized",
+    "PowerSpherical",
+    "RelaxableCategorical",
+    "RelaxedCategorical",
+]
 
 SINGLE_DRAW = Size()
 # Draws at the mean direction, or opposite to it, have no finite gradient.
@@ -133,6 +141,30 @@ class ActivityGate(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log probability of an activity of 0 or 1."""
         return Bernoulli(logits=self.logit_c, validate_args=False).log_prob(value)
+
+
+class RelaxableCategorical(OneHotCategorical):
+    """A one-hot categorical distribution that can be relaxed.
+
+    It keeps the unnormalized log probabilities, because a second normalization would add rounding errors.
+
+    Parameters
+    ----------
+    logits_ck
+        Unnormalized log probabilities.
+    """
+
+    def __init__(self, logits_ck: Tensor, validate_args: bool | None = None) -> None:
+        self.logits_ck = logits_ck
+        super().__init__(logits=logits_ck, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> RelaxableCategorical:
+        """Return the distribution with its parameters expanded to a batch shape."""
+        return RelaxableCategorical(self.logits_ck.expand(*batch_shape, -1), validate_args=False)
+
+    def relaxed(self, temperature: float, straight_through: bool) -> RelaxedCategorical:
+        """Return the relaxed distribution; parameters as in `RelaxedCategorical`."""
+        return RelaxedCategorical(self.logits_ck, temperature, straight_through, validate_args=False)
 
 
 class RelaxedCategorical(TorchDistribution):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Normal, OneHotCategorical, TorchDistribution
+from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.nn.functional import cross_entropy
@@ -29,7 +29,7 @@ from celldial.model import angle_posterior
 from celldial.model.clusters import INITIAL_TEMPERATURE, Clusters, annealed_temperature
 from celldial.model.config import ModuleConfig
 from celldial.model.coordinates import Coordinates
-from celldial.model.distributions import NonReparameterized, RelaxedCategorical
+from celldial.model.distributions import NonReparameterized, RelaxableCategorical
 from celldial.model.elbo import Baseline, Gradient, make_estimator
 from celldial.model.fusion import Fusion
 from celldial.model.latent_parts import EncoderOutput, LatentPart
@@ -74,9 +74,7 @@ class Module(nn.Module):
             if hasattr(self.modalities, name):
                 raise ValueError(f"a modality cannot be called {name!r}, a name that torch reserves: rename it")
             self.modalities[name] = make_modality(name, config, self.latent)
-        prior = make_prior(config, self.latent)
-        posterior_flow = PosteriorFlow(config.n_latent) if config.posterior == "flow" else None
-        self.coordinates = Coordinates(self.latent, prior, posterior_flow)
+        self.coordinates = make_coordinates(config, self.latent)
         self.bayesian = config.bayesian_loadings
         if self.bayesian or self.clusters is not None:
             self.register_buffer("n_training_cells", torch.ones(()))
@@ -120,13 +118,13 @@ class Module(nn.Module):
         n_cells = len(cells)
         plate = pyro.plate("cells", n_cells)
         loadings = self._sample_loadings(kl_weight * n_cells, from_prior=True)
+        if self.clusters is not None:
+            pyro.factor("weights", self.clusters.log_weight_prior() * (n_cells / self.n_training_cells))
         drawn: dict[str, Tensor] = {}
         with plate, poutine.scale(scale=kl_weight):
             for part in self.parts:
                 for name, distribution in part.prior_distributions(cells, drawn).items():
                     drawn[name] = pyro.sample(name, self._relax(distribution, temperature))
-        if self.clusters is not None:
-            pyro.factor("weights", self.clusters.log_weight_prior() * (n_cells / self.n_training_cells))
         state_cz = self.state(drawn)
         if self.circle is not None:
             # Otherwise the other coordinates could encode the angle, too.
@@ -172,8 +170,8 @@ class Module(nn.Module):
 
     def _relax(self, distribution: TorchDistribution, temperature: float) -> TorchDistribution:
         """Relax a cluster assignment if its gradient is estimated by the Gumbel-softmax."""
-        if self.gradient.cluster == "gumbel_softmax" and isinstance(distribution, OneHotCategorical):
-            return RelaxedCategorical(distribution.logits, temperature, self.straight_through, validate_args=False)
+        if self.gradient.cluster == "gumbel_softmax" and isinstance(distribution, RelaxableCategorical):
+            return distribution.relaxed(temperature, self.straight_through)
         return distribution
 
     def _options(self, name: str, encoded: EncoderOutput, cells: Cells) -> dict[str, Any]:
@@ -440,10 +438,22 @@ def n_encoder_outputs(config: ModuleConfig, latent: Latent) -> int:
     return latent.n_parameters + (config.n_clusters or 0)
 
 
-def make_prior(config: ModuleConfig, latent: Latent) -> Prior:
-    """Create the prior of the coordinates."""
+def make_coordinates(config: ModuleConfig, latent: Latent) -> Coordinates:
+    """Create the coordinates with their prior and the flow of their posterior.
+
+    The order of creation determines the initial weights at a given seed: the flow comes after a prior, but before
+    clusters.
+    """
+    prior = make_prior(config, latent) if config.n_clusters is None else None
+    posterior_flow = PosteriorFlow(config.n_latent) if config.posterior == "flow" else None
     if config.n_clusters is not None:
-        return Clusters(latent, config.n_clusters, config.n_labels)
+        prior = Clusters(latent, config.n_clusters, config.n_labels)
+    assert prior is not None
+    return Coordinates(latent, prior, posterior_flow)
+
+
+def make_prior(config: ModuleConfig, latent: Latent) -> Prior:
+    """Create the prior of the coordinates of a model without clusters."""
     if config.prior == "mixture":
         return Mixture(latent, config.n_components)
     return Flow(latent) if config.prior == "flow" else Standard(latent)
