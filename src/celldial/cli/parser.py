@@ -1,4 +1,4 @@
-"""Commands, options and help texts of the command line, and which options go together."""
+"""Commands, options and help texts of the command line, and which options can be combined."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ exit codes:
   0    success
   1    an error in the data, a file or a value, which one sentence on stderr
        describes; or a bug, with its traceback
-  2    wrong usage: an unknown option, or options that do not go together
+  2    wrong usage: an unknown option, or options that cannot be combined
   130  interrupted by Ctrl-C
 
 Results are printed to stdout, progress and messages to stderr.
@@ -37,12 +37,13 @@ writes:
            that --periodic, --n-clusters and --labels-key add to obs. Counts,
            layers and everything else are copied unchanged.
   --model  the model, for celldial traverse and info, and for celldial.VAE.load
-  Files appear at the end, complete. An existing file is replaced. A path that
-  is not writable is an error before training starts. The paths are printed to
-  stdout.
+  Files are written at the end and are always complete. An existing file is
+  replaced. If a path is not writable, the command ends with an error before
+  training starts. The paths of the written files are printed to stdout.
 
 Ctrl-C ends training early: the model of the best epoch so far is written, and
-the exit code is 130. A second Ctrl-C stops at once, and nothing is written.
+the exit code is 130. A second Ctrl-C stops the command at once, and nothing is
+written.
 With --checkpoint, the same command resumes an interrupted training.
 
 examples:
@@ -68,8 +69,8 @@ writes:
             obsm["X_umap"] or the matrix that --basis names
   --out     the cells, with uns["latent_traverse"], which the plots of
             celldial.pl read
-  Files appear at the end, complete. An existing file is replaced. The paths
-  are printed to stdout.
+  Files are written at the end and are always complete. An existing file is
+  replaced. The paths of the written files are printed to stdout.
 
 axes:
   --axis 3                     a latent coordinate
@@ -100,7 +101,7 @@ prints:
   To stdout: the version that wrote the model, parameters that differ from their
   defaults, modalities with likelihood and features, covariates with their
   categories, epochs and best validation ELBO, the periodic coordinate, and
-  clusters. The file does not record the number of training cells.
+  clusters.
 
 examples:
   celldial info cells.celldial
@@ -263,14 +264,14 @@ def add_info_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_usage(options: argparse.Namespace) -> None:
-    """Exit with code 2 if options do not go together."""
+    """Exit with code 2 if options cannot be combined."""
     error = options.usage_error(options)
     if error is not None:
         options.fail(error)
 
 
 def fit_usage_error(options: argparse.Namespace) -> str | None:
-    """Return which options of ``celldial fit`` do not go together, or None."""
+    """Return which options of ``celldial fit`` cannot be combined, or None."""
     if options.out is None and options.model is None:
         return "no output: use --out, --model or both"
     if len(options.files) > 1 and options.out is not None:
@@ -290,7 +291,7 @@ def fit_usage_error(options: argparse.Namespace) -> str | None:
 
 
 def traverse_usage_error(options: argparse.Namespace) -> str | None:
-    """Return which options of ``celldial traverse`` do not go together, or None."""
+    """Return which options of ``celldial traverse`` cannot be combined, or None."""
     if all(getattr(options, name) is None for name in ("table", "figure", "dial", "out")):
         return "no output: use --table, --figure, --dial or --out"
     if (options.start is None) != (options.end is None):

@@ -116,7 +116,7 @@ def get_obsm_matrix(adata: AnnData, key: str) -> tuple[Any, tuple[str, ...] | No
     if all(isinstance(dtype, pd.SparseDtype) for dtype in stored.dtypes):
         accessor: Any = stored.sparse  # pandas-stubs do not know its type
         return accessor.to_coo(), tuple(names)
-    # Columns with an extension dtype of pandas become float64. Missing values become NaN, which later checks refuse.
+    # Columns with an extension dtype of pandas become float64. Missing values become NaN, which later checks reject.
     plain = all(isinstance(dtype, np.dtype) for dtype in stored.dtypes)
     return stored.to_numpy() if plain else stored.to_numpy(dtype=np.float64, na_value=np.nan), tuple(names)
 

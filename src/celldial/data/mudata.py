@@ -76,7 +76,7 @@ def mudata_to_anndata(
     >>> mudata_to_anndata(adata) is adata
     True
     """
-    # Whoever has a MuData has imported mudata. It is not imported only for this check.
+    # If `data` is a MuData, mudata has already been imported, so this check does not import it.
     mudata: Any = sys.modules.get("mudata")
     if mudata is None or not isinstance(data, mudata.MuData):
         return data

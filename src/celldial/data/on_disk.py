@@ -1,8 +1,8 @@
 """Training cells in files: which cells are read together, and in which order.
 
 An epoch visits runs of neighboring cells in random order. Many runs are read into a buffer, and the cells of a buffer
-are shuffled. Thus, files are read in large pieces, but a minibatch has cells from all over them. How cells are read is
-in `celldial.data.files`.
+are shuffled. Thus, files are read in large pieces, but each minibatch has cells from all parts of the files.
+`celldial.data.files` reads the cells.
 """
 
 from __future__ import annotations
@@ -168,8 +168,8 @@ class OnDiskSource:
         """
         batch_size = max(1, batch_size // n_ranks)
         order_c = shuffle_runs(self.train_c, self.run_cells, generator)
-        # Buffers are shuffled ahead of their use. A generator of their own keeps `generator` in the same state, however
-        # far an epoch gets.
+        # Buffers are shuffled ahead of their use, with a separate generator. The state of `generator` therefore does
+        # not depend on how much of an epoch is read.
         buffer_generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
         n_own = len(order_c) // n_ranks
         own_c = order_c[rank * n_own : (rank + 1) * n_own]

@@ -35,9 +35,9 @@ class VAE(BaseEstimator):
     r"""Conditional variational autoencoder for single-cell counts of one or several modalities.
 
     Each cell has a latent state :math:`z \sim N(0, I)` [1]_. For each modality, a neural network decodes the latent
-    state and the covariates to the expected share of each feature in the cell's counts, and the counts are distributed
-    around library size times share [2]_. Fitting writes the posterior mean of every cell to
-    ``adata.obsm["X_celldial"]``, ready for ``scanpy.pp.neighbors``.
+    state and the covariates to the expected share of each feature in the cell's counts. The expected count is the
+    library size times the share, and the counts are distributed around it [2]_. Fitting writes the posterior mean of
+    every cell to ``adata.obsm["X_celldial"]``, ready for ``scanpy.pp.neighbors``.
 
     The modality of each feature comes from ``adata.var["feature_types"]``: genes (``"Gene Expression"``, modality
     ``"rna"``), chromatin peaks (``"Peaks"``, ``"atac"``), proteins (``"Antibody Capture"``, ``"protein"``). Cells may
@@ -59,30 +59,30 @@ class VAE(BaseEstimator):
         default Bernoulli for ``"atac"`` and negative binomial for the others; ``{"atac": "poisson"}`` models fragment
         counts.
     modalities
-        Dict of modality to a value of ``adata.var[modality_key]``, or to ``"obsm/key"`` for a matrix or DataFrame in
-        ``adata.obsm``. Features with other values are left out. By default all features are used, and their types must
-        be known.
+        Dict that maps the name of each modality to a value of ``adata.var[modality_key]``, or to ``"obsm/key"`` for a
+        matrix or DataFrame in ``adata.obsm``. Features with other values are left out. By default all features are
+        used, and their types must be known.
     modality_key
         Column of ``adata.var`` with the type of each feature. Without this column all features are genes, or peaks if
         `likelihood` is ``"bernoulli"``.
     presence_keys
-        Dict of modality to the boolean column of ``adata.obs`` that marks the cells with this modality; by default
-        ``"has_<modality>"`` if there is such a column. Otherwise a cell without counts of a modality lacks it.
+        Dict that maps modalities to the boolean column of ``adata.obs`` that marks the cells with this modality; by
+        default ``"has_<modality>"`` if there is such a column. A cell without counts of a modality lacks it; the
+        columns are compared with the counts.
     modality_weights
-        Dict of modality to the weight of its log-likelihood in training. By default 1, and less for a modality with
-        more features than the first: the square root of the ratio of their numbers of features, so that 50,000 peaks
-        do not outweigh 1,000 genes.
+        Dict that maps modalities to the weight of their log-likelihood in training. By default, the weight is 1. If the
+        first modality has F₁ features and another modality has more, F, the other has the weight √(F₁ / F), so that
+        50,000 peaks do not outweigh 1,000 genes.
     fusion
         How the posteriors of several modalities are combined: ``"product"``, ``"mixture"``, ``"mixture_of_products"``
         or ``"mean"``; see `celldial.model.fusion.Fusion`.
     decoder
-        How the shares depend on the latent coordinates: ``"network"``; ``"additive"``, where the log share is a sum of
-        functions of one coordinate each (plus the covariates), up to the normalization of the cell; or ``"linear"``,
-        where the log share is a weighted sum of the coordinates, and `loadings` returns the weights. An additive
-        decoder has one program of features per coordinate, which the coordinate turns on in one direction, so that one
-        axis is one program [9]_, at the cost of a slightly lower ELBO. It needs spare coordinates, such as
-        ``n_latent=32``: unused ones stay at the prior. `n_hidden` and `n_layers` affect only the encoders of additive
-        and linear models.
+        How the shares depend on the latent coordinates. ``"network"``: through a neural network. ``"additive"``: up to
+        the normalization of the cell, the log share is a sum of functions of one coordinate each, plus the covariates.
+        ``"linear"``: the log share is a weighted sum of the coordinates, and `loadings` returns the weights. With an
+        additive decoder, each coordinate turns on one program of features in one direction, so one axis is one program
+        [9]_; the ELBO is slightly lower. Use more coordinates than there are programs, such as ``n_latent=32``; surplus
+        coordinates stay at the prior. `n_hidden` and `n_layers` affect only the encoders of additive and linear models.
     bayesian_loadings
         Whether a linear decoder learns the posterior of each weight, so that `loadings` has credible intervals.
     latent
@@ -98,20 +98,20 @@ class VAE(BaseEstimator):
         Posterior of the coordinates: ``"diagonal"``, independent coordinates; or ``"flow"``, which can represent
         dependencies between coordinates [5]_.
     n_clusters
-        Number of clusters. Each cell then has a discrete cluster, and its coordinates are distributed around the center
-        of the cluster. The number may be larger than needed; spare clusters stay empty. See `clusters`.
+        Number of clusters. Each cell then belongs to a cluster, and its coordinates are distributed around the center
+        of the cluster. The number may be larger than needed; surplus clusters become empty. See `clusters`.
     labels_key
-        Column of ``adata.obs`` with labels of which some are known (label transfer): clusters are named after the
-        labels, and cells without a label get one. `n_clusters` is the number of labels by default; a larger number
-        leaves room for new cell types.
+        Column of ``adata.obs`` with the known labels of some cells, for label transfer: clusters are named after the
+        labels, and a label is inferred for the other cells. `n_clusters` is the number of labels by default; a larger
+        number leaves room for new cell types.
     unknown_label
         Value of that column for cells without a label; missing values count as unknown, too.
     gradient
         Gradient estimator. For the coordinates: ``"reparameterized"``, or ``"score_function"`` [6]_, which needs no
-        derivative of the decoder and has a far larger variance, so that the learning rate is divided by 4. For
-        clusters: ``"enumerate"`` (the default), which sums over all clusters; ``"gumbel_softmax"`` [7]_, relaxed
-        samples with a temperature that falls during training; or ``"score_function"``. A string applies to the clusters
-        if the model has clusters and the estimator supports them; a dict ``{"z": ..., "cluster": ...}`` sets both.
+        derivative of the decoder and has a far larger variance, so the learning rate is divided by 4. For clusters:
+        ``"enumerate"`` (the default), which sums over all clusters; ``"gumbel_softmax"`` [7]_, relaxed samples with a
+        temperature that falls during training; or ``"score_function"``. A string applies to the clusters if the model
+        has clusters and the estimator supports them; a dict ``{"z": ..., "cluster": ...}`` sets both.
     baseline
         Control variate of the score function: ``"learned"``, a network that predicts each cell's ELBO [8]_,
         ``"moving_average"``, or None.
@@ -158,7 +158,8 @@ class VAE(BaseEstimator):
         Description of the clusters: their ``names``; with labels also ``labels_key``, ``unknown_label`` and
         ``n_labels``.
     fingerprint_ : str
-        Checksum of the weights. Results in an AnnData carry it, so that it is known which model wrote them.
+        Checksum of the weights. It is stored with each result in an AnnData, so you can see which model wrote the
+        result.
 
     References
     ----------
@@ -302,19 +303,19 @@ class VAE(BaseEstimator):
         Parameters
         ----------
         adata
-            Cells with raw counts; cells may lack modalities. Cells without any count are not used for training and get
-            the prior as their posterior. Alternatively cells in files, which are read in blocks: a backed AnnData, the
-            path of an ``.h5ad`` file or a ``.zarr`` store, or a list of paths. From several files the features that
-            they share are used. Validation cells are then chosen in short runs of neighboring cells.
+            Cells with raw counts; cells may lack modalities. Cells without any count are not used for training, and
+            their posterior is the prior. Alternatively, cells in files, which are read in blocks: a backed AnnData, the
+            path of an ``.h5ad`` file or a ``.zarr`` store, or a list of paths. If there are several files, the features
+            that all of them have are used. With files, validation cells are chosen in short runs of neighboring cells.
         max_epochs
             Passes over the cells; ``"auto"`` chooses by the number of cells.
         batch_size
-            Cells in a minibatch, over all devices; ``"auto"`` is 128, less for few cells, and up to 1,024 for very many
-            cells on a GPU.
+            Cells in a minibatch, summed over all devices; ``"auto"`` is 128, less for few cells, and up to 1,024 for
+            very many cells on a GPU.
         validation_size
             Fraction of the cells, chosen at random, for validation: for early stopping and `history_`.
         validation_cells
-            The cells to validate on instead: names, or a boolean mask.
+            The validation cells, as names or a boolean mask. They replace the random choice.
         early_stopping
             Stop if the validation ELBO has not improved for a quarter of the epochs (at least 10). In any case the
             weights of the epoch with the best validation ELBO are kept.
@@ -345,10 +346,11 @@ class VAE(BaseEstimator):
         Returns
         -------
         VAE
-            The model itself. Written: ``adata.obsm[key_added]``, as `transform` returns it, shape
-            ``(cells, n_latent)``; ``adata.uns["celldial"]``: parameters, schema and history; with a periodic coordinate
-            the columns of ``adata.obs`` that `phase` returns; with clusters what `clusters` writes. Files are never
-            changed: nothing is written for paths, and a backed AnnData is changed in memory only.
+            The model itself. `fit` writes the embedding, as `transform` returns it, to ``adata.obsm[key_added]``, shape
+            ``(cells, n_latent)``, and the parameters, schema and history to ``adata.uns["celldial"]``. With a periodic
+            coordinate, it also writes the columns that `phase` returns to ``adata.obs``; with clusters, it also writes
+            the results of `clusters`. Files are never changed: nothing is written for paths, and a backed AnnData is
+            changed in memory only.
 
         Raises
         ------
@@ -407,13 +409,13 @@ class VAE(BaseEstimator):
         adata
             As in `fit`.
         **options
-            Those of `fit`.
+            Arguments of `fit`.
 
         Returns
         -------
         numpy.ndarray
-            The embedding as `transform` returns it, float32, shape ``(cells, n_latent)``. Written: the same as by
-            `fit`.
+            The embedding as `transform` returns it, float32, shape ``(cells, n_latent)``. The same results are written
+            as by `fit`.
 
         Raises
         ------
@@ -462,7 +464,7 @@ class VAE(BaseEstimator):
         Returns
         -------
         VAE
-            The model itself. Written: the same as by `fit`.
+            The model itself. The same results are written as by `fit`.
 
         Raises
         ------
@@ -513,7 +515,8 @@ class VAE(BaseEstimator):
             modalities; or files of cells as in `fit`. Cells without any count get the prior mean, 0, and a warning
             reports how many there are.
         modality
-            Infer from this modality alone, as if no other had been measured; by default from all that a cell has.
+            Infer from this modality alone, as if no other had been measured; by default from all modalities that a cell
+            has.
         key_added
             Key of ``adata.obsm`` to write the embedding to, such as ``"X_celldial_rna"``. By default it is not written.
         include_periodic
@@ -530,7 +533,7 @@ class VAE(BaseEstimator):
         NotFittedError
             The model is not fitted yet.
         ValueError, TypeError, KeyError
-            Counts, features, covariates or modalities of the cells do not fit the model; the message says what is
+            Counts, features, covariates or modalities of the cells do not match the model; the message says what is
             wrong, and what to do.
         FloatingPointError
             A latent state is not finite.
@@ -555,8 +558,8 @@ class VAE(BaseEstimator):
     def latent_posterior(self, adata: Any, *, modality: str | None = None) -> Posterior:
         """Return mean and standard deviation of the posterior of each cell's latent coordinates.
 
-        Cells without any count get the prior, mean 0 and standard deviation 1, and a warning reports how many there
-        are.
+        The posterior of cells without any count is the prior, mean 0 and standard deviation 1. A warning reports how
+        many such cells there are.
 
         Parameters
         ----------
@@ -596,12 +599,13 @@ class VAE(BaseEstimator):
         Parameters
         ----------
         adata
-            Cells that `fit` did not see; or files of them.
+            Cells that were not used for training; or files of such cells.
         y
             Ignored; scikit-learn's convention.
         n_samples
-            Latent samples per cell. With more than one this is the importance-weighted bound [1]_. It approaches the
-            log probability of the counts as the number grows, and compares models with different posteriors.
+            Latent samples per cell. With more than one, the result is the importance-weighted bound [1]_. It approaches
+            the log probability of the counts as the number grows, and can be used to compare models with different
+            posteriors.
 
         Returns
         -------

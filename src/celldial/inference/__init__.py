@@ -1,1 +1,1 @@
-"""Answers of a trained model as arrays."""
+"""Results of a trained model, as arrays."""

@@ -1,4 +1,4 @@
-"""The ways into a fitted model that all analyses share: read cells, infer their latent states, check names."""
+"""Functions that all analyses of a fitted model share: read cells, infer their latent states, check names."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def infer_all(
     sources
         Several modalities to infer from. One of them must have counts.
     consequence
-        What the warning about cells without counts says happens to them.
+        Consequence for cells without counts, as the end of the warning about them.
 
     Returns
     -------
@@ -175,7 +175,7 @@ def library_size_to_decode(model: FittedModel, modality: str, library_size: floa
 
 
 def covariates_to_set(model: FittedModel, transform_batch: Any) -> Mapping[str, Any] | None:
-    """Return `transform_batch`, a batch or a dict of covariate to value, as a dict.
+    """Return `transform_batch`, a batch or a dict that maps covariates to values, as a dict.
 
     Raises
     ------

@@ -1,6 +1,6 @@
 """Inference with a trained module: latent states from counts, expected values from latent states, new cells.
 
-Arrays in, arrays out, in blocks of cells, so that memory on the device stays bounded.
+Arrays in, arrays out. Cells are processed in blocks, so the memory on the device does not grow with their number.
 
 Axis suffixes: ``c`` cells, ``f`` features, ``k`` covariates, ``q`` quantiles, ``z`` latent coordinates.
 """

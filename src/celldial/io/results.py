@@ -101,7 +101,7 @@ def check_column_clash(adata: Any, periodic: str | None) -> None:
 
 
 def write_fit(adata: Any, model: str, embedding_cz: np.ndarray, key_added: str, about: Mapping[str, Any]) -> None:
-    """Write the embedding of a fitted model and its record, in place of those of the model before.
+    """Write the embedding of a fitted model and its record, in place of those of the previous model.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def write_fit(adata: Any, model: str, embedding_cz: np.ndarray, key_added: str, 
     """
     with _silence_view_copy():
         for name in read_axes(adata):
-            if name in adata.obs:  # the score on an axis of the model before
+            if name in adata.obs:  # the score on an axis of the previous model
                 del adata.obs[name]
         adata.obsm[key_added] = embedding_cz
         # The columns of a periodic coordinate stay if this model has none, and so does their description.

@@ -36,7 +36,7 @@ def rotation_to_markers(curves: dict[str, Array], density_j: Array, process: Per
     """Return the angle by which to rotate the circle, so that markers peak where they should.
 
     The circle need not be reflected, because the initial angles from the markers determined its direction. (Two phases
-    that are opposite to each other determine none.)
+    that are opposite to each other do not determine a direction.)
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def rotation_to_markers(curves: dict[str, Array], density_j: Array, process: Per
 
 
 def find_phase_starts(curves: dict[str, Array], density_j: Array, process: PeriodicProcess) -> Array:
-    """Return the angles where phases start: the start of each phase is as far before its peak as in the process.
+    """Return the angles where phases start, each at the same distance before its peak as in the process.
 
     In some cells, a phase is shorter than in the process, and peaks are closer to each other. Phases without markers,
     such as G1, start as in the process. So do all phases if they would have another order.

@@ -31,10 +31,10 @@ def axes(
 ) -> dict[str, Axes] | Figure | None:
     """Plot the importance of latent coordinates, as computed by `celldial.VAE.axes`.
 
-    Each row is a latent coordinate; the most important one is at the top. The bars are the share of the variance
-    between decoded cells that is due to the coordinate, overall and for each modality, and its KL divergence, which is
-    the information that it holds about a cell. Coordinates that the model does not use are light gray and marked as
-    unused.
+    Each row is a latent coordinate; the most important one is at the top. The bars show the share of the variance
+    between decoded cells that is due to the coordinate, overall and for each modality, and the KL divergence of the
+    coordinate, which is the information that it contains about a cell. Coordinates that the model does not use are
+    light gray and marked as unused.
 
     Parameters
     ----------

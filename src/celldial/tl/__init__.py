@@ -1,4 +1,4 @@
-"""Analyses of a fitted model, one a file: functions of a model and an AnnData.
+"""Analyses of a fitted model, one per file: functions of a model and an AnnData.
 
 They are also methods of the estimator: ``cd.tl.latent_traverse(model, adata)`` is ``model.latent_traverse(adata)``.
 """

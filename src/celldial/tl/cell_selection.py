@@ -21,7 +21,8 @@ def select_cells(obs: pd.DataFrame, at: Any) -> tuple[np.ndarray, str]:
     obs
         Table of all cells.
     at
-        None for all cells; a group as a dict of column to value, or as one column and its value; or the name of a cell.
+        None for all cells; a group, as a dict that maps columns to values, or as one column and its value; or the name
+        of a cell.
 
     Returns
     -------

@@ -26,10 +26,10 @@ def clusters(model: FittedModel, adata: AnnData, *, modality: str | None = None)
     Returns
     -------
     pandas.DataFrame
-        Probabilities, cells × clusters. Written: the same to ``adata.obsm["celldial_cluster_probability"]``, and the
-        most probable cluster to ``adata.obs["celldial_cluster"]``. Clusters with a label have its name; the others are
-        called ``"0"``, ``"1"`` and so on. The columns in ``obsm`` have ``"-"`` in place of ``"/"``, because h5ad files
-        do not allow a slash in a column name.
+        Probabilities, cells × clusters. They are also written to ``adata.obsm["celldial_cluster_probability"]``, and
+        the most probable cluster of each cell to ``adata.obs["celldial_cluster"]``. Clusters with a label have its
+        name; the others are called ``"0"``, ``"1"`` and so on. The columns in ``obsm`` have ``"-"`` in place of
+        ``"/"``, because h5ad files do not allow a slash in a column name.
 
     Raises
     ------

@@ -45,7 +45,7 @@ def denoise(
 ) -> pd.DataFrame:
     """Return the expected expression of each cell: its posterior mean, decoded.
 
-    Under zero inflation this is the expression before dropout.
+    With a zero-inflated likelihood, this is the expression before dropout.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def denoise(
         Key to write the result under: ``adata.layers[key_added]`` if the features are those of `adata` in the same
         order, otherwise a table in ``adata.obsm[key_added]``. By default nothing is written.
     transform_batch
-        Decode as if all cells came from this batch; or a dict of covariate to value.
+        Decode as if all cells came from this batch; or a dict that maps covariates to values.
     library_size
         As in `decode`.
 
@@ -123,11 +123,12 @@ def impute(
     modality
         Modality to predict.
     from_
-        Modality or modalities to predict from. By default all that a cell has, which may include `modality` itself.
+        Modality or modalities to predict from. By default all modalities that a cell has, which may include `modality`
+        itself.
     features
         Names of the features to return; by default all features of the modality.
     transform_batch
-        Predict as if all cells came from this batch; or a dict of covariate to value.
+        Predict as if all cells came from this batch; or a dict that maps covariates to values.
     library_size
         As in `decode`.
     key_added
@@ -138,9 +139,9 @@ def impute(
     Returns
     -------
     pandas.DataFrame
-        Expected counts, or probabilities under a Bernoulli likelihood, cells × features, float32. Written: the same to
-        ``adata.obsm[key_added]``, as a table if `features` are given, otherwise as an array in the order of the model's
-        features.
+        Expected counts, or probabilities under a Bernoulli likelihood, cells × features, float32. They are also written
+        to ``adata.obsm[key_added]``, as a table if `features` are given, otherwise as an array in the order of the
+        model's features.
 
     Raises
     ------

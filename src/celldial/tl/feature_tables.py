@@ -50,8 +50,8 @@ def topics(
     n_features
         Number of features to list for each topic and modality, by rank; all by default.
     covariates
-        Covariate to one value, ``{"batch": "b2"}``. Without it, shares are averaged over the categories of a
-        categorical covariate, and a continuous covariate has its mean over the training cells.
+        Dict that maps covariates to values, ``{"batch": "b2"}``. Without it, shares are averaged over the categories of
+        a categorical covariate, and a continuous covariate has its mean over the training cells.
 
     Returns
     -------
@@ -76,9 +76,11 @@ def topics(
     KeyError
         The model has no such covariate.
 
-    Notes ----- The mean of the embedding, ``adata.obsm["X_celldial"].mean(0)``, is the frequency of each topic. Few
-    cells consist of one topic only. A linear decoder extrapolates from mixed cells to such cells in a defined way; a
-    neural network need not.
+    Notes
+    -----
+    The mean of the embedding, ``adata.obsm["X_celldial"].mean(0)``, is the frequency of each topic. Few cells consist
+    of one topic only. A linear decoder extrapolates from mixed cells to such cells in a defined way; a neural network
+    may not.
 
     Examples
     --------
@@ -136,7 +138,9 @@ def loadings(model: FittedModel, n_features: int | None = None) -> pd.DataFrame:
     ValueError
         The decoder is not linear.
 
-    Notes ----- With `bayesian_loadings` the intervals come from the posterior that was learned together with the
+    Notes
+    -----
+    With `bayesian_loadings` the intervals come from the posterior that was learned together with the
     loadings. Without it they come from a Laplace approximation, see `latent_traverse`, in the ten main directions of
     the coordinates and covariates; in all other directions the intervals are those of the prior. Both treat the latent
     states as independent of the loadings, and condition on the rotation of the coordinates.
@@ -167,7 +171,7 @@ def loadings(model: FittedModel, n_features: int | None = None) -> pd.DataFrame:
 def check_covariates(covariates: Any) -> Mapping[str, Any]:
     """Return covariates as a mapping, or raise."""
     if not isinstance(covariates, Mapping | None):
-        raise TypeError(f'covariates is {covariates!r}: it must be a dict of covariate to value, {{"batch": "b2"}}')
+        raise TypeError(f'covariates is {covariates!r}: it must be a dict from covariate to value, {{"batch": "b2"}}')
     return {} if covariates is None else covariates
 
 

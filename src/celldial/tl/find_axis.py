@@ -51,7 +51,7 @@ def find_axis(
     """Find a named axis: the direction in latent space along which a target changes, and a score for every cell.
 
     The direction is the regression of the latent state on the target. The score is the linear function of the latent
-    state that predicts the target best, on average 0 at the start of the axis and 1 at its end; see
+    state that predicts the target best. On average, it is 0 at the start of the axis and 1 at its end; see
     `celldial.tl.find_axis.fit_axis`. The target is given by one of `obs`, `groups` and `features`, or by `obs` and
     `groups` together.
 
@@ -64,16 +64,17 @@ def find_axis(
     name
         Name of the axis, and of the column of ``adata.obs`` with the score.
     obs
-        Column of ``adata.obs``. With two categories, the axis runs from the first to the second (in the order of a
-        categorical, otherwise alphabetically; from False to True); with an ordered categorical from the first to the
-        last category, the others evenly between; with numbers from their 5 % to their 95 % quantile.
+        Column of ``adata.obs``. If it has two categories, the axis runs from the first to the second (in the order of a
+        categorical, otherwise alphabetically; from False to True). If it is an ordered categorical, the axis runs from
+        the first to the last category, and the others are evenly spaced between them. If it has numbers, the axis runs
+        from their 5 % to their 95 % quantile.
     groups
         Two values of `obs`, ``("ctrl", "stim")``, from which the axis runs and to which; other cells are not used.
         Without `obs`, the only column of text or categories that has both values is used.
     features
-        ``{"up": [...], "down": [...]}``, either or both. The target is the observed expression of these features,
-        log-normalized and standardized, mean of those up minus mean of those down, from its 5 % to its 95 % quantile.
-        Names are matched exactly, then without regard to case.
+        ``{"up": [...], "down": [...]}``, either or both. The target is computed from the observed expression of these
+        features, log-normalized and standardized: the mean of those in ``"up"`` minus the mean of those in ``"down"``.
+        The axis runs from its 5 % to its 95 % quantile. Names are matched exactly, then without regard to case.
     modality
         Modality of `features`; by default ``"rna"``, or the first modality of a model without RNA.
     n_permutations
@@ -84,8 +85,8 @@ def find_axis(
     -------
     Axis
         The axis: origin, direction, filter, ``strength`` (fraction of the target's variance that the score explains,
-        adjusted R² within batches) and ``p_value``. Written: the scores, float32, to ``adata.obs[name]``, and the axis
-        to ``adata.uns["celldial"]["axes"][name]``.
+        adjusted R² within batches) and ``p_value``. The scores, float32, are written to ``adata.obs[name]``, and the
+        axis to ``adata.uns["celldial"]["axes"][name]``.
 
     Raises
     ------
@@ -97,12 +98,12 @@ def find_axis(
 
     Notes
     -----
-    The p-value refers to cells: it is small if these cells differ beyond chance. Cells of one donor or culture are not
-    independent replicates, so that it does not show that other donors would behave the same way. For that, compare the
-    scores averaged by donor.
+    The p-value refers to cells: it is small if these cells differ by more than chance. Cells of one donor or culture
+    are not independent replicates. A small p-value therefore does not show that other donors would behave in the same
+    way. To test this, average the scores by donor and compare the averages.
 
-    If the model has a `batch_key`, differences between batches are removed first, so that a batch effect is not found
-    as an axis.
+    If the model has a `batch_key`, differences between batches are removed first, so a batch effect is not found as an
+    axis.
 
     References
     ----------

@@ -34,17 +34,18 @@ def decode(
     modality: str | None = None,
     library_size: float | None = None,
 ) -> np.ndarray:
-    """Decode latent states to expected counts; under zero inflation, to the means before dropout.
+    """Decode latent states to expected counts; with a zero-inflated likelihood, to the means before dropout.
 
     Parameters
     ----------
     model
         A fitted `VAE`; omitted in the method call ``model.decode(z)``.
     z
-        Latent states, shape ``(cells, n_latent)``; with a periodic coordinate two more columns, the point on the
-        circle, as `transform` returns them with `include_periodic`.
+        Latent states, shape ``(cells, n_latent)``. With a periodic coordinate, there are two more columns, the point on
+        the circle, as `transform` returns them with `include_periodic`.
     covariates
-        Covariate to one value for all cells, or to one value per cell; or a table such as ``adata.obs``.
+        Dict that maps each covariate to one value for all cells, or to one value per cell; or a table such as
+        ``adata.obs``.
     modality
         Modality to decode; by default the first of the model, which is ``"rna"`` if it has RNA.
     library_size
@@ -61,8 +62,8 @@ def decode(
     NotFittedError
         The model is not fitted yet.
     ValueError
-        Latent states have the wrong shape, are not finite, or are outside the range of their family; a covariate has
-        a value that the model does not know; or the library size is not above 0.
+        Latent states have the wrong shape, are not finite, or are outside the range of their family; a covariate has a
+        value that was not in the training data; or the library size is not above 0.
     TypeError
         Covariates have the wrong type.
     KeyError
@@ -94,7 +95,7 @@ def sample(
     *,
     seed: int | None = None,
 ) -> AnnData:
-    """Sample new cells: latent states from the prior, library sizes like those of the training cells, counts.
+    """Sample new cells: latent states from the prior, library sizes like those of the training cells, and counts.
 
     Library sizes of several modalities are drawn independently of each other.
 
@@ -120,7 +121,7 @@ def sample(
     NotFittedError
         The model is not fitted yet.
     ValueError
-        `n` is less than 1, or a covariate has a value that the model does not know.
+        `n` is less than 1, or a covariate has a value that was not in the training data.
     TypeError
         Covariates have the wrong type.
     KeyError

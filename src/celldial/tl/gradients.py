@@ -47,7 +47,7 @@ class EstimatorConfig:
 
 
 def available_estimators(module: Module) -> dict[str, EstimatorConfig]:
-    """Return the estimators of a module by name; the first is unbiased and has the smallest variance of those."""
+    """Return the estimators of a module by name; the first is the unbiased one with the smallest variance."""
     score = Gradient("score_function") if module.clusters is None else Gradient(cluster="score_function")
     scored = {
         "score_function": EstimatorConfig(score),
@@ -102,8 +102,8 @@ def compare_gradients(
     n_cells
         Number of cells, chosen at random.
     n_reference
-        Samples for the reference gradient, from the unbiased estimator with the smallest variance, which is the first
-        of the above.
+        Samples for the reference gradient. It uses the unbiased estimator with the smallest variance:
+        ``"reparameterized"``, or ``"enumerate"`` in a model with clusters.
     temperature
         Temperature of relaxed choices; by default that at the end of training.
     seed
@@ -117,7 +117,7 @@ def compare_gradients(
 
         - ``mean``: root mean square of the gradient
         - ``bias``: root mean square difference between the mean over samples and the reference
-        - ``standard_error``: the ``bias`` expected by chance; a clearly larger one indicates a real bias
+        - ``standard_error``: the ``bias`` expected by chance; a clearly larger ``bias`` is real
         - ``variance``: mean variance of single samples
         - ``microseconds``: time per sample and cell, in large batches
 
@@ -126,7 +126,9 @@ def compare_gradients(
     ValueError
         The model has no such estimator, or it has a periodic coordinate.
 
-    Notes ----- The weights are those of the end of training: 1 for the KL divergence, and the training weights for the
+    Notes
+    -----
+    The weights are those of the end of training: 1 for the KL divergence, and the training weights for the
     modalities. There is no dropout, latent loadings are at their means, and baselines are fitted to these cells first.
     See [6]_ for the reasons why the variances differ.
 
@@ -377,7 +379,7 @@ class Moments:
         self.waiting_ncp: Tensor | None = None
 
     def add(self, drawn_ncp: Tensor) -> None:
-        """Add samples; those that do not fill an average wait for the next call."""
+        """Add samples; those that do not fill an average are kept for the next call."""
         if self.waiting_ncp is not None:
             drawn_ncp = torch.cat([self.waiting_ncp, drawn_ncp])
         n = len(drawn_ncp) // self.n_averaged

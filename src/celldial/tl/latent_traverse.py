@@ -72,15 +72,15 @@ def latent_traverse(
     n_steps
         Number of steps.
     span
-        Quantiles of the cells between which a coordinate or a named axis is traversed.
+        Quantiles of the cells' positions at which the traversal of a coordinate or a named axis starts and ends.
     at
         Cells to move: all by default; a group, ``{"cell_type": "B"}`` or ``("cell_type", "B")``; or a single cell by
         its name. Not available for a path. On a periodic axis only active cells of the group are moved.
     groupby
         Column of ``adata.obs`` with the groups of a path. Needed if several columns contain both groups.
     transform_batch
-        Decode as if all cells came from this batch; or a dict of covariate to value. By default each cell keeps its
-        own covariates.
+        Decode as if all cells came from this batch; or a dict that maps covariates to values. By default each cell
+        keeps its own covariates.
     n_cells
         Number of cells to move, chosen at random from the population.
     n_samples
@@ -107,8 +107,8 @@ def latent_traverse(
         - ``var["effect_size"]``: log2 fold change of the highest step against the lowest; ``var["change"]``: log2 fold
           change of the last step against the first (0 around a circle); ``var["peak_step"]``: the highest step.
         - ``var["lfsr"]``: local false sign rate, the posterior probability that the highest step is not above the
-          lowest; ``var["fdr"]``: mean lfsr of this feature and of all features with a smaller one [1]_. The two steps
-          are chosen from the curve itself, which lfsr does not account for: around a circle, also require a twofold
+          lowest; ``var["fdr"]``: mean lfsr of this feature and of all features with a smaller lfsr [1]_. The two steps
+          are chosen from the curve itself, and lfsr does not account for this: around a circle, also require a twofold
           change.
         - ``var["rank"]``: 0 is the feature with the largest credible change, by the lower end of the interval of its
           log2 fold change from lowest to highest step. The fold change is moderated by the mean level of the modality's
@@ -116,7 +116,7 @@ def latent_traverse(
           0").sort_values("rank")``.
         - ``var["modality"]``.
 
-        Written: the same as arrays to ``adata.uns["latent_traverse"][name]``, with the arguments of the call.
+        The same values are written as arrays to ``adata.uns["latent_traverse"][name]``, with the arguments of the call.
 
     Raises
     ------
@@ -128,8 +128,8 @@ def latent_traverse(
     Warns
     -----
     UserWarning
-        The model was saved by an earlier version without the uncertainty of the loadings, so that the intervals only
-        cover the uncertainty of the latent states; or a named axis predicts its target no better than chance.
+        The model was saved by an earlier version without the uncertainty of the loadings, so the intervals only cover
+        the uncertainty of the latent states; or a named axis predicts its target no better than chance.
 
     Notes
     -----

@@ -39,12 +39,12 @@ def phase(model: FittedModel, adata: AnnData, *, modality: str | None = None) ->
 
         - ``_angle`` in [0, 2π), conditional on the cell being active. For the cell cycle 0 is the start of G1, and the
           angle increases from G1 through S and G2 to M.
-        - ``_concentration``: certainty of the angle, κ of a power spherical distribution. The standard deviation of the
-          angle is about :math:`\sqrt{2 / κ}` rad if it is small; 0 means that the angle is unknown.
+        - ``_concentration``: certainty of the angle, κ of a power spherical distribution. If κ is large, the standard
+          deviation of the angle is about :math:`\sqrt{2 / κ}` rad; 0 means that the angle is unknown.
         - ``_active_probability``: probability that the cell is on the circle at all; ``_active``: whether it is 1/2 or
           more.
-        - ``_phase``, if the model has phases: the phase that the angle is in. Missing for cells that are not active,
-          or have a concentration below 1.
+        - ``_phase``, if the model has phases: the phase that contains the angle. Missing for cells that are not active,
+          or that have a concentration below 1.
 
     Raises
     ------

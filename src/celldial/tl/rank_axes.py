@@ -41,15 +41,15 @@ def axes(model: FittedModel, adata: AnnData, *, n_cells: int = 500) -> pd.DataFr
     -------
     pandas.DataFrame
         One row per coordinate, ``"axis_0"`` and so on (``"topic_0"`` in a topic model), and one for the periodic
-        coordinate under its name, in the order of their rank. Written: the same, in the order of the coordinates, to
-        ``adata.uns["celldial"]["coordinates"]``.
+        coordinate under its name, in the order of their rank. The same table, in the order of the coordinates, is
+        written to ``adata.uns["celldial"]["coordinates"]``.
 
         - ``kl``: KL divergence of the posterior from the prior, mean over all cells, in nats: the information in the
           counts about the coordinate.
-        - ``variance``: effect of the coordinate on the decoded output. Half the mean squared change of the natural
-          logarithm of the expected value if the coordinate alone is replaced by that of a random cell, features
-          weighted by their share of the expected counts; see `celldial.tl.rank_axes.total_effects`. Mean over
-          modalities.
+        - ``variance``: effect of the coordinate on the decoded output. It is half the mean squared change of the
+          natural logarithm of the expected value if the coordinate alone is replaced by that of a random cell. Features
+          are weighted by their share of the expected counts; see `celldial.tl.rank_axes.total_effects`. The value is
+          the mean over modalities.
         - ``share``: the variance as a fraction of the sum over coordinates, computed for each modality (``share_rna``,
           ...) and averaged over them.
         - ``used``: whether `kl` is at least 0.1 nats and `share` at least 0.05 %.

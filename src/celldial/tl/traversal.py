@@ -193,7 +193,7 @@ class Traversal:
 
 
 def s_value(lfsr_f: np.ndarray) -> np.ndarray:
-    """Return the mean local false sign rate of each feature and all features with a smaller one."""
+    """Return the mean local false sign rate of each feature and of all features with a smaller rate."""
     order_f = np.argsort(lfsr_f, kind="stable")
     s_value_f = np.empty_like(lfsr_f, dtype=float)
     s_value_f[order_f] = np.cumsum(lfsr_f[order_f]) / np.arange(1, len(lfsr_f) + 1)

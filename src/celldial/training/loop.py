@@ -1,8 +1,9 @@
 """The training loop: minibatches, schedules of learning rate and KL weight, early stopping, history.
 
-The KL term is warmed up, so that the decoder learns to use the latent state before the prior pulls on it. The learning
-rate rises and falls once (Smith and Topin 2018, arXiv:1708.07120), which reaches in twenty epochs what a constant rate
-reaches in two hundred. The weights of the epoch with the best validation ELBO are kept.
+The weight of the KL term rises from 0, so that the decoder learns to use the latent state before the KL term has its
+full weight. The learning rate rises and falls once (Smith and Topin 2018, arXiv:1708.07120). With this schedule, twenty
+epochs reach the same result as two hundred epochs with a constant rate. The weights of the epoch with the best
+validation ELBO are kept.
 
 Several processes each train on their share of every minibatch and average their gradients (data parallelism). They
 have the same weights and the same history at all times, so they stop after the same epoch.

@@ -145,8 +145,8 @@ def _for_update(module: Module, source: InMemorySource) -> tuple[dict[str, Modal
 def first_angles(cells: Cells, target: PeriodicTarget, seed: int) -> tuple[Cells, Tensor]:
     """Return the cells with initial angles, and the columns of the features these were inferred from.
 
-    Angles come from the markers, or without markers from the roundest pattern among the cells. Cells that lack the
-    modality get angles of no concentration.
+    Angles come from the markers, or without markers from the roundest pattern among the cells. The angles of cells that
+    lack the modality have concentration 0.
     """
     has_c = cells.mask_with(target.modality).numpy()
     counts_cf = to_csr_matrix(cells.counts[target.modality])[has_c].astype(np.float64)
