@@ -1,6 +1,6 @@
 """The posterior of each cell's angle, computed from the decoder on a grid of angles, and the updates of training.
 
-An encoder of the angle, trained by the ELBO together with the decoder, would drift: the angle would follow whatever
+If an encoder of the angle were trained with the decoder by the ELBO, the angle would drift to the variation that
 explains most counts. Training is therefore expectation maximization. `infer_angles` is the E step: given the decoder,
 the posterior of each cell's angle and activity is exact up to the grid and up to fixing the other coordinates at their
 means. The M step trains the decoder with these posteriors. The other functions update the decoder between stages.
@@ -44,9 +44,9 @@ MIN_INFORMATION, MAX_FEATURES = 8.0, 500
 N_FALLBACK_FEATURES = 20
 # Pseudocounts of a feature at each angle, at its mean rate.
 PSEUDOCOUNTS = 10.0
-# Largest mean resultant length of an angle: a standard deviation of 0.02.
+# Largest mean resultant length of an angle. It corresponds to a standard deviation of 0.02 radians.
 MAX_LENGTH = 0.9998
-# Concentration of the von Mises kernel that smooths the density of cells along the circle, and steps to learn it.
+# Concentration of the von Mises kernel that smooths the density of cells along the circle, and number of EM steps.
 SMOOTHING, N_STEPS = 10.0, 30
 # Concentration of the von Mises kernel that assigns cells to angles when harmonics are initialized.
 NEIGHBOR_CONCENTRATION = 6.0
@@ -55,7 +55,7 @@ MAX_LOGIT = 12.0
 
 
 def pack_angle_posterior(angle_c: Tensor, length_c: Tensor, active_c: Tensor) -> Tensor:
-    """Pack mean angle, mean resultant length and probability of being active, as `Circle` reads them."""
+    """Return angle posteriors ``(c, q)`` from mean angle, mean resultant length and probability of being active."""
     length_c = length_c.clamp(0, MAX_LENGTH)
     logit_c = torch.logit(active_c.double(), 1e-7).clamp(-MAX_LOGIT, MAX_LOGIT).to(angle_c.dtype)
     return torch.stack([angle_c.cos(), angle_c.sin(), length_c / (1 - length_c), logit_c], 1)
@@ -91,7 +91,7 @@ def infer_angles(
         _learn_prior(circle, log_lik_cj[~cells.empty_c])
     log_joint_cj = log_lik_cj + _log_prior(circle)
     active_c = 1 - log_joint_cj.softmax(1)[:, -1]
-    # The angle given that a cell is active, from logarithms, because being active may have a tiny probability.
+    # The distribution of the angle given that a cell is active, from logarithms: the probability of this may be tiny.
     mean_cu = log_joint_cj[:, :-1].softmax(1) @ point_ju[:-1]
     angle_c = torch.atan2(mean_cu[:, 1], mean_cu[:, 0])
     return pack_angle_posterior(angle_c, mean_cu.norm(dim=1), active_c)
@@ -121,7 +121,7 @@ def _learn_prior(circle: Circle, log_lik_cj: Tensor) -> None:
     """Learn a smooth density of the angle and the probability of being active by expectation maximization."""
     kernel_j = torch.exp(SMOOTHING * (angle_grid(log_lik_cj).cos() - 1))
     kernel_j = torch.fft.rfft(kernel_j / kernel_j.sum())
-    # If no cell was inactive at the start, none becomes inactive.
+    # If no cell was inactive at the start of training, no cell becomes inactive.
     has_inactive = bool(circle.active_logit < MAX_LOGIT)
     for _ in range(N_STEPS):
         weight_j = (log_lik_cj + _log_prior(circle)).softmax(1).double().mean(0)
@@ -216,8 +216,8 @@ def select_angle_features(modalities: Mapping[str, Modality], cells: Cells, mean
     if not any(bool((information_f > threshold).any()) for information_f in information.values()):
         warn(
             "no feature carries much information about the angle: there are too few cells, counts or epochs, or the "
-            f"cells have no such process. Angles are inferred from the {N_FALLBACK_FEATURES} most informative "
-            "features; do not rely on them"
+            "cells do not have the periodic process. Angles are inferred from the "
+            f"{N_FALLBACK_FEATURES} most informative features; do not rely on them"
         )
         all_f = torch.cat(list(information.values()))
         threshold = float(all_f.topk(min(N_FALLBACK_FEATURES + 1, len(all_f))).values[-1])
@@ -234,7 +234,7 @@ def initialize_harmonics(
 ) -> None:
     """Initialize the harmonics of the decoders from the angles of the cells.
 
-    The counts of cells near some angles are compared with the expected counts of these cells at mean rates.
+    For each angle of a grid, the counts of the cells near the angle are compared with those expected at mean rates.
 
     Parameters
     ----------
@@ -270,7 +270,7 @@ def initialize_harmonics(
 
 
 def _log_fold_change(cells: Cells, name: str, weight_cj: Tensor) -> Tensor:
-    """Return the log of weighted sums of counts over those expected at mean rates, shape ``(f, j)``."""
+    """Return the log ratio of weighted sums of counts to those expected at mean rates, shape ``(f, j)``."""
     counts, library_size_c = cells.counts[name], cells.library_size[name]
     weight_cj = weight_cj * cells.mask_with(name)[:, None]
     total_fj = weight_cj.new_zeros(counts.n_columns, weight_cj.shape[1])

@@ -66,10 +66,10 @@ class Clusters(Prior):
         return self.components.logit_k.log_softmax(-1)
 
     def log_weight_prior(self) -> Tensor:
-        """Return the log density of the weights, up to a constant: a cluster that is not needed becomes empty.
+        """Return the log density of the weights, up to a constant. This prior empties clusters that are not needed.
 
         A cluster has two parameters per coordinate. Its cells must increase the log-likelihood by half a nat per
-        parameter, otherwise the weight falls to zero (Figueiredo and Jain 2002, Unsupervised learning of finite mixture
+        parameter, otherwise its weight falls to zero (Figueiredo and Jain 2002, Unsupervised learning of finite mixture
         models, doi:10.1109/34.990138). Clusters with a label are exempt.
         """
         weight_k = self.log_weight_k[self.n_labels :].exp()
@@ -78,7 +78,7 @@ class Clusters(Prior):
     # --- Prior of the coordinates -------------------------------------------------------------------------------------
 
     def distribution(self, cells: Cells) -> TorchDistribution:
-        """Return the prior of each cell's coordinates, summed over clusters."""
+        """Return the prior of each cell's coordinates, with the cluster summed out."""
         return self.components.mixture(len(cells))
 
     def conditional(self, choice_ck: Tensor, n_cells: int) -> ClusterConditional:
@@ -101,7 +101,7 @@ class Clusters(Prior):
         return {"cluster": OneHotCategorical(logits=self.log_weight_k).sample([len(cells)])}
 
     def state_columns(self, drawn: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return nothing: counts do not depend on the cluster given the coordinates."""
+        """Return no columns: given the coordinates, counts do not depend on the cluster."""
         return []
 
     def assignment_logits(self, mu_cz: Tensor, sigma_cz: Tensor, correction_ck: Tensor) -> Tensor:

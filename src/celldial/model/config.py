@@ -35,7 +35,7 @@ class ModuleConfig:
     n_layers
         Number of hidden layers of encoder and decoder, at least 1.
     dropout_rate
-        Fraction of the stored counts that is hidden from the encoder during training.
+        Fraction of the stored counts that dropout sets to zero in the encoder's input during training.
     fusion
         How the posteriors of several modalities are combined; see `celldial.model.fusion.Fusion`.
     modality_weights

@@ -1,4 +1,4 @@
-"""Distributions that Pyro lacks: on the circle, relaxed choices, and draws without a gradient.
+"""Distributions that Pyro lacks: on a circle, relaxed discrete distributions, and distributions without gradients.
 
 Axis suffixes: ``c`` cells, ``k`` categories, ``u`` the two coordinates of the plane in which the circle lies.
 """
@@ -28,8 +28,9 @@ __all__ = [
 ]
 
 SINGLE_DRAW = Size()
-# Draws at the mean direction, or opposite to it, have no finite gradient.
+# Keeps draws away from the mean direction and its opposite, at which gradients are infinite.
 EPS = 1e-7
+# Temperature of relaxed activities.
 GATE_TEMPERATURE = 0.5
 
 
@@ -224,7 +225,7 @@ class RelaxedCategorical(TorchDistribution):
 class NonReparameterized(TorchDistribution):
     """A distribution whose draws have no gradient, for the score-function estimator.
 
-    Pyro's own switch ``has_rsample_`` does not reach distributions of several coordinates.
+    The switch ``has_rsample_`` of Pyro raises an error for the distributions of several coordinates.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""Estimators of the gradient of the ELBO: those of Pyro, without the work that a training step here does not need.
+"""Estimators of the gradient of the ELBO: those of Pyro, without computations that training does not need here.
 
 The method ``differentiable_loss(model, guide, ...)`` of an estimator returns a scalar. Its value is the negative ELBO
 in nats, summed over cells; its gradient is the estimate. The estimators override private methods of Pyro;
@@ -75,7 +75,7 @@ def parse_gradient(gradient: Any, has_clusters: bool) -> Gradient:
     Raises
     ------
     ValueError
-        There is no such estimator, or the two estimators cannot be combined.
+        An estimator does not exist, or the two estimators cannot be combined.
     """
     known = {"z": get_args(LatentGradient), "cluster": get_args(ClusterGradient)}
     names = gradient
@@ -164,7 +164,7 @@ class ScoreFunctionELBO(TraceGraph_ELBO):
     sites
         Sites with score-function gradients: ``"z"``, ``"cluster"`` or both.
     baselines
-        Site to its baseline; a site may have none.
+        Baseline of each site; a site may have none.
     """
 
     def __init__(self, sites: tuple[str, ...], baselines: Mapping[str, Baseline]) -> None:
@@ -202,7 +202,7 @@ def make_estimator(gradient: Gradient, baselines: Mapping[str, Baseline], analyt
     gradient
         How the gradient is estimated.
     baselines
-        Site to its baseline.
+        Baseline of each site; a site may have none.
     analytic_kl
         Whether the KL divergence of the coordinates has a closed form.
     """

@@ -1,8 +1,8 @@
 """Fusion of the posteriors of several modalities: each encoder returns a Gaussian, and a cell may lack modalities.
 
-A fusion answers two questions: which of a cell's modalities are included in a training step, and how the Gaussians of
-the included modalities are combined. A modality that is sometimes included alone must carry enough information to
-decode all others.
+A fusion determines which of a cell's modalities are included in a training step, and how the Gaussians of the included
+modalities are combined. If a modality is sometimes included alone, its posterior must be sufficient to decode all
+modalities.
 
 Axis suffixes: ``m`` modalities, ``c`` cells, ``z`` latent coordinates, ``s`` subsets of the modalities.
 """
@@ -32,7 +32,7 @@ class Fusion:
         - ``"product"``: product of experts [1]_. Precisions add, including that of the prior.
         - ``"mixture"``: mixture of experts [2]_. Training uses one modality per cell, drawn at random.
         - ``"mixture_of_products"`` [3]_: training uses the product over a random subset of each cell's modalities, with
-          equal probability for all subsets. Otherwise the product over all modalities.
+          equal probability for all subsets. Outside of training, it is the product over all modalities.
         - ``"mean"``: the mean of the means and of the standard deviations.
 
     Notes
@@ -75,7 +75,7 @@ class Fusion:
         if self.name == "mean":
             sigma_cz = (weight_mc1 * sigma_mcz).sum(0)
             return mu_cz, torch.where(included_mc1.any(0), sigma_cz, 1)
-        # The square root of 0 has no gradient, so cells without included modalities get their 1 before it.
+        # The square root has an infinite gradient at 0. Cells without included modalities get the variance 1 before it.
         square_cz = (weight_mc1 * (sigma_mcz**2 + (mu_mcz - mu_cz) ** 2)).sum(0)
         return mu_cz, torch.where(included_mc1.any(0), square_cz, 1).sqrt()
 

@@ -25,6 +25,7 @@ __all__ = ["BLOCK_FEATURES", "RANK", "Loadings", "packed_outer", "posterior_cova
 RANK = 10
 # Prior precision of a bias: the rate of a feature without counts is known to within a factor of e^10.
 BIAS_PRECISION = 1e-2
+# Number of features that are processed together, to limit memory.
 BLOCK_FEATURES = 4096
 
 
@@ -38,7 +39,7 @@ class Loadings(nn.Module):
     scale_h
         Prior standard deviation of a loading.
     basis_hr
-        Orthonormal directions of the inputs times `scale_h` in which cells differ most.
+        Orthonormal directions in which the inputs times `scale_h` differ most between cells.
     covariance_fq
         Posterior covariance of each feature's log rate at the center and of its slopes along the directions, packed.
     """
@@ -84,7 +85,7 @@ class Loadings(nn.Module):
         return variance_f
 
     def _project(self, input_sh: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the scaled distances of inputs from the center, and their positions along the directions."""
+        """Return the scaled offsets of inputs from the center, and their positions along the directions."""
         offset_sh = (input_sh - self.center_h) * self.scale_h
         return offset_sh, offset_sh @ self.basis_hr
 
@@ -105,7 +106,7 @@ def principal_directions(scaled_ch: Tensor, n_directions: int) -> Tensor:
 
 
 def posterior_covariance(information_fq: Tensor) -> Tensor:
-    """Turn the information about intercept and slopes into their posterior covariance, feature by feature.
+    """Return the posterior covariance of each feature's intercept and slopes, given the information about them.
 
     Parameters
     ----------

@@ -40,7 +40,7 @@ class EncoderOutput(NamedTuple):
 class LatentPart(Protocol):
     """A part of the latent state: one or more random variables of each cell.
 
-    `celldial.model.module.Module` loops over its parts, in an order in which the prior of a part may depend on the
+    `celldial.model.module.Module` loops over its parts in a fixed order. The prior of a part may depend on the
     variables of the parts before it.
     """
 

@@ -30,12 +30,12 @@ TOPIC_SCALE = 2.0
 
 
 class Latent:
-    """Base class of the latent families: coordinates u = mu + sigma * noise, and the link that the decoder reads.
+    """Base class of the latent families: coordinates u = mu + sigma * noise, and the link to what the decoder reads.
 
     The coordinates u are real numbers in every family. Posteriors, fusion, traversals and samples are computed in u.
-    `link` maps u to z, which the decoder reads and users see. The link is invertible, except for what the decoder
-    cannot see, so it does not change KL divergences. In every family, `mu` and `sigma` are the mean and the standard
-    deviation of u, and the prior has mean 0 and standard deviation 1.
+    `link` maps u to z, which the decoder reads and users see. The link does not change KL divergences, because it is
+    invertible, except in directions of u that do not change z. In every family, `mu` and `sigma` are the mean and the
+    standard deviation of u, and the prior has mean 0 and standard deviation 1.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ class Latent:
         return self.base_distribution(zero_cz, torch.ones_like(zero_cz)).to_event(1)
 
     def parameters(self, output_cp: Tensor) -> tuple[Tensor, Tensor]:
-        """Map encoder outputs to mean and standard deviation; outputs of 0 give the prior's 0 and 1."""
+        """Map encoder outputs to mean and standard deviation; outputs of 0 map to those of the prior, 0 and 1."""
         mu_cz, raw_cz = output_cp.chunk(2, -1)
         return mu_cz, softplus(raw_cz + INVERSE_SOFTPLUS_OF_ONE) + MIN_SCALE
 
@@ -170,7 +170,7 @@ class LogisticNormal(Gaussian):
     def check_range(self, z_cz: np.ndarray) -> None:
         """Raise a ValueError unless the values of each cell are proportions that sum to 1."""
         if not ((z_cz >= 0).all() and np.allclose(z_cz.sum(1), 1, atol=1e-3)):
-            raise ValueError("z has rows that are not topic proportions: each must be at least 0, and sum to 1")
+            raise ValueError("z has rows that are not topic proportions: values must be at least 0, and rows sum to 1")
 
 
 LatentName = Literal["gaussian", "laplace", "logistic", "log_normal", "logistic_normal"]

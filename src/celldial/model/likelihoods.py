@@ -54,10 +54,10 @@ class Likelihood(nn.Module):
     n_matrices
         Number of matrices of shape ``(c, f)`` that a training step holds at once, from the heads to their gradients.
     loading_scale
-        Prior standard deviation of a feature's log rate between cells: that of a normal prior on the weights that lead
-        from hidden units of size one to the heads.
+        Prior standard deviation of a feature's log rate between cells, for hidden units of size one. The prior of each
+        weight from one of n hidden units to a head is normal, with this standard deviation divided by √n.
     binary
-        Whether only the presence of a count is modeled. Counts above 1 are then read as 1.
+        Whether only the presence of a count is modeled. Counts above 1 are then treated as 1.
     unit
         Unit of the expected values.
     upper_bound
@@ -91,7 +91,7 @@ class Likelihood(nn.Module):
         return library_size_c[:, None] * share_cf
 
     def elasticity(self, mean: Tensor) -> Tensor:
-        """Return the derivative of the log expected value by the log rate: 1 if they are equal."""
+        """Return the derivative of the log expected value by the log rate: 1 if one is proportional to the other."""
         return torch.ones_like(mean)
 
     def fisher_information(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ class NegativeBinomial(Likelihood):
     def initialize(self, counts: CSRTensor, library_size_c: Tensor) -> None:
         """Initialize the inverse dispersions from the moments of the counts, given the library sizes alone.
 
-        The variance between cell types counts as dispersion here, so the initial dispersion is rather too high.
+        The variance between cell types counts as dispersion here, so the initial dispersion tends to be too high.
         """
         total_f, square_f = counts.sum_columns(counts.value_n), counts.sum_columns(counts.value_n**2)
         share_f = total_f / library_size_c.sum()
@@ -167,7 +167,7 @@ class NegativeBinomial(Likelihood):
         return log_likelihoods.negative_binomial(heads[0], self.log_inverse_dispersion_f, library_size_c, counts)
 
     def entry_log_prob(self, value_cf: Tensor, log_rate_cf: Tensor, column_f: Tensor) -> Tensor:
-        """Return the log-likelihood of single counts, up to a constant, shape ``(c, f)``; ignores zero inflation."""
+        """Return the log-likelihood of single counts, up to a constant and without zero inflation, ``(c, f)``."""
         log_theta_f = self.log_inverse_dispersion_f[column_f]
         return value_cf * log_rate_cf - (value_cf + log_theta_f.exp()) * torch.logaddexp(log_rate_cf, log_theta_f)
 
@@ -201,11 +201,11 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
 
         It is lower than without dropout: a zero is less informative, because it may be a lost count.
         """
-        kept_information_cf = super().fisher_information(heads, library_size_c)  # also minus the score of a zero
+        kept_information_cf = super().fisher_information(heads, library_size_c)  # equals minus the score of a zero, too
         theta_f = self.log_inverse_dispersion_f.exp()
         zero_cf = (1 + self.mean(heads, library_size_c) / theta_f).log().mul(-theta_f).exp()
         kept_cf = torch.sigmoid(-heads[1])
-        lost_fraction_cf = (1 - kept_cf) / (1 - kept_cf * (1 - zero_cf))  # of all zeros
+        lost_fraction_cf = (1 - kept_cf) / (1 - kept_cf * (1 - zero_cf))  # fraction of the zeros that are lost counts
         return kept_cf * (kept_information_cf - lost_fraction_cf * zero_cf * kept_information_cf.square())
 
     def sample(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
@@ -249,7 +249,7 @@ class Bernoulli(Likelihood):
 
     def log_exposure(self, library_size_c: Tensor) -> Tensor:
         """Return the log of the expected number of fragments of each cell, shape ``(c,)``."""
-        # Observed cells have an open peak. The bound keeps the logarithm of others finite.
+        # A cell that has the modality has an open peak. For other cells, the bound keeps the logarithm finite.
         return self.exposure_offset + self.exposure_slope * library_size_c.clamp_min(1e-6).log()
 
     def expected(self, share_cf: Tensor, library_size_c: Tensor) -> Tensor:
@@ -290,7 +290,7 @@ BINARY_LIKELIHOODS = frozenset(name for name, likelihood in LIKELIHOODS.items() 
 
 
 class SparseObservation(TorchDistribution):
-    """The counts of a minibatch as a Pyro distribution: sparse rows in, nats per cell out.
+    """The counts of a minibatch as a Pyro distribution, whose values are sparse matrices.
 
     Pyro's own count distributions take dense values and evaluate the special functions on every zero.
 
@@ -311,7 +311,7 @@ class SparseObservation(TorchDistribution):
         super().__init__(heads[0].shape[:1], heads[0].shape[1:], validate_args=False)
 
     def expand(self, batch_shape: Size, _instance: Any = None) -> SparseObservation:
-        """Return the distribution itself: a Pyro plate expands distributions to its shape, which this one has."""
+        """Return the distribution itself, which already has the shape of the Pyro plate."""
         check_batch_shape(self, batch_shape)
         return self
 

@@ -1,6 +1,6 @@
 """The generative model and its variational posterior, as a Pyro ``model`` and ``guide``, and the ELBO.
 
-Read `Module.model` from top to bottom: it is the whole model. The latent state has up to three parts:
+`Module.model` is the complete generative model: read it from top to bottom. The latent state has up to three parts:
 `celldial.model.clusters.Clusters`, `celldial.model.coordinates.Coordinates` and `celldial.model.periodic.Circle`. Every
 computation loops over them. This file imports neither AnnData nor the training loop.
 
@@ -72,7 +72,7 @@ class Module(nn.Module):
         self.modalities = nn.ModuleDict()
         for name in config.n_features:
             if hasattr(self.modalities, name):
-                raise ValueError(f"a modality cannot be called {name!r}, a name that torch reserves: rename it")
+                raise ValueError(f"torch reserves the name of the modality {name!r}: rename the modality")
             self.modalities[name] = make_modality(name, config, self.latent)
         self.coordinates = make_coordinates(config, self.latent)
         self.bayesian = config.bayesian_loadings
@@ -91,13 +91,23 @@ class Module(nn.Module):
         return {site: Baseline(n_inputs) for site in config.gradient.score_function_sites}
 
     def use_gradient(self, gradient: Gradient, baselines: Mapping[str, Baseline], straight_through: bool) -> None:
-        """Set how the gradient of the ELBO is estimated; parameters as in `ModuleConfig`."""
+        """Set how the gradient of the ELBO is estimated.
+
+        Parameters
+        ----------
+        gradient
+            As in `ModuleConfig`.
+        baselines
+            Baseline of each site with a score-function gradient; a site may have none.
+        straight_through
+            As in `ModuleConfig`.
+        """
         self.gradient, self.straight_through = gradient, straight_through
         self.baselines = nn.ModuleDict(baselines)
         self.elbo_estimator = make_estimator(gradient, baselines, self.coordinates.analytic_kl)
 
     def initialize(self, cells: Cells, n_training_cells: int | None = None) -> None:
-        """Initialize biases, input scales and dispersions from the training cells, or a sample of these."""
+        """Initialize biases, input scales and dispersions from the training cells or a sample of them."""
         for name, modality in self.by_modality():
             counts, library_size_c = cells.observed_counts(name), cells.library_size[name][cells.mask_with(name)]
             modality.encoder.initialize(counts, library_size_c)
@@ -154,12 +164,12 @@ class Module(nn.Module):
 
     @property
     def continuous_parts(self) -> list[LatentPart]:
-        """The parts without the clusters, which are summed out except in training."""
+        """The parts other than the clusters. Outside of training, the clusters are summed out."""
         return [self.coordinates, *([] if self.circle is None else [self.circle])]
 
     @property
     def clusters(self) -> Clusters | None:
-        """The clusters of a model that has clusters."""
+        """The clusters, or None in a model without clusters."""
         prior = self.coordinates.prior
         return prior if isinstance(prior, Clusters) else None
 
@@ -185,7 +195,8 @@ class Module(nn.Module):
     def _sample_loadings(self, weight: float, from_prior: bool) -> dict[str, Tensor]:
         """Sample the loadings ``(f, h)`` of each modality, if they are latent variables.
 
-        Their KL divergence counts for ``weight / n_training_cells``, the fraction of the training cells at hand.
+        All cells share the loadings, so a minibatch contributes only a fraction of their KL divergence:
+        ``weight / n_training_cells``.
         """
         drawn: dict[str, Tensor] = {}
         if not self.bayesian:
@@ -213,7 +224,8 @@ class Module(nn.Module):
         cells
             Counts and covariates.
         sample_modalities
-            Whether to include a random subset of each cell's modalities, if the fusion does so; otherwise all.
+            Whether to include only a random subset of each cell's modalities, if the fusion draws such subsets.
+            Otherwise all modalities of a cell are included.
         """
         encoded = self._encode_counts(cells, sample_modalities)
         if self.circle is None:
@@ -259,9 +271,9 @@ class Module(nn.Module):
         return angle_posterior.infer_angles(modalities, self.circle, cells, self.encode_means(cells), learn_prior)
 
     def posterior(self, cells: Cells, sample_modalities: bool = False) -> dict[str, TorchDistribution]:
-        """Return the posteriors of ``"z"``, and with a circle of ``"direction"`` and ``"active"``.
+        """Return the posteriors of ``"z"`` and, in a model with a circle, of ``"direction"`` and ``"active"``.
 
-        Parameters are those of `encode`.
+        The parameters are those of `encode`.
         """
         return self.posterior_distributions(self.encode(cells, sample_modalities), cells)
 
@@ -295,7 +307,7 @@ class Module(nn.Module):
         return SparseObservation(modality.likelihood, modality.decoder(*decoder_inputs, loading_fh), library_size_c)
 
     def sample_prior(self, cells: Cells) -> Tensor:
-        """Sample latent states of new cells from the prior; angles are as frequent as among the training cells."""
+        """Sample latent states of new cells from the prior; angles follow their density among the training cells."""
         drawn: dict[str, Tensor] = {}
         for part in self.parts:
             drawn |= part.sample_prior(cells, drawn)
@@ -327,7 +339,7 @@ class Module(nn.Module):
         return loss / len(cells)
 
     def elbo(self, cells: Cells) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the log-likelihood of each modality at one draw, and the KL divergence; per cell, in nats.
+        """Return each cell's log-likelihood of each modality at one draw, and its KL divergence, in nats.
 
         The ELBO is the sum of the log-likelihoods, which are 0 for missing modalities, minus the KL divergence.
         Clusters are summed out, labels are not used, and latent loadings are at their mean.
@@ -340,7 +352,7 @@ class Module(nn.Module):
             kl_c = cells.continuous_ck.new_zeros(len(cells))
             for part in self.parts:
                 posterior = part.posterior_distributions(encoded, cells)
-                # Probabilities in place of a discrete draw, because all terms are linear in it.
+                # The probabilities replace a discrete draw, because all terms are linear in it.
                 drawn |= {name: q.rsample() if q.has_rsample else q.mean for name, q in posterior.items()}
                 for name, p in part.prior_distributions(cells, drawn).items():
                     kl_c = kl_c + kl_at_draw(posterior[name], p, drawn[name], part.analytic_kl)
@@ -379,14 +391,14 @@ class Module(nn.Module):
     # --- Access -------------------------------------------------------------------------------------------------------
 
     def by_modality(self) -> Iterator[tuple[str, Modality]]:
-        """Yield the name and the parts of each modality."""
+        """Yield each modality with its name."""
         for name, modality in self.modalities.items():
             assert isinstance(modality, Modality)
             yield name, modality
 
     @property
     def n_states(self) -> int:
-        """Number of columns of a latent state: the coordinates, and two more with a circle."""
+        """Number of columns of a latent state: one per coordinate, and two more in a model with a circle."""
         return self.latent.n_latent + (0 if self.circle is None else 2)
 
     def constrained(self, state_cz: Tensor) -> Tensor:

@@ -30,14 +30,15 @@ __all__ = ["DECODERS", "CoordinateUnits", "Decoder", "DecoderName", "Encoder", "
 DecoderName = Literal["network", "additive", "linear"]
 DECODERS: tuple[DecoderName, ...] = get_args(DecoderName)
 
-# Lower bound of the standard deviation by which a feature is scaled: rare features would get enormous weights.
+# Lower bound of the standard deviation by which a feature is divided. Without it, rare features get enormous weights.
 MIN_DEVIATION = 0.05
-# Factor on the initial weights of the decoder's heads: with few counts per feature, training must first unlearn them.
+# Factor on the initial weights of the decoder's heads. With few counts per feature, training must first undo random
+# weights.
 HEAD_SCALE = 0.1
 # Scale of the units of an additive decoder. A feature depends on few coordinates, so each may contribute more than its
 # share of the variance that the prior of the loadings assigns to all hidden units together.
 UNIT_SCALE = 2.0
-# Units through which the covariates act on the outputs of an additive or linear decoder.
+# Number of units through which the covariates act on the outputs of an additive or linear decoder.
 N_COVARIATE_UNITS = 16
 # Pseudocounts of each feature for the initial uncertainty of its loadings.
 PSEUDOCOUNTS = 10.0
@@ -73,7 +74,8 @@ class CovariateShift(nn.Module):
         self.categorical = nn.ModuleList(nn.Embedding(n, n_hidden) for n in n_categories)
         for embedding in self.categorical:
             assert isinstance(embedding, nn.Embedding)
-            # A batch without cells of a modality is then decoded as the average batch, not at random.
+            # If a batch has no cells with a modality, its vector stays 0. The modality is decoded as in the average
+            # batch.
             nn.init.zeros_(embedding.weight)
         self.continuous = nn.Linear(n_continuous, n_hidden, bias=False) if n_continuous else None
 
@@ -99,10 +101,10 @@ class HiddenLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """From sparse counts to the parameters of the posterior.
+    """The network from sparse counts to the parameters of the posterior.
 
     The input is the log of one plus the counts per median library size. Zeros stay zeros, so the cost of the first
-    layer is proportional to the stored counts.
+    layer is proportional to the number of stored counts.
 
     Parameters
     ----------
@@ -113,7 +115,7 @@ class Encoder(nn.Module):
     sizes
         Covariates and hidden layers.
     dropout_rate
-        Fraction of the stored counts that is hidden from the network during training.
+        Fraction of the stored counts that dropout sets to zero in the input during training.
     """
 
     median_library_size: Tensor
@@ -132,7 +134,7 @@ class Encoder(nn.Module):
         self.output = nn.Linear(n_hidden, n_outputs)
 
     def initialize(self, counts: CSRTensor, library_size_c: Tensor) -> None:
-        """Initialize as if all features were standardized: rare features then weigh as much as common ones."""
+        """Initialize as if all features were standardized, so that rare features weigh as much as common ones."""
         with torch.no_grad():
             self.median_library_size.copy_(library_size_c.median())
             log_n = self.normalize(counts, library_size_c)
@@ -158,7 +160,7 @@ class Encoder(nn.Module):
 
 
 class CoordinateUnits(nn.Module):
-    """The hidden layer of additive and linear decoders: one unit per coordinate, and some units of the covariates.
+    """The hidden layer of additive and linear decoders: one unit per coordinate, and some units for covariates.
 
     In an additive decoder, the unit of a coordinate is nearly flat on one side and rises on the other (SiLU), so that
     the coordinate activates one program of features. Without this nonlinearity, a rotation of the coordinates would fit
@@ -199,9 +201,10 @@ class CoordinateUnits(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From latent states to one or more outputs for every feature.
+    """The network from latent states to one or more outputs for every feature.
 
-    A latent state has the coordinates, and with a periodic coordinate the point of the cell in the plane of the circle.
+    A latent state consists of the coordinates and, in a model with a periodic coordinate, of the point of the cell in
+    the plane of the circle.
 
     Parameters
     ----------
@@ -219,7 +222,7 @@ class Decoder(nn.Module):
         weighted sum of the coordinates plus an effect of the covariates. An additive or linear decoder has no hidden
         layers.
     periodic
-        Whether the angle adds to the first output.
+        Whether an effect of the angle is added to the first output.
     bayesian
         Whether the loadings of a linear decoder have a posterior, with mean ``heads[0].weight`` and standard deviation
         ``exp(log_deviation_fh)``.
@@ -313,7 +316,7 @@ class Decoder(nn.Module):
         return hidden_ch
 
     def inputs(self, state_cz: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
-        """Return everything in which the first output is linear, shape ``(c, h)``: hidden units, Fourier features."""
+        """Return the inputs of the linear map to the first output, ``(c, h)``: hidden units and Fourier features."""
         hidden_ch = self.hidden(state_cz, category_ck, continuous_ck)
         if self.harmonics is None:
             return hidden_ch

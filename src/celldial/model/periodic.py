@@ -37,6 +37,7 @@ N_HARMONICS = 2
 N_FOURIER = 2 * N_HARMONICS + 1
 # Prior standard deviation of the coefficients of a feature, on the scale of log rates.
 HARMONIC_SCALE = 0.3
+# Number of angles of the grid.
 N_GRID = 64
 # Prior log odds of being active before they are learned.
 ACTIVE_LOGIT = 2.0
@@ -45,8 +46,8 @@ ACTIVE_LOGIT = 2.0
 class Circle(nn.Module):
     r"""The variables ``"direction"`` and ``"active"``: the angle of a cell on a circle, and whether the cell has one.
 
-    An *active* cell (it cycles) has an angle. An inactive cell (it is quiescent) has none. The state of a cell is the
-    point :math:`a (\cos\theta, \sin\theta)` in a plane, with the activity a: on the circle, or at its center. The
+    An *active* cell, which cycles, has an angle. An inactive cell, which is quiescent, has none. The state of a cell is
+    the point :math:`a (\cos\theta, \sin\theta)` in a plane, with the activity a: on the circle, or at its center. The
     posterior of the angle does not come from an encoder: `celldial.model.angle_posterior` infers it from the decoder.
     """
 
@@ -56,8 +57,8 @@ class Circle(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # Density of active cells along the circle, and log odds of being active. Both are learned with the posteriors
-        # of the cells, not by gradients.
+        # Density of active cells along the circle, and log odds of being active. Both are learned from the
+        # posteriors of the cells, not by gradients.
         self.register_buffer("log_density_j", torch.full((N_GRID,), -math.log(N_GRID)))
         self.register_buffer("active_logit", torch.tensor(ACTIVE_LOGIT))
 
@@ -88,7 +89,7 @@ class Circle(nn.Module):
         }
 
     def sample_prior(self, cells: Cells, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Sample direction and activity of new cells, with angles as frequent as among the training cells."""
+        """Sample direction and activity of new cells; angles follow their density among the training cells."""
         n_cells, like = len(cells), cells.continuous_ck
         index_c = torch.multinomial(self.log_density_j.exp().cpu(), n_cells, replacement=True)
         jitter_c = (torch.rand(n_cells) - 0.5) * (2 * math.pi / N_GRID)
@@ -110,7 +111,7 @@ def fourier_features(point_cu: Tensor) -> Tensor:
     """Return the features of points that decoders read: each harmonic times the activity, and 1 minus the activity.
 
     Harmonic k is divided by k², so that the same prior on all loadings makes curves smooth. Without the division, the
-    angle may run faster in one part of the circle than in another, and second harmonics compensate for it.
+    angle could increase faster in one part of the circle than in another, and second harmonics would compensate for it.
     """
     activity_c = (point_cu.square().sum(-1) + 1e-12).sqrt()
     x, y = (point_cu / activity_c[:, None]).unbind(-1)

@@ -137,7 +137,7 @@ class Mixture(Prior):
 
 
 class Flow(Prior):
-    """The standard prior transformed by a masked autoregressive flow, with a density that takes one pass.
+    """The standard prior transformed by a masked autoregressive flow. Its density is computed in one pass.
 
     References
     ----------

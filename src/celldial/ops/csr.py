@@ -87,7 +87,7 @@ class CSRTensor:
         return CSRTensor(self.indptr_c.to(device), self.column_n.to(device), self.value_n.to(device), self.n_columns)
 
     def expand_rows(self, value_c: Tensor) -> Tensor:
-        """Return the value of its row for each stored entry."""
+        """Return, for each stored entry, the value of its row."""
         return torch.repeat_interleave(value_c, self.indptr_c.diff(), output_size=len(self.value_n))
 
     def sum_rows(self, value_n: Tensor) -> Tensor:
@@ -99,6 +99,6 @@ class CSRTensor:
         return value_n.new_zeros(self.n_columns).index_add_(0, self.column_n, value_n)
 
     def to_dense(self) -> Tensor:
-        """Return a dense copy, for references and tests."""
+        """Return a dense copy, for reference functions and tests."""
         dense_cf = self.value_n.new_zeros(self.n_rows, self.n_columns)
         return dense_cf.index_put_((self.row_n, self.column_n.long()), self.value_n, accumulate=True)

@@ -1,9 +1,9 @@
-"""Fused log-likelihoods of sparse counts, each with a plain reference in torch.
+"""Fused log-likelihoods of sparse counts, each with a simple reference function in torch.
 
 Counts are 90 to 99 % zeros. The fused functions evaluate expensive special functions at the stored (nonzero) entries
 only, compute their gradients in the forward pass, and never make a dense copy of the counts. The ``*_reference``
-functions do make one: they are for readers and tests. `celldial.ops.numba_backend` computes the same in single
-precision on a CPU, with loops that pass once over each row, and `celldial.ops.triton_backend` on CUDA devices.
+functions do make one: they are for readers and tests. `celldial.ops.numba_backend` has faster versions of most
+functions for float32 on a CPU, with loops that pass once over each row; `celldial.ops.triton_backend` for CUDA devices.
 
 Axis suffixes: ``c`` cells, ``f`` features, ``h`` hidden units, ``n`` stored entries of a sparse matrix.
 """
@@ -84,7 +84,7 @@ def sparse_linear(rows: CSRTensor, weight_fh: Tensor) -> Tensor:
 
 
 class _SparseLinear(torch.autograd.Function):
-    """Forward with ``embedding_bag``; backward with the transposed matrix, which is faster than its own gradient."""
+    """Forward with ``embedding_bag``; backward with the transposed matrix, faster than ``embedding_bag`` backward."""
 
     @staticmethod
     def forward(ctx: Any, weight_fh: Tensor, rows: CSRTensor) -> Tensor:
@@ -116,7 +116,7 @@ def bernoulli(logits_cf: Tensor, log_exposure_c: Tensor, counts: CSRTensor) -> T
 
     This is the probability that a Poisson count of mean :math:`\lambda = \text{exposure} \cdot \text{softmax}` is not
     zero (the complementary log-log link), so a cell's depth scales rates, not odds. The rates of a cell sum to its
-    exposure for any logits, so apart from the log-partition only successes matter:
+    exposure for any logits, so only the log-partition and the successes matter:
     :math:`\log p = \sum_{x_f = 1} \log(e^{\lambda_f} - 1) - \text{exposure}`.
 
     Parameters
@@ -177,7 +177,7 @@ def poisson_reference(logits_cf: Tensor, library_c: Tensor, counts: CSRTensor) -
 def poisson(logits_cf: Tensor, library_c: Tensor, counts: CSRTensor) -> Tensor:
     r"""Return the Poisson log-likelihood per cell, mean ``library * softmax(logits)``.
 
-    The rates of a cell sum to its library size for any logits, so apart from the log-partition only nonzero counts
+    The rates of a cell sum to its library size for any logits, so only the log-partition and nonzero counts
     matter: :math:`\log p = \sum_{x_f > 0} (x_f \log \mu_f - \log x_f!) - \text{library}`.
 
     Parameters
@@ -331,7 +331,10 @@ class _NegativeBinomialTerms:
         return self.theta_n * digamma_n - self.grad_log_mu_n()
 
     def softmax_backward_(self, grad_log_mu_cf: Tensor) -> Tensor:
-        """Return the gradient with respect to logits from that of the log means; overwrites it and the ratio."""
+        """Return the gradient with respect to logits, given that of the log means.
+
+        The given gradient and the ratio are overwritten.
+        """
         mu_cf = self.ratio_cf.mul_(self.theta_f)
         return grad_log_mu_cf.addcmul_(mu_cf, grad_log_mu_cf.sum(-1, keepdim=True) / self.library_c1, value=-1)
 
@@ -350,8 +353,9 @@ def zero_inflated_negative_binomial_reference(
 def zero_inflated_negative_binomial(
     logits_cf: Tensor, dropout_logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor, counts: CSRTensor
 ) -> Tensor:
-    r"""Return the negative binomial log-likelihood per cell if counts are lost with prob. ``sigmoid(dropout_logits)``.
+    r"""Return the zero-inflated negative binomial log-likelihood per cell.
 
+    Counts are lost with probability ``sigmoid(dropout_logits)``.
     With :math:`w` the dropout logits and :math:`n_f = -\theta_f \log(1 + \mu_f / \theta_f)` the log-probability of a
     negative binomial zero, a zero has :math:`\log p = \zeta(n - w) - \zeta(-w)` and a count has
     :math:`\log p_\text{NB} - \zeta(w)`, where :math:`\zeta` is softplus.
@@ -361,7 +365,7 @@ def zero_inflated_negative_binomial(
     logits_cf
         Log expression rates up to a constant per cell.
     dropout_logits_cf
-        Log-odds that a count is lost.
+        Log odds that a count is lost.
     log_theta_f
         Log inverse dispersion per feature.
     library_c

@@ -118,7 +118,7 @@ class _Poisson(torch.autograd.Function):
 
 
 def _gradient(logits_cf: Tensor, gradient: CSRTensor, max_c: Tensor, scale_c: Tensor, grad_c: Tensor) -> Tensor:
-    """Return the gradient with respect to logits if apart from stored entries only the log-partition matters."""
+    """Return the gradient with respect to logits that contribute only at stored entries and in the log-partition."""
     result_cf = torch.empty_like(logits_cf)
     inputs = (*to_numpy(logits_cf), csr_arrays(gradient), to_numpy(max_c, scale_c, grad_c))
     run_threaded(numba_kernels.log_partition_gradient, split_range(len(logits_cf)), *inputs, *to_numpy(result_cf))
@@ -178,7 +178,7 @@ def split_range(n: int, min_length: int = 1) -> list[tuple[int, int]]:
 def run_threaded(kernel: Callable[..., None], spans: list[tuple[Any, ...]], *shared: Any) -> None:
     """Call ``kernel(*span, *shared)`` for each span, in as many threads.
 
-    numba's own threads are not used: to choose their number, numba changes that of all of OpenMP, and so torch's.
+    numba's own threads are not used: numba sets their number for all of OpenMP, and thereby also for torch.
     """
     others = []
     if len(spans) > 1:

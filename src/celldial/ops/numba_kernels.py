@@ -41,13 +41,13 @@ LOG2_E, LN_2 = F32(1.4426950408889634), F32(0.6931471805599453)
 # The logarithm of 2 as the sum of a number with few digits, whose multiples are exact, and the remainder.
 LN_2_HIGH, LN_2_LOW = F32(0.693359375), F32(-2.12194440e-4)
 MIN_EXPONENT = F32(-87)  # its exponential is close to the smallest normal number
-# Up to this count, ratios of gamma functions are computed as products of that many terms.
+# Up to this count, ratios of gamma functions are computed as products with one factor per count.
 MAX_PRODUCT_TERMS = 16
 
 
 @strict_njit
 def exp_nonpositive(x):
-    """Return the exponential of a number that is at most 0; below -87 that of -87."""
+    """Return the exponential of a number that is at most 0; numbers below -87 are replaced by -87."""
     x = max(x, MIN_EXPONENT)
     power = I32(x * LOG2_E - F32(0.5))
     x = x - F32(power) * LN_2_HIGH - F32(power) * LN_2_LOW
@@ -109,7 +109,7 @@ def digamma(x):
 
 @strict_njit
 def row_max(x_f):
-    """Return the largest of some numbers, or NaN."""
+    """Return the maximum of a row, or NaN."""
     # The maximum of integers is vectorized, that of floats is not. These integers have the same order as the floats.
     top = I32(-0x80000000)
     for f in range(len(x_f)):
@@ -158,7 +158,7 @@ def negative_binomial(start, stop, logits_cf, log_theta_f, library_c, counts, ou
 
 @fast_njit
 def negative_binomial_gradient(start, stop, grad_log_theta_f, inputs, counts, saved, grad_cf):
-    """Write the gradient with respect to the logits of each row, and add up that with respect to log theta."""
+    """Write the gradient with respect to the logits of each row; add the gradient with respect to log theta."""
     logits_cf, log_theta_f, library_c = inputs
     (indptr_c, column_n, x_n), (max_c, scale_c, grad_c) = counts, saved
     n_features = logits_cf.shape[1]
@@ -206,7 +206,7 @@ def poisson(start, stop, logits_cf, library_c, counts, outputs):
 def bernoulli(start, stop, logits_cf, log_exposure_c, gradient, outputs):
     """Write per row the log-likelihood, and its gradients with respect to the log rates of successes and log exposure.
 
-    Further the maximum of the logits, and the sum of the gradients of successes over the sum of exponentials.
+    Also write the maximum of the logits, and the sum of the gradients of successes over the sum of exponentials.
     """
     indptr_c, column_n, gradient_n = gradient
     log_p_c, max_c, scale_c, grad_log_exposure_c = outputs
@@ -249,7 +249,7 @@ def log_partition_gradient(start, stop, logits_cf, gradient, saved, grad_cf):
 
 @fast_njit
 def gather(start, stop, rows, index_c, new_rows):
-    """Copy the rows `index_c` to new rows, whose row pointers are known."""
+    """Copy the rows `index_c` to `new_rows`, whose row pointers are already set."""
     (indptr_c, column_n, value_n), (new_indptr_c, new_column_n, new_value_n) = rows, new_rows
     for c in range(start, stop):
         old = indptr_c[index_c[c]]
@@ -274,7 +274,7 @@ def sparse_product(start, stop, rows, weight_fh, out_ch):
 
 @fast_njit
 def sparse_product_gradient(start, stop, rows, grad_ch, out_fh):
-    """Add the gradient with respect to some columns of the matrix to `out_fh`, which is zero before."""
+    """Add the gradient with respect to some columns of the matrix to `out_fh`, which is zero at the start."""
     indptr_c, column_n, value_n = rows
     for c in range(len(grad_ch)):
         grad_h = grad_ch[c, start:stop]

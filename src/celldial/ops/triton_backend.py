@@ -1,9 +1,9 @@
 """The functions of `celldial.ops.log_likelihoods` for CUDA devices, as Triton kernels.
 
 `celldial.ops.log_likelihoods` documents the functions, and calls this module if the tensors are on a CUDA device. On a
-GPU, memory traffic and the number of kernels take time, not special functions. The forward pass only reads the matrix
-of cells by features. The backward pass reads it once and writes the gradient once: the gradient is recomputed, not
-stored. Each entry is first treated as a zero; the stored entries are corrected afterwards.
+GPU, the run time depends on memory traffic and the number of kernels, not on special functions. The forward pass only
+reads the matrix of cells by features. The backward pass reads it once and writes the gradient once: the gradient is
+recomputed, not stored. Each entry is first treated as a zero; the stored entries are corrected afterwards.
 
 Triton uses the current device, which may differ from that of the tensors, so the forward pass sets it; autograd does so
 in the backward pass. All numbers are computed in float32, even if logits and their gradients are bfloat16. The order of
@@ -121,7 +121,7 @@ class _LogLikelihood(torch.autograd.Function):
 def _pointers(
     logits_cf: Tensor, log_total_c: Tensor, log_theta_f: Tensor | None, counts: CSRTensor
 ) -> tuple[Tensor, ...]:
-    """Return the inputs of all kernels; in place of missing dispersions any tensor, which is not read."""
+    """Return the inputs of all kernels; any tensor replaces missing dispersions, because it is not read."""
     theta_f = log_total_c if log_theta_f is None else log_theta_f
     return logits_cf, log_total_c, theta_f, counts.indptr_c, counts.column_n, counts.value_n
 
