@@ -56,7 +56,7 @@ def test_unbiased_estimators_agree_with_the_integral(family: LatentName, diverge
         assert_unbiased(toy.score_function(baseline), exact_p)
 
 
-@FAMILIES
+@pytest.mark.parametrize("family", ["gaussian", "laplace", "logistic"])
 def test_the_integral_is_that_of_the_formula(family: LatentName) -> None:
     """The mean of cos z is the real part of the characteristic function."""
     mu, sigma = 0.6, 0.8

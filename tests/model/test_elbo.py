@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from anndata import AnnData
 from torch.distributions import Independent, Normal
 
 from celldial import VAE
 from celldial.estimator.fitting import SCORE_FUNCTION_LR_DIVISOR
 from celldial.model.distributions import NonReparameterized
 from celldial.model.elbo import EMA_DECAY, Baseline, Gradient, parse_gradient
-from celldial.model.latents import LATENTS
 from helpers.assertions import assert_untouched
 from helpers.raises import raises
 from helpers.simulate import simulate
@@ -219,38 +217,3 @@ def test_what_does_go_together(parameters: dict[str, Any]) -> None:
     adata = simulate()
     model = VAE(**{"n_latent": 2, "n_hidden": 4, **parameters}).fit(adata, max_epochs=2, progress=False)
     assert math.isfinite(model.score(adata))
-
-
-# --- Coordinates out of range -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def cells() -> AnnData:
-    return simulate()
-
-
-OUT_OF_RANGE: dict[str, tuple[str, list[float]]] = {
-    "negative": ("log_normal", [1.0, -0.1, 2.0]),
-    "zero": ("log_normal", [1.0, 0.0, 2.0]),
-    "a negative share": ("logistic_normal", [0.6, 0.6, -0.2]),
-    "too much": ("logistic_normal", [0.5, 0.5, 0.5]),
-    "too little": ("logistic_normal", [0.1, 0.1, 0.1]),
-}
-
-
-@pytest.mark.parametrize("case", OUT_OF_RANGE)
-def test_states_out_of_range_are_not_decoded(case: str, cells: AnnData) -> None:
-    latent, wrong = OUT_OF_RANGE[case]
-    model = VAE(3, 4, latent=latent).fit(cells.copy(), max_epochs=1, progress=False)
-    right_cz = model.transform(cells[:2])
-    assert np.isfinite(model.decode(right_cz)).all()
-    with raises(ValueError, naming=["z"]):
-        model.decode(np.array([right_cz[0], wrong]))
-
-
-def test_the_range_of_each_family() -> None:
-    anything_cz = np.array([[-3.0, 0.0, 70.0]])
-    for latent in ("gaussian", "laplace", "logistic"):
-        LATENTS[latent](3).check_range(anything_cz)
-    LATENTS["log_normal"](3).check_range(np.exp(anything_cz))
-    LATENTS["logistic_normal"](3).check_range(np.array([[1.0, 0.0, 0.0], [0.3, 0.3, 0.4001]]))  # rounded

@@ -1,253 +1,255 @@
-"""Latent families: shapes, the KL divergence in closed form, and draws that gradients flow through."""
+"""Latent families: each against its row in `LATENT_CASES`, and the links of some of them."""
 
 import math
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import integrate
 from torch import Tensor
-from torch.autograd import gradcheck
-from torch.distributions import Bernoulli, Distribution, kl_divergence
+from torch.distributions import Distribution, kl_divergence
 
-from celldial.model.distributions import ActivityGate, PowerSpherical
-from celldial.model.latent_parts import EncoderOutput
-from celldial.model.latents import MIN_SCALE, Gaussian
-from celldial.model.periodic import N_FOURIER, N_GRID, Circle, angle_grid, fourier_features
-from helpers.modules import bare_cells
+from celldial.model.latents import LATENTS, LINEAR_FROM, MIN_SCALE, TOPIC_SCALE, LatentName, LogisticNormal, LogNormal
+from celldial.model.module import kl_at_draw
+from helpers.assertions import assert_gradients
+from helpers.cases import LATENT_CASES
+from helpers.raises import raises
+from helpers.toys import assert_unbiased
 
-LIKE = torch.zeros(4, 0, dtype=torch.float64)
-
-
-def posterior_of(family: Gaussian, output_cp: Tensor) -> Distribution:
-    """Give the posterior that an encoder's outputs stand for."""
-    return family.posterior(*family.parameters(output_cp))
-
-
-def test_prior_is_standard_normal() -> None:
-    prior = Gaussian(3).prior(4, like=LIKE)
-    assert (prior.batch_shape, prior.event_shape) == ((4,), (3,))
-    assert prior.mean.dtype == torch.float64
-    assert torch.equal(prior.mean, torch.zeros(4, 3, dtype=torch.float64))
-    assert torch.equal(prior.stddev, torch.ones(4, 3, dtype=torch.float64))
+EVERY_FAMILY = pytest.mark.parametrize("name", LATENT_CASES)
+MOMENTS = pytest.mark.parametrize(("mu", "sigma"), [(0.0, 1.0), (1.5, 0.3), (-2.0, 2.0)])
+COORDINATES = st.lists(st.floats(-50, 50), min_size=1, max_size=6)
+ON_LINE = torch.linspace(-60, 60, 400_001, dtype=torch.float64)
+N_DRAWS = 20_000
 
 
-def test_posterior_has_the_mean_that_the_encoder_says() -> None:
-    family = Gaussian(3)
+def in_double(values: list[float]) -> Tensor:
+    return torch.tensor([values], dtype=torch.float64)
+
+
+def posterior_of(name: LatentName, mu: float, sigma: float, n_cells: int = 1) -> Distribution:
+    """Return the posterior of equal cells with one coordinate, in double precision."""
+    return LATENTS[name](1).posterior(in_double([mu]).expand(n_cells, 1), in_double([sigma]).expand(n_cells, 1))
+
+
+def expectation(name: LatentName, mu: float, sigma: float, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the expectation of functions of u, one a column, by quadrature of the density in the row of the family."""
+    q_s = torch.from_numpy(np.exp(LATENT_CASES[name].log_density(ON_LINE.numpy(), mu, sigma)))
+    return torch.trapezoid(q_s[:, None] * function(ON_LINE), ON_LINE, dim=0)
+
+
+def divergence(name: LatentName, mu: float, sigma: float) -> float:
+    """KL divergence of a posterior from the standard prior, by quadrature."""
+    log_q, log_p = (LATENT_CASES[name].log_density(ON_LINE.numpy(), *moments) for moments in ((mu, sigma), (0.0, 1.0)))
+    return float(integrate.trapezoid(np.exp(log_q) * (log_q - log_p), ON_LINE.numpy()))
+
+
+# --- All families -----------------------------------------------------------------------------------------------------
+
+
+def test_every_family_has_a_case() -> None:
+    assert set(LATENT_CASES) == set(LATENTS)
+
+
+@EVERY_FAMILY
+@MOMENTS
+def test_posteriors_have_their_moments_and_densities(name: LatentName, mu: float, sigma: float) -> None:
+    posterior = posterior_of(name, mu, sigma)
+    torch.testing.assert_close(posterior.mean, in_double([mu]))
+    torch.testing.assert_close(posterior.stddev, in_double([sigma]))
+    log_q = posterior.log_prob(ON_LINE[:, None, None])[:, 0]
+    np.testing.assert_allclose(log_q, LATENT_CASES[name].log_density(ON_LINE.numpy(), mu, sigma), rtol=1e-9, atol=1e-9)
+
+
+@EVERY_FAMILY
+def test_the_prior_is_the_posterior_of_outputs_of_zero(name: LatentName) -> None:
+    family, like = LATENTS[name](3), torch.zeros(4, 0, dtype=torch.float64)
+    prior = family.prior(4, like)
+    assert (prior.batch_shape, prior.event_shape, prior.mean.dtype) == ((4,), (3,), torch.float64)
+    assert torch.equal(prior.mean, like.new_zeros(4, 3))
+    torch.testing.assert_close(prior.stddev, like.new_ones(4, 3))
+    mu_cz, sigma_cz = family.parameters(like.new_zeros(4, family.n_parameters))
+    torch.testing.assert_close(mu_cz, prior.mean)
+    torch.testing.assert_close(sigma_cz, prior.stddev, atol=2 * MIN_SCALE, rtol=0)
+
+
+@EVERY_FAMILY
+def test_posteriors_have_the_mean_and_the_order_of_the_outputs(name: LatentName) -> None:
+    family, output_cp = LATENTS[name](3), torch.randn(4, 6)
     assert family.n_parameters == 6
-    parameters_cp = torch.randn(4, 6)
-    posterior = posterior_of(family, parameters_cp)
+    posterior = family.posterior(*family.parameters(output_cp))
     assert (posterior.batch_shape, posterior.event_shape) == ((4,), (3,))
-    torch.testing.assert_close(posterior.mean, parameters_cp[:, :3])
-    assert (posterior.stddev.diff(dim=0).sign() == parameters_cp[:, 3:].diff(dim=0).sign()).all()
+    torch.testing.assert_close(posterior.mean, output_cp[:, :3])
+    assert (posterior.stddev.diff(dim=0).sign() == output_cp[:, 3:].diff(dim=0).sign()).all()
 
 
-def test_posterior_starts_as_the_prior() -> None:
-    family = Gaussian(3)
-    posterior = posterior_of(family, torch.zeros(4, 6))
-    torch.testing.assert_close(posterior.stddev, torch.ones(4, 3), atol=2 * MIN_SCALE, rtol=0)
-    kl_c = kl_divergence(posterior, family.prior(4, like=torch.zeros(4)))
-    torch.testing.assert_close(kl_c, torch.zeros(4), atol=1e-6, rtol=0)
-
-
-def test_kl_divergence_in_closed_form() -> None:
-    torch.manual_seed(0)
-    family = Gaussian(3)
-    posterior = posterior_of(family, torch.randn(4, 6, dtype=torch.float64))
-    mu_cz, sigma_cz = posterior.mean, posterior.stddev
-    expected_c = 0.5 * (mu_cz**2 + sigma_cz**2 - 1 - 2 * sigma_cz.log()).sum(-1)
-    torch.testing.assert_close(kl_divergence(posterior, family.prior(4, like=LIKE)), expected_c)
-
-
+@EVERY_FAMILY
 @pytest.mark.parametrize("raw", [-1e3, 1e3])
-def test_kl_divergence_is_finite_however_sure_the_encoder_is(raw: float) -> None:
-    family = Gaussian(1)
-    posterior = posterior_of(family, torch.tensor([[0.0, raw]]))
-    assert kl_divergence(posterior, family.prior(1, like=torch.zeros(1))).isfinite().all()
-    assert posterior.stddev.min() >= MIN_SCALE
+def test_the_divergence_is_finite_for_extreme_outputs(name: LatentName, raw: float) -> None:
+    family = LATENTS[name](1)
+    posterior, prior = family.posterior(*family.parameters(torch.tensor([[0.0, raw]]))), family.prior(1, torch.zeros(1))
+    assert posterior.stddev.min() >= MIN_SCALE * (1 - 1e-6)
+    assert kl_at_draw(posterior, prior, posterior.rsample(), family.analytic_kl).isfinite().all()
 
 
-def test_draws_are_reparameterized() -> None:
-    """With the noise held, dz/dmu is 1 and dz/dsigma is the noise."""
-    posterior = posterior_of(Gaussian(2), torch.zeros(3, 4, dtype=torch.float64, requires_grad=True))
-    assert posterior.has_rsample
-    mu_cz, sigma_cz = posterior.base_dist.loc, posterior.base_dist.scale
-    z_cz = posterior.rsample()
-    by_mu_cz, by_sigma_cz = torch.autograd.grad(z_cz.sum(), [mu_cz, sigma_cz])
-    torch.testing.assert_close(by_mu_cz, torch.ones_like(mu_cz))
-    torch.testing.assert_close(by_sigma_cz, (z_cz - mu_cz) / sigma_cz)
+@EVERY_FAMILY
+@MOMENTS
+def test_draws_have_the_density(name: LatentName, mu: float, sigma: float) -> None:
+    bound_j = mu + sigma * torch.tensor([-2, -1, -0.3, 0, 0.5, 1, 2], dtype=torch.float64)
 
+    def functions(u_s: Tensor) -> Tensor:
+        return torch.cat([u_s[:, None], (u_s[:, None] - mu) ** 2, (u_s[:, None] < bound_j).double()], 1)
 
-# --- The power spherical distribution on the circle -------------------------------------------------------------------
-
-CONCENTRATIONS = pytest.mark.parametrize("kappa", [0.0, 0.5, 1.0, 10.0, 300.0])
-STEP = 2 * math.pi / 20_000
-ANGLE_S = torch.arange(20_000, dtype=torch.float64) * STEP
-
-
-def on_circle(angle: Tensor) -> Tensor:
-    return torch.stack([angle.cos(), angle.sin()], -1)
-
-
-def around(angle: float, kappa: float, n: int = 1) -> PowerSpherical:
-    """Make a batch of `n` equal distributions."""
-    mean_cu = on_circle(torch.full((n,), angle, dtype=torch.float64))
-    return PowerSpherical(mean_cu, torch.full((n,), kappa, dtype=torch.float64))
-
-
-@CONCENTRATIONS
-def test_power_spherical_density_entropy_and_divergence_are_their_integrals(kappa: float) -> None:
-    family = around(1.0, kappa)
-    log_p_s = family.log_prob(on_circle(ANGLE_S))
-    p_s = log_p_s.exp()
-    one = torch.ones(1, dtype=torch.float64)
-    torch.testing.assert_close(p_s.sum()[None] * STEP, one)
-    entropy = -(torch.special.xlogy(p_s, p_s).sum() * STEP)
-    torch.testing.assert_close(family.entropy(), entropy[None], rtol=1e-5, atol=1e-8)
-    uniform = around(0.0, 0.0)
-    torch.testing.assert_close(
-        kl_divergence(family, uniform), math.log(2 * math.pi) - entropy[None], rtol=1e-5, atol=1e-8
-    )
-    mean_u = p_s @ on_circle(ANGLE_S) * STEP
-    torch.testing.assert_close(family.mean[0], mean_u)
-    torch.testing.assert_close(mean_u.norm()[None], kappa / (kappa + 1) * one)
-
-
-def test_power_spherical_without_concentration_is_uniform() -> None:
-    family = around(2.0, 0.0)
-    torch.testing.assert_close(family.log_prob(on_circle(ANGLE_S)), torch.full_like(ANGLE_S, -math.log(2 * math.pi)))
-    torch.testing.assert_close(family.entropy(), torch.tensor([math.log(2 * math.pi)], dtype=torch.float64))
-    assert kl_divergence(family, around(0.0, 0.0)) == pytest.approx(0, abs=1e-12)
-
-
-@CONCENTRATIONS
-def test_power_spherical_draws_have_its_moments(kappa: float) -> None:
     torch.manual_seed(0)
-    drawn_cu = around(2.5, kappa, 40_000).sample()
-    torch.testing.assert_close(drawn_cu.norm(dim=1), torch.ones(40_000, dtype=torch.float64))
-    axes_uk = on_circle(torch.tensor([2.5, 2.5 + math.pi / 2], dtype=torch.float64)).T
-    along_c, across_c = (drawn_cu @ axes_uk).unbind(1)
-    # (1 - cos) / 2 is Beta(1/2, κ + 1/2).
-    second = 1 - 2 / (kappa + 1) + 3 / ((kappa + 1) * (kappa + 2))
-    assert along_c.mean() == pytest.approx(kappa / (kappa + 1), abs=0.015)
-    assert along_c.square().mean() == pytest.approx(second, abs=0.015)
-    assert across_c.mean() == pytest.approx(0, abs=0.015)
-
-
-@pytest.mark.parametrize("kappa", [0.5, 3.0, 30.0])
-def test_gradient_of_what_is_drawn_is_that_of_the_expectation(kappa: float) -> None:
-    """The mean of cos and of cos 2Δ are known, and so are their derivatives by κ and by the mean's angle."""
+    u_c = posterior_of(name, mu, sigma, N_DRAWS).sample()[:, 0]
     torch.manual_seed(0)
-    concentration = torch.tensor(kappa, dtype=torch.float64, requires_grad=True)
-    angle = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
-    n = 100_000
-    drawn_cu = PowerSpherical(on_circle(angle).expand(n, 2), concentration.expand(n)).rsample()
-    x, y = drawn_cu.unbind(1)
-    cos = x * math.cos(0.7) + y * math.sin(0.7)
-    (by_kappa,) = torch.autograd.grad(cos.mean(), concentration, retain_graph=True)
-    assert by_kappa == pytest.approx((kappa + 1) ** -2, rel=0.03)
-    (by_kappa,) = torch.autograd.grad((2 * cos**2 - 1).mean(), concentration, retain_graph=True)
-    expected = 4 / (kappa + 1) ** 2 - 6 * (2 * kappa + 3) / ((kappa + 1) * (kappa + 2)) ** 2
-    assert by_kappa == pytest.approx(expected, rel=0.03, abs=1e-3)
-    by_angle = [torch.autograd.grad(part.mean(), angle, retain_graph=True)[0] for part in (x, y)]
-    length = kappa / (kappa + 1)
-    assert by_angle == pytest.approx([-length * math.sin(0.7), length * math.cos(0.7)], abs=0.01)
+    assert torch.equal(posterior_of(name, mu, sigma, N_DRAWS).sample()[:, 0], u_c)
+    # The quadrature rounds the bounds to its step.
+    assert_unbiased(functions(u_c), expectation(name, mu, sigma, functions), tolerance=2e-4)
 
 
-def test_power_spherical_gradients_are_those_of_finite_differences() -> None:
-    angle_c = torch.tensor([0.3, 2.0, 4.0], dtype=torch.float64, requires_grad=True)
-    kappa_c = torch.tensor([0.7, 3.0, 50.0], dtype=torch.float64, requires_grad=True)
-    value_cu = on_circle(torch.tensor([0.0, 1.5, 4.5], dtype=torch.float64))
+@EVERY_FAMILY
+def test_draws_are_reparameterized(name: LatentName) -> None:
+    mu_cz, sigma_cz = torch.randn(4, 2, dtype=torch.float64), torch.rand(4, 2, dtype=torch.float64) + 0.2
 
-    def drawn(angle_c: Tensor) -> Tensor:
+    def weighted_draws() -> Tensor:
         torch.manual_seed(0)
-        return PowerSpherical(on_circle(angle_c), kappa_c.detach()).rsample()
+        u_cz = LATENTS[name](2).posterior(mu_cz, sigma_cz).rsample()
+        return (u_cz * torch.arange(1.0, 9.0).view(4, 2)).sum()
 
-    assert gradcheck(lambda a, k: PowerSpherical(on_circle(a), k).log_prob(value_cu), (angle_c, kappa_c))
-    assert gradcheck(lambda k: PowerSpherical(value_cu, k).entropy(), kappa_c)
-    assert gradcheck(lambda k: kl_divergence(PowerSpherical(value_cu, k), around(0.0, 0.0, 3)), kappa_c)
-    assert gradcheck(drawn, angle_c)
-
-
-@pytest.mark.parametrize("kappa", [0.0, 1e-3, 4999.0])
-def test_draws_have_finite_gradients_however_sure(kappa: float) -> None:
-    torch.manual_seed(0)
-    mean_cu = on_circle(torch.linspace(0, 6, 2000)).requires_grad_()
-    kappa_c = torch.full((2000,), kappa, requires_grad=True)
-    gradients = torch.autograd.grad(PowerSpherical(mean_cu, kappa_c).rsample().sum(), [mean_cu, kappa_c])
-    assert all(part.isfinite().all() for part in gradients)
+    assert posterior_of(name, 0.0, 1.0).has_rsample
+    assert_gradients(weighted_draws, [mu_cz, sigma_cz])
 
 
-def test_power_spherical_repeats_along_batches() -> None:
-    family = PowerSpherical(on_circle(torch.tensor([0.0, 2.0])), torch.tensor([1.0, 5.0]))
-    assert (family.batch_shape, family.event_shape) == ((2,), (2,))
-    wider = family.expand((3, 2))
-    assert (wider.batch_shape, wider.event_shape) == ((3, 2), (2,))
-    assert wider.rsample((4,)).shape == (4, 3, 2, 2)
-    value_cu = on_circle(torch.tensor([1.0, 1.0]))
-    torch.testing.assert_close(wider.log_prob(value_cu), family.log_prob(value_cu).expand(3, 2))
-    torch.testing.assert_close(wider.entropy(), family.entropy().expand(3, 2))
+@EVERY_FAMILY
+@MOMENTS
+def test_gradients_of_expectations_are_unbiased(name: LatentName, mu: float, sigma: float) -> None:
+    """Through the draws, and by the score function."""
 
+    def wavy(u_s: Tensor) -> Tensor:
+        return torch.cos(2 * u_s) + 0.7 * u_s
 
-# --- Activity, and what decoders read of the circle -------------------------------------------------------------------
+    def exact(mu: float, sigma: float) -> Tensor:
+        return expectation(name, mu, sigma, lambda u_s: wavy(u_s)[:, None])
 
-LOGIT_C = torch.tensor([-6.0, -1.0, 0.0, 2.0], dtype=torch.float64)
-
-
-@pytest.mark.parametrize("relaxed", [False, True])
-def test_a_gate_diverges_as_a_bernoulli_does(relaxed: bool) -> None:
-    p_c, prior = LOGIT_C.sigmoid(), torch.tensor(0.8, dtype=torch.float64)
-    expected_c = p_c * (p_c / prior).log() + (1 - p_c) * ((1 - p_c) / (1 - prior)).log()
-    gate = ActivityGate(LOGIT_C, relaxed)
-    torch.testing.assert_close(kl_divergence(gate, ActivityGate(torch.logit(prior).expand(4))), expected_c)
-    torch.testing.assert_close(gate.mean, p_c)
-    open_c = torch.tensor([0.0, 1.0, 0.0, 1.0], dtype=torch.float64)
-    torch.testing.assert_close(gate.log_prob(open_c), Bernoulli(p_c).log_prob(open_c))
-    assert gate.expand((3, 4)).rsample((2,)).shape == (2, 3, 4)
-
-
-def test_a_gate_is_open_or_shut_unless_it_is_relaxed() -> None:
-    torch.manual_seed(0)
-    logit_c = LOGIT_C.repeat(10_000).requires_grad_()
-    hard_c, soft_c = ActivityGate(logit_c).rsample(), ActivityGate(logit_c, relaxed=True).rsample()
-    assert set(hard_c.tolist()) == {0, 1}
-    torch.testing.assert_close(hard_c.view(-1, 4).mean(0), LOGIT_C.sigmoid(), atol=0.02, rtol=0)
-    assert ((soft_c > 0) & (soft_c < 1)).any()
-    # A relaxed draw is on the side of one half that the Bernoulli would have been on.
-    torch.testing.assert_close((soft_c > 0.5).double().view(-1, 4).mean(0), LOGIT_C.sigmoid(), atol=0.02, rtol=0)
-    (gradient_c,) = torch.autograd.grad(soft_c.sum(), logit_c)
-    assert gradient_c.isfinite().all()
-    assert (gradient_c >= 0).all()
-    assert gradient_c.sum() > 0
-
-
-@given(angle=st.floats(-10, 10), activity=st.floats(0.01, 1), turns=st.integers(-2, 2))
-def test_harmonics_of_a_place_on_the_disc(angle: float, activity: float, turns: int) -> None:
-    place_cu = activity * on_circle(torch.tensor([angle + 2 * math.pi * turns], dtype=torch.float64))
-    expected = [*(activity * f(n * angle) / n**2 for n in (1, 2) for f in (math.cos, math.sin)), 1 - activity]
-    torch.testing.assert_close(
-        fourier_features(place_cu), torch.tensor([expected], dtype=torch.float64), atol=1e-6, rtol=0
+    step = 1e-4
+    by_mu, by_sigma = (
+        exact(mu + step, sigma) - exact(mu - step, sigma),
+        exact(mu, sigma + step) - exact(mu, sigma - step),
     )
+    exact_p = torch.cat([by_mu, by_sigma]) / (2 * step)
+    parameters = [torch.full((N_DRAWS, 1), value, dtype=torch.float64, requires_grad=True) for value in (mu, sigma)]
+    torch.manual_seed(0)
+    posterior = LATENTS[name](1).posterior(*parameters)
+    through_cp = torch.cat(torch.autograd.grad(wavy(posterior.rsample()).sum(), parameters, retain_graph=True), 1)
+    u_cz = posterior.sample()
+    scored_cp = torch.cat(torch.autograd.grad((wavy(u_cz[:, 0]) * posterior.log_prob(u_cz)).sum(), parameters), 1)
+    assert_unbiased(through_cp, exact_p)
+    assert_unbiased(scored_cp, exact_p)
 
 
-def test_in_the_middle_of_the_disc_there_is_no_angle() -> None:
-    middle_cu = torch.zeros(1, 2, requires_grad=True)
-    torch.testing.assert_close(fourier_features(middle_cu), torch.tensor([[0.0, 0, 0, 0, 1]]), atol=1e-5, rtol=0)
-    (gradient_cu,) = torch.autograd.grad(fourier_features(middle_cu).sum(), middle_cu)
-    assert gradient_cu.isfinite().all()
+@EVERY_FAMILY
+@MOMENTS
+def test_divergences_from_the_prior_are_their_integrals(name: LatentName, mu: float, sigma: float) -> None:
+    family, exact = LATENTS[name](1), divergence(name, mu, sigma)
+    if family.analytic_kl:
+        found = kl_divergence(posterior_of(name, mu, sigma), family.prior(1, ON_LINE)).item()
+        assert found == pytest.approx(exact, abs=1e-6)
+    torch.manual_seed(0)
+    posterior, prior = posterior_of(name, mu, sigma, N_DRAWS), family.prior(N_DRAWS, ON_LINE)
+    kl_c = kl_at_draw(posterior, prior, posterior.rsample(), analytic=False)
+    assert_unbiased(kl_c[:, None], torch.tensor([exact]), tolerance=1e-6)
 
 
-def test_the_circle_starts_uniform_and_says_what_it_is_told() -> None:
-    circle = Circle()
-    assert fourier_features(torch.zeros(1, 2)).shape[1] == N_FOURIER
-    assert not list(circle.parameters())
-    angle_j = angle_grid(torch.zeros(1, dtype=torch.float64))
-    torch.testing.assert_close(angle_j.diff(), torch.full((N_GRID - 1,), 2 * math.pi / N_GRID, dtype=torch.float64))
-    torch.testing.assert_close(circle.log_density_j.exp().sum(), torch.tensor(1.0))
-    direction, active = circle.prior_distributions(bare_cells(3), {}).values()
-    assert torch.equal(direction.concentration_c, torch.zeros(3))
-    torch.testing.assert_close(active.mean, circle.active_logit.sigmoid().expand(3))
-    encoded = EncoderOutput(torch.zeros(1, 2), torch.ones(1, 2), angle_params_cq=torch.tensor([[0.0, 1.0, 7.0, -2.0]]))
-    direction, active = circle.posterior_distributions(encoded, bare_cells(1)).values()
-    torch.testing.assert_close(direction.mean, torch.tensor([[0.0, 7 / 8]]))
-    assert (float(active.logit_c), active.relaxed) == (-2, True)
+@EVERY_FAMILY
+@given(values=st.lists(st.floats(-50, 50), min_size=3, max_size=3))
+def test_links_have_an_inverse_and_a_range(name: LatentName, values: list[float]) -> None:
+    family, case = LATENTS[name](3), LATENT_CASES[name]
+    u_cz = in_double(values).requires_grad_()
+    z_cz = family.link(u_cz)
+    assert z_cz.shape == u_cz.shape
+    assert case.contains(z_cz.detach().numpy())
+    family.check_range(z_cz.detach().numpy())
+    torch.testing.assert_close(family.link(family.inverse_link(z_cz)), z_cz)
+    (gradient_cz,) = torch.autograd.grad(z_cz[:, 0].sum(), u_cz)
+    assert gradient_cz.isfinite().all()
+
+
+@EVERY_FAMILY
+def test_links_have_the_gradients_of_finite_differences(name: LatentName) -> None:
+    torch.manual_seed(0)
+    u_cz, weight_cz = (torch.randn(4, 3, dtype=torch.float64) for _ in range(2))
+    assert_gradients(lambda: (LATENTS[name](3).link(u_cz) * weight_cz).sum(), [u_cz])
+
+
+@EVERY_FAMILY
+def test_values_outside_of_the_range_are_rejected(name: LatentName) -> None:
+    inside_z = LATENTS[name](3).link(torch.zeros(1, 3))[0].numpy()
+    for outside_z in LATENT_CASES[name].outside:
+        assert not LATENT_CASES[name].contains(np.array([outside_z]))
+        with raises(ValueError, naming=["z"]):
+            LATENTS[name](3).check_range(np.array([inside_z, outside_z]))
+
+
+# --- Links of some families -------------------------------------------------------------------------------------------
+
+
+@given(COORDINATES)
+def test_positive_coordinates_round_trip(values: list[float]) -> None:
+    family, u_cz = LogNormal(len(values)), in_double(values)
+    z_cz = family.link(u_cz)
+    assert (z_cz > 0).all()
+    torch.testing.assert_close(family.inverse_link(z_cz), u_cz)
+
+
+@given(COORDINATES)
+def test_positive_coordinates_increase_with_a_bounded_slope(values: list[float]) -> None:
+    u_cz = in_double(sorted(values)).requires_grad_()
+    z_cz = LogNormal(len(values)).link(u_cz)
+    assert (z_cz.diff() >= 0).all()
+    (slope_cz,) = torch.autograd.grad(z_cz.sum(), u_cz)
+    assert (slope_cz > 0).all()
+    assert (slope_cz <= LINEAR_FROM * (1 + 1e-9)).all()
+    # As long as it is an exponential, the slope is the value.
+    inside_cz = u_cz < math.log(LINEAR_FROM)
+    torch.testing.assert_close(slope_cz[inside_cz], z_cz[inside_cz])
+
+
+@given(COORDINATES, st.floats(-5, 5))
+def test_shares_sum_to_one_and_round_trip_centered(values: list[float], shift: float) -> None:
+    family, u_cz = LogisticNormal(len(values)), in_double(values)
+    z_cz = family.link(u_cz)
+    assert (z_cz >= 0).all()
+    torch.testing.assert_close(z_cz.sum(1), torch.ones(1, dtype=torch.float64))
+    # A constant added to all coordinates does not change the shares.
+    torch.testing.assert_close(family.link(u_cz + shift), z_cz)
+    back_cz = family.inverse_link(z_cz)
+    torch.testing.assert_close(back_cz, u_cz - u_cz.mean(), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(family.link(back_cz), z_cz)
+
+
+@given(COORDINATES, st.floats(-3, 3), st.data())
+def test_a_topic_grows_at_the_expense_of_the_others_in_proportion(
+    values: list[float], step: float, data: st.DataObject
+) -> None:
+    k = data.draw(st.integers(0, len(values) - 1))
+    family, u_cz = LogisticNormal(len(values)), in_double(values)
+    moved_cz = u_cz.clone()
+    moved_cz[0, k] += step
+    before_z, after_z = family.link(u_cz)[0], family.link(moved_cz)[0]
+    assert (after_z[k] - before_z[k]) * step >= 0
+    # The odds of topic k grow by a factor; the ratios of the other topics do not change.
+    left, of_others = 1 - before_z[k], torch.arange(len(values)) != k
+    if left > 1e-6 and after_z[k] < 1 - 1e-6:
+        odds = (after_z[k] / (1 - after_z[k])) / (before_z[k] / left)
+        torch.testing.assert_close(odds.log(), torch.tensor(TOPIC_SCALE * step, dtype=torch.float64), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            after_z[of_others] / (1 - after_z[k]), before_z[of_others] / left, atol=1e-6, rtol=1e-6
+        )
+
+
+def test_rounded_proportions_are_accepted() -> None:
+    LogisticNormal(3).check_range(np.array([[1.0, 0.0, 0.0], [0.3, 0.3, 0.4001]]))

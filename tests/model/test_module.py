@@ -12,9 +12,11 @@ from torch.nn.functional import softplus
 
 from celldial.data.cells import Cells
 from celldial.model.fusion import FUSIONS
+from celldial.model.latents import LATENTS, LatentName
 from celldial.model.likelihoods import LIKELIHOODS
 from celldial.model.module import Module, default_modality_weights
 from celldial.model.networks import DECODERS, DecoderName
+from celldial.model.priors import PRIORS, PriorName
 from celldial.ops.log_likelihoods import bernoulli_reference, negative_binomial_reference
 from helpers.modules import build_module, sizes_of
 from helpers.raises import raises
@@ -52,6 +54,22 @@ def test_every_parameter_gets_a_gradient(
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.any(), name
+
+
+@ALL_LIKELIHOODS
+@pytest.mark.parametrize("latent", LATENTS)
+@pytest.mark.parametrize("prior", PRIORS)
+def test_every_family_supports_every_likelihood_and_prior(
+    likelihood: str, latent: LatentName, prior: PriorName
+) -> None:
+    cells = simulate_cells()
+    options = {"n_latent": 2, "latent": latent, "prior": prior, "n_components": 3}
+    module = build_module({"rna": 20}, likelihood, **options)
+    module.initialize(cells)
+    loss = module(cells)
+    loss.backward()
+    assert loss.isfinite()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in module.parameters())
 
 
 @ALL_LIKELIHOODS

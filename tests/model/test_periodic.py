@@ -1,16 +1,21 @@
-"""A module with a circle: gradients and loss."""
+"""The circle: what decoders read of it, and the gradients and the loss of a module with it."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from celldial.data.cells import Cells
 from celldial.model.angle_posterior import pack_angle_posterior
+from celldial.model.latent_parts import EncoderOutput
 from celldial.model.module import Module
 from celldial.model.networks import DECODERS, DecoderName
-from helpers.modules import build_module, sizes_of
+from celldial.model.periodic import N_FOURIER, N_GRID, Circle, angle_grid, fourier_features
+from helpers.modules import bare_cells, build_module, sizes_of
 from helpers.simulate import simulate_two_cells
 
 
@@ -53,3 +58,36 @@ def test_the_loss_is_at_least_minus_the_elbo(kl_weight: float) -> None:
             parts.append(float((kl_weight * kl_c - weighted_c).mean()))
     assert np.mean(losses) >= np.mean(parts) - 4 * np.std(parts) / 10
     torch.testing.assert_close(module.elbo(cells)[1], kl_c)
+
+
+@given(angle=st.floats(-10, 10), activity=st.floats(0.01, 1), turns=st.integers(-2, 2))
+def test_harmonics_of_a_place_on_the_disc(angle: float, activity: float, turns: int) -> None:
+    angle_c = torch.tensor([angle + 2 * math.pi * turns], dtype=torch.float64)
+    place_cu = activity * torch.stack([angle_c.cos(), angle_c.sin()], -1)
+    expected = [*(activity * f(n * angle) / n**2 for n in (1, 2) for f in (math.cos, math.sin)), 1 - activity]
+    torch.testing.assert_close(
+        fourier_features(place_cu), torch.tensor([expected], dtype=torch.float64), atol=1e-6, rtol=0
+    )
+
+
+def test_in_the_middle_of_the_disc_there_is_no_angle() -> None:
+    middle_cu = torch.zeros(1, 2, requires_grad=True)
+    torch.testing.assert_close(fourier_features(middle_cu), torch.tensor([[0.0, 0, 0, 0, 1]]), atol=1e-5, rtol=0)
+    (gradient_cu,) = torch.autograd.grad(fourier_features(middle_cu).sum(), middle_cu)
+    assert gradient_cu.isfinite().all()
+
+
+def test_the_circle_starts_uniform_and_says_what_it_is_told() -> None:
+    circle = Circle()
+    assert fourier_features(torch.zeros(1, 2)).shape[1] == N_FOURIER
+    assert not list(circle.parameters())
+    angle_j = angle_grid(torch.zeros(1, dtype=torch.float64))
+    torch.testing.assert_close(angle_j.diff(), torch.full((N_GRID - 1,), 2 * math.pi / N_GRID, dtype=torch.float64))
+    torch.testing.assert_close(circle.log_density_j.exp().sum(), torch.tensor(1.0))
+    direction, active = circle.prior_distributions(bare_cells(3), {}).values()
+    assert torch.equal(direction.concentration_c, torch.zeros(3))
+    torch.testing.assert_close(active.mean, circle.active_logit.sigmoid().expand(3))
+    encoded = EncoderOutput(torch.zeros(1, 2), torch.ones(1, 2), angle_params_cq=torch.tensor([[0.0, 1.0, 7.0, -2.0]]))
+    direction, active = circle.posterior_distributions(encoded, bare_cells(1)).values()
+    torch.testing.assert_close(direction.mean, torch.tensor([[0.0, 7 / 8]]))
+    assert (float(active.logit_c), active.relaxed) == (-2, True)
