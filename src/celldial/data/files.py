@@ -129,8 +129,8 @@ class OnDiskDataset:
         Parameters
         ----------
         data
-            Path of an h5ad file or a zarr store; a list of such paths; or a backed AnnData, of which only ``X`` is read
-            from the file.
+            Path of an h5ad file or a zarr store; a list of such paths; or a backed AnnData. Only ``X`` of a backed
+            AnnData is read from the file.
         layer
             The layer with raw counts; ``None`` for ``X``.
         obs_keys

@@ -512,8 +512,8 @@ class VAE(BaseEstimator):
         ----------
         adata
             Cells with at least half of the model's features (in any order), its covariates, and one or more of its
-            modalities; or files of cells as in `fit`. Cells without any count get the prior mean, 0, and a warning
-            reports how many there are.
+            modalities; or files of cells as in `fit`. The embedding of cells without any count is the prior mean, 0,
+            and a warning reports how many such cells there are.
         modality
             Infer from this modality alone, as if no other had been measured; by default from all modalities that a cell
             has.
