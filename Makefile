@@ -8,6 +8,8 @@ LOWEST_PYTHON ?= python3.11
 LOWEST := .venv-lowest
 # Two worker processes with one thread each: tests gain from processes, small matrices do not gain from threads.
 WORKERS ?= 2
+# Tests of one file run in one process: they share fitted models.
+PYTEST := -m pytest -n $(WORKERS) --dist loadscope
 ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 PIP_INSTALL := -m pip --disable-pip-version-check install
 PIP := $(BIN)/python $(PIP_INSTALL)
@@ -36,20 +38,20 @@ demo: $(VENV)/.installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m celldial demo
 
 test: lint
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS)
+	$(ONE_THREAD) $(BIN)/python $(PYTEST)
 
 test-all: lint
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) -m ""
+	$(ONE_THREAD) $(BIN)/python $(PYTEST) -m ""
 
 # Old versions use what newer ones deprecate, so deprecations are not errors here. With pandas 2.1, anndata converts the
 # index of a table without rows, and warns.
 test-lowest: $(LOWEST)/.installed
-	$(ONE_THREAD) $(LOWEST)/bin/python -m pytest -n $(WORKERS) --ignore=tests/project \
+	$(ONE_THREAD) $(LOWEST)/bin/python $(PYTEST) --ignore=tests/project \
 	  -W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning -W ignore::FutureWarning \
 	  -W "ignore:Transforming to str index"
 
 coverage: $(VENV)/.installed-dev
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term
+	$(ONE_THREAD) $(BIN)/python $(PYTEST) --cov --cov-report=term
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -1,7 +1,10 @@
 """Fixtures and rules for all tests."""
 
+import functools
+import importlib.metadata
 import os
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -13,14 +16,38 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# No example fails because the machine is busy.
-hypothesis.settings.register_profile("celldial", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+# Lightning Fabric reads the metadata of all installed packages for each training: a fifth of the time of a short fit.
+# They do not change during the tests.
+importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
+
+# No example fails because the machine is busy, and each run has the same examples.
+hypothesis.settings.register_profile(
+    "celldial", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("celldial")
 
 pytest.register_assert_rewrite("helpers")
 pytest_plugins = ("helpers.fixtures",)
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+# The neighbor graph of scanpy imports umap-learn, which compiles functions for half a minute. These files need it, so
+# they run in one process.
+NEED_UMAP = ("tests/metrics/test_embedding.py", "tests/project/test_examples.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``--dist loadscope``, run the tests of a file in one process, so that they share its fixtures."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", 1)[0]
+            return "umap" if file in NEED_UMAP else file
+
+    return ByFile(config, log) if config.getoption("dist") == "loadscope" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,6 +58,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> None:
+    """Seed before a fixture of several tests: it must not depend on the test that uses it first."""
+    if fixturedef.scope != "function":
+        torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Seed before each test: it must not depend on those before it in the same process."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -19,9 +19,9 @@ def fit(data: Any, model: VAE | None = None, **options: Any) -> VAE:
 def fit_clusters(
     adata: AnnData, max_epochs: int = 30, validation_cells: np.ndarray | None = None, seed: int = 0, **parameters: Any
 ) -> VAE:
-    """Fit a model that is large enough to find the clusters of `simulate_groups`."""
+    """Fit a model that is large enough to find the clusters of `simulate_groups`, in few steps."""
     model = VAE(**{"n_latent": 4, "n_hidden": 64, "seed": seed, **parameters})
-    return model.fit(adata, max_epochs=max_epochs, validation_cells=validation_cells, progress=False)
+    return model.fit(adata, max_epochs=max_epochs, batch_size=60, validation_cells=validation_cells, progress=False)
 
 
 @contextmanager

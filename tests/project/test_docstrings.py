@@ -1,6 +1,6 @@
 """Docstrings of public names are complete, and no docstring documents a parameter that does not exist.
 
-The form of all docstrings is checked by numpydoc in ``make lint``; that examples run, by `test_package.py`.
+The form of all docstrings is checked by numpydoc in ``make lint``; that examples run, by `test_examples.py`.
 """
 
 import ast

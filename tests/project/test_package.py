@@ -1,26 +1,13 @@
-"""Promises of the package as a whole: its version, its contents, its examples, and a light import."""
+"""Promises of the package as a whole: its version, its dependencies and its contents."""
 
-import doctest
-import importlib
 import re
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
-import pytest
-
 from helpers.raises import raises
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "celldial"
-
-
-def module_name(path: Path) -> str:
-    """Return the name of a file in an import: ``celldial.pl.axes``."""
-    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-MODULES = sorted(module_name(path) for path in SOURCE.rglob("*.py") if path.name != "__main__.py")
 
 
 def test_typing_marker_is_shipped():
@@ -55,16 +42,6 @@ def test_constraints_satisfy_the_project(root):
     for line in [*project["dependencies"], *extras["dev"], *extras["docs"]]:
         needed = Requirement(line)
         assert needed.specifier.contains(pinned[canonicalize_name(needed.name)]), f"constraints.txt breaks {line}"
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_examples_in_docstrings_run(module, tmp_path, monkeypatch):
-    if module.endswith("triton_backend"):
-        pytest.importorskip("triton")
-    monkeypatch.chdir(tmp_path)
-    result = doctest.testmod(importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE)
-    assert result.failed == 0, f"{result.failed} of {result.attempted} examples failed; see the captured output"
-    assert not list(tmp_path.iterdir()), "examples leave files where they are run"
 
 
 def test_the_package_has_what_it_names():
