@@ -1,4 +1,4 @@
-"""Where cells are on the circle: against plain sums over the grid, and what must not change when it is turned."""
+"""The angle posterior against plain sums over the grid, and the updates of decoders: rotation, decorrelation."""
 
 import math
 from collections.abc import Mapping
@@ -23,11 +23,11 @@ from helpers.modules import build_module
 from helpers.raises import warns
 from helpers.simulate import simulate_cells, simulate_two_cells
 
-LACKING = {"rna": [0, 1, 2], "atac": [3, 4], "protein": []}
+MISSING = {"rna": [0, 1, 2], "atac": [3, 4], "protein": []}
 
 
 def make_module(n_features: Mapping[str, int], likelihood: str = "poisson", effect: float = 0.5) -> Module:
-    """Make a module with a circle that all features answer to, in random ways."""
+    """Return a module with a circle in which all features depend on the angle, with random harmonics."""
     torch.manual_seed(0)
     module = build_module(n_features, likelihood, dropout_rate=0.0, periodic=True)
     for _, modality in module.by_modality():
@@ -39,8 +39,8 @@ def make_module(n_features: Mapping[str, int], likelihood: str = "poisson", effe
 
 
 def state(z_cz: Tensor, angle_c: Tensor, activity: float | Tensor = 1.0) -> Tensor:
-    place_cu = torch.stack([angle_c.cos(), angle_c.sin()], 1) * torch.as_tensor(activity).reshape(-1, 1)
-    return torch.cat([z_cz, place_cu], 1)
+    point_cu = torch.stack([angle_c.cos(), angle_c.sin()], 1) * torch.as_tensor(activity).reshape(-1, 1)
+    return torch.cat([z_cz, point_cu], 1)
 
 
 def with_angles(module: Module, cells: Cells, learn_prior: bool = False) -> Cells:
@@ -58,15 +58,15 @@ def initialize_harmonics(module: Module, cells: Cells, columns: Mapping[str, Ten
 
 
 def sample_counts(module: Module, state_cz: Tensor, library_size: float, seed: int = 0) -> Cells:
-    """Draw cells of one modality at given states."""
+    """Sample counts of one modality for cells with given states."""
     n_cells = len(state_cz)
-    nothing = Cells(
+    empty = Cells(
         {}, {"rna": torch.full((n_cells,), library_size)}, torch.zeros(n_cells, 0, dtype=int), torch.zeros(n_cells, 0)
     )
     torch.manual_seed(seed)
-    counts_cf = module.decode_modality("rna", state_cz, nothing).sample()
+    counts_cf = module.decode_modality("rna", state_cz, empty).sample()
     rows = to_csr_tensor(sparse.csr_matrix(counts_cf.numpy()))
-    return replace(nothing, counts={"rna": rows}, library_size={"rna": counts_cf.sum(1)})
+    return replace(empty, counts={"rna": rows}, library_size={"rna": counts_cf.sum(1)})
 
 
 def angles_of(cells: Cells) -> Tensor:
@@ -77,14 +77,14 @@ def angles_of(cells: Cells) -> Tensor:
 # --- The posterior ----------------------------------------------------------------------------------------------------
 
 
-def enumerated(module: Module, cells: Cells) -> Tensor:
-    """Posterior over the angles of the grid, then rest, by decoding every cell at every place."""
+def enumerate_posterior(module: Module, cells: Cells) -> Tensor:
+    """Return the posterior over the angles of the grid, then inactivity, by decoding every cell at every point."""
     z_cz = module.encode_means(cells)
     angle_j = angle_grid(z_cz)
     parts = []
-    for place in range(N_GRID + 1):
-        activity = 0.0 if place == N_GRID else 1.0
-        state_cz = state(z_cz, angle_j[place % N_GRID].expand(len(cells)), activity)
+    for point in range(N_GRID + 1):
+        activity = 0.0 if point == N_GRID else 1.0
+        state_cz = state(z_cz, angle_j[point % N_GRID].expand(len(cells)), activity)
         log_p_c = torch.zeros(len(cells))
         for name, observation in module.decode(state_cz, cells).items():
             log_p_c[cells.mask_with(name)] += observation.log_prob(cells.observed_counts(name))
@@ -95,11 +95,11 @@ def enumerated(module: Module, cells: Cells) -> Tensor:
 
 
 @pytest.mark.parametrize("likelihood", ["poisson", "negative_binomial", "bernoulli"])
-def test_where_a_cell_is_by_plain_enumeration(likelihood: str) -> None:
-    """With all features heard, nothing is left out: the posterior is that of the model on the grid."""
-    cells = simulate_two_cells(lacking={"rna": LACKING["rna"], "atac": LACKING["atac"]})
+def test_posterior_equals_plain_enumeration(likelihood: str) -> None:
+    """If all features are used, the posterior equals that of the model on the grid."""
+    cells = simulate_two_cells(lacking={"rna": MISSING["rna"], "atac": MISSING["atac"]})
     module = make_module({"rna": 20, "atac": 30}, likelihood, effect=0.15)
-    posterior_cj = enumerated(module, cells)
+    posterior_cj = enumerate_posterior(module, cells)
     angle_j = angle_grid(torch.zeros(1, dtype=torch.float64))
     around_cj = posterior_cj[:, :-1] / posterior_cj[:, :-1].sum(1, keepdim=True)
     mean_cu = around_cj @ torch.stack([angle_j.cos(), angle_j.sin()], 1)
@@ -117,7 +117,7 @@ def test_where_a_cell_is_by_plain_enumeration(likelihood: str) -> None:
     assert found.counts is cells.counts
 
 
-def test_a_modality_that_a_cell_lacks_says_nothing() -> None:
+def test_missing_modalities_have_no_effect() -> None:
     cells = simulate_two_cells(lacking={"rna": [0, 1, 2], "atac": [3, 4]})
     module = make_module({"rna": 20, "atac": 30})
     together = with_angles(module, cells).angle_params_cq
@@ -126,18 +126,18 @@ def test_a_modality_that_a_cell_lacks_says_nothing() -> None:
         torch.testing.assert_close(alone, together[rows], rtol=1e-4, atol=1e-4)
 
 
-def test_an_empty_cell_is_where_the_prior_says() -> None:
+def test_the_posterior_of_an_empty_cell_is_the_prior() -> None:
     cells = simulate_two_cells(lacking={"rna": [0], "atac": [0]})
     module = make_module({"rna": 20, "atac": 30})
-    belief_q = with_angles(module, cells).angle_params_cq[0]
+    params_q = with_angles(module, cells).angle_params_cq[0]
     density_j, angle_j = module.circle.log_density_j.exp(), angle_grid(torch.zeros(1))
     mean_u = density_j @ torch.stack([angle_j.cos(), angle_j.sin()], 1)
-    torch.testing.assert_close(belief_q[:2], mean_u / mean_u.norm())
-    torch.testing.assert_close(belief_q[2], mean_u.norm() / (1 - mean_u.norm()), rtol=1e-4, atol=0)
-    torch.testing.assert_close(belief_q[3], module.circle.active_logit)
+    torch.testing.assert_close(params_q[:2], mean_u / mean_u.norm())
+    torch.testing.assert_close(params_q[2], mean_u.norm() / (1 - mean_u.norm()), rtol=1e-4, atol=0)
+    torch.testing.assert_close(params_q[3], module.circle.active_logit)
 
 
-def test_only_features_that_cycle_are_heard() -> None:
+def test_angles_are_inferred_from_selected_features_only() -> None:
     cells = simulate_cells()
     module = make_module({"rna": 20})
     decoder = module.modalities["rna"].decoder
@@ -190,14 +190,14 @@ def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(with_angles(module, cells).angle_params_cq, expected, rtol=1e-4, atol=1e-4)
 
 
-# Of 80 features that cycle strongly, drawn without any difference in the other coordinates.
-N_STRONG = 80
+# Number of features with simulate_periodic harmonics. The other coordinates have no effect on the counts.
+N_PERIODIC = 80
 
 
-def strong(n_cells: int = 600, active_share: float = 0.7) -> tuple[Module, Cells, np.ndarray, np.ndarray]:
-    """Draw cells of which some rest, with angles of the density (1 + 0.8 cos(θ - 1)) / 2π."""
-    module = make_module({"rna": N_STRONG})
-    # So that what the encoder says of the other coordinates does not matter.
+def simulate_periodic(n_cells: int = 600, active_share: float = 0.7) -> tuple[Module, Cells, np.ndarray, np.ndarray]:
+    """Return a module and cells, some inactive, with angles of the density (1 + 0.8 cos(θ - 1)) / 2π."""
+    module = make_module({"rna": N_PERIODIC})
+    # The other coordinates have no effect, so the encoder does not matter.
     for head in module.modalities["rna"].decoder.heads:
         head.weight.zero_()
     random = np.random.default_rng(0)
@@ -209,15 +209,15 @@ def strong(n_cells: int = 600, active_share: float = 0.7) -> tuple[Module, Cells
     return module, sample_counts(module, states, 400.0), angle_c, active_c
 
 
-def test_the_prior_is_learned_and_cells_are_found() -> None:
-    module, cells, angle_c, active_c = strong()
+def test_prior_and_angles_are_recovered() -> None:
+    module, cells, angle_c, active_c = simulate_periodic()
     module.circle.log_density_j.fill_(-math.log(N_GRID))
     module.circle.active_logit.fill_(2.0)
     found = with_angles(module, cells, learn_prior=True)
     np.testing.assert_array_equal(found.angle_params_cq[:, 3].numpy() > 0, active_c)
     difference = np.angle(np.exp(1j * (angles_of(found).numpy() - angle_c)))[active_c]
     assert np.abs(difference).mean() < 0.1
-    # The angle is as sure as it says it is: the standard deviation of a power spherical distribution.
+    # Errors agree with the standard deviation of the power spherical posterior.
     stated = np.sqrt(2 / found.angle_params_cq[active_c, 2].numpy())
     assert (difference**2).mean() == pytest.approx((stated**2).mean(), rel=0.35)
     density_j = module.circle.log_density_j.exp().double()
@@ -230,36 +230,36 @@ def test_the_prior_is_learned_and_cells_are_found() -> None:
     assert module.circle.active_logit.sigmoid() == pytest.approx(active_c.mean(), abs=0.01)
 
 
-def test_the_prior_is_left_alone_unless_it_is_to_be_learned() -> None:
-    module, cells, _, _ = strong(50)
+def test_the_prior_is_unchanged_without_learn_prior() -> None:
+    module, cells, _, _ = simulate_periodic(50)
     before = [part.clone() for part in (module.circle.log_density_j, module.circle.active_logit)]
     with_angles(module, cells)
     assert torch.equal(module.circle.log_density_j, before[0])
     assert torch.equal(module.circle.active_logit, before[1])
 
 
-def test_where_no_cell_rested_none_does() -> None:
-    module, cells, _, _ = strong(200, active_share=1.0)
+def test_no_cell_becomes_inactive_if_all_started_active() -> None:
+    module, cells, _, _ = simulate_periodic(200, active_share=1.0)
     module.circle.active_logit.fill_(angle_posterior.MAX_LOGIT)
     with_angles(module, cells, learn_prior=True)
     assert module.circle.active_logit == angle_posterior.MAX_LOGIT
 
 
 @given(angle=st.floats(-7, 7), length=st.floats(0, 1), active=st.floats(0, 1))
-def test_a_belief_is_finite_whatever_it_says(angle: float, length: float, active: float) -> None:
-    belief_q = angle_posterior.pack_angle_posterior(*(torch.tensor([value]) for value in (angle, length, active)))[0]
-    assert belief_q.isfinite().all()
-    assert belief_q[:2].tolist() == pytest.approx([math.cos(angle), math.sin(angle)], abs=1e-5)
-    assert belief_q[2] / (1 + belief_q[2]) == pytest.approx(min(length, angle_posterior.MAX_LENGTH), abs=1e-4)
-    assert belief_q[3].sigmoid() == pytest.approx(active, abs=1e-5)
+def test_packed_parameters_are_finite(angle: float, length: float, active: float) -> None:
+    params_q = angle_posterior.pack_angle_posterior(*(torch.tensor([value]) for value in (angle, length, active)))[0]
+    assert params_q.isfinite().all()
+    assert params_q[:2].tolist() == pytest.approx([math.cos(angle), math.sin(angle)], abs=1e-5)
+    assert params_q[2] / (1 + params_q[2]) == pytest.approx(min(length, angle_posterior.MAX_LENGTH), abs=1e-4)
+    assert params_q[3].sigmoid() == pytest.approx(active, abs=1e-5)
 
 
-# --- Turning and straightening ----------------------------------------------------------------------------------------
+# --- Rotation and decorrelation ---------------------------------------------------------------------------------------
 
 
 @settings(deadline=None)
 @given(by=st.floats(-7, 7), angle=st.floats(-7, 7), activity=st.floats(0.05, 1))
-def test_a_turned_circle_decodes_the_same_at_the_turned_angle(by: float, angle: float, activity: float) -> None:
+def test_a_rotated_circle_decodes_the_same_at_the_rotated_angle(by: float, angle: float, activity: float) -> None:
     module = make_module({"rna": 20, "atac": 30}).double()
     cells = simulate_two_cells(n_cells=5)
     cells = replace(cells, continuous_ck=cells.continuous_ck.double())
@@ -279,8 +279,8 @@ def with_dependent_coordinates(module: Module, cells: Cells) -> Cells:
     return with_angles(module, cells)
 
 
-def test_straightening_changes_nothing_that_is_decoded() -> None:
-    module, cells, _, _ = strong(1500)
+def test_decorrelation_does_not_change_decoded_values() -> None:
+    module, cells, _, _ = simulate_periodic(1500)
     torch.nn.init.normal_(module.modalities["rna"].decoder.heads[0].weight)
     cells = with_dependent_coordinates(module, cells)
 
@@ -293,27 +293,27 @@ def test_straightening_changes_nothing_that_is_decoded() -> None:
 
     harmonic_ck = fourier_features(cells.angle_params_cq[:, :2] * cells.angle_params_cq[:, 3:].sigmoid())[:, :-1]
 
-    def explained(z_cz: Tensor) -> float:
-        """Largest correlation of a coordinate with a harmonic."""
+    def max_correlation(z_cz: Tensor) -> float:
+        """Return the largest correlation of a coordinate with a harmonic."""
         return float(torch.corrcoef(torch.cat([z_cz, harmonic_ck], 1).T)[:2, 2:].abs().max())
 
     z_before_cz, before_cf = decoded()
-    assert explained(z_before_cz) > 0.1
+    assert max_correlation(z_before_cz) > 0.1
     angle_posterior.decorrelate_from_angle(*for_update(module, cells))
     z_cz, after_cf = decoded()
-    assert explained(z_cz) < 0.02  # a ridge keeps it from being 0
+    assert max_correlation(z_cz) < 0.02  # not exactly 0, because of the ridge
     assert module.modalities["rna"].decoder.angle_offset_kz.any()
     torch.testing.assert_close(after_cf, before_cf, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(z_cz.mean(0), z_before_cz.mean(0), atol=1.0, rtol=0)
-    # Once more changes nothing, and cells are where they were.
-    located = with_angles(module, cells).angle_params_cq
-    torch.testing.assert_close(located, cells.angle_params_cq, rtol=1e-3, atol=1e-3)
+    # A second call changes empty, and the inferred angles are the same.
+    inferred_cq = with_angles(module, cells).angle_params_cq
+    torch.testing.assert_close(inferred_cq, cells.angle_params_cq, rtol=1e-3, atol=1e-3)
     angle_offset_kz = module.modalities["rna"].decoder.angle_offset_kz.clone()
     angle_posterior.decorrelate_from_angle(*for_update(module, cells))
     torch.testing.assert_close(module.modalities["rna"].decoder.angle_offset_kz, angle_offset_kz)
 
 
-def test_curves_are_what_decoding_says() -> None:
+def test_curves_agree_with_decoded_rates() -> None:
     module, cells = make_module({"rna": 20}), simulate_cells(n_cells=1)
     column_f = torch.tensor([3, 7])
     curve_fj = angle_posterior.log_rate_curves(module.modalities["rna"].decoder, column_f)
@@ -324,17 +324,17 @@ def test_curves_are_what_decoding_says() -> None:
     torch.testing.assert_close(curve_fj[0] - curve_fj[1], ratio_j - ratio_j.mean(), atol=1e-4, rtol=0)
 
 
-# --- The start, and which features tell -------------------------------------------------------------------------------
+# --- Initialization, and selection of features ------------------------------------------------------------------------
 
 
-def test_harmonics_start_from_where_cells_are_taken_to_be() -> None:
-    module, cells, angle_c, active_c = strong(3000)
-    truth_fj = angle_posterior.log_rate_curves(module.modalities["rna"].decoder, torch.arange(N_STRONG))
+def test_harmonics_are_initialized_from_the_angles_of_the_cells() -> None:
+    module, cells, angle_c, active_c = simulate_periodic(3000)
+    truth_fj = angle_posterior.log_rate_curves(module.modalities["rna"].decoder, torch.arange(N_PERIODIC))
     parts = (torch.from_numpy(angle_c).float(), torch.ones(3000), torch.from_numpy(active_c).float())
     cells = replace(cells, angle_params_cq=angle_posterior.pack_angle_posterior(*parts))
-    heard_f = torch.arange(0, N_STRONG, 2)
-    initialize_harmonics(module, cells, {"rna": heard_f})
-    found_fj = angle_posterior.log_rate_curves(module.modalities["rna"].decoder, torch.arange(N_STRONG))
+    column_f = torch.arange(0, N_PERIODIC, 2)
+    initialize_harmonics(module, cells, {"rna": column_f})
+    found_fj = angle_posterior.log_rate_curves(module.modalities["rna"].decoder, torch.arange(N_PERIODIC))
     assert not found_fj[1::2].any()
     similar_f = [
         np.corrcoef(found_j, truth_j)[0, 1] for found_j, truth_j in zip(found_fj[::2], truth_fj[::2], strict=True)
@@ -345,19 +345,19 @@ def test_harmonics_start_from_where_cells_are_taken_to_be() -> None:
     assert module.circle.active_logit.sigmoid() == pytest.approx(active_c.mean(), abs=1e-3)
 
 
-def test_where_all_cells_are_taken_to_be_active_all_stay_so() -> None:
-    module, cells, angle_c, _ = strong(50)
+def test_all_cells_stay_active_if_all_are_active_initially() -> None:
+    module, cells, angle_c, _ = simulate_periodic(50)
     cells = replace(
         cells,
         angle_params_cq=angle_posterior.pack_angle_posterior(
             torch.from_numpy(angle_c).float(), torch.ones(50), torch.ones(50)
         ),
     )
-    initialize_harmonics(module, cells, {"rna": torch.arange(N_STRONG)})
+    initialize_harmonics(module, cells, {"rna": torch.arange(N_PERIODIC)})
     assert module.circle.active_logit == angle_posterior.MAX_LOGIT
 
 
-def test_features_of_a_modality_that_was_not_looked_at_start_without_effect() -> None:
+def test_harmonics_of_other_modalities_are_not_initialized() -> None:
     module, cells = make_module({"rna": 20, "atac": 30}), simulate_two_cells(lacking={"rna": [0, 1]})
     before = module.modalities["atac"].decoder.harmonics.weight.clone()
     cells = replace(
@@ -371,10 +371,10 @@ def test_features_of_a_modality_that_was_not_looked_at_start_without_effect() ->
     assert module.modalities["rna"].decoder.harmonics.weight.isfinite().all()
 
 
-def test_features_that_cycle_are_chosen() -> None:
-    module, cells, _, _ = strong(600)
+def test_periodic_features_are_selected() -> None:
+    module, cells, _, _ = simulate_periodic(600)
     decoder = module.modalities["rna"].decoder
-    periodic_f = torch.arange(N_STRONG) % 4 == 0
+    periodic_f = torch.arange(N_PERIODIC) % 4 == 0
     decoder.harmonics.weight[~periodic_f] *= 0.005
     cells = with_angles(module, cells)
     angle_posterior.select_angle_features(*for_update(module, cells))
@@ -383,11 +383,11 @@ def test_features_that_cycle_are_chosen() -> None:
     decoder.harmonics.weight *= 0.005
     with warns(naming=[angle_posterior.N_FALLBACK_FEATURES]):
         angle_posterior.select_angle_features(*for_update(module, cells))
-    assert decoder.angle_feature_mask_f.sum() == min(angle_posterior.N_FALLBACK_FEATURES, N_STRONG - 1)
+    assert decoder.angle_feature_mask_f.sum() == min(angle_posterior.N_FALLBACK_FEATURES, N_PERIODIC - 1)
 
 
-def test_not_more_features_are_heard_than_those_that_tell_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    module, cells, _, _ = strong(600)
+def test_at_most_the_most_informative_features_are_selected(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, cells, _, _ = simulate_periodic(600)
     decoder = module.modalities["rna"].decoder
     decoder.harmonics.weight[10:] *= 0.3
     monkeypatch.setattr(angle_posterior, "MAX_FEATURES", 5)
@@ -396,9 +396,9 @@ def test_not_more_features_are_heard_than_those_that_tell_most(monkeypatch: pyte
     assert decoder.angle_feature_mask_f[:10].sum() >= 4
 
 
-def test_angles_survive_all_of_it() -> None:
-    """Started from noisy angles, the decoder's harmonics put cells near where they are."""
-    module, cells, angle_c, _ = strong(800, active_share=1.0)
+def test_noisy_initial_angles_improve() -> None:
+    """If harmonics are initialized from noisy angles, the inferred angles have a smaller error than the noisy ones."""
+    module, cells, angle_c, _ = simulate_periodic(800, active_share=1.0)
     noisy_c = angle_c + np.random.default_rng(1).normal(0, 0.5, 800)
     cells = replace(
         cells,
@@ -406,7 +406,7 @@ def test_angles_survive_all_of_it() -> None:
             torch.from_numpy(noisy_c).float(), torch.ones(800), torch.ones(800)
         ),
     )
-    initialize_harmonics(module, cells, {"rna": torch.arange(N_STRONG)})
+    initialize_harmonics(module, cells, {"rna": torch.arange(N_PERIODIC)})
     angle_posterior.select_angle_features(*for_update(module, cells))
     found = with_angles(module, cells, learn_prior=True)
     assert angular_error(angles_of(found).numpy(), angle_c) < 0.15 < angular_error(noisy_c, angle_c)

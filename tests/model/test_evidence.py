@@ -29,7 +29,7 @@ def make_module(
     return module
 
 
-# --- One latent coordinate and a Poisson: the evidence is an integral over a line, here a sum over a grid -------------
+# --- One latent coordinate and a Poisson: the evidence is an integral over a line, computed on a grid -----------------
 
 STEP = 0.002
 GRID_S = torch.arange(-8, 8, STEP, dtype=torch.float64)
@@ -71,7 +71,7 @@ def posterior_on_a_line(module: Module, cell: Cells) -> Normal:
 
 
 @pytest.mark.parametrize("c", range(5))
-def test_elbo_is_its_integral_and_below_the_evidence(c: int) -> None:
+def test_elbo_equals_its_integral_and_is_below_the_evidence(c: int) -> None:
     module, cells = on_a_line()
     cell = cells.slice(c, c + 1)
     posterior = posterior_on_a_line(module, cell)
@@ -88,7 +88,7 @@ def test_elbo_is_its_integral_and_below_the_evidence(c: int) -> None:
 
 
 @pytest.mark.parametrize("c", range(5))
-def test_importance_weights_give_the_evidence(c: int) -> None:
+def test_importance_weights_estimate_the_evidence(c: int) -> None:
     module, cells = on_a_line()
     cell = cells.slice(c, c + 1)
     posterior = posterior_on_a_line(module, cell)

@@ -1,4 +1,4 @@
-"""Fusion of Gaussians: each rule in closed form or against draws, and cells that lack modalities."""
+"""Fusion of Gaussians: each rule in closed form or against draws, and cells with missing modalities."""
 
 import itertools
 from typing import Any
@@ -32,12 +32,12 @@ def random_presence(n_modalities: int, n_cells: int, seed: int) -> Tensor:
     return torch.rand(n_modalities, n_cells, generator=torch.Generator().manual_seed(seed)) < 0.5
 
 
-# --- Combining --------------------------------------------------------------------------------------------------------
+# --- Combination ------------------------------------------------------------------------------------------------------
 
 
 @PRODUCTS
 @pytest.mark.parametrize("n_modalities", [2, 3])
-def test_product_adds_precisions_and_that_of_the_prior(name: Any, n_modalities: int) -> None:
+def test_product_adds_precisions_including_that_of_the_prior(name: Any, n_modalities: int) -> None:
     mu_mcz, sigma_mcz = experts(n_modalities)
     mu_cz, sigma_cz = Fusion(name).combine(mu_mcz, sigma_mcz, all_included(n_modalities))
     precision_cz = 1 + (1 / sigma_mcz**2).sum(0)
@@ -79,7 +79,7 @@ def test_mixture_has_the_moments_of_its_draws() -> None:
 
 
 @pytest.mark.parametrize("name", ["mixture", "mean"])
-def test_a_modality_alone_speaks_for_itself(name: Any) -> None:
+def test_a_single_modality_is_unchanged(name: Any) -> None:
     mu_mcz, sigma_mcz = experts()
     included_mc = torch.tensor([[True, False]] * 2 + [[False, True]] * 2).T
     mu_cz, sigma_cz = Fusion(name).combine(mu_mcz, sigma_mcz, included_mc)
@@ -88,7 +88,7 @@ def test_a_modality_alone_speaks_for_itself(name: Any) -> None:
 
 
 @PRODUCTS
-def test_a_modality_alone_is_multiplied_with_the_prior(name: Any) -> None:
+def test_a_single_modality_is_multiplied_with_the_prior(name: Any) -> None:
     mu_mcz, sigma_mcz = experts()
     included_mc = torch.tensor([[True] * 4, [False] * 4])
     mu_cz, sigma_cz = Fusion(name).combine(mu_mcz, sigma_mcz, included_mc)
@@ -97,7 +97,7 @@ def test_a_modality_alone_is_multiplied_with_the_prior(name: Any) -> None:
 
 
 @EVERY_FUSION
-def test_no_included_modality_is_the_prior(name: Any) -> None:
+def test_without_included_modalities_the_result_is_the_prior(name: Any) -> None:
     mu_cz, sigma_cz = Fusion(name).combine(*experts(), ~all_included())
     assert torch.equal(mu_cz, torch.zeros_like(mu_cz))
     assert torch.equal(sigma_cz, torch.ones_like(sigma_cz))
@@ -127,7 +127,7 @@ def test_excluded_modalities_do_not_matter(name: Any, seed: int) -> None:
 
 @EVERY_FUSION
 @given(seed=SEEDS)
-def test_standard_deviation_is_positive_and_no_wider_than_what_is_fused(name: Any, seed: int) -> None:
+def test_standard_deviation_is_positive_and_at_most_the_narrowest(name: Any, seed: int) -> None:
     mu_mcz, sigma_mcz = experts(3, seed=seed)
     included_mc = random_presence(3, 4, seed)
     mu_cz, sigma_cz = Fusion(name).combine(mu_mcz, sigma_mcz, included_mc)
@@ -140,8 +140,8 @@ def test_standard_deviation_is_positive_and_no_wider_than_what_is_fused(name: An
 
 @EVERY_FUSION
 @pytest.mark.parametrize("sigma", [1e-4, 1.0, 1e3])
-def test_gradients_are_finite_and_only_of_included_modalities(name: Any, sigma: float) -> None:
-    """Also where a cell has nothing: the root of 0 has no gradient."""
+def test_gradients_are_finite_and_zero_for_excluded_modalities(name: Any, sigma: float) -> None:
+    """Cells without included modalities are covered, too: the square root of 0 has an infinite gradient."""
     mu_mcz = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
     sigma_mcz = torch.full((2, 4, 3), sigma).requires_grad_()
     included_mc = torch.tensor([[True, True, False, False], [True, False, True, False]])
@@ -153,11 +153,11 @@ def test_gradients_are_finite_and_only_of_included_modalities(name: Any, sigma: 
     assert by_mu_mcz[included_mc].all()
 
 
-# --- Drawing ----------------------------------------------------------------------------------------------------------
+# --- Random subsets ---------------------------------------------------------------------------------------------------
 
 
 @given(seed=SEEDS, n_modalities=st.integers(1, 4), data=st.data())
-def test_a_subset_is_of_what_is_present_and_not_empty(seed: int, n_modalities: int, data: st.DataObject) -> None:
+def test_a_subset_has_present_modalities_and_is_not_empty(seed: int, n_modalities: int, data: st.DataObject) -> None:
     max_size = data.draw(st.integers(1, n_modalities))
     present_mc = random_presence(n_modalities, 50, seed)
     torch.manual_seed(seed)
@@ -186,7 +186,7 @@ def test_all_subsets_are_equally_likely(present: tuple[bool, ...], max_size: int
 
 @EVERY_FUSION
 @pytest.mark.parametrize("training", [True, False])
-def test_what_each_fusion_hears(name: Any, training: bool) -> None:
+def test_modalities_that_each_fusion_includes(name: Any, training: bool) -> None:
     present_mc = random_presence(3, 2000, 0)
     torch.manual_seed(0)
     included_mc = Fusion(name).sample_included(present_mc, training)
@@ -200,7 +200,7 @@ def test_what_each_fusion_hears(name: Any, training: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["mixture", "mixture_of_products"])
-def test_draws_come_from_the_generator_of_torch(name: Any) -> None:
+def test_subsets_depend_on_the_seed_of_torch(name: Any) -> None:
     draws = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)

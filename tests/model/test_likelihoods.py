@@ -1,4 +1,4 @@
-"""Likelihoods: each against its row in `LIKELIHOOD_CASES`, and what is special about some of them."""
+"""Likelihoods: each against its row in `LIKELIHOOD_CASES`, and properties of single likelihoods."""
 
 import re
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def make_observation(name: str, n_cells: int = 5, n_features: int = N_FEATURES) 
 
 
 def random_counts(n_cells: int = 5) -> Tensor:
-    """Return counts with zeros, with a cell that has none, and with a cell that has one."""
+    """Return random counts, with one cell without counts and one cell with a single count."""
     x_cf = torch.poisson(torch.rand(n_cells, N_FEATURES, dtype=torch.float64) * 4)
     assert 0 < (x_cf == 0).sum() < x_cf.numel()
     x_cf[0], x_cf[1], x_cf[1, 0] = 0, 0, 3
@@ -68,7 +68,7 @@ def log_pmf(name: str, observation: SparseObservation, x: Tensor, rate_cf: Tenso
 
 
 def support_of(likelihood: Likelihood) -> Tensor:
-    """Return all counts that have a probability worth mentioning."""
+    """Return all counts with a probability that is not negligible."""
     return torch.arange(2 if likelihood.binary else 2000, dtype=torch.float64)
 
 
@@ -87,7 +87,7 @@ def name(request: pytest.FixtureRequest, root: Path, monkeypatch: pytest.MonkeyP
     """Return the name of a likelihood; "geometric" is the example for contributors."""
     if request.param == "geometric":
         for table in (LIKELIHOODS, LIKELIHOOD_CASES):
-            monkeypatch.setitem(table, "geometric", None)  # so that it is gone afterwards
+            monkeypatch.setitem(table, "geometric", None)  # removes it afterwards
         names = {"torch": torch, "stats": stats, "Likelihood": Likelihood}
         exec(documented_example(root), names | {"LIKELIHOODS": LIKELIHOODS, "LIKELIHOOD_CASES": LIKELIHOOD_CASES})
     return request.param
@@ -97,7 +97,7 @@ def test_every_likelihood_has_a_case() -> None:
     assert set(LIKELIHOOD_CASES) == set(LIKELIHOODS)
 
 
-def test_log_prob_is_that_of_the_case(name: str) -> None:
+def test_log_prob_equals_that_of_the_case(name: str) -> None:
     observation, x_cf = make_observation(name), random_counts()
     found_c = observation.log_prob(sparse_rows(x_cf))
     torch.testing.assert_close(found_c, log_pmf(name, observation, x_cf).sum(-1))
@@ -116,14 +116,14 @@ def test_probabilities_sum_to_one(name: str) -> None:
     torch.testing.assert_close(total, torch.ones_like(total))
 
 
-def test_gradients_are_those_of_finite_differences(name: str) -> None:
+def test_gradients_equal_finite_differences(name: str) -> None:
     observation, rows = make_observation(name), sparse_rows(random_counts())
     weight_c = torch.linspace(-1, 2, 5, dtype=torch.float64)
     tensors = [*observation.likelihood.parameters(), *observation.heads]
     assert_gradients(lambda: observation.log_prob(rows) @ weight_c, tensors)
 
 
-def test_facts_of_the_class_agree(name: str) -> None:
+def test_class_attributes_are_consistent(name: str) -> None:
     observation = make_observation(name)
     likelihood, mean_cf = observation.likelihood, observation.mean
     assert likelihood.unit == "probability" or not likelihood.binary
@@ -131,7 +131,7 @@ def test_facts_of_the_class_agree(name: str) -> None:
     assert (mean_cf.shape, mean_cf.dtype) == ((5, N_FEATURES), torch.float64)
     assert ((mean_cf > 0) & (mean_cf <= likelihood.upper_bound)).all()
     assert torch.equal(mean_cf.argsort(-1), observation.heads[0].argsort(-1))
-    # Exactly if the likelihood is binary, counts above 1 are read as 1.
+    # A likelihood is binary if and only if it treats counts above 1 as 1.
     x_cf = random_counts()
     found, as_ones = (observation.log_prob(sparse_rows(counts_cf)) for counts_cf in (x_cf, x_cf.clamp_max(1)))
     assert torch.equal(found, as_ones) == likelihood.binary
@@ -149,7 +149,7 @@ def test_draws_have_the_mean_and_the_variance(name: str) -> None:
     if len(one.heads) == 1:  # a second head may reduce what is observed
         torch.testing.assert_close(one.mean[0], mean_f)
     error_sf = repeat(one, n_draws).sample() - mean_f
-    # Five standard errors, those of the variance from the fourth moment of the draws themselves.
+    # Five standard errors. That of the variance is estimated from the draws.
     assert (error_sf.mean(0).abs() < 5 * (variance_f / n_draws).sqrt()).all()
     square_sf = error_sf**2
     assert ((square_sf.mean(0) - variance_f).abs() < 5 * square_sf.std(0) / n_draws**0.5).all()
@@ -169,7 +169,7 @@ def test_draws_are_counts(name: str) -> None:
     assert observation.sample(torch.Size([3, 2])).shape == (3, 2, 5, N_FEATURES)
 
 
-def test_one_observation_is_one_event_per_cell(name: str) -> None:
+def test_a_cell_is_one_event(name: str) -> None:
     observation = make_observation(name)
     assert (observation.batch_shape, observation.event_shape) == ((5,), (N_FEATURES,))
     assert observation.expand(torch.Size([5])) is observation
@@ -188,16 +188,16 @@ def test_information_is_the_expected_square_of_the_score(name: str, rate: float)
     expected_f = (log_pmf(name, observation, x_s1, rate_cf).exp() * ((up_sf - down_sf) / (2 * h)) ** 2).sum(0)
     found_cf = likelihood.fisher_information(observation.heads, library_c)
     torch.testing.assert_close(found_cf[0], expected_f, rtol=1e-3, atol=0)
-    # The elasticity is the slope of the log mean about the log rate.
+    # The elasticity is the derivative of the log mean with respect to the log rate.
     share_cf = torch.softmax(observation.heads[0], -1)
     up_cf, down_cf = (likelihood.expected(share_cf * np.exp(step), library_c).log() for step in (h, -h))
     torch.testing.assert_close(likelihood.elasticity(observation.mean), (up_cf - down_cf) / (2 * h), rtol=1e-4, atol=0)
 
 
-def test_log_likelihoods_of_entries_are_those_of_cells_up_to_a_constant(name: str) -> None:
+def test_log_likelihoods_of_entries_and_cells_agree_up_to_a_constant(name: str) -> None:
     observation, x_cf = make_observation(name), random_counts()
     for head in observation.heads[1:]:
-        head.fill_(-40)  # nothing is lost
+        head.fill_(-40)  # no count is lost
     rate_cf, column_f = rate_of(observation), torch.arange(N_FEATURES)
     found, exact = (
         f(rate_cf) - f(0.3 * rate_cf)
@@ -229,7 +229,7 @@ def test_the_mean_does_not_depend_on_dropout() -> None:
 def test_exposure_is_a_power_of_the_library_size() -> None:
     likelihood = LIKELIHOODS["bernoulli"](N_FEATURES)
     library_c = torch.tensor([1.0, 10.0, 1e5])
-    torch.testing.assert_close(likelihood.log_exposure(library_c), library_c.log())  # the start
+    torch.testing.assert_close(likelihood.log_exposure(library_c), library_c.log())  # initial values
     with torch.no_grad():
         likelihood.exposure_offset.fill_(0.3)
         likelihood.exposure_slope.fill_(2.0)
@@ -237,15 +237,15 @@ def test_exposure_is_a_power_of_the_library_size() -> None:
     assert likelihood.log_exposure(torch.zeros(1)).isfinite().all()
 
 
-def test_bernoulli_has_few_fragments_where_few_peaks_are_open() -> None:
-    """With a slope of 1, twice the library size is twice the rate of fragments, not twice the probability."""
+def test_the_rate_of_fragments_is_proportional_to_the_library_size() -> None:
+    """With a slope of 1, twice the library size means twice the rate of fragments, not twice the probability."""
     likelihood, heads = LIKELIHOODS["bernoulli"](N_FEATURES), [torch.randn(1, N_FEATURES)]
     once, twice = (likelihood.mean(heads, torch.tensor([size])) for size in (3.0, 6.0))
     torch.testing.assert_close(1 - twice, (1 - once) ** 2)
 
 
 def simulate_counts(theta_f: Tensor, n_cells: int = 20_000) -> tuple[CSRTensor, Tensor]:
-    """Draw counts whose only variation, beyond the dispersion, is the library size."""
+    """Sample counts that differ between cells only by library size and dispersion."""
     generator = torch.Generator().manual_seed(0)
     library_c = torch.exp(torch.randn(n_cells, generator=generator) * 0.4 + 4)
     share_f = torch.linspace(1, 3, len(theta_f))
@@ -259,7 +259,7 @@ OVERDISPERSED = ["negative_binomial", "zero_inflated_negative_binomial"]
 
 
 @pytest.mark.parametrize("name", OVERDISPERSED)
-def test_initialise_finds_the_dispersions(name: str) -> None:
+def test_initialize_recovers_the_dispersions(name: str) -> None:
     theta_f = torch.tensor([0.1, 0.5, 1.0, 3.0, 10.0])
     likelihood = LIKELIHOODS[name](5)
     likelihood.initialize(*simulate_counts(theta_f))
@@ -268,19 +268,19 @@ def test_initialise_finds_the_dispersions(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OVERDISPERSED)
-def test_initialise_stays_within_bounds(name: str) -> None:
+def test_initial_dispersions_are_within_bounds(name: str) -> None:
     low, high = THETA_BOUNDS
     counts, library_c = simulate_counts(torch.tensor([1e-3, 1e6, 1.0]))
     without_third = counts.value_n.masked_fill(counts.column_n == 2, 0)
     likelihood = LIKELIHOODS[name](3)
     likelihood.initialize(counts.with_values(without_third), library_c)
-    too_wide, like_poisson, never_seen = likelihood.log_inverse_dispersion_f.exp().tolist()
+    too_wide, like_poisson, without_counts = likelihood.log_inverse_dispersion_f.exp().tolist()
     assert too_wide == pytest.approx(low)
     assert like_poisson == pytest.approx(high)
-    assert never_seen == pytest.approx(high)
+    assert without_counts == pytest.approx(high)
 
 
-def test_initialise_takes_less_than_poisson_variance_for_poisson() -> None:
+def test_counts_with_less_than_poisson_variance_start_as_poisson() -> None:
     likelihood = LIKELIHOODS["negative_binomial"](2)
     likelihood.initialize(sparse_rows(torch.full((50, 2), 7.0)), torch.full((50,), 14.0))
     torch.testing.assert_close(likelihood.log_inverse_dispersion_f.exp(), torch.full((2,), THETA_BOUNDS[1]))

@@ -1,4 +1,4 @@
-"""Gradient estimators of a whole module agree with each other."""
+"""Gradient estimators of a module: the unbiased ones agree with each other."""
 
 import importlib
 from typing import Any
@@ -25,7 +25,7 @@ gradients = importlib.import_module("celldial.tl.gradients")
 
 
 def make_module(cells: Cells, **options: Any) -> Module:
-    """Make a module whose networks say something of each cell."""
+    """Return an initialized module with random weights."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float32)
     n_features = {"rna": cells.counts["rna"].n_columns}
@@ -63,15 +63,15 @@ def test_unbiased_estimators_agree_on_a_module(options: dict[str, Any], monkeypa
     with torch.no_grad():
         encoded = module.encode(cells)
     if encoded.logits_ck is not None:
-        # Clusters that are hardly ever drawn would need more draws than there are.
+        # Rare clusters would need more draws than this test has.
         encoded = encoded._replace(logits_ck=torch.randn_like(encoded.logits_ck))
     means = {}
-    for seed, (name, way) in enumerate(available_estimators(module).items()):
-        if way.gradient.cluster == "gumbel_softmax":
+    for seed, (name, config) in enumerate(available_estimators(module).items()):
+        if config.gradient.cluster == "gumbel_softmax":
             continue
         torch.manual_seed(seed)
-        of_way = configure_module(module, way, cells, encoded, 0.3)
-        means[name] = moments_of(of_way, cells, encoded, 8_000)
+        configured = configure_module(module, config, cells, encoded, 0.3)
+        means[name] = moments_of(configured, cells, encoded, 8_000)
     first = means.pop(next(iter(means)))
     assert len(means) == 3
     for others in means.values():
@@ -91,7 +91,7 @@ def moments_of(
 
 
 @pytest.mark.parametrize("latent", ["gaussian", "laplace", "logistic"])
-def test_the_loss_of_a_module_with_clusters_is_the_sum_over_them(latent: LatentName) -> None:
+def test_the_loss_sums_over_clusters(latent: LatentName) -> None:
     cells = simulate_cells(5, 12)
     module = make_module(cells, latent=latent, **CLUSTERED)
     parameters = [p for p in module.parameters() if p.requires_grad]
@@ -107,15 +107,15 @@ def test_the_loss_of_a_module_with_clusters_is_the_sum_over_them(latent: LatentN
     of = module.clusters.components
     elbo_c = log_p_c - posterior.log_prob(z_cz)
     for k in range(3):
-        place = module.latent.posterior(of.mean_kz[k], of.scale_kz[k])
-        log_joint_c = of.logit_k.log_softmax(0)[k] + place.log_prob(z_cz)
+        component = module.latent.posterior(of.mean_kz[k], of.scale_kz[k])
+        log_joint_c = of.logit_k.log_softmax(0)[k] + component.log_prob(z_cz)
         elbo_c = elbo_c + log_q_ck[:, k].exp() * (log_joint_c - log_q_ck[:, k])
     by_hand = -elbo_c.mean() - module.clusters.log_weight_prior() / module.n_training_cells
     torch.testing.assert_close(loss, by_hand)
     torch.testing.assert_close(found, torch.autograd.grad(by_hand, parameters), rtol=1e-4, atol=1e-5)
 
 
-def test_relaxed_choices_of_a_module_have_a_bias_that_falls_with_the_temperature() -> None:
+def test_the_bias_of_relaxed_gradients_falls_with_the_temperature() -> None:
     cells = simulate_cells(4, 12)
     module = make_module(cells, **CLUSTERED)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The networks: what the encoder makes of counts, where the decoder starts, and what covariates do."""
+"""The networks: outputs of the encoder, initialization of the decoder, and effects of covariates."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def encode(encoder: Encoder, cells: Cells) -> Tensor:
 
 
 @SIZES
-def test_encoder_judges_each_cell_by_itself(n_layers: int) -> None:
+def test_encoder_outputs_do_not_depend_on_other_cells(n_layers: int) -> None:
     cells = simulate_cells(covariates=True)
     encoder = make_encoder(cells, n_layers).eval()
     parameters_cp = encode(encoder, cells)
@@ -52,18 +52,18 @@ def test_encoder_judges_each_cell_by_itself(n_layers: int) -> None:
     torch.testing.assert_close(encode(encoder, cells.slice(7, 8)), parameters_cp[7:8])
 
 
-def test_encoder_hides_counts_in_training_alone() -> None:
+def test_encoder_applies_dropout_in_training_only() -> None:
     cells = simulate_cells()
     encoder = make_encoder(cells).eval()
     assert torch.equal(encode(encoder, cells), encode(encoder, cells))
     encoder.train()
     assert not torch.equal(encode(encoder, cells), encode(encoder, cells))
-    open_encoder = make_encoder(cells, dropout_rate=0.0).train()
-    assert torch.equal(encode(open_encoder, cells), encode(open_encoder, cells))
+    without_dropout = make_encoder(cells, dropout_rate=0.0).train()
+    assert torch.equal(encode(without_dropout, cells), encode(without_dropout, cells))
 
 
-def test_encoder_sees_counts_relative_to_the_library() -> None:
-    """A cell sequenced twice as deep looks the same."""
+def test_encoder_normalizes_by_library_size() -> None:
+    """Twice the counts and twice the library size give the same output."""
     cells = simulate_cells()
     encoder = make_encoder(cells).eval()
     rows = cells.counts["rna"]
@@ -78,16 +78,16 @@ def test_encoder_of_a_cell_without_counts_is_finite() -> None:
     cells = simulate_cells()
     rows, library_c = cells.counts["rna"], cells.library_size["rna"]
     emptied = rows.with_values(torch.zeros_like(rows.value_n)).select(torch.arange(60))
-    nothing = type(rows)(torch.zeros(3, dtype=torch.int64), rows.column_n[:0], rows.value_n[:0], N_FEATURES)
+    no_counts = type(rows)(torch.zeros(3, dtype=torch.int64), rows.column_n[:0], rows.value_n[:0], N_FEATURES)
     encoder = make_encoder(cells).eval()
     with torch.no_grad():
-        without_c = encoder(nothing, torch.zeros(2), cells.category_ck[:2], cells.continuous_ck[:2])
+        without_c = encoder(no_counts, torch.zeros(2), cells.category_ck[:2], cells.continuous_ck[:2])
         zeros_c = encoder(emptied, library_c, cells.category_ck, cells.continuous_ck)
     torch.testing.assert_close(without_c, zeros_c[:2])
 
 
-def test_encoder_starts_with_every_feature_of_equal_weight() -> None:
-    """Over the cells, a feature's part in a hidden unit does not vary more because its counts do."""
+def test_encoder_is_initialized_with_equal_weight_of_all_features() -> None:
+    """The contribution of a feature to a hidden unit does not vary more if its counts vary more."""
     cells = simulate_cells(n_cells=400)
     rows = cells.counts["rna"]
     hundredfold = rows.value_n * torch.where(rows.column_n == 0, 100, 1)
@@ -102,8 +102,8 @@ def test_encoder_starts_with_every_feature_of_equal_weight() -> None:
 
 @KINDS
 @SIZES
-def test_decoder_starts_at_the_mean_expression(n_layers: int, kind: DecoderName) -> None:
-    """With the latent state without influence, what is left is each feature's share of all counts."""
+def test_decoder_is_initialized_to_the_mean_expression(n_layers: int, kind: DecoderName) -> None:
+    """Without an influence of the latent state, the outputs are each feature's share of all counts."""
     rows = simulate_cells().counts["rna"]
     decoder = make_decoder(n_layers, kind=kind)
     decoder.initialize(rows)
@@ -115,7 +115,7 @@ def test_decoder_starts_at_the_mean_expression(n_layers: int, kind: DecoderName)
 
 
 @pytest.mark.parametrize("n_heads", [1, 2])
-def test_decoder_starts_hardly_dependent_on_the_latent_state(n_heads: int) -> None:
+def test_initial_decoder_weights_are_scaled_down(n_heads: int) -> None:
     started, raw = make_decoder(n_heads=n_heads), make_decoder(n_heads=n_heads)
     started.initialize(simulate_cells().counts["rna"])
     assert HEAD_SCALE == 0.1
@@ -123,8 +123,8 @@ def test_decoder_starts_hardly_dependent_on_the_latent_state(n_heads: int) -> No
         torch.testing.assert_close(head.weight, raw_head.weight / 10)
 
 
-def test_encoder_starts_from_the_cells_that_it_is_given() -> None:
-    """Cells without a count are not among them: see `Module.initialize`."""
+def test_encoder_is_initialized_from_given_cells() -> None:
+    """Cells without counts are excluded before; see `Module.initialize`."""
     cells = simulate_cells()
     encoder = make_encoder(cells)
     assert encoder.median_library_size == cells.library_size["rna"].median()
@@ -136,7 +136,7 @@ def test_encoder_starts_from_the_cells_that_it_is_given() -> None:
 @KINDS
 @SIZES
 @pytest.mark.parametrize("n_heads", [1, 2])
-def test_decoder_gives_one_output_a_head(n_layers: int, n_heads: int, kind: DecoderName) -> None:
+def test_decoder_returns_one_output_per_head(n_layers: int, n_heads: int, kind: DecoderName) -> None:
     decoder = make_decoder(n_layers, n_heads, kind=kind)
     heads = decoder(torch.randn(4, 3), torch.empty(4, 0, dtype=torch.int64), torch.empty(4, 0))
     assert [head.shape for head in heads] == [(4, N_FEATURES)] * n_heads
@@ -152,7 +152,7 @@ def test_decoder_depends_on_state_and_every_covariate(n_layers: int, kind: Decod
             return decoder(torch.full((1, 3), z), torch.tensor([[batch, donor]]), torch.tensor([[age]]))[0]
 
     start = decode(0.5, 0, 0, 0.0)
-    # Until training tells them apart, categories are alike.
+    # Before training, all categories have the same effect.
     assert torch.equal(decode(0.5, 1, 2, 0.0), start)
     for embedding in (module for module in decoder.modules() if isinstance(module, torch.nn.Embedding)):
         torch.nn.init.normal_(embedding.weight)
@@ -163,24 +163,24 @@ def test_decoder_depends_on_state_and_every_covariate(n_layers: int, kind: Decod
 
 
 def mixed_differences(decoder: Decoder, outputs: int) -> Tensor:
-    """What two coordinates, moved together, do beyond what each does alone: ``(c, f)`` in double precision."""
+    """Return the effects of moving two coordinates together, minus those of moving each alone, ``(c, f)``."""
     random = torch.Generator().manual_seed(1)
     z_cz, step_cz = (torch.randn(40, 4, generator=random, dtype=torch.float64) for _ in range(2))
     code_ck = torch.stack([torch.arange(40) % 2, torch.arange(40) % 3], 1)
     age_ck = torch.randn(40, 1, generator=random, dtype=torch.float64)
 
     def decode(*moved: int) -> Tensor:
-        there_cz = z_cz.clone()
-        there_cz[:, moved] += step_cz[:, moved]
+        moved_cz = z_cz.clone()
+        moved_cz[:, moved] += step_cz[:, moved]
         with torch.no_grad():
-            return decoder.double()(there_cz, code_ck, age_ck)[outputs]
+            return decoder.double()(moved_cz, code_ck, age_ck)[outputs]
 
     return torch.stack([decode(a, b) - decode(a) - decode(b) + decode() for a, b in ((0, 1), (1, 3), (2, 0))])
 
 
 @pytest.mark.parametrize("head", [0, 1])
 def test_axes_of_an_additive_decoder_separate(head: int) -> None:
-    """Whatever the covariates are, an output is a sum of terms of one coordinate each; that of a network is not."""
+    """For any covariates, an output of an additive decoder is a sum of functions of one coordinate each."""
     decoders = {kind: make_decoder(1, 2, [2, 3], 1, kind, n_latent=4) for kind in DECODERS}
     for decoder in decoders.values():
         for parameter in decoder.parameters():
@@ -189,8 +189,8 @@ def test_axes_of_an_additive_decoder_separate(head: int) -> None:
     assert mixed_differences(decoders["network"], head).abs().max() > 0.1
 
 
-def test_a_coordinate_of_an_additive_decoder_is_one_programme() -> None:
-    """Along a coordinate all outputs change in proportion: by its loadings, whatever the other coordinates are."""
+def test_a_coordinate_of_an_additive_decoder_is_one_program() -> None:
+    """Along a coordinate, all outputs change in proportion to its loadings."""
     decoder = make_decoder(kind="additive", n_latent=4)
     z_cz = torch.zeros(9, 4)
     z_cz[:, 2] = torch.linspace(-2, 2, 9)
@@ -200,7 +200,7 @@ def test_a_coordinate_of_an_additive_decoder_is_one_programme() -> None:
     loading_f = decoder.heads[0].weight.detach()[:, 2]
     along_c = change_cf @ loading_f / loading_f.square().sum()
     torch.testing.assert_close(change_cf, along_c[:, None] * loading_f, rtol=1e-4, atol=1e-5)
-    # It switches the programme on in one direction: there is little on the other side.
+    # The program is active in one direction. The change in the other direction is small.
     assert along_c[-1] > 4 * along_c[0].abs()
 
 

@@ -1,8 +1,8 @@
-"""The module with linear networks and Gaussian noise is probabilistic PCA, of which everything is known in closed form.
+"""A module with linear networks and Gaussian noise, compared with the closed forms of probabilistic PCA.
 
-The decoder, the prior, the ELBO and its estimate by Pyro are those of every model; only what the counts are, and how
-the encoder reads them, is put in here. Diagonal posteriors lose nothing: the ELBO has its maximum where the columns of
-the loadings are orthogonal, and the posteriors then are diagonal.
+The decoder, the prior, the ELBO and its estimate by Pyro are those of all models. Only the likelihood and the encoder
+are replaced. Diagonal posteriors are sufficient: the ELBO has its maximum at orthogonal columns of the loadings, for
+which the exact posteriors are diagonal.
 
 References
 ----------
@@ -36,20 +36,20 @@ def dense(counts: CSRTensor) -> Tensor:
 
 
 class Normal(Likelihood):
-    """Values scatter around the first head with one variance."""
+    """A normal distribution around the first head, with one variance for all features."""
 
     def __init__(self, n_features: int) -> None:
         super().__init__(n_features)
         self.log_deviation = nn.Parameter(torch.zeros(()))
 
     def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: CSRTensor) -> Tensor:
-        """Log density, shape ``(c,)``."""
+        """Return the log density, shape ``(c,)``."""
         scatter = torch.distributions.Normal(heads[0], self.log_deviation.exp(), validate_args=False)
         return scatter.log_prob(dense(counts)).sum(1)
 
 
 class LinearEncoder(nn.Module):
-    """Means are linear in the values, and deviations the same for all cells."""
+    """An encoder whose means are linear in the values, with the same standard deviations for all cells."""
 
     def __init__(self, n_features: int, n_latent: int) -> None:
         super().__init__()
@@ -57,12 +57,12 @@ class LinearEncoder(nn.Module):
         self.raw_z = nn.Parameter(torch.zeros(n_latent))
 
     def forward(self, counts: CSRTensor, library_size_c: Tensor, category_ck: Tensor, continuous_ck: Tensor) -> Tensor:
-        """Posterior parameters, shape ``(c, p)``."""
+        """Return the posterior parameters, shape ``(c, p)``."""
         return torch.cat([self.mean(dense(counts)), self.raw_z.expand(counts.n_rows, -1)], 1)
 
 
-class Fitted(NamedTuple):
-    """What was fitted, to what, and what is the best that could have been."""
+class FittedPCA(NamedTuple):
+    """A fitted module, its cells, and the optimum in closed form."""
 
     module: Module
     cells: Cells
@@ -72,7 +72,7 @@ class Fitted(NamedTuple):
 
 
 def log_likelihood(covariance_ff: np.ndarray, offset_f: np.ndarray, model_ff: np.ndarray) -> float:
-    """Mean log density of cells under a normal distribution, given their covariance and the way to their mean."""
+    """Return the mean log density of cells under a normal distribution; `offset_f` is their mean minus its mean."""
     second_ff = covariance_ff + np.outer(offset_f, offset_f)
     _, log_determinant = np.linalg.slogdet(model_ff)
     trace = np.trace(np.linalg.solve(model_ff, second_ff))
@@ -80,7 +80,7 @@ def log_likelihood(covariance_ff: np.ndarray, offset_f: np.ndarray, model_ff: np
 
 
 @pytest.fixture(scope="module")
-def fitted() -> Fitted:
+def fitted() -> FittedPCA:
     random = np.random.default_rng(0)
     true_fz = random.normal(size=(N_FEATURES, N_LATENT)) * [1.5, 1.0, 0.7]
     x_cf = random.normal(size=(N_CELLS, N_LATENT)) @ true_fz.T + random.normal(0, 0.6, (N_CELLS, N_FEATURES)) + 1.0
@@ -93,26 +93,26 @@ def fitted() -> Fitted:
 
     column_n = torch.arange(N_FEATURES).repeat(N_CELLS)
     rows = CSRTensor(torch.arange(N_CELLS + 1) * N_FEATURES, column_n, torch.from_numpy(x_cf).flatten(), N_FEATURES)
-    nothing_ck = torch.zeros(N_CELLS, 0)
-    cells = Cells({"rna": rows}, {"rna": torch.ones(N_CELLS)}, nothing_ck.long(), nothing_ck)
+    empty_ck = torch.zeros(N_CELLS, 0)
+    cells = Cells({"rna": rows}, {"rna": torch.ones(N_CELLS)}, empty_ck.long(), empty_ck)
     torch.manual_seed(0)
     options = {"n_latent": N_LATENT, "n_hidden": 4, "dropout_rate": 0.0, "decoder": "linear"}
     module = build_module({"rna": N_FEATURES}, "poisson", **options)
     of = module.modalities["rna"]
     of.encoder, of.likelihood = LinearEncoder(N_FEATURES, N_LATENT), Normal(N_FEATURES)
     optimizer = torch.optim.Adam(module.parameters(), lr=RATE)
-    # To 0, so that the noise of the draws averages out.
+    # The learning rate falls to 0, so that the noise of the draws averages out.
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=N_STEPS + 1, final_div_factor=1e6)
     for _ in range(N_STEPS):
         optimizer.zero_grad()
         module(cells).backward()
         optimizer.step()
         schedule.step()
-    return Fitted(module.eval(), cells, covariance_ff, best_fz, best)
+    return FittedPCA(module.eval(), cells, covariance_ff, best_fz, best)
 
 
-def marginal(fitted: Fitted) -> float:
-    """Log-likelihood of the fitted model in closed form, nats per cell."""
+def marginal(fitted: FittedPCA) -> float:
+    """Return the log-likelihood of the fitted model in closed form, nats per cell."""
     of = fitted.module.modalities["rna"]
     weight_fz, bias_f = (
         part.detach().double().numpy() for part in (of.decoder.rate_head.weight, of.decoder.rate_head.bias)
@@ -122,42 +122,42 @@ def marginal(fitted: Fitted) -> float:
     return log_likelihood(fitted.covariance_ff, mean_f - bias_f, model_ff)
 
 
-def elbo(fitted: Fitted) -> float:
-    """ELBO in nats per cell, the mean of many draws."""
+def elbo(fitted: FittedPCA) -> float:
+    """Return the mean ELBO of many draws, nats per cell."""
     torch.manual_seed(1)
     with torch.no_grad():
         parts = [fitted.module.elbo(fitted.cells) for _ in range(200)]
     return float(np.mean([(log_p["rna"] - kl_c).double().mean() for log_p, kl_c in parts]))
 
 
-def test_loadings_span_the_principal_subspace(fitted: Fitted) -> None:
+def test_loadings_span_the_principal_subspace(fitted: FittedPCA) -> None:
     weight_fz = fitted.module.modalities["rna"].decoder.rate_head.weight.detach().numpy()
     assert subspace_angles(weight_fz, fitted.best_fz).max() < 0.01
-    # Diagonal posteriors make the columns orthogonal, so that they are the principal axes, whose order is free.
+    # Diagonal posteriors make the columns orthogonal. They are the principal axes, in any order.
     order_z = np.linalg.norm(weight_fz, axis=0).argsort()
     cosine_z = np.abs((weight_fz[:, order_z] * fitted.best_fz).sum(0))
     cosine_z /= np.linalg.norm(weight_fz, axis=0)[order_z] * np.linalg.norm(fitted.best_fz, axis=0)
     assert cosine_z.min() > 0.999
-    # The likelihood is flat in the lengths: 3 % of the longest cost 0.001 nats.
+    # The likelihood is flat in the lengths: an error of 3 % of the longest lowers it by 0.001 nats.
     np.testing.assert_allclose(
         np.linalg.norm(weight_fz, axis=0)[order_z], np.linalg.norm(fitted.best_fz, axis=0), rtol=0.05
     )
 
 
-def test_the_marginal_likelihood_is_the_maximum(fitted: Fitted) -> None:
+def test_the_marginal_likelihood_is_the_maximum(fitted: FittedPCA) -> None:
     assert marginal(fitted) <= fitted.best + 1e-6
     assert marginal(fitted) == pytest.approx(fitted.best, abs=0.01)
 
 
-def test_bounds_are_in_order(fitted: Fitted) -> None:
-    """ELBO, importance-weighted bound, marginal likelihood; here they meet, as the posteriors can be exact."""
+def test_bounds_are_in_order(fitted: FittedPCA) -> None:
+    """The ELBO and the importance-weighted bound equal the marginal likelihood, because posteriors can be exact."""
     torch.manual_seed(2)
     weighted = np.mean([posterior.importance_weighted_bound(fitted.module, [fitted.cells], 20) for _ in range(5)])
     assert elbo(fitted) == pytest.approx(marginal(fitted), abs=0.01)
-    # Up to the noise of the draws.
+    # The tolerance is for the noise of the draws.
     assert elbo(fitted) < weighted + 0.003
     assert weighted < marginal(fitted) + 0.003
-    # From posteriors that are wrong the weights come back, the more draws the further.
+    # Importance weights correct wrong posteriors, and more so with more draws.
     raw_z = fitted.module.modalities["rna"].encoder.raw_z
     kept_z = raw_z.detach().clone()
     with torch.no_grad():
@@ -169,12 +169,12 @@ def test_bounds_are_in_order(fitted: Fitted) -> None:
     assert many == pytest.approx(marginal(fitted), abs=0.03)
 
 
-def test_posteriors_are_exact(fitted: Fitted) -> None:
+def test_posteriors_are_exact(fitted: FittedPCA) -> None:
     of, module = fitted.module.modalities["rna"], fitted.module
     weight_fz, noise = of.decoder.rate_head.weight.detach().double(), np.exp(2 * of.likelihood.log_deviation.item())
     precision_zz = torch.eye(N_LATENT) + weight_fz.T @ weight_fz / noise
-    centred_cf = dense(fitted.cells.counts["rna"]) - of.decoder.rate_head.bias.detach()
-    expected_cz = centred_cf.double() @ weight_fz / noise @ torch.linalg.inv(precision_zz)
+    centered_cf = dense(fitted.cells.counts["rna"]) - of.decoder.rate_head.bias.detach()
+    expected_cz = centered_cf.double() @ weight_fz / noise @ torch.linalg.inv(precision_zz)
     with torch.no_grad():
         mu_cz, sigma_cz, *_ = module.encode(fitted.cells)
     assert (mu_cz - expected_cz).abs().max() < 0.05
