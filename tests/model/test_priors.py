@@ -1,25 +1,25 @@
-"""Densities and divergences of mixtures and flows."""
+"""Priors: each in `PRIOR_CASES` against integrals on a grid, and the densities of mixtures and flows."""
 
 import pytest
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
+from torch.distributions import kl_divergence
 
+from celldial.model.config import ModuleConfig
+from celldial.model.coordinates import Coordinates
 from celldial.model.latents import LATENTS, LatentName
-from celldial.model.priors import Flow, Mixture, PosteriorFlow
-from helpers.modules import bare_cells
-from helpers.toys import N, assert_close, assert_unbiased
+from celldial.model.module import kl_at_draw, make_prior
+from celldial.model.priors import PRIORS, Flow, Mixture, PosteriorFlow, Prior, PriorName
+from helpers.assertions import assert_gradients
+from helpers.cases import PRIOR_CASES
+from helpers.modules import SMALL, bare_cells
+from helpers.toys import FAMILIES, assert_close, assert_unbiased
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 
-
-SIDE = torch.linspace(-12, 12, 601, dtype=torch.float64)
-
-
-PLANE_SZ = torch.cartesian_prod(SIDE, SIDE)
-
-
-AREA = float(SIDE[1] - SIDE[0]) ** 2
+EVERY_PRIOR = pytest.mark.parametrize("name", PRIOR_CASES)
+N_DRAWS = 20_000
 
 
 def randomize(part: torch.nn.Module, scale: float = 0.4) -> torch.nn.Module:
@@ -30,20 +30,85 @@ def randomize(part: torch.nn.Module, scale: float = 0.4) -> torch.nn.Module:
     return part
 
 
-def decode_blocks(distribution: TorchDistribution, value_sz: Tensor) -> Tensor:
-    with torch.no_grad():
-        return distribution.expand([len(value_sz)]).log_prob(value_sz)
+def make(name: PriorName, family: LatentName) -> Prior:
+    """Return a prior of two coordinates with random parameters."""
+    options = SMALL | {"latent": family, "prior": name} | PRIOR_CASES[name]
+    return randomize(make_prior(ModuleConfig({"rna": 1}, {"rna": "poisson"}, **options), LATENTS[family](2)), 0.1)
 
 
-@pytest.mark.parametrize("family", LATENTS)
-@pytest.mark.parametrize("kind", [Mixture, Flow])
-def test_densities_of_learned_priors_integrate_to_one(family: LatentName, kind: type) -> None:
-    latent = LATENTS[family](2)
-    prior = randomize(Mixture(latent, 5), 0.3) if kind is Mixture else randomize(Flow(latent), 0.1)
+def log_prob(prior: Prior, z_cz: Tensor) -> Tensor:
+    return prior.distribution(bare_cells(len(z_cz), z_cz.dtype)).log_prob(z_cz)
+
+
+def grid(middle_z: Tensor, radius_z: Tensor, n_steps: int = 401) -> tuple[Tensor, float]:
+    """Return points of a plane, and the area of each."""
+    sides = [torch.linspace(-1, 1, n_steps) * r + m for m, r in zip(middle_z, radius_z, strict=True)]
+    return torch.cartesian_prod(*sides), float((2 * radius_z / (n_steps - 1)).prod())
+
+
+# --- All priors -------------------------------------------------------------------------------------------------------
+
+
+def test_every_prior_has_a_case() -> None:
+    assert set(PRIOR_CASES) == set(PRIORS)
+
+
+@EVERY_PRIOR
+@FAMILIES
+def test_draws_have_the_density_and_it_integrates_to_one(name: PriorName, family: LatentName) -> None:
+    prior = make(name, family)
+    plane_sz, area = grid(torch.zeros(2), torch.full((2,), 12.0))
+    bound_j = torch.tensor([-1.0, 0.2, 1.5])
+
+    def functions(z_cz: Tensor) -> Tensor:
+        below_cj = (z_cz.repeat_interleave(3, 1) < bound_j.repeat(2)).double()
+        return torch.cat([z_cz, z_cz**2, z_cz.prod(1, keepdim=True), log_prob(prior, z_cz)[:, None], below_cj], 1)
+
     with torch.no_grad():
-        log_p_s = prior.distribution(bare_cells(len(PLANE_SZ), PLANE_SZ.dtype)).log_prob(PLANE_SZ)
-    # The grid misses the tails, and the kinks of the Laplace family.
-    assert float(log_p_s.exp().sum()) * AREA == pytest.approx(1, abs=1e-3)
+        distribution = prior.distribution(bare_cells(N_DRAWS, torch.float64))
+        assert (distribution.batch_shape, distribution.event_shape) == ((N_DRAWS,), (2,))
+        torch.manual_seed(1)
+        z_cz = distribution.sample()
+        torch.manual_seed(1)
+        assert torch.equal(distribution.sample(), z_cz)
+        p_s = log_prob(prior, plane_sz).exp() * area
+        # The grid misses the kinks of the Laplace family, the tails, and parts of a step at a bound.
+        assert float(p_s.sum()) == pytest.approx(1, abs=2e-3)
+        assert_unbiased(functions(z_cz), p_s @ functions(plane_sz), tolerance=0.02)
+
+
+@EVERY_PRIOR
+@FAMILIES
+def test_gradients_are_those_of_finite_differences(name: PriorName, family: LatentName) -> None:
+    prior, z_cz = make(name, family), torch.randn(5, 2)
+    # Copies of the points, because a flow caches the inverse of the last tensor.
+    assert_gradients(lambda: log_prob(prior, z_cz.clone()).sum(), [*prior.parameters(), z_cz])
+
+
+@EVERY_PRIOR
+@FAMILIES
+@pytest.mark.parametrize("posterior", ["diagonal", "flow"])
+def test_divergences_are_their_integrals(name: PriorName, family: LatentName, posterior: str) -> None:
+    latent, prior = LATENTS[family](2), make(name, family)
+    flow = randomize(PosteriorFlow(2), 0.3) if posterior == "flow" else None
+    base = latent.posterior(torch.tensor([[0.4, -0.7]]), torch.tensor([[0.6, 0.3]]))
+
+    def q(n_cells: int) -> TorchDistribution:
+        return base.expand([n_cells]) if flow is None else flow.distribution(base.expand([n_cells]))
+
+    with torch.no_grad():
+        z_cz, p = q(N_DRAWS).sample(), prior.distribution(bare_cells(N_DRAWS, torch.float64))
+        plane_sz, area = grid(z_cz.mean(0), 12 * z_cz.std(0), 501)
+        log_q_s = q(len(plane_sz)).log_prob(plane_sz)
+        assert float(log_q_s.exp().sum()) * area == pytest.approx(1, abs=2e-3)
+        exact = (log_q_s.exp() * (log_q_s - log_prob(prior, plane_sz))).sum() * area
+        assert exact > 0.1
+        assert_unbiased(kl_at_draw(q(N_DRAWS), p, z_cz, analytic=False)[:, None], exact[None], tolerance=2e-3)
+        if Coordinates(latent, prior, flow).analytic_kl:
+            torch.testing.assert_close(kl_divergence(q(1), p)[0], exact, rtol=2e-3, atol=0)
+
+
+# --- Mixtures and flows -----------------------------------------------------------------------------------------------
 
 
 def test_a_mixture_is_the_sum_of_its_components() -> None:
@@ -94,28 +159,3 @@ def check_change_of_variables(distribution: TorchDistribution, base: TorchDistri
     assert (jacobian_zz - torch.eye(3)).abs().max() > 0.1  # the flow is not the identity
     expected = base.log_prob(u_z[None])[0] - jacobian_zz.slogdet().logabsdet
     torch.testing.assert_close(distribution.log_prob(transform_point(u_z)[None])[0], expected)
-
-
-@pytest.mark.parametrize("prior", [Mixture, Flow])
-def test_the_estimated_divergence_of_flows_is_unbiased(prior: type) -> None:
-    """Compared with the integral on a grid."""
-    latent = LATENTS["gaussian"](2)
-    base = latent.posterior(torch.tensor([[0.4, -0.7]]), torch.tensor([[0.6, 0.3]]))
-    flow = randomize(PosteriorFlow(2), 0.3)
-    p = randomize(Mixture(latent, 4) if prior is Mixture else Flow(latent), 0.3)
-    with torch.no_grad():
-        q = flow.distribution(base.expand([N]))
-        z_nz = q.sample()
-        drawn_n = q.log_prob(z_nz) - p.distribution(bare_cells(N, z_nz.dtype)).log_prob(z_nz)
-        # A fine grid around the posterior.
-        middle_z, radius_z = z_nz.mean(0), 9 * z_nz.std(0)
-        grid_sz = torch.cartesian_prod(
-            *(torch.linspace(-1, 1, 500) * r + m for m, r in zip(middle_z, radius_z, strict=True))
-        )
-        area = float((2 * radius_z / 499).prod())
-        log_q_s = flow.distribution(base.expand([len(grid_sz)])).log_prob(grid_sz)
-        log_p_s = p.distribution(bare_cells(len(grid_sz), grid_sz.dtype)).log_prob(grid_sz)
-    assert float(log_q_s.exp().sum()) * area == pytest.approx(1, abs=1e-4)
-    exact = (log_q_s.exp() * (log_q_s - log_p_s)).sum() * area
-    assert exact > 0.1
-    assert_unbiased(drawn_n[:, None], exact[None])
