@@ -230,7 +230,10 @@ def either_way(order: float) -> float:
 
 def angle_scores(angle_c: np.ndarray, true_c: np.ndarray, turns_c: bool) -> dict[str, float]:
     """Give the three measures of angles; the last only where 0 means something."""
-    scores = {"Fisher–Lee": abs(fisher_lee(angle_c, true_c)), "error, rad": angular_error(angle_c, true_c)}
+    scores = {
+        "Fisher–Lee": abs(fisher_lee(angle_c, true_c)),
+        "error, rad": angular_error(angle_c, true_c, reflect=not turns_c),
+    }
     return scores | ({"error without rotation, rad": angular_error(angle_c, true_c, align=False)} if turns_c else {})
 
 

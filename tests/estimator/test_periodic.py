@@ -11,8 +11,9 @@ import pytest
 from anndata import AnnData, read_h5ad
 
 from celldial import VAE
+from celldial.datasets._regulation import CELL_CYCLE_GENES
 from helpers.periodic import COLUMNS, OPTIONS, PARTS, TURN, fit_once, genes_of, make_cells, make_model
-from helpers.raises import raises
+from helpers.raises import raises, warns
 from helpers.simulate import simulate
 
 
@@ -49,6 +50,7 @@ def test_results_in_the_anndata(model: VAE, adata: AnnData) -> None:
     described = adata.uns["celldial"]["periodic"]
     assert described["name"] == "cell_cycle"
     assert list(described["phases"]) == ["G1", "S", "G2M"]
+    assert described["direction_probability"] > 0.99
     assert described["phase_start"][0] == 0
     assert (np.diff(described["phase_start"]) > 0).all()
     assert set(described["markers"]["S"]) < set(adata.var_names)
@@ -154,15 +156,33 @@ CLOCK = {
 }
 
 
+# Hours at which the simulation lets genes peak.
+PEAKS = {
+    "peaks": {gene: CELL_CYCLE_GENES[gene] for gene in [*CLOCK["phases"]["first"], *CLOCK["phases"]["second"]]},
+    "period": 24,
+}
+
+
+def test_two_phases_leave_the_direction_open() -> None:
+    cells = genes_of(make_cells(150))
+    with warns(naming=["clock", "'peaks'"]):
+        make_model(periodic=CLOCK).fit(cells, max_epochs=1, progress=False)
+    assert cells.uns["celldial"]["periodic"]["direction_probability"] == 0.5
+    assert list(cells.obs["clock_phase"].cat.categories) == ["first", "second"]
+
+
 def test_a_custom_process(tmp_path: Path) -> None:
     cells = genes_of(make_cells(400))
-    model = make_model(periodic=CLOCK).fit(cells, **OPTIONS)
+    model = make_model(periodic=CLOCK | PEAKS).fit(cells, **OPTIONS)
+    assert model.periodic_["direction_probability"] > 0.95
+    assert model.periodic_["direction_genes"] <= len(PEAKS["peaks"])
     assert list(cells.obs["clock_phase"].cat.categories) == ["first", "second"]
     assert 0 < cells.obs["clock_phase"].notna().sum() <= cells.obs["clock_active"].sum()
     assert set(cells.uns["celldial"]["periodic"]["markers"]["first"]) == set(CLOCK["phases"]["first"])
     model.save(tmp_path / "model.celldial")
     loaded = VAE.load(tmp_path / "model.celldial")
-    assert loaded.get_params()["periodic"] == CLOCK
+    assert loaded.get_params()["periodic"] == CLOCK | PEAKS
+    assert loaded.periodic_["direction_probability"] == model.periodic_["direction_probability"]
     pd.testing.assert_frame_equal(loaded.phase(cells.copy()), model.phase(cells.copy()))
     model.latent_traverse(cells, "clock", n_steps=3, n_cells=8)
     cells.write_h5ad(tmp_path / "cells.h5ad")

@@ -87,8 +87,8 @@ def test_the_error_after_alignment_is_the_smallest_that_a_search_finds(pair):
     rotated = min(wrapped(predicted_c + turn - truth_c).mean() for turn in turns)
     turns = np.concatenate([np.linspace(0, 2 * np.pi, 721), truth_c + predicted_c])
     reflected = min(wrapped(-predicted_c + turn - truth_c).mean() for turn in turns)
-    np.testing.assert_allclose(angular_error(predicted_c, truth_c, align="rotation"), rotated, atol=1e-9)
-    np.testing.assert_allclose(angular_error(predicted_c, truth_c), min(rotated, reflected), atol=1e-9)
+    np.testing.assert_allclose(angular_error(predicted_c, truth_c), rotated, atol=1e-9)
+    np.testing.assert_allclose(angular_error(predicted_c, truth_c, reflect=True), min(rotated, reflected), atol=1e-9)
     np.testing.assert_allclose(
         angular_error(predicted_c, truth_c, align=False), wrapped(predicted_c - truth_c).mean(), atol=1e-9
     )
@@ -99,9 +99,10 @@ def test_the_error_is_invariant_to_what_it_aligns(pair, turn):
     predicted_c, truth_c = pair
     error = angular_error(predicted_c, truth_c)
     assert 0 <= error <= np.pi / 2 + 1e-9
-    np.testing.assert_allclose(angular_error(turn - predicted_c, truth_c), error, atol=1e-9)
-    assert angular_error(predicted_c + turn, predicted_c, "rotation") < 1e-9
-    np.testing.assert_allclose(angular_error(predicted_c + 4 * np.pi, predicted_c, False), 0, atol=1e-9)
+    np.testing.assert_allclose(angular_error(turn + predicted_c, truth_c), error, atol=1e-9)
+    mirrored = angular_error(turn - predicted_c, truth_c, reflect=True)
+    np.testing.assert_allclose(mirrored, angular_error(predicted_c, truth_c, reflect=True), atol=1e-9)
+    np.testing.assert_allclose(angular_error(predicted_c + 4 * np.pi, predicted_c, align=False), 0, atol=1e-9)
 
 
 def test_errors_in_closed_form():
@@ -216,7 +217,7 @@ NINE = np.arange(9.0)
         (lambda: fisher_lee(TWO, [0.0, np.nan]), ["b_c", "1 of 2", "row 1"]),
         (lambda: fisher_lee(TWO, ["0", "1"]), ["b_c", "<U1"]),
         (lambda: angular_error(TWO, TWO[:, None]), ["truth_c", "(2, 1)"]),
-        (lambda: angular_error(TWO, TWO, align="both"), ["align", "'both'"]),
+        (lambda: angular_error(TWO, TWO, align=False, reflect=True), ["align", "reflect"]),
         (lambda: angular_error([], []), ["truth_c"]),
         (lambda: circular_mean([]), ["angle_c"]),
         (lambda: circular_mean(TWO, [1, -1]), ["weight_c", "2"]),
@@ -234,6 +235,12 @@ NINE = np.arange(9.0)
 def test_bad_input_is_named(call, facts):
     with raises(ValueError, naming=facts):
         call()
+
+
+@pytest.mark.parametrize("options", [{"align": "rotation"}, {"reflect": None}])
+def test_alignment_is_true_or_false(options):
+    with raises(TypeError, naming=[*options, repr(*options.values())]):
+        angular_error(TWO, TWO, **options)
 
 
 def test_input_is_not_modified():

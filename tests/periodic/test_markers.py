@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from celldial.periodic.markers import CELL_CYCLE, RENAMED_GENES, PeriodicProcess, find_markers, parse_periodic
+from celldial.periodic.reference_peaks import REFERENCE_PERCENT
 from helpers.raises import raises
 
 ALL = [*CELL_CYCLE.markers["S"], *CELL_CYCLE.markers["G2M"]]
@@ -25,8 +26,8 @@ def test_markers_are_those_of_tirosh() -> None:
     assert len(set(ALL)) == 97
     assert {"PCNA", "MCM5", "TYMS"} <= set(CELL_CYCLE.markers["S"])
     assert {"TOP2A", "MKI67", "CDK1"} <= set(CELL_CYCLE.markers["G2M"])
-    assert set(RENAMED_GENES) < set(ALL)
-    assert not set(RENAMED_GENES.values()) & set(ALL)
+    assert set(RENAMED_GENES) <= set(REFERENCE_PERCENT)
+    assert not set(RENAMED_GENES.values()) & set(REFERENCE_PERCENT)
 
 
 def test_phases_divide_a_day_as_in_the_simulation() -> None:
@@ -116,7 +117,36 @@ def test_phases_of_the_user_divide_the_circle_evenly() -> None:
     )
 
 
+def test_peaks_of_the_user_are_positions_in_the_period() -> None:
+    hours = {gene: 24 * peak for gene, peak in PEAKS.items()}
+    found = parse_periodic({"name": "clock", "phases": GOOD, "peaks": PEAKS})
+    in_hours = parse_periodic({"name": "clock", "phases": GOOD, "peaks": hours, "period": 24})
+    assert found is not None
+    assert in_hours is not None
+    assert found.reference == pytest.approx(in_hours.reference)
+    assert found.reference == pytest.approx({gene: 2 * math.pi * peak for gene, peak in PEAKS.items()})
+    assert found.has_direction
+
+
+def test_markers_are_the_reference_if_there_are_no_peaks_and_two_phases_have_no_direction() -> None:
+    two = parse_periodic({"name": "clock", "phases": GOOD})
+    three = parse_periodic({"name": "clock", "phases": {**GOOD, "dawn": ["e", "f"]}})
+    assert two is not None
+    assert three is not None
+    assert (two.has_direction, three.has_direction) == (False, True)
+    assert two.reference == pytest.approx({"a": math.pi / 2, "b": math.pi / 2, "c": 1.5 * math.pi, "d": 1.5 * math.pi})
+
+
+def test_markers_of_two_species_are_an_error() -> None:
+    both = [*ALL, *map(str.capitalize, ALL)]
+    with raises(ValueError, naming=["'MCM5'", "'Mcm5'", "cell_cycle"]):
+        find(both)
+    assert len(find(both, uncounted=tuple(range(97, 194)))["S"]) == 43
+    assert len(find([*ALL, "Pcna", "Tyms"])["S"]) == 43
+
+
 GOOD = {"day": ["a", "b"], "night": ["c", "d"]}
+PEAKS = {"a": 0.2, "b": 0.3, "c": 0.7, "d": 0.8, "e": 0.95}
 
 
 @pytest.mark.parametrize(
@@ -130,7 +160,13 @@ GOOD = {"day": ["a", "b"], "night": ["c", "d"]}
         ({"phases": GOOD}, ValueError, ["periodic", "phases"]),
         ({"name": "a", "phases": {"day": ["a", "b"]}}, ValueError, ["periodic", "phases"]),
         ({"name": "a", "phases": ["day", "night"]}, ValueError, ["periodic", "phases"]),
-        ({"name": "a", "phases": GOOD, "period": 24}, ValueError, ["periodic", "phases"]),
+        ({"name": "a", "phases": GOOD, "periods": 24}, ValueError, ["periodic", "phases"]),
+        ({"name": "a", "phases": GOOD, "period": 24}, ValueError, ["period", 24, "peaks"]),
+        ({"name": "a", "phases": GOOD, "peaks": PEAKS, "period": 0}, ValueError, ["period", 0]),
+        ({"name": "a", "phases": GOOD, "peaks": PEAKS, "period": "24"}, ValueError, ["period", "'24'"]),
+        ({"name": "a", "phases": GOOD, "peaks": {"x": 1}}, ValueError, ["peaks", 5]),
+        ({"name": "a", "phases": GOOD, "peaks": {**PEAKS, "x": 3}}, ValueError, ["'x'", 3, "'period'"]),
+        ({"name": "a", "phases": GOOD, "peaks": {**PEAKS, "x": "3 h"}}, ValueError, ["'x'", "'3 h'"]),
         ({"name": "", "phases": GOOD}, ValueError, ["name", "''"]),
         ({"name": 3, "phases": GOOD}, ValueError, ["name", 3]),
         ({"name": "a/b", "phases": GOOD}, ValueError, ["'a/b'"]),

@@ -1,4 +1,4 @@
-"""Rotation of the circle to its markers, the starts of phases, and the phases of angles."""
+"""The starts of phases, and the phases of angles."""
 
 import math
 
@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from celldial.periodic.markers import CELL_CYCLE, PeriodicProcess, parse_periodic
-from celldial.periodic.phases import assign_phases, find_phase_starts, rotation_to_markers
+from celldial.periodic.phases import assign_phases, find_phase_starts
 
 TURN = 2 * math.pi
 PEAK = CELL_CYCLE.peak_angle
@@ -27,28 +27,13 @@ def waves(peak: dict[str, float], rotation: float = 0) -> dict[str, np.ndarray]:
 UNIFORM_J = np.full(N_GRID, 1 / N_GRID)
 
 
-def distance(one: float, other: float) -> float:
-    return abs(float(np.angle(np.exp(1j * (one - other)))))
-
-
-@given(rotation=st.floats(-7, 7))
-def test_any_rotation_is_undone(rotation: float) -> None:
-    assert distance(rotation_to_markers(waves(PEAK, rotation), UNIFORM_J, CELL_CYCLE), -rotation) < TURN / N_GRID
-
-
-def test_markers_that_vary_more_have_more_weight() -> None:
-    """The peak of an almost flat curve is arbitrary."""
-    curve = waves(PEAK, rotation=1.0)
-    curve["S"] = np.vstack([curve["S"], 0.01 * np.cos(GRID_J - PEAK["S"] - 4)])
-    assert distance(rotation_to_markers(curve, UNIFORM_J, CELL_CYCLE), -1.0) < TURN / N_GRID
-
-
 def test_curves_without_cells_have_no_weight() -> None:
     curve = waves(PEAK)
     empty_j = np.abs(np.angle(np.exp(1j * (GRID_J - 1.5)))) < 0.5
     curve["S"][:, empty_j] += 5
     density_j = np.where(empty_j, 0, 1) / (~empty_j).sum()
-    assert distance(rotation_to_markers(curve, density_j, CELL_CYCLE), 0) < 0.15
+    starts = find_phase_starts(curve, density_j, CELL_CYCLE)
+    np.testing.assert_allclose(starts, CELL_CYCLE.phase_start, atol=0.25)
 
 
 def test_phases_start_as_far_before_their_peaks_as_in_the_process() -> None:
@@ -66,19 +51,12 @@ def test_phases_in_another_order_start_as_in_the_process() -> None:
 def test_level_and_scale_of_markers_do_not_matter(level: float, scale: float) -> None:
     curve = waves(PEAK, rotation=0.3)
     other = {"S": level + scale * curve["S"], "G2M": curve["G2M"] / scale - level}
-    parts = (
-        (
-            rotation_to_markers(part, UNIFORM_J, CELL_CYCLE),
-            *find_phase_starts(part, UNIFORM_J, CELL_CYCLE),
-        )
-        for part in (curve, other)
-    )
+    parts = (find_phase_starts(part, UNIFORM_J, CELL_CYCLE) for part in (curve, other))
     np.testing.assert_allclose(*parts, atol=1e-6)
 
 
 def test_flat_markers_give_finite_angles() -> None:
     flat = {"S": np.zeros((2, N_GRID)), "G2M": np.zeros((2, N_GRID))}
-    assert math.isfinite(rotation_to_markers(flat, UNIFORM_J, CELL_CYCLE))
     assert np.isfinite(find_phase_starts(flat, UNIFORM_J, CELL_CYCLE)).all()
 
 

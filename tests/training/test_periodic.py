@@ -1,6 +1,7 @@
 """Training of a model with a periodic coordinate: angles, selected features, continued training."""
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from celldial import VAE
 from celldial.data.schema import Schema
 from celldial.metrics import knn_f1
 from celldial.metrics.circular import cyclic_order, fisher_lee
+from celldial.periodic.direction import DirectionEstimate
 from celldial.training import periodic
 from helpers.periodic import COLUMNS, OPTIONS, TURN, fit_once, genes_of, make_cells, make_model
 from helpers.raises import warns
@@ -44,14 +46,19 @@ def test_the_angle_is_that_of_the_simulation(adata: AnnData) -> None:
     assert (adata.obs["cell_cycle_phase"].astype(str) == adata.obs["phase"].astype(str))[cycling].mean() > 0.6
 
 
-def test_the_circle_is_rotated_to_its_markers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_circle_is_turned_by_its_direction(monkeypatch: pytest.MonkeyPatch) -> None:
     angles = []
-    for by in (0.0, 2.0):
+    for probability, by in ((1.0, 0.0), (0.0, 2.0)):
         adata = make_cells(200)
-        monkeypatch.setattr(periodic, "rotation_to_markers", lambda *arguments, by=by: by)
-        make_model().fit(adata, **OPTIONS)
+        found = DirectionEstimate(probability, by, 20)
+        with (
+            monkeypatch.context() as patch,
+            warns(naming=["cell_cycle", f"{probability:.2f}"]) if by else nullcontext(),
+        ):
+            patch.setattr(periodic, "direction_of", lambda *arguments, found=found: found)
+            make_model().fit(adata, **OPTIONS)
         angles.append(adata.obs["cell_cycle_angle"].to_numpy())
-    by = np.angle(np.exp(1j * (angles[1] - angles[0])))
+    by = np.angle(np.exp(1j * (angles[1] + angles[0])))
     assert np.median(by) == pytest.approx(2, abs=0.1)
 
 

@@ -38,7 +38,7 @@ from celldial.periodic.markers import parse_periodic
 from celldial.tl.phase import phase_table
 from celldial.training import loop, memory
 from celldial.training.hardware import Hardware, RunContext
-from celldial.training.periodic import PeriodicTarget, describe_circle
+from celldial.training.periodic import describe_circle
 from celldial.training.plan import TrainingPlan
 from celldial.training.stages import choose_batch_size, choose_max_epochs, first_stages, further_stages
 from celldial.utils.prefetch import prefetch
@@ -109,7 +109,7 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
     )
     plan = _plan(model, len(source.train_c), options, hardware.torch_device.type)
     run = RunContext(hardware, _checkpoint(model, schema, source, plan, hardware, options))
-    target = None if process is None else PeriodicTarget(process, found.markers, found.modality)
+    target = found.target
     with override_settings(options.device, options.precision), isolate_rng(model.seed):
         sample = source.training_sample(MAX_CELLS_TO_START)
         held = source.cells if isinstance(source, InMemorySource) else sample
@@ -122,8 +122,12 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
         latent_state = _infer_source(module, source, adata)
         sample = source.training_sample(MAX_CELLS_TO_MEASURE)
         fit_laplace(module, sample, torch.arange(len(sample)), len(source.train_c) / len(sample))
+        periodic = None
+        if target is not None:
+            assert isinstance(source, InMemorySource)
+            periodic = describe_circle(module, schema, source, target, model.gene_symbols)
     model.parameters_, model.schema_, model.module_, model.history_ = to_json(parameters), schema, module, history
-    model.periodic_ = None if target is None else describe_circle(module, schema, target, model.gene_symbols)
+    model.periodic_ = periodic
     model.clusters_ = found.clusters
     model.library_size_quantiles_ = _library_size_quantiles(found.cells, source.train_c)
     model.fingerprint_ = checksum(module.state_dict().values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,13 +26,14 @@ from celldial.model.config import ModuleConfig
 from celldial.model.elbo import parse_gradient
 from celldial.model.likelihoods import BINARY_LIKELIHOODS
 from celldial.model.module import Module
-from celldial.periodic.markers import PeriodicProcess, find_markers, parse_periodic
+from celldial.periodic.markers import PeriodicProcess, find_markers, find_reference_genes, parse_periodic
+from celldial.training.periodic import PeriodicTarget
 from celldial.utils.messages import get_column
 
 if TYPE_CHECKING:
     from celldial.estimator.vae import VAE
 
-__all__ = ["EXCLUDED_FROM_TRAINING", "TrainingData", "build_module", "marker_columns", "prepare_training_data"]
+__all__ = ["EXCLUDED_FROM_TRAINING", "TrainingData", "build_module", "find_target", "prepare_training_data"]
 
 # Parameters that describe the cells; see `Schema.from_anndata`.
 SCHEMA_PARAMETERS = (
@@ -56,16 +57,15 @@ class TrainingData:
         Source that training reads the cells from.
     clusters
         Description of the clusters to fit, if any.
-    markers, modality
-        Phase to the columns of its markers, and their modality; see `celldial.estimator.prepare.marker_columns`.
+    target
+        The periodic process to infer, with its genes among the features; None if there is none.
     """
 
     schema: Schema
     cells: Cells
     source: InMemorySource | OnDiskSource
     clusters: dict[str, Any] | None
-    markers: dict[str, np.ndarray] = field(default_factory=dict)
-    modality: str = ""
+    target: PeriodicTarget | None = None
 
 
 def prepare_training_data(
@@ -112,8 +112,8 @@ def prepare_training_data(
     cell_checks.warn_empty_cells(table.obs_names.__getitem__, cells, EXCLUDED_FROM_TRAINING)
     train_c, validation_c = train_validation_split(table, cells, validation_size, validation_cells, parameters["seed"])
     check_modalities_connected(cells, train_c)
-    found = marker_columns(table, schema, cells, process, parameters["gene_symbols"])
-    return TrainingData(schema, cells, InMemorySource(cells, train_c, validation_c), clusters, *found)
+    target = None if process is None else find_target(table, schema, cells, process, parameters["gene_symbols"])
+    return TrainingData(schema, cells, InMemorySource(cells, train_c, validation_c), clusters, target)
 
 
 def _prepare_from_files(
@@ -175,10 +175,10 @@ def describe_clusters(obs: pd.DataFrame, parameters: Mapping[str, Any]) -> dict[
     }
 
 
-def marker_columns(
-    adata: AnnData, schema: Schema, cells: Cells, process: PeriodicProcess | None, gene_symbols: str | None
-) -> tuple[dict[str, np.ndarray], str]:
-    """Find the markers of a periodic process: phase to columns, and their modality, which is RNA if there is any.
+def find_target(
+    adata: AnnData, schema: Schema, cells: Cells, process: PeriodicProcess, gene_symbols: str | None
+) -> PeriodicTarget:
+    """Find the genes of a periodic process among the features of its modality, which is RNA if there is any.
 
     Parameters
     ----------
@@ -187,18 +187,20 @@ def marker_columns(
     schema, cells
         Schema and counts of the same cells.
     process
-        The periodic process; nothing is found if it is None or has no markers.
+        The periodic process; nothing is looked up if it has no markers.
     gene_symbols
         Column of ``adata.var`` with the symbols of features; by default their names are used.
     """
     modality = "rna" if "rna" in schema.modalities else schema.modalities[0]
-    if process is None or not process.markers:
-        return {}, modality
+    if not process.markers:
+        return PeriodicTarget(process, {}, modality)
     symbols = list(schema.feature_names[modality])
     if gene_symbols is not None:
         symbols = list(get_column(adata.var, gene_symbols, "gene_symbols").astype(str).reindex(symbols))
     counts = cells.counts[modality]
-    return find_markers(process, symbols, counts.sum_columns(counts.value_n).numpy() > 0), modality
+    counted_f = counts.sum_columns(counts.value_n).numpy() > 0
+    markers = find_markers(process, symbols, counted_f)
+    return PeriodicTarget(process, markers, modality, *find_reference_genes(process, symbols, counted_f))
 
 
 def build_module(model: VAE, schema: Schema, clusters: Mapping[str, Any] | None) -> Module:

@@ -128,7 +128,8 @@ class VAE(BaseEstimator):
         A periodic process, added as a latent coordinate on a circle: ``"cell_cycle"``, inferred from the marker genes
         of [3]_ (human or mouse, in any capitalization); a dict for another process,
         ``{"name": "circadian", "phases": {"day": [...], "night": [...]}}``, with markers of phases that divide the
-        circle evenly (with only two phases the direction of the angle is arbitrary); or True to search for a circle
+        circle evenly, and optionally ``"peaks"``, gene to the time at which it peaks, in units of ``"period"`` (1 by
+        default; with only two phases and no peaks, the direction of the angle is open); or True to search for a circle
         without markers, which is then called ``"cycle"``.
     gene_symbols
         Column of ``adata.var`` with the gene symbols to match markers with, if ``adata.var_names`` are identifiers.
@@ -153,7 +154,9 @@ class VAE(BaseEstimator):
         Modality to 101 evenly spaced quantiles of the library sizes of the training cells.
     periodic_ : dict of str to object, or None
         Description of the periodic coordinate: its ``name``; if it has phases, their names (``phases``), the angles in
-        radians where they start (``phase_start``) and the ``markers`` found for each; and ``gene_symbols`` if given.
+        radians where they start (``phase_start``), the ``markers`` found for each, the posterior probability of the
+        direction of the angle (``direction_probability``), and the number of genes that it comes from
+        (``direction_genes``); and ``gene_symbols`` if given. If the direction is open, there are no phases.
     clusters_ : dict of str to object, or None
         Description of the clusters: their ``names``; with labels also ``labels_key``, ``unknown_label`` and
         ``n_labels``.

@@ -140,6 +140,10 @@ def write_embedding(adata: Any, model: str, key_added: str, embedding_cz: np.nda
 def write_phase(adata: Any, model: str, table: pd.DataFrame, periodic: Mapping[str, Any]) -> None:
     """Write the columns of a periodic coordinate to ``adata.obs``, and its description to the record."""
     with _silence_view_copy():
+        # The phase of an earlier model must not stay next to the angle of a model without phases.
+        for column in periodic_columns(periodic["name"]):
+            if column in adata.obs and column not in table:
+                del adata.obs[column]
         for name in table:
             adata.obs[name] = table[name].array
         # Later calls recognize the columns as a model's by this.

@@ -6,7 +6,7 @@ All angles are in radians. Multiples of 2π make no difference. Axis suffixes: `
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -125,19 +125,22 @@ def fisher_lee(a_c: ArrayLike, b_c: ArrayLike) -> float:
     return float(np.clip(crossed / np.sqrt(squared_a * squared_b), -1, 1))
 
 
-def angular_error(predicted_c: ArrayLike, truth_c: ArrayLike, align: bool | Literal["rotation"] = True) -> float:
-    """Return the mean absolute angular error, by default after the best rotation and reflection.
+def angular_error(predicted_c: ArrayLike, truth_c: ArrayLike, align: bool = True, reflect: bool = False) -> float:
+    """Return the mean absolute angular error, by default after the best rotation.
 
-    Angles that are inferred without markers have an arbitrary origin and direction, so the prediction is aligned to the
-    truth first. The best rotation is exact: the error is piecewise linear in the rotation, and its minimum brings one
-    cell to its true angle (the circular median of the differences [1]_).
+    Angles that are inferred without markers have an arbitrary origin, so the prediction is aligned to the truth first.
+    Their direction is arbitrary, too, but a mirrored circle is wrong unless `reflect` allows it. The best rotation is
+    exact: the error is piecewise linear in the rotation, and its minimum brings one cell to its true angle (the
+    circular median of the differences [1]_).
 
     Parameters
     ----------
     predicted_c, truth_c
         Angles in radians, length ``n_cells``.
     align
-        True: rotate and reflect the prediction. ``"rotation"``: only rotate it. False: do not align.
+        Whether to rotate the prediction first.
+    reflect
+        Whether to reflect the prediction if that makes the error smaller. Needs `align`.
 
     Returns
     -------
@@ -148,7 +151,10 @@ def angular_error(predicted_c: ArrayLike, truth_c: ArrayLike, align: bool | Lite
     Raises
     ------
     ValueError
-        If an angle is not finite, if the lengths differ, if there are no angles, or if ``align`` has another value.
+        If an angle is not finite, if the lengths differ, if there are no angles, or if ``reflect`` is True and
+        ``align`` is False.
+    TypeError
+        If ``align`` or ``reflect`` is not a bool.
 
     References
     ----------
@@ -159,23 +165,28 @@ def angular_error(predicted_c: ArrayLike, truth_c: ArrayLike, align: bool | Lite
     >>> import numpy as np
     >>> import celldial as cd
     >>> truth_c = np.linspace(0, 6, 50)
-    >>> round(cd.metrics.angular_error(1 - truth_c, truth_c), 6)
+    >>> round(cd.metrics.angular_error(1 + truth_c, truth_c), 6)
+    0.0
+    >>> round(cd.metrics.angular_error(1 - truth_c, truth_c, reflect=True), 6)
     0.0
     >>> round(cd.metrics.angular_error(truth_c + 0.1, truth_c, align=False), 6)
     0.1
     """
-    if align not in (True, False, "rotation"):
-        raise ValueError(f"`align` is {align!r}: it must be True, False or 'rotation'.")
+    for name, value in {"align": align, "reflect": reflect}.items():
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"`{name}` is {value!r}: it must be True or False.")
+    if reflect and not align:
+        raise ValueError("`reflect` is True, but `align` is False: reflection needs a rotation as well.")
     angles = [_validate_angles(predicted_c, "predicted_c"), _validate_angles(truth_c, "truth_c")]
     _check_same_length(angles, ("predicted_c", "truth_c"))
     predicted, truth = angles
     if len(truth) == 0:
         raise ValueError("`truth_c` is empty; at least 1 angle is needed.")
     difference_c = predicted - truth
-    if align is False:
+    if not align:
         return float(np.abs(np.angle(np.exp(1j * difference_c))).mean())
     errors = [_smallest_mean_deviation(difference_c)]
-    if align is True:
+    if reflect:
         errors.append(_smallest_mean_deviation(-predicted - truth))
     return min(errors)
 

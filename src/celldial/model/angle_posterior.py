@@ -33,6 +33,7 @@ __all__ = [
     "initialize_harmonics",
     "marker_curves",
     "pack_angle_posterior",
+    "reflect",
     "rotate",
     "select_angle_features",
 ]
@@ -294,6 +295,13 @@ def rotate(modalities: Mapping[str, Modality], angle: float) -> None:
             a_f, b_f = weight_fk[:, 2 * harmonic].clone(), weight_fk[:, 2 * harmonic + 1].clone()
             weight_fk[:, 2 * harmonic] = a_f * cos - b_f * sin
             weight_fk[:, 2 * harmonic + 1] = a_f * sin + b_f * cos
+
+
+@torch.no_grad()
+def reflect(modalities: Mapping[str, Modality]) -> None:
+    """Reflect the circle: what is decoded at θ becomes what is decoded at -θ; as `rotate`."""
+    for modality in modalities.values():
+        modality.decoder.harmonic_weight_fk[:, 1 : 2 * N_HARMONICS : 2] *= -1
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from celldial.periodic.markers import PeriodicProcess
 
-__all__ = ["assign_phases", "find_phase_starts", "rotation_to_markers"]
+__all__ = ["assign_phases", "find_phase_starts"]
 
 Array = NDArray[np.floating]
 
@@ -30,28 +30,6 @@ def marker_mean_direction(curve_fj: Array, density_j: Array) -> complex:
     level_j = curve_fj.mean(0) - density_j @ curve_fj.mean(0)
     angle_j = np.arange(len(density_j)) * (2 * np.pi / len(density_j))
     return complex((density_j * np.maximum(level_j, 0) ** 2) @ np.exp(1j * angle_j))
-
-
-def rotation_to_markers(curves: dict[str, Array], density_j: Array, process: PeriodicProcess) -> float:
-    """Return the angle by which to rotate the circle, so that markers peak where they should.
-
-    The circle need not be reflected, because the initial angles from the markers determined its direction. (Two phases
-    that are opposite to each other do not determine a direction.)
-
-    Parameters
-    ----------
-    curves
-        Phase to the log rates of its markers along the circle, shape ``(f, j)``.
-    density_j
-        Density of cells along the circle.
-    process
-        The periodic process, with the angles at which markers should peak.
-    """
-    delays = [
-        np.angle(marker_mean_direction(curve_fj, density_j)) - process.peak_angle[phase]
-        for phase, curve_fj in curves.items()
-    ]
-    return float(-np.angle(np.exp(1j * np.array(delays)).sum()))
 
 
 def find_phase_starts(curves: dict[str, Array], density_j: Array, process: PeriodicProcess) -> Array:

@@ -43,8 +43,8 @@ def phase(model: FittedModel, adata: AnnData, *, modality: str | None = None) ->
           deviation of the angle is about :math:`\sqrt{2 / κ}` rad; 0 means that the angle is unknown.
         - ``_active_probability``: probability that the cell is on the circle at all; ``_active``: whether it is 1/2 or
           more.
-        - ``_phase``, if the model has phases: the phase that contains the angle. Missing for cells that are not active,
-          or that have a concentration below 1.
+        - ``_phase``, if the model has phases and the direction of the angle is known: the phase that contains the
+          angle. Missing for cells that are not active, or that have a concentration below 1.
 
     Raises
     ------

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import expit
 from torch import Tensor
 
 from celldial.data.cells import Cells, to_csr_matrix
@@ -26,9 +27,10 @@ from celldial.model.angle_posterior import marker_curves
 from celldial.model.module import Module
 from celldial.model.networks import Modality
 from celldial.periodic import initial_angles, unsupervised
+from celldial.periodic.direction import MIN_PROBABILITY, DirectionEstimate, estimate_peaks, infer_direction
 from celldial.periodic.expression import log_normalize
 from celldial.periodic.markers import PeriodicProcess
-from celldial.periodic.phases import find_phase_starts, rotation_to_markers
+from celldial.periodic.phases import find_phase_starts
 from celldial.training.plan import Stage, StagePlan, TrainingPlan
 from celldial.utils.settings import settings
 from celldial.utils.warnings import warn
@@ -58,11 +60,15 @@ class PeriodicTarget:
         Phase to the columns of its markers; empty to infer the angle without markers.
     modality
         The modality that has the markers.
+    reference_f, reference_angle_f
+        Columns of the features whose peak is known, and the angles at which they should peak.
     """
 
     process: PeriodicProcess
     markers: Mapping[str, np.ndarray]
     modality: str
+    reference_f: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    reference_angle_f: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 def first_stages(plan: TrainingPlan, seed: int, target: PeriodicTarget) -> StagePlan:
@@ -111,15 +117,38 @@ def infer_angles(module: Module, source: InMemorySource, select_features: bool =
 
 
 def orient_circle(module: Module, source: InMemorySource, target: PeriodicTarget) -> InMemorySource:
-    """Rotate the circle to where markers should peak, if there are markers, and decorrelate the other coordinates."""
+    """Turn the circle to where genes should peak, if any are known, and decorrelate the other coordinates."""
     if target.markers:
-        assert module.circle is not None
         modalities = dict(module.by_modality())
-        curves = marker_curves(modalities[target.modality].decoder, target.markers)
-        angle = rotation_to_markers(curves, module.circle.density_j, target.process)
-        angle_posterior.rotate(modalities, angle)
+        direction = direction_of(source.cells, target)
+        if direction.is_reflected:
+            angle_posterior.reflect(modalities)
+        angle_posterior.rotate(modalities, direction.rotation)
         source = replace(source, cells=update_angles(module, source.cells, learn_prior=True))
     return decorrelate(module, source)
+
+
+def direction_of(cells: Cells, target: PeriodicTarget) -> DirectionEstimate:
+    """Return direction and rotation of the circle of cells with `angle_params_cq`, by the genes whose peak is known."""
+    assert cells.angle_params_cq is not None
+    has_c = cells.mask_with(target.modality).numpy()
+    x_c, y_c, _, logit_c = cells.angle_params_cq.double().numpy()[has_c].T
+    counts_cg = to_csr_matrix(cells.counts[target.modality])[has_c][:, target.reference_f].astype(np.float64)
+    logged_cg = log_normalize(counts_cg, cells.library_size[target.modality].numpy()[has_c].astype(np.float64))
+    peaks = estimate_peaks(
+        logged_cg.toarray(),
+        target.reference_angle_f,
+        np.arctan2(y_c, x_c),
+        expit(logit_c),
+        batch_codes(cells)[has_c],
+    )
+    return infer_direction(peaks, target.process.knots, target.process.has_direction)
+
+
+def batch_codes(cells: Cells) -> np.ndarray:
+    """Return a code for each combination of categorical covariates."""
+    codes_c: np.ndarray = np.unique(cells.category_ck.numpy(), axis=0, return_inverse=True)[1].ravel()
+    return codes_c
 
 
 def decorrelate(module: Module, source: InMemorySource) -> InMemorySource:
@@ -157,7 +186,7 @@ def first_angles(cells: Cells, target: PeriodicTarget, seed: int) -> tuple[Cells
         active_c = initial_angles.initial_activity(counts_cf, library_size_c, markers)
         estimate, feature_f = initial_angles.initial_angles(logged_cf, active_c, markers, target.process)
     else:
-        batch_c = np.unique(cells.category_ck.numpy()[has_c], axis=0, return_inverse=True)[1].ravel()
+        batch_c = np.unique(batch_codes(cells)[has_c], return_inverse=True)[1]
         estimate, feature_f, circularity = unsupervised.discover_angles(logged_cf, batch_c, seed)
         if circularity < unsupervised.MIN_CIRCULARITY:
             warn(NO_CIRCLE_WARNING)
@@ -169,16 +198,57 @@ def first_angles(cells: Cells, target: PeriodicTarget, seed: int) -> tuple[Cells
     return replace(cells, angle_params_cq=packed), torch.from_numpy(feature_f)
 
 
-def describe_circle(module: Module, schema: Schema, target: PeriodicTarget, gene_symbols: str | None) -> dict[str, Any]:
-    """Describe the circle of a trained module: its name, its phases and where they start, and the markers found."""
-    described: dict[str, Any] = {"name": target.process.name}
-    if target.process.phases:
+def describe_circle(
+    module: Module, schema: Schema, source: InMemorySource, target: PeriodicTarget, gene_symbols: str | None
+) -> dict[str, Any]:
+    """Describe the circle of a trained module, and warn if its direction is open.
+
+    Parameters
+    ----------
+    module, schema, source
+        The trained module, the schema of its features, and the cells with their angles.
+    target
+        The periodic process and its markers.
+    gene_symbols
+        Column of ``var`` with the symbols of features, if one was given.
+
+    Returns
+    -------
+    dict[str, Any]
+        The name of the circle; with markers, the markers found, the probability of the direction, the number of genes
+        that it is based on, and, unless the direction is open, the phases and where they start.
+    """
+    process = target.process
+    described: dict[str, Any] = {"name": process.name}
+    if process.phases:
         names = np.array(schema.feature_names[target.modality], dtype=object)
-        assert module.circle is not None
-        curves = marker_curves(dict(module.by_modality())[target.modality].decoder, target.markers)
-        described["phases"] = np.array(target.process.phases, dtype=object)
-        described["phase_start"] = find_phase_starts(curves, module.circle.density_j, target.process)
+        direction = direction_of(source.cells, target)
+        described["direction_probability"] = direction.probability
+        described["direction_genes"] = direction.n_genes
         described["markers"] = {phase: names[column_f] for phase, column_f in target.markers.items()}
+        # Two phases are the same in both directions.
+        if direction.probability >= MIN_PROBABILITY or not process.has_direction:
+            assert module.circle is not None
+            curves = marker_curves(dict(module.by_modality())[target.modality].decoder, target.markers)
+            described["phases"] = np.array(process.phases, dtype=object)
+            described["phase_start"] = find_phase_starts(curves, module.circle.density_j, process)
+        if direction.probability < MIN_PROBABILITY:
+            warn(describe_open_direction(process, direction))
     if gene_symbols is not None:
         described["gene_symbols"] = gene_symbols
     return described
+
+
+def describe_open_direction(process: PeriodicProcess, direction: DirectionEstimate) -> str:
+    """Return the warning about a circle whose direction is open."""
+    name = process.name
+    if not process.has_direction:
+        return (
+            f"the direction of {name} is open, because two phases have no order: the angle may run backwards. Add a "
+            "third phase, or add 'peaks', the times at which genes peak"
+        )
+    return (
+        f"the direction of {name} is open: its probability is {direction.probability:.2f}, from {direction.n_genes} "
+        f"genes with a known peak (needed: {MIN_PROBABILITY}). The angle may run backwards, and no phases are "
+        "assigned. Keep more genes of this process among the features, or more cells"
+    )

@@ -1,0 +1,162 @@
+#!/usr/bin/env python
+"""Does the angle run in the right direction, and is the direction said to be open where it is?
+
+    python -m benchmarks.peers.circle_direction --data DIR --out circle_direction.json
+
+The fitted direction is right if the angle runs with the truth, or, without a truth, if S genes peak before G2M genes by
+less than half a turn. Each model is fitted once. Its direction is then inferred again from subsets of its genes, after
+the circle was reflected at random. See benchmarks/README.md for what the rows mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+from benchmarks.harness import Row, markdown
+from scipy.sparse import csr_matrix
+
+from celldial import VAE
+from celldial.datasets import simulate_multiome
+from celldial.metrics import cyclic_order, fisher_lee
+from celldial.periodic.direction import GenePeaks, estimate_peaks, infer_direction
+from celldial.periodic.expression import log_normalize
+from celldial.periodic.markers import CELL_CYCLE, find_markers, find_reference_genes
+
+DEPTHS = (1.0, 6.0)
+# Without the cells of the first nine hours, S genes and G2M genes peak half a turn apart.
+SHORT_G1_HOURS = 9.0
+SUBSETS, N_SUBSETS = (100, 50, 20), 20
+FILES = ("mesc_cell_cycle", "neurosphere", "neurogenesis")
+# Files are cut to the genes that vary most, and those of the cell cycle.
+MAX_GENES = 2000
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much to do."""
+
+    folder: Path | None
+    simulations: int
+    n_cells: int
+    epochs: int | str
+
+
+def simulated(size: Size, depth: float, seed: int, short_g1: bool) -> ad.AnnData:
+    """Simulate genes of cells; with `short_g1`, only cycling cells after the start of G1."""
+    n_cells = size.n_cells * (4 if short_g1 else 1)
+    adata = simulate_multiome(n_cells, 500, 600, n_types=3, n_batches=1, depth=depth, seed=seed)
+    keep_c = np.ones(n_cells, dtype=bool)
+    if short_g1:
+        hours_c = adata.obs["true_cell_cycle_angle"].to_numpy() / (2 * np.pi) * 24
+        keep_c = adata.obs["is_cycling"].to_numpy() & (hours_c > SHORT_G1_HOURS)
+    return adata[keep_c, (adata.var["feature_types"] == "Gene Expression").to_numpy()][: size.n_cells].copy()
+
+
+def read(size: Size, name: str) -> ad.AnnData:
+    """Read a file, cut to the genes that vary most and those of the cell cycle."""
+    if size.folder is None:
+        raise FileNotFoundError(f"{name}.h5ad is needed: --data DIR")
+    adata = ad.read_h5ad(size.folder / f"{name}.h5ad")
+    logged_cf = log_normalize(csr_matrix(adata.X).astype(float), np.asarray(adata.X.sum(1)).ravel())
+    variance_f = np.asarray(logged_cf.power(2).mean(0) - np.square(logged_cf.mean(0))).ravel()
+    known_f, _ = find_reference_genes(CELL_CYCLE, adata.var_names, np.ones(adata.n_vars, dtype=bool))
+    return adata[:, np.union1d(np.argsort(-variance_f)[:MAX_GENES], known_f)].copy()
+
+
+def peaks_of(adata: ad.AnnData) -> GenePeaks:
+    """Return the observed peaks of the reference genes on the fitted circle."""
+    counts_cf = csr_matrix(adata.X).astype(float)
+    column_g, reference_g = find_reference_genes(CELL_CYCLE, adata.var_names, counts_cf.sum(0).A1 > 0)
+    logged_cg = log_normalize(counts_cf[:, column_g], counts_cf.sum(1).A1).toarray()
+    angle_c, active_c = (adata.obs[f"cell_cycle_{part}"].to_numpy() for part in ("angle", "active_probability"))
+    return estimate_peaks(logged_cg, reference_g, angle_c, active_c, np.zeros(adata.n_obs, dtype=int))
+
+
+def runs_forward(adata: ad.AnnData) -> bool:
+    """Return whether the angle runs with the truth; without a truth, whether S markers peak before G2M markers."""
+    angle_c = adata.obs["cell_cycle_angle"].to_numpy()
+    if "is_cycling" in adata.obs:
+        cycling = adata.obs[adata.obs["is_cycling"]]
+        return fisher_lee(cycling["cell_cycle_angle"], cycling["true_cell_cycle_angle"]) > 0
+    if "phase" in adata.obs:
+        return cyclic_order(angle_c, adata.obs["phase"]) > 0.5
+    markers = find_markers(CELL_CYCLE, adata.var_names, np.asarray(adata.X.sum(0)).ravel() > 0)
+    counts_cf = csr_matrix(adata.X).astype(float)
+    logged_cf = log_normalize(counts_cf, counts_cf.sum(1).A1)
+    score = {phase: logged_cf[:, column_f].mean(1).A1 for phase, column_f in markers.items()}
+    peak = {phase: np.angle((score_c - score_c.mean()) @ np.exp(1j * angle_c)) for phase, score_c in score.items()}
+    return 0 < (peak["G2M"] - peak["S"]) % (2 * np.pi) < np.pi
+
+
+def judge(probability: float, is_forward: bool) -> str:
+    """Return right, wrong or open."""
+    certain = max(probability, 1 - probability) >= 0.95
+    return "open" if not certain else ("right" if (probability > 0.5) == is_forward else "wrong")
+
+
+def measure(size: Size, name: str, adata: ad.AnnData) -> dict[str, Any]:
+    """Fit a circle, and judge its direction with all genes and with subsets."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = VAE(periodic="cell_cycle").fit(adata, max_epochs=size.epochs, progress=False)
+    forward, peaks = runs_forward(adata), peaks_of(adata)
+    found: dict[str, Any] = {"all": judge(model.periodic_["direction_probability"], forward)}
+    random = np.random.default_rng(0)
+    for n_genes in SUBSETS:
+        verdicts = []
+        for _ in range(N_SUBSETS if n_genes < len(peaks.peak_g) else 0):
+            sign, some_g = random.choice([1, -1]), random.choice(len(peaks.peak_g), n_genes, replace=False)
+            part = GenePeaks(sign * peaks.peak_g[some_g], peaks.information_g[some_g], peaks.reference_g[some_g])
+            verdicts.append(judge(infer_direction(part, CELL_CYCLE.knots).probability, forward == (sign > 0)))
+        found[f"{n_genes} genes"] = verdicts
+    print(name, found["all"], model.periodic_["direction_probability"], forward, file=sys.stderr, flush=True)
+    return found
+
+
+def row(measure: str, verdicts: list[str]) -> Row:
+    """Make a row of the shares of verdicts."""
+    share = {each: verdicts.count(each) / len(verdicts) for each in ("right", "open", "wrong")}
+    beside = f"open {share['open']:.2f}, wrong {share['wrong']:.2f} of {len(verdicts)}"
+    return Row(measure, f"{share['right']:.2f}", beside, share["right"], "none wrong", share["wrong"] == 0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--data", type=Path, help="folder of the .h5ad files; simulations need none")
+    parser.add_argument("--out", type=Path, help="where to write rows and measurements, as JSON")
+    parser.add_argument("--simulations", type=int, default=10)
+    parser.add_argument("--quick", action="store_true", help="few cells, two epochs, once: does it run at all?")
+    options = parser.parse_args()
+    size = Size(options.data, *((1, 300, 2) if options.quick else (options.simulations, 1200, "auto")))
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for depth in DEPTHS:
+        for short_g1 in (False, True):
+            name = f"simulated, depth {depth:g}{', short G1' if short_g1 else ''}"
+            seeds = range(size.simulations)
+            groups[name] = [measure(size, name, simulated(size, depth, seed, short_g1)) for seed in seeds]
+    if size.folder is not None:
+        for name in FILES:
+            groups[f"`{name}`"] = [measure(size, name, read(size, name))]
+    rows = []
+    for name, found in groups.items():
+        rows.append(row(f"{name}: direction", [each["all"] for each in found]))
+        for n_genes in SUBSETS:
+            verdicts = [verdict for each in found for verdict in each[f"{n_genes} genes"]]
+            if verdicts:
+                rows.append(row(f"{name}: direction from {n_genes} genes", verdicts))
+    if options.out is not None:
+        about = {**asdict(size), "folder": None}
+        options.out.write_text(json.dumps({"size": about, "rows": [asdict(each) for each in rows]}, indent=1) + "\n")
+    print(markdown(rows, "others"))
+
+
+if __name__ == "__main__":
+    main()
