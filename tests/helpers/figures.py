@@ -60,7 +60,7 @@ def shows(figure: Figure, *facts: str) -> bool:
 
 def all_inside(figure: Figure) -> bool:
     """Return whether nothing is cut off."""
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     box = figure.get_tightbbox()
     width, height = figure.get_size_inches()
     slack = 0.5 / figure.dpi  # half a pixel
@@ -75,7 +75,7 @@ def ink(text: Text) -> Any:
 
 def overlapping(figure: Figure) -> list[str]:
     """Return the tick labels that overlap another label of their axis."""
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     touching = []
     for panel in figure.findobj(Axes):
         for axis in (panel.xaxis, panel.yaxis):

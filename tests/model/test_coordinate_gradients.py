@@ -86,7 +86,7 @@ def test_a_baseline_reduces_the_variance_and_keeps_the_mean(family: LatentName) 
 
 def test_a_learned_baseline_distinguishes_cells() -> None:
     """Cells have levels of their own, which it is told; a moving average only knows their mean."""
-    n = 20_000
+    n = 6_000
     level_c = torch.linspace(-30, 30, n)
     toy = Coordinate(lambda z_c: wavy(z_c) + 10 * level_c, 0.6, 0.8, n=n)
     toy.scored = True

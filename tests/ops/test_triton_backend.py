@@ -90,8 +90,10 @@ def assert_equal_to_reference(name, x_cf, inputs, others, columns=torch.int64, r
 
 
 @EVERY_FAMILY
-@pytest.mark.parametrize("columns", [torch.int32, torch.int64])
-@pytest.mark.parametrize("shape", [(7, 11), (1, 1), (17, 64), (3, 2500)])
+@pytest.mark.parametrize(
+    ("shape", "columns"),
+    [((7, 11), torch.int32), *((shape, torch.int64) for shape in [(7, 11), (1, 1), (17, 64), (3, 2500)])],
+)
 def test_value_and_gradients_equal_the_reference(name, shape, columns):
     """Some cells have more features or stored entries than a program holds at once."""
     x_cf = some_counts(*shape, density=0.9 if shape[1] == 1 else 0.3)

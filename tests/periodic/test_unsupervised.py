@@ -65,7 +65,7 @@ def test_angles_of_all_cells_are_inferred_from_a_sample(monkeypatch: pytest.Monk
     assert abs(fisher_lee(estimate.angle_c, angle_c)) > 0.9
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_cell_types_and_batches_alone_are_not_a_circle(seed: int) -> None:
     logged_cf, batch_c, _ = drawn(seed, cycles=False)
     assert discover_angles(logged_cf, batch_c)[2] < MIN_CIRCULARITY

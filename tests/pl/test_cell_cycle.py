@@ -105,8 +105,7 @@ def test_cells_have_the_colors_that_scanpy_stored(cells):
     assert used == {0x11, 0x22, 0x33}
 
 
-@pytest.mark.parametrize("phases", [True, False])
-@pytest.mark.parametrize("active", [0, 2, 5, 240])
+@pytest.mark.parametrize(("phases", "active"), [(True, 0), (True, 2), (True, 5), (True, 240), (False, 0), (False, 5)])
 def test_any_number_of_active_cells(phases, active):
     cells = cycling(phases=phases)
     cells.obs["cell_cycle_active"] = np.arange(240) < active

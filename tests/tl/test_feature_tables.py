@@ -183,8 +183,15 @@ def test_other_models_have_neither_topics_nor_loadings(method: str) -> None:
 # --- Calibration ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dispersed", [False, True])
-@pytest.mark.parametrize("bayesian", [False, True], ids=["laplace", "bayesian"])
+@pytest.mark.parametrize(
+    ("bayesian", "dispersed"),
+    [
+        (False, True),
+        (True, False),
+        pytest.param(False, False, marks=pytest.mark.slow),
+        pytest.param(True, True, marks=pytest.mark.slow),
+    ],
+)
 def test_intervals_cover_the_truth(bayesian: bool, dispersed: bool) -> None:
     """Up to sign and scale of the coordinate; and intervals are narrower with more cells.
 

@@ -30,8 +30,9 @@ gradients = importlib.import_module("celldial.tl.gradients")
 
 
 @pytest.fixture(autouse=True)
-def as_in_training() -> Iterator[None]:
-    torch.manual_seed(0)
+def as_in_training(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compute without checks by Pyro, and train baselines for a short time."""
+    monkeypatch.setattr(gradients, "WARM_UP", 60)
     with pyro.validation_enabled(False):
         yield
 
@@ -236,10 +237,11 @@ def test_invalid_arguments_of_sweep_gradients(model: VAE, adata: AnnData) -> Non
         tl.sweep_gradients(model, adata, widths=[0, 1])
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # no gene follows the cell cycle
+@pytest.mark.filterwarnings("ignore::UserWarning")  # no gene follows the process
 def test_unfitted_and_periodic_models_are_errors(adata: AnnData) -> None:
     with raises(NotFittedError, naming=["fit"]):
         tl.compare_gradients(VAE(), adata)
-    periodic = VAE(n_latent=3, n_hidden=8, periodic=True).fit(adata.copy(), max_epochs=1, progress=False)
+    clock = {"name": "clock", "phases": {"first": list(adata.var_names[:5]), "second": list(adata.var_names[5:10])}}
+    periodic = VAE(n_latent=3, n_hidden=8, periodic=clock).fit(adata.copy(), max_epochs=1, progress=False)
     with raises(ValueError, naming=["periodic"]):
         tl.compare_gradients(periodic, adata)

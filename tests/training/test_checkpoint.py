@@ -27,6 +27,8 @@ from helpers.raises import raises
 from helpers.simulate import simulate, simulate_two
 
 N_INTERRUPTIONS = 20
+# The phases of a process, so that no search for a circle precedes the training.
+CLOCK = {"name": "clock", "phases": {"first": [f"g{k}" for k in range(5)], "second": [f"g{k}" for k in range(5, 10)]}}
 
 
 def fit(adata: AnnData, folder: Path | None, max_epochs: int = 4, model: VAE | None = None, **options: Any) -> VAE:
@@ -139,7 +141,7 @@ def test_a_full_disk(adata: AnnData, uninterrupted: VAE, tmp_path: Path) -> None
     ("model", "stages"),
     [
         (VAE(2, 8, n_clusters=3), ["clusters", "coordinates"]),
-        (VAE(2, 8, periodic=True), ["turn-1", "turn-2"]),
+        (VAE(2, 8, periodic=CLOCK), ["turn-1", "turn-2"]),
         (VAE(2, 8, prior="flow", latent="laplace"), ["training"]),
         (VAE(2, 8, decoder="linear", bayesian_loadings=True), ["training"]),
     ],
@@ -165,7 +167,7 @@ def test_cells_that_lack_modalities(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # so few cells show no circle
-@pytest.mark.parametrize("option", [{"n_clusters": 3}, {"periodic": True}], ids=["clusters", "circle"])
+@pytest.mark.parametrize("option", [{"n_clusters": 3}, {"periodic": CLOCK}], ids=["clusters", "circle"])
 def test_ctrl_c_in_one_stage_skips_the_next(adata: AnnData, tmp_path: Path, option: dict[str, Any]) -> None:
     def training(folder: Path | None) -> VAE:
         model = VAE(2, 8, batch_key="batch", **option)
