@@ -163,7 +163,7 @@ def test_find_axis_writes_only_the_axis_and_its_scores(axis_model: VAE, axis_ada
     by_type = score.groupby(axis_adata.obs["type"].to_numpy()).mean()
     np.testing.assert_allclose(by_type, [0, 1], atol=0.05)  # within batches exactly
     assert sorted({*axis_adata.obs} - {*before["obs"]}) == ["identity"]
-    assert sorted({*axis_adata.uns["celldial"]} - {*before["celldial"]}) == ["axes"]
+    assert sorted({*axis_adata.uns["celldial"]} - {*before["celldial"]}) == ["axes", "content"]
     # As other parts of the package, and later programs, read it.
     axis_adata.write_h5ad(tmp_path / "cells.h5ad")
     stored = read_h5ad(tmp_path / "cells.h5ad").uns["celldial"]["axes"]["identity"]
@@ -171,6 +171,8 @@ def test_find_axis_writes_only_the_axis_and_its_scores(axis_model: VAE, axis_ada
     assert set(stored) == {"kind", "description", "origin", "direction", "filter", "strength", "p_value"} | {
         "n_permutations",
         "quantiles",
+        "model",
+        "from_obs",
     }
     read = Axis.from_dict("identity", stored)
     for key, value in vars(axis).items():
@@ -236,7 +238,7 @@ def test_a_loaded_model_finds_axes_in_new_cells(axis_model: VAE, axis_adata: Ann
     axis_model.save(tmp_path / "a.celldial")
     new = simulate(300, 40)[:200].copy()
     axis = VAE.load(tmp_path / "a.celldial").find_axis(new, "identity", obs="type")
-    assert list(new.uns["celldial"]) == ["axes", "written"]
+    assert list(new.uns["celldial"]) == ["axes", "written", "content"]
     np.testing.assert_array_equal(
         axis.filter_z, axis_model.find_axis(axis_adata[:200].copy(), "identity", obs="type").filter_z
     )
@@ -283,11 +285,15 @@ def test_the_repr_of_an_axis_is_short(axis_model: VAE, axis_adata: AnnData) -> N
     assert re.fullmatch(start + r"\)", shown)
 
 
-def test_axes_of_models_of_different_sizes_do_not_mix(axis_model: VAE, axis_adata: AnnData) -> None:
+def test_an_axis_belongs_to_its_model(axis_model: VAE, axis_adata: AnnData) -> None:
     axis_model.find_axis(axis_adata, "identity", obs="type")
     other = fit(axis_adata.copy(), VAE(2, 8, **COVARIATES), max_epochs=1)
-    with raises(ValueError, naming=["'identity'", 3, 2]):
-        other.find_axis(axis_adata, "new", obs="type")
+    with raises(ValueError, naming=["'identity'", axis_model.fingerprint_, other.fingerprint_]):
+        other.latent_traverse(axis_adata, "identity")
+    other.find_axis(axis_adata, "new", obs="type")
+    for owner, name in ((axis_model, "identity"), (other, "new")):
+        assert axis_adata.uns["celldial"]["axes"][name]["model"] == owner.fingerprint_
+        owner.latent_traverse(axis_adata, name, n_steps=2, n_cells=2)
 
 
 # --- Real cells -------------------------------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def test_the_table_is_reproducible_and_writes_only_itself(axis_model: VAE, axis_
     assert_same_snapshot(axis_adata, before)
     new = simulate(300, 40)
     axis_model.axes(new)
-    assert list(new.uns["celldial"]) == ["coordinates"]
+    assert list(new.uns["celldial"]) == ["coordinates", "written"]
     for n_cells in (1, 2.5):
         with raises(ValueError, naming=["n_cells", n_cells]):
             axis_model.axes(axis_adata, n_cells=n_cells)

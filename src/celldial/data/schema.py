@@ -246,8 +246,8 @@ class Schema:
             likelihood={key: str(stored["likelihood"][key]) for key in modalities},
             binary={key: bool(stored["binary"][key]) for key in modalities},
             presence_keys={key: str(presence_keys[key]) for key in modalities if key in presence_keys},
-            layer=stored["layer"],
-            batch_key=stored["batch_key"],
+            layer=stored.get("layer"),
+            batch_key=stored.get("batch_key"),
             categories={
                 key: tuple(map(str, stored["categories"][key])) for key in stored["categorical_covariate_keys"]
             },

@@ -98,6 +98,9 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
     process = None if model.periodic is None else parse_periodic(model.periodic)
     found = prepare_training_data(adata, parameters, process, options.validation_size, options.validation_cells)
     schema, source = found.schema, found.source
+    if not is_file_path(adata):
+        name = None if process is None else process.name
+        results.check_fit(adata, options.key_added, name, found.clusters is not None)
     hardware = Hardware(
         options.device,
         options.precision,
@@ -140,6 +143,8 @@ def partial_fit(model: VAE, adata: Any, options: FitOptions) -> None:
     validation.check_parameters(model.get_params(deep=False))
     check_integer("max_epochs", options.max_epochs)
     validation.check_options(options.max_epochs, options.batch_size, options.key_added)
+    name = None if model.periodic_ is None else model.periodic_["name"]
+    results.check_fit(adata, options.key_added, name, model.clusters_ is not None)
     table, cells = read_cells(model, adata)
     cells = replace(cells, label_c=labels.encode_labels(table.obs, model.clusters_))
     cell_checks.check_has_counts(cells)

@@ -101,7 +101,6 @@ def prepare_training_data(
         table = mudata_to_anndata(data, layer=parameters["layer"], modality_key=parameters["modality_key"])
     schema = Schema.from_anndata(table, **options)
     cell_checks.check_modality_weights(parameters["modality_weights"], schema)
-    results.check_column_clash(data, None if process is None else process.name)
     cells = Cells.from_anndata(table, schema)
     clusters = describe_clusters(table.obs, parameters)
     if clusters is not None:

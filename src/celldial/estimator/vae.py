@@ -552,6 +552,8 @@ class VAE(BaseEstimator):
         (100, 10)
         """
         check_writable(adata, key_added)
+        if key_added is not None:
+            results.check_key(adata, "obsm", key_added)
         latent_state, _ = infer_all(self, adata, modality)
         embedding_cz = latent_state.embedding_with_circle if include_periodic else latent_state.embedding
         if key_added is not None:

@@ -10,6 +10,9 @@
 | ``layers`` or ``obsm`` | `key_added` | denoised or imputed values |
 | ``uns["celldial"]`` | | record: parameters, schema, history, axes, which model wrote what |
 | ``uns["latent_traverse"]`` | the name of a traversal | traversal |
+
+The record describes the last fit. If several models have embeddings side by side, under different `key_added`, then
+``uns["celldial"]["models"]`` describes the others, by the key of their embedding.
 """
 
 from __future__ import annotations
@@ -25,15 +28,35 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData, ImplicitModificationWarning
 
+from celldial.io.provenance import (
+    RECORD,
+    check_column,
+    check_key,
+    content_of,
+    is_unchanged,
+    read_record,
+    writer_of,
+    writers,
+)
+from celldial.utils.messages import format_names
+
 __all__ = [
     "CLUSTER",
     "CLUSTER_PROBABILITY",
-    "check_column_clash",
+    "check_axis_column",
+    "check_clusters",
+    "check_expression",
+    "check_fit",
+    "check_key",
+    "check_periodic_columns",
+    "embedding_key",
     "embedding_of_fit",
     "periodic_columns",
     "probability_columns",
     "read_axes",
+    "read_record",
     "read_traversals",
+    "remove",
     "write_axis",
     "write_clusters",
     "write_coordinates",
@@ -43,19 +66,18 @@ __all__ = [
     "write_imputed",
     "write_phase",
     "write_traversal",
+    "writer_of",
 ]
 
-RECORD, TRAVERSALS = "celldial", "latent_traverse"
+TRAVERSALS = "latent_traverse"
 CLUSTER, CLUSTER_PROBABILITY = "celldial_cluster", "celldial_cluster_probability"
+COORDINATES = "coordinates"
+# What the record has for each fit, besides the key of its embedding.
+FIT_PARTS = ("version", "model", "parameters", "schema", "history")
 PERIODIC_PARTS = ("angle", "concentration", "active_probability", "active", "phase")
 
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
-
-
-def read_record(adata: Any) -> dict[str, Any]:
-    """Return a shallow copy of what models have recorded in ``adata.uns["celldial"]``."""
-    return dict(adata.uns.get(RECORD, {}))
 
 
 def read_axes(adata: Any) -> dict[str, Any]:
@@ -85,23 +107,72 @@ def probability_columns(names: list[str]) -> list[str]:
     return [name.replace("/", "-") for name in names]
 
 
-def check_column_clash(adata: Any, periodic: str | None) -> None:
-    """Raise if the columns of the periodic coordinate would replace columns that no model wrote."""
-    if periodic is None or read_record(adata).get("periodic", {}).get("name") == periodic:
+def embedding_key(adata: Any, model: str | None) -> str | None:
+    """Return the key of ``adata.obsm`` with the embedding of a model, or None if there is none.
+
+    Parameters
+    ----------
+    adata
+        Cells.
+    model
+        Identifier of the model; None for results of earlier versions, which do not have it.
+    """
+    record = read_record(adata)
+    default = str(record.get("key_added", "X_celldial"))
+    own = [key for key, writer in writers(adata).get("obsm", {}).items() if writer == model and key in adata.obsm]
+    fitted = [key for key in (default, *record.get("models", {})) if key in own]
+    if fitted or own:
+        return (fitted or own)[0]
+    # An embedding without a record of who wrote it may be of any model.
+    return default if model is None or writer_of(adata, "obsm", default) is None else None
+
+
+# --- Checks before anything is computed -------------------------------------------------------------------------------
+
+
+def check_fit(adata: Any, key_added: str, periodic: str | None, has_clusters: bool) -> None:
+    """Raise if the results of a fit would replace what no model wrote."""
+    check_key(adata, "obsm", key_added)
+    check_periodic_columns(adata, periodic)
+    if has_clusters:
+        check_clusters(adata)
+
+
+def check_periodic_columns(adata: Any, periodic: str | None) -> None:
+    """Raise if the columns of the periodic coordinate would replace columns that are not as a model wrote them."""
+    if periodic is None:
         return
+    is_own = read_record(adata).get("periodic", {}).get("name") == periodic
     for column in periodic_columns(periodic):
-        if column in adata.obs:
-            raise ValueError(
-                f"adata.obs has a column {column!r} that no model wrote, and the periodic coordinate would replace it: "
-                "rename the column, or drop it"
-            )
+        check_column(adata, column, is_own)
+
+
+def check_clusters(adata: Any) -> None:
+    """Raise if the most probable cluster would replace a column that is not as a model wrote it."""
+    check_column(adata, CLUSTER, is_own=CLUSTER_PROBABILITY in adata.obsm)
+
+
+def check_axis_column(adata: Any, name: str) -> None:
+    """Raise if the scores on an axis would replace a column that is not as `find_axis` wrote it."""
+    if name in adata.obs and name not in read_axes(adata):
+        raise ValueError(
+            f"adata.obs has a column {name!r} that find_axis did not write: choose another name, or remove the column "
+            f"with del adata.obs[{name!r}]"
+        )
+    check_column(adata, name, is_own=True)
+
+
+def check_expression(adata: Any, key_added: str) -> None:
+    """Raise if expression would replace a layer or a table that no model wrote."""
+    for place in ("layers", "obsm"):
+        check_key(adata, place, key_added)
 
 
 # --- Writing ----------------------------------------------------------------------------------------------------------
 
 
 def write_fit(adata: Any, model: str, embedding_cz: np.ndarray, key_added: str, about: Mapping[str, Any]) -> None:
-    """Write the embedding of a fitted model and its record, in place of those of the previous model.
+    """Write the embedding of a fitted model and its record, in place of those of the previous model with this key.
 
     Parameters
     ----------
@@ -116,25 +187,77 @@ def write_fit(adata: Any, model: str, embedding_cz: np.ndarray, key_added: str, 
     about
         ``parameters``, ``schema`` and ``history`` of the model.
     """
+    version = importlib.metadata.version("celldial")
     with _silence_view_copy():
-        for name in read_axes(adata):
-            if name in adata.obs:  # the score on an axis of the previous model
-                del adata.obs[name]
-        adata.obsm[key_added] = embedding_cz
-        # The columns of a periodic coordinate stay if this model has none, and so does their description.
+        _replace_model(adata, model, key_added)
         before = read_record(adata)
-        kept = {key: before[key] for key in ("periodic", "written") if key in before}
-        version = importlib.metadata.version("celldial")
-        record: dict[str, Any] = {"version": version, "model": model, "key_added": key_added, **about}
-        adata.uns[RECORD] = kept | record
-    _record_writer(adata, model, "obsm", key_added)
+        others = dict(before.get("models", {}))
+        if "model" in before and before["key_added"] != key_added:
+            others[str(before["key_added"])] = {part: before[part] for part in FIT_PARTS if part in before}
+        others.pop(key_added, None)
+        adata.obsm[key_added] = embedding_cz
+        kept = {part: value for part, value in before.items() if part not in (*FIT_PARTS, "key_added", "models")}
+        record: dict[str, Any] = {"version": version, "model": model, "key_added": key_added, **_without_none(about)}
+        adata.uns[RECORD] = kept | record | ({"models": others} if others else {})
+        _record_writer(adata, model, "obsm", key_added)
+
+
+def _replace_model(adata: Any, model: str, key_added: str) -> None:
+    """Remove the axes and the ranking of the model whose embedding a fit replaces, and mark its traversals.
+
+    Columns that were changed since stay, and so does everything of models with an embedding of their own.
+    """
+    before, record = writer_of(adata, "obsm", key_added), read_record(adata)
+    others = {key: str(other.get("model")) for key, other in record.get("models", {}).items()}
+    others[str(record.get("key_added"))] = str(record.get("model"))
+    others.pop(key_added, None)
+    is_replaced = before not in (model, *others.values())
+    _mark_traversals(adata, model, before if is_replaced else None)
+    if not is_replaced:
+        return
+    # Axes of earlier versions do not name their model, which is then the one before.
+    for name, stored in read_axes(adata).items():
+        if stored.get("model", before) == before:
+            _remove_axis(adata, name)
+    if writer_of(adata, COORDINATES, COORDINATES) in (before, None) and record:
+        adata.uns[RECORD] = {part: value for part, value in read_record(adata).items() if part != COORDINATES}
+        _forget(adata, COORDINATES, COORDINATES)
+
+
+def _mark_traversals(adata: Any, current: str, replaced: str | None) -> None:
+    """Mark the traversals of a replaced model, so that plots refuse them, and those of the current model as valid."""
+    marked: dict[str, Any] = {}
+    for name, stored in read_traversals(adata).items():
+        marked[name] = {part: value for part, value in stored.items() if part != "replaced"}
+        writer = stored.get("model")  # traversals of earlier versions have none
+        if writer not in (None, current) and (writer == replaced or stored.get("replaced", False)):
+            marked[name]["replaced"] = True
+    if marked:
+        adata.uns[TRAVERSALS] = marked
+
+
+def _remove_axis(adata: Any, name: str) -> None:
+    """Remove a named axis and its scores, if they are as they were written."""
+    axes = {other: stored for other, stored in read_axes(adata).items() if other != name}
+    record = {part: value for part, value in read_record(adata).items() if part != "axes"}
+    adata.uns[RECORD] = record | ({"axes": axes} if axes else {})
+    _remove_column(adata, name)
+
+
+def _remove_column(adata: Any, column: str) -> bool:
+    """Remove a column of ``obs`` if a model wrote it and it is unchanged; return whether it was removed."""
+    is_own = column in adata.obs and writer_of(adata, "obs", column) is not None and is_unchanged(adata, column)
+    if is_own:
+        del adata.obs[column]
+    _forget(adata, "obs", column)
+    return is_own
 
 
 def write_embedding(adata: Any, model: str, key_added: str, embedding_cz: np.ndarray) -> None:
     """Write an embedding to ``adata.obsm[key_added]``."""
     with _silence_view_copy():
         adata.obsm[key_added] = embedding_cz.copy()
-    _record_writer(adata, model, "obsm", key_added)
+        _record_writer(adata, model, "obsm", key_added)
 
 
 def write_phase(adata: Any, model: str, table: pd.DataFrame, periodic: Mapping[str, Any]) -> None:
@@ -148,7 +271,7 @@ def write_phase(adata: Any, model: str, table: pd.DataFrame, periodic: Mapping[s
             adata.obs[name] = table[name].array
         # Later calls recognize the columns as a model's by this.
         adata.uns[RECORD] = {**read_record(adata), "periodic": copy.deepcopy(dict(periodic))}
-    _record_writer(adata, model, "obs", *table)
+        _record_writer(adata, model, "obs", *table)
 
 
 def write_clusters(adata: Any, model: str, table: pd.DataFrame) -> None:
@@ -157,22 +280,23 @@ def write_clusters(adata: Any, model: str, table: pd.DataFrame) -> None:
     with _silence_view_copy():
         adata.obsm[CLUSTER_PROBABILITY] = table.set_axis(probability_columns(names), axis=1)
         adata.obs[CLUSTER] = pd.Categorical.from_codes(np.argmax(table.to_numpy(), axis=1), pd.Index(names))
-    _record_writer(adata, model, "obsm", CLUSTER_PROBABILITY)
-    _record_writer(adata, model, "obs", CLUSTER)
+        _record_writer(adata, model, "obsm", CLUSTER_PROBABILITY)
+        _record_writer(adata, model, "obs", CLUSTER)
 
 
 def write_axis(adata: Any, model: str, name: str, score_c: np.ndarray, stored: Mapping[str, Any]) -> None:
     """Write the score on a named axis to ``adata.obs[name]``, and the axis to the record."""
     with _silence_view_copy():
         adata.obs[name] = score_c
-        adata.uns[RECORD] = {**read_record(adata), "axes": {**read_axes(adata), name: dict(stored)}}
-    _record_writer(adata, model, "obs", name)
+        adata.uns[RECORD] = {**read_record(adata), "axes": {**read_axes(adata), name: {**stored, "model": model}}}
+        _record_writer(adata, model, "obs", name)
 
 
-def write_coordinates(adata: Any, table: pd.DataFrame) -> None:
+def write_coordinates(adata: Any, model: str, table: pd.DataFrame) -> None:
     """Write the ranking of the latent coordinates to the record."""
     with _silence_view_copy():
-        adata.uns[RECORD] = {**read_record(adata), "coordinates": table.copy()}
+        adata.uns[RECORD] = {**read_record(adata), COORDINATES: table.copy()}
+        _record_writer(adata, model, COORDINATES, COORDINATES)
 
 
 def write_expression(adata: Any, model: str, key_added: str, table: pd.DataFrame) -> None:
@@ -183,14 +307,14 @@ def write_expression(adata: Any, model: str, key_added: str, table: pd.DataFrame
             adata.layers[key_added] = table.to_numpy(copy=True)
         else:
             adata.obsm[key_added] = table.copy()
-    _record_writer(adata, model, "layers" if is_layer else "obsm", key_added)
+        _record_writer(adata, model, "layers" if is_layer else "obsm", key_added)
 
 
 def write_imputed(adata: Any, model: str, key_added: str, values: pd.DataFrame | np.ndarray) -> None:
     """Write imputed values to ``adata.obsm[key_added]``."""
     with _silence_view_copy():
         adata.obsm[key_added] = values
-    _record_writer(adata, model, "obsm", key_added)
+        _record_writer(adata, model, "obsm", key_added)
 
 
 def write_traversal(adata: Any, model: str, key_added: str, stored: Mapping[str, Any]) -> None:
@@ -198,17 +322,98 @@ def write_traversal(adata: Any, model: str, key_added: str, stored: Mapping[str,
     with _silence_view_copy():
         others = {name: other for name, other in read_traversals(adata).items() if name != key_added}
         # The latest is last: plots draw it by default.
-        adata.uns[TRAVERSALS] = {**others, key_added: dict(stored)}
-    _record_writer(adata, model, TRAVERSALS, key_added)
+        adata.uns[TRAVERSALS] = {**others, key_added: {**stored, "model": model}}
+        _record_writer(adata, model, TRAVERSALS, key_added)
+
+
+# --- Removing ---------------------------------------------------------------------------------------------------------
+
+
+def remove(adata: Any, key_added: str | None) -> list[str]:
+    """Remove what models wrote, or what the model with this embedding wrote; see `celldial.tl.remove_results`."""
+    model = None if key_added is None else writer_of(adata, "obsm", key_added)
+    if key_added is not None and model is None:
+        raise KeyError(
+            f"no model wrote adata.obsm[{key_added!r}]; embeddings of models: "
+            f"{format_names(writers(adata).get('obsm', {}))}"
+        )
+    removed = []
+    with _silence_view_copy():
+        for place, by in writers(adata).items():
+            for key, writer in by.items():
+                if model in (None, writer) and _remove_entry(adata, place, key):
+                    removed.append(f"{place}: {key}")
+        if model is None:
+            for key in (RECORD, TRAVERSALS):
+                adata.uns.pop(key, None)
+        else:
+            _remove_fit(adata, model)
+    return removed
+
+
+def _remove_entry(adata: Any, place: str, key: str) -> bool:
+    """Remove one result, and return whether it was removed: changed columns of ``obs`` stay."""
+    if place == "obs":
+        if key in read_axes(adata):
+            _remove_axis(adata, key)
+            return key not in adata.obs
+        return _remove_column(adata, key)
+    _forget(adata, place, key)
+    if place == COORDINATES:
+        adata.uns[RECORD] = {part: value for part, value in read_record(adata).items() if part != COORDINATES}
+        return True
+    entries = adata.uns.get(TRAVERSALS, {}) if place == TRAVERSALS else getattr(adata, place, {})
+    if key not in entries:
+        return False
+    del entries[key]
+    return True
+
+
+def _remove_fit(adata: Any, model: str) -> None:
+    """Remove the description of a fitted model; that of another model takes its place."""
+    record = read_record(adata)
+    others = {key: other for key, other in record.pop("models", {}).items() if str(other.get("model")) != model}
+    if str(record.get("model")) == model:
+        record = {part: value for part, value in record.items() if part not in (*FIT_PARTS, "key_added")}
+        if others:
+            key, latest = others.popitem()
+            record |= {"key_added": key, **latest}
+    periodic = record.get("periodic", {})
+    if periodic and not set(periodic_columns(periodic["name"])) & set(adata.obs):
+        del record["periodic"]
+    adata.uns[RECORD] = record | ({"models": others} if others else {})
+
+
+# --- Helpers ----------------------------------------------------------------------------------------------------------
 
 
 def _record_writer(adata: Any, model: str, place: str, *keys: str) -> None:
-    """Note which model wrote the keys of ``obs``, ``obsm``, ``layers`` or the traversals."""
+    """Record which model wrote keys, and the content of columns of ``obs``."""
     record = read_record(adata)
-    written: dict[str, dict[str, str]] = {name: dict(by) for name, by in record.get("written", {}).items()}
+    written = writers(adata)
     written.setdefault(place, {}).update({str(key): model for key in keys})
-    with _silence_view_copy():
-        adata.uns[RECORD] = {**record, "written": written}
+    adata.uns[RECORD] = {**record, "written": written}
+    if place == "obs":
+        content = {key: np.unique(content_of(adata, key)) for key in keys}
+        adata.uns[RECORD]["content"] = {**record.get("content", {}), **content}
+
+
+def _forget(adata: Any, place: str, key: str) -> None:
+    """Remove a key from the record of what models wrote."""
+    record = read_record(adata)
+    written = writers(adata)
+    written.get(place, {}).pop(key, None)
+    content = dict(record.get("content", {}))
+    if place == "obs":
+        content.pop(key, None)
+    adata.uns[RECORD] = {**record, "written": written} | ({"content": content} if "content" in record else {})
+
+
+def _without_none(value: Any) -> Any:
+    """Return a value without the entries of dicts that are None: earlier versions of anndata cannot read them."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: _without_none(part) for key, part in value.items() if part is not None}
 
 
 @contextmanager

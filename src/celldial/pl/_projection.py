@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from celldial.io.results import read_record
+from celldial.io.results import embedding_key, read_record, writer_of
 from celldial.pl._phases import TWO_PI
 from celldial.pl._traversal import StoredTraversal
 from celldial.utils.messages import did_you_mean, format_names
@@ -50,6 +50,13 @@ def find_cell_map(adata: AnnData, basis: str, traversal: StoredTraversal) -> Cel
             f"no map {basis!r} in adata.obsm{did_you_mean(basis, list(adata.obsm))}; available: "
             f"{format_names(adata.obsm)}. Call sc.pp.neighbors(adata, use_rep='X_celldial') and sc.tl.umap(adata) "
             f"first{alternative}"
+        )
+    writer = writer_of(adata, "obsm", key)
+    if None not in (writer, traversal.model) and writer != traversal.model:
+        raise ValueError(
+            f"traversal {traversal.name!r} belongs to model {traversal.model}, but adata.obsm[{key!r}] is the "
+            f"embedding of model {writer}: choose another basis, or call model.latent_traverse(adata, ...) with that "
+            "model"
         )
     matrix = np.asarray(adata.obsm[key], dtype=float)
     if matrix.ndim != 2 or matrix.shape[1] < 2:
@@ -96,7 +103,13 @@ def project_path(traversal: StoredTraversal, nearest_s: list[NearestCells], cell
 
 def _latent_distances(adata: AnnData, traversal: StoredTraversal) -> Iterator[np.ndarray]:
     """Yield, for each step, the Euclidean distance of each cell's latent state."""
-    key = str(read_record(adata).get("key_added", "X_celldial"))
+    key = embedding_key(adata, traversal.model)
+    if key is None:
+        raise ValueError(
+            f"traversal {traversal.name!r} belongs to model {traversal.model}, which has no embedding in adata.obsm: "
+            "call model.latent_traverse(adata, ...) with a model that has one, or write one with "
+            "model.transform(adata, key_added='X_other')"
+        )
     if key not in adata.obsm:
         raise KeyError(
             f"no latent states {key!r} in adata.obsm; available: {format_names(adata.obsm)}. Call model.fit(adata) "
@@ -173,4 +186,10 @@ def _read_angles(adata: AnnData, traversal: StoredTraversal) -> tuple[str, np.nd
     key = f"{axis}_angle"
     if key not in adata.obs:
         raise KeyError(f"no column {key!r} in adata.obs: call model.fit(adata) first")
+    writer = writer_of(adata, "obs", key)
+    if None not in (writer, traversal.model) and writer != traversal.model:
+        raise ValueError(
+            f"traversal {traversal.name!r} belongs to model {traversal.model}, but adata.obs[{key!r}] has the angles "
+            f"of model {writer}: call phase(adata) with the first model, or latent_traverse with the second"
+        )
     return axis, adata.obs[key].to_numpy(dtype=float)

@@ -48,7 +48,18 @@ def read_traversal(adata: AnnData, name: str | None) -> StoredTraversal:
             f"no traversal {name!r} in adata.uns['latent_traverse']{did_you_mean(name, stored)}; available: "
             f"{format_names(stored)}. Call model.latent_traverse(adata, axis=...) to add one"
         )
+    if stored[name].get("replaced", False):
+        raise ValueError(
+            f"traversal {name!r} in adata.uns['latent_traverse'] belongs to a model ({stored[name]['model']}) that a "
+            "later fit replaced: call model.latent_traverse(adata, ...) with the new model. To keep several models, "
+            "fit each with its own key_added"
+        )
     return StoredTraversal(name, stored[name])
+
+
+def to_text(names: Any) -> np.ndarray:
+    """Return names as text; a zarr store returns them in a data type that NumPy cannot convert."""
+    return np.array([str(name) for name in names], dtype=str)
 
 
 class ModalityFeatures:
@@ -65,11 +76,13 @@ class StoredTraversal:
 
     def __init__(self, name: str, stored: Mapping[str, Any]) -> None:
         self.name, self.stored = name, stored
+        # Identifier of the model; traversals of earlier versions have none.
+        self.model = None if "model" not in stored else str(stored["model"])
         self.axis, self.kind = str(stored["axis"]), str(stored["kind"])
         self.position_s = np.asarray(stored["position"], dtype=float)
         self.position_label = str(stored["position_label"])
-        self.feature_names = np.asarray(stored["feature_names"]).astype(str)
-        self.modality_f = np.asarray(stored["modality"]).astype(str)
+        self.feature_names = to_text(stored["feature_names"])
+        self.modality_f = to_text(stored["modality"])
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Return one of the stored numeric arrays."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from celldial.io.results import read_record, read_traversals
+from celldial.io.results import read_record, read_traversals, writer_of
 from celldial.pl._colors import BLACK, BLUE, CYCLIC_COLORMAP
 from celldial.pl._expression import ObservedCounts
 from celldial.pl._figure import despine, make_figure, show_or_return, shrink_text
@@ -175,6 +175,8 @@ def _read_cells(adata: AnnData, name: str | None) -> _PeriodicCells:
     # In the order of the phases, because h5ad files do not keep the order of a dict.
     marked = [phase for phase in (phases.names if phases is not None else ()) if phase in markers]
     stored = read_traversals(adata).get(name)
+    if stored is not None and stored.get("model") not in (None, writer_of(adata, "obs", f"{name}_angle")):
+        stored = None  # of another model than the angles
     return _PeriodicCells(
         name.replace("_", " "),
         angle_c,

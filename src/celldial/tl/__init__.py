@@ -12,6 +12,7 @@ from celldial.tl.gradients import compare_gradients, sweep_gradients
 from celldial.tl.latent_traverse import latent_traverse
 from celldial.tl.phase import phase
 from celldial.tl.rank_axes import axes
+from celldial.tl.remove_results import remove_results
 
 __all__ = [
     "axes",
@@ -25,6 +26,7 @@ __all__ = [
     "latent_traverse",
     "loadings",
     "phase",
+    "remove_results",
     "sample",
     "sweep_gradients",
     "topics",

@@ -51,6 +51,8 @@ def clusters(model: FittedModel, adata: AnnData, *, modality: str | None = None)
     check_fitted(model)
     if model.clusters_ is None:
         raise ValueError("this model has no clusters: fit one with VAE(n_clusters=...) or VAE(labels_key=...)")
+    if not is_file_path(adata):
+        results.check_clusters(adata)
     latent_state, obs = infer_all(model, adata, modality)
     table = pd.DataFrame(latent_state.cluster, obs.index, columns=model.clusters_["names"])
     if not is_file_path(adata):

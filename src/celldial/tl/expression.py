@@ -93,6 +93,8 @@ def denoise(
     """
     check_fitted(model)
     check_writable(adata, key_added)
+    if key_added is not None:
+        results.check_expression(adata, key_added)
     to_decode = _decode_request(model, adata, modality, None, features, transform_batch, library_size)
     table = to_decode.table(model.module_)
     if key_added is not None:
@@ -171,12 +173,14 @@ def impute(
             f"the table of {len(to_decode.z_cz)} cells × {len(to_decode.names)} features takes "
             f"{4 * n_entries / 1e9:.1f} GB: list the features=[...] you need, use impute_to_file, or pass dense=True"
         )
+    key = f"imputed_{to_decode.modality}" if key_added is None else key_added
+    if not is_file_path(adata):
+        results.check_key(adata, "obsm", key)
     table = to_decode.table(model.module_)
     if is_file_path(adata):
         return table
     # A table of very many columns takes minutes to write to a file, an array does not.
     values = table.to_numpy(copy=True) if features is None else table.copy()
-    key = f"imputed_{to_decode.modality}" if key_added is None else key_added
     results.write_imputed(adata, model.fingerprint_, key, values)
     return table
 

@@ -6,8 +6,8 @@ Axis suffixes: ``b`` batches, ``c`` cells, ``f`` features, ``k`` columns of a ta
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -125,7 +125,8 @@ def find_axis(
     check_fitted(model)
     check_integer("n_permutations", n_permutations)
     reserved = [] if model.periodic_ is None else [model.periodic_["name"]]
-    check_axis_name(name, adata.obs.columns, results.read_axes(adata), model.module_.latent.n_latent, reserved)
+    check_axis_name(name, reserved)
+    results.check_axis_column(adata, name)
     table, cells = read_cells(model, adata)
     cell_checks.check_has_counts(cells)
     nonempty_c = (~cells.empty_c).nonzero()[:, 0]
@@ -151,6 +152,7 @@ def find_axis(
         n_permutations,
         np.random.default_rng(model.seed),
     )
+    axis = replace(axis, from_obs=features is None)
     results.write_axis(adata, model.fingerprint_, name, axis.score(mean_cz), axis.to_dict())
     return axis
 
@@ -179,6 +181,9 @@ class Axis:
         Number of permutations.
     quantiles
         Quantiles 0.01, 0.05, 0.5, 0.95 and 0.99 of the scores.
+    from_obs
+        Whether the target is a column of ``obs``. A traversal then goes by default from score 0, the first group or
+        value, to score 1, the last.
 
     Examples
     --------
@@ -201,6 +206,7 @@ class Axis:
     p_value: float
     n_permutations: int
     quantiles: np.ndarray = field(repr=False)
+    from_obs: bool = field(default=False, repr=False)
 
     def score(self, z_cz: np.ndarray) -> np.ndarray:
         """Return the position of cells on the axis.
@@ -256,6 +262,7 @@ class Axis:
             "p_value": self.p_value,
             "n_permutations": self.n_permutations,
             "quantiles": self.quantiles.copy(),
+            "from_obs": self.from_obs,
         }
 
     @classmethod
@@ -295,24 +302,17 @@ class Axis:
             p_value=float(stored["p_value"]),
             n_permutations=int(stored["n_permutations"]),
             quantiles=np.array(stored["quantiles"], dtype=np.float64),
+            from_obs=bool(stored.get("from_obs", False)),
         )
 
 
-def check_axis_name(
-    name: Any, columns: Iterable[str], found: Mapping[str, Any], n_latent: int, reserved: Sequence[str] = ()
-) -> None:
+def check_axis_name(name: Any, reserved: Sequence[str] = ()) -> None:
     """Raise unless an axis can have this name.
 
     Parameters
     ----------
     name
         Name of the new axis.
-    columns
-        Columns of ``adata.obs``.
-    found
-        Stored axes of ``adata``, which may be replaced.
-    n_latent
-        Number of latent coordinates of the model, which the stored axes must share.
     reserved
         Names that are not available, such as that of the periodic coordinate.
     """
@@ -320,18 +320,6 @@ def check_axis_name(
         raise ValueError(f"name is {name!r}: it must be non-empty text without '/', such as 'interferon'")
     if name in reserved or re.fullmatch(r"(axis|topic)_\d+", name):
         raise ValueError(f"name is {name!r}, the name of a coordinate of the model: choose another")
-    if name in columns and name not in found:
-        raise ValueError(
-            f"adata.obs has a column {name!r} that find_axis did not write: choose another name, or remove the column "
-            f"with del adata.obs[{name!r}]"
-        )
-    for other, stored in found.items():
-        n_stored = len(stored["direction"])
-        if n_stored != n_latent:
-            raise ValueError(
-                f"adata.uns['celldial']['axes'] has {other!r} from a model with {n_stored} latent coordinates; this "
-                f"one has {n_latent}. Remove it with del adata.uns['celldial']['axes']"
-            )
 
 
 def fit_axis(

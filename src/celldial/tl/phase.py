@@ -67,7 +67,7 @@ def phase(model: FittedModel, adata: AnnData, *, modality: str | None = None) ->
     if model.periodic_ is None:
         raise ValueError("this model has no periodic coordinate: fit one with VAE(periodic='cell_cycle')")
     if not is_file_path(adata):
-        results.check_column_clash(adata, model.periodic_["name"])
+        results.check_periodic_columns(adata, model.periodic_["name"])
     latent_state, obs = infer_all(model, adata, modality)
     table = phase_table(latent_state, model.periodic_, obs.index)
     if not is_file_path(adata):

@@ -79,7 +79,7 @@ def axes(model: FittedModel, adata: AnnData, *, n_cells: int = 500) -> pd.DataFr
     periodic = None if model.periodic_ is None else model.periodic_["name"]
     depth = {modality: library_size_to_decode(model, modality, None) for modality in model.schema_.modalities}
     table = rank_coordinates(model.module_, cells, depth, periodic, n_cells, model.seed)
-    results.write_coordinates(adata, table)
+    results.write_coordinates(adata, model.fingerprint_, table)
     return table.sort_values("rank")
 
 

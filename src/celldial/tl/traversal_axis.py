@@ -41,6 +41,8 @@ class TraversalAxis:
         Groups or cells at the ends of a path.
     phases
         Names of the phases of a periodic axis, and the angles where they start.
+    default_span
+        First and last score of a traversal of a named axis, if they are not quantiles of the cells.
     """
 
     kind: str
@@ -51,12 +53,13 @@ class TraversalAxis:
     direction: tuple[np.ndarray, ...] = ()
     ends: tuple[Any, Any] = ("", "")
     phases: dict[str, np.ndarray] = field(default_factory=dict)
+    default_span: tuple[float, float] | None = None
 
 
 def check_traversal(span: Any, key_added: Any) -> None:
     """Raise if an argument of a traversal is invalid by itself."""
     try:
-        low, high = span
+        low, high = (0, 1) if span is None else span
         is_valid = bool(0 <= low < high <= 1)
     except (TypeError, ValueError):
         is_valid = False
@@ -93,7 +96,7 @@ def resolve_axis(axis: Any, model: FittedModel, named: Mapping[str, Any]) -> Tra
         return _path(axis)
     if isinstance(axis, str):
         if axis in named:
-            return _named_axis(axis, named[axis], n_latent)
+            return _named_axis(axis, named[axis], n_latent, model.fingerprint_)
         if periodic is not None and axis == periodic["name"]:
             return _periodic_axis(periodic)
         found = re.fullmatch(rf"(?:axis|{noun})_(\d+)", axis)
@@ -139,8 +142,14 @@ def _periodic_axis(periodic: Mapping[str, Any]) -> TraversalAxis:
     return TraversalAxis("periodic", periodic["name"], title, f"{title} angle (rad)", phases=phases)
 
 
-def _named_axis(name: str, stored: Mapping[str, Any], n_latent: int) -> TraversalAxis:
-    """Return a stored named axis."""
+def _named_axis(name: str, stored: Mapping[str, Any], n_latent: int, model: str) -> TraversalAxis:
+    """Return a stored named axis; one of an earlier version does not have the identifier of its model."""
+    writer = str(stored.get("model", model))
+    if writer != model:
+        raise ValueError(
+            f"axis {name!r} belongs to another model ({writer}; this one is {model}): call find_axis(adata, {name!r}, "
+            "...) with this model, or traverse it with the other model"
+        )
     parts = tuple(np.asarray(stored[part], dtype=np.float32) for part in ("origin", "filter", "direction"))
     _, filter_z, direction_z = parts
     if any(part.shape != (n_latent,) for part in parts) or not filter_z @ direction_z:
@@ -153,4 +162,6 @@ def _named_axis(name: str, stored: Mapping[str, Any], n_latent: int) -> Traversa
             f"axis {name!r} predicts its target no better than chance (p = {stored['p_value']:.2g}): intervals, lfsr "
             "and fdr assume that its direction is real",
         )
-    return TraversalAxis("direction", name, name, f"{name} score", direction=parts)
+    # The groups or values of a column have the mean scores 0 and 1; single cells lie farther apart.
+    default_span = (0.0, 1.0) if stored.get("from_obs", False) else None
+    return TraversalAxis("direction", name, name, f"{name} score", direction=parts, default_span=default_span)
