@@ -41,3 +41,21 @@ def test_a_traversal_goes_from_one_cell_type_to_the_other(response: AnnData) -> 
     found_f = path.layers["log2_fold_change"][-1]
     assert abs(np.corrcoef(found_f, known_f)[0, 1]) > 0.95
     assert np.abs(found_f).mean() == pytest.approx(known_f.abs().mean(), rel=0.5)
+
+
+def test_the_change_of_a_group_axis_is_that_from_group_to_group(response: AnnData) -> None:
+    """Single cells lie farther apart on the axis than the means of the groups."""
+    adata = response.copy()
+    model = VAE(3, 32).fit(adata, max_epochs=40, progress=False)
+    model.find_axis(adata, "axis", obs="type", groups=("B", "A"))
+    share_cf = adata.X.toarray() / adata.X.toarray().sum(1, keepdims=True)
+    first_c, last_c = ((adata.obs["type"] == group).to_numpy() for group in ("B", "A"))
+    observed_f = np.log2(share_cf[last_c].mean(0) / share_cf[first_c].mean(0))
+    strong_f = np.abs(observed_f) > 1
+    path = model.latent_traverse(adata, "axis", n_steps=3, n_cells=100)
+    np.testing.assert_array_equal(path.obs["position"], [0, 0.5, 1])
+    ratio_f = path.var["change"].to_numpy()[strong_f] / observed_f[strong_f]
+    assert 0.9 < np.median(ratio_f) < 1.1
+    wider = model.latent_traverse(adata, "axis", n_steps=3, n_cells=100, span=(0.01, 0.99))
+    assert wider.obs["position"].iloc[0] < 0
+    assert wider.obs["position"].iloc[-1] > 1

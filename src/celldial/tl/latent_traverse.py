@@ -39,7 +39,7 @@ def latent_traverse(
     axis: int | str | tuple[Any, Any] = 0,
     *,
     n_steps: int = 25,
-    span: tuple[float, float] = (0.01, 0.99),
+    span: tuple[float, float] | None = None,
     at: Mapping[str, Any] | tuple[str, Any] | str | None = None,
     groupby: str | None = None,
     transform_batch: Any = None,
@@ -72,7 +72,9 @@ def latent_traverse(
     n_steps
         Number of steps.
     span
-        Quantiles of the cells' positions at which the traversal of a coordinate or a named axis starts and ends.
+        Quantiles of the cells' positions at which the traversal of a coordinate or a named axis starts and ends. By
+        default, a named axis from a column of ``obs`` is traversed from score 0, the mean of the first group, to score
+        1, the mean of the last, and other axes from quantile 0.01 to 0.99.
     at
         Cells to move: all by default; a group, ``{"cell_type": "B"}`` or ``("cell_type", "B")``; or a single cell by
         its name. Not available for a path. On a periodic axis only active cells of the group are moved.
@@ -105,7 +107,8 @@ def latent_traverse(
         - ``obs["position"]``: value of the coordinate (for a topic its mean share), score on the axis, angle in radians
           (also ``obs["angle"]``), or fraction of the path from 0 to 1.
         - ``var["effect_size"]``: log2 fold change of the highest step against the lowest; ``var["change"]``: log2 fold
-          change of the last step against the first (0 around a circle); ``var["peak_step"]``: the highest step.
+          change of the last step against the first (0 around a circle), on a named axis between two groups that from
+          group to group; ``var["peak_step"]``: the highest step.
         - ``var["lfsr"]``: local false sign rate, the posterior probability that the highest step is not above the
           lowest; ``var["fdr"]``: mean lfsr of this feature and of all features with a smaller lfsr [1]_. The two steps
           are chosen from the curve itself, and lfsr does not account for this: around a circle, also require a twofold

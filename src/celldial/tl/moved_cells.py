@@ -29,6 +29,8 @@ __all__ = ["MovedCells", "Sampling", "move_along", "move_between"]
 
 # Cells that the span of an axis is computed from, cells of a group to choose from, and cells to read at a time.
 MAX_SPAN_CELLS, MAX_GROUP_CELLS, BLOCK_CELLS = 20_000, 2_000, 4_096
+# Quantiles of the cells between which an axis is traversed by default.
+DEFAULT_SPAN = (0.01, 0.99)
 # Posterior samples to decode at each step, over all cells.
 N_DRAWS = 64
 
@@ -40,7 +42,7 @@ class Sampling:
     n_steps: int
     n_cells: int
     n_samples: int | None
-    span: tuple[float, float]
+    span: tuple[float, float] | None
     random: np.random.Generator
 
     def samples_per_cell(self, n_cells: int) -> int:
@@ -122,13 +124,17 @@ def _movement(
     axis: TraversalAxis, state_cz: np.ndarray, sampling: Sampling
 ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
     """Return the positions on an axis, and the function that moves latent states to each of them."""
+    span = DEFAULT_SPAN if sampling.span is None else sampling.span
     if axis.kind == "coordinate":
-        position_s = traversal.evenly_spaced(state_cz[:, axis.coordinate], sampling.span, sampling.n_steps)
+        position_s = traversal.evenly_spaced(state_cz[:, axis.coordinate], span, sampling.n_steps)
         return position_s, partial(traversal.along_coordinate, coordinate=axis.coordinate, position_s=position_s)
     if axis.kind == "direction":
         origin_z, filter_z, direction_z = axis.direction
         score_c = (state_cz[:, : len(origin_z)] - origin_z) @ filter_z
-        position_s = traversal.evenly_spaced(score_c, sampling.span, sampling.n_steps)
+        if sampling.span is None and axis.default_span is not None:
+            position_s = np.linspace(*axis.default_span, sampling.n_steps)
+        else:
+            position_s = traversal.evenly_spaced(score_c, span, sampling.n_steps)
         return position_s, partial(
             traversal.along_direction,
             origin_z=origin_z,
