@@ -172,11 +172,15 @@ for arguments in ["--version"], ["--help"], ["traverse", "--help"], ["info", "--
         assert end.code == 0
     heavy = {"sklearn", "pyro", "matplotlib", "scanpy", "numba", "anndata", "pandas", "mudata"} & set(sys.modules)
     print("heavy:", *arguments, *heavy)
+
+import celldial.pl
+
+print("drawing:", *{"matplotlib"} & set(sys.modules))
 """
 
 
 def test_version_and_help_import_little() -> None:
-    """Nor does the package, which is imported with the command line."""
+    """Nor does the package, which is imported with the command line. Plots import matplotlib when they are drawn."""
     done = subprocess.run([sys.executable, "-c", IMPORTS_OF_HELP], capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     assert lines[0].startswith(f"celldial {celldial.__version__}")
@@ -188,6 +192,7 @@ def test_version_and_help_import_little() -> None:
         "heavy: info --help",
         "heavy: fit --help pyro",  # the names of likelihoods and decoders come from the model
     ]
+    assert lines[-1] == "drawing:"
 
 
 def test_the_command_is_installed_under_its_name(root: Path) -> None:

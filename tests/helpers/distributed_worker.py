@@ -5,36 +5,47 @@ import os
 import signal
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+from lightning_fabric import Fabric
 
 from celldial import VAE
 from celldial.data.in_memory import InMemorySource
 from celldial.model.module import Module
 from celldial.training import loop
-from celldial.training.hardware import Hardware, RunContext
-from celldial.training.plan import TrainingPlan
+from celldial.training.hardware import Hardware, launch
+from celldial.training.plan import StageResult, TrainingPlan
 from helpers.modules import build_module
 from helpers.simulate import simulate, simulate_cells
 
 
-def train_without_noise() -> tuple[Module, dict[str, list[float]]]:
-    """Train with random numbers only in the order of the cells, which any number of processes share."""
+def train_without_noise(
+    n_validation_cells: int = 17, devices: int | None = None
+) -> tuple[Module, dict[str, list[float]]]:
+    """Train with random numbers only in the order of the cells, which any number of processes share.
+
+    By default, two processes cannot share the validation cells evenly; with one cell, one process has none.
+    """
+    torch.manual_seed(0)
+    module = build_module({"rna": 20}, "negative_binomial", dropout_rate=0.0)
+    cells = simulate_cells(48 + n_validation_cells)
+    module.initialize(cells)
+    source = InMemorySource(cells, torch.arange(48), torch.arange(48, len(cells)))
+    fabric = Hardware("cpu", devices=devices).fabric()
+    result = launch(fabric, partial(train_in_process, source=source), module)
+    return module.eval(), result.history
+
+
+def train_in_process(fabric: Fabric, module: Module, source: InMemorySource) -> StageResult:
+    """Train in each of the processes."""
     normal: Any = torch.distributions.normal
-    standard_normal = normal._standard_normal
-    normal._standard_normal = lambda shape, dtype, device: torch.zeros(shape, dtype=dtype, device=device)
-    try:
-        torch.manual_seed(0)
-        module = build_module({"rna": 20}, "negative_binomial", dropout_rate=0.0)
-        cells = simulate_cells(65)  # an odd number, which two processes cannot share evenly
-        module.initialize(cells)
-        source = InMemorySource(cells, torch.arange(48), torch.arange(48, 65))
-        plan = TrainingPlan(max_epochs=3, batch_size=16)
-        return module, loop.train(module, source, plan, 0, RunContext(Hardware("cpu"))).history
-    finally:
-        normal._standard_normal = standard_normal
+    plan = TrainingPlan(max_epochs=3, batch_size=16)
+    with mock.patch.object(normal, "_standard_normal", lambda shape, dtype, device: torch.zeros(shape, dtype=dtype)):
+        return loop.Trainer(fabric, module, source, plan, 0, None).run()
 
 
 def fit(checkpoint: Path | None, devices: int | None = None) -> VAE:

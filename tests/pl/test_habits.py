@@ -1,8 +1,6 @@
 """All plots of `pl.__all__`: arguments as in scanpy, and no side effects."""
 
 import inspect
-import subprocess
-import sys
 from collections.abc import Callable
 
 import matplotlib as mpl
@@ -106,8 +104,3 @@ def test_cells_read_from_a_file_have_the_same_panels(cells, plot, tmp_path):
     read = ad.read_h5ad(tmp_path / "cells.h5ad")
     first, second = (list(plot(each, show=False)) for each in (cells, read))
     assert first == second
-
-
-def test_importing_the_plots_loads_no_matplotlib():
-    code = "import sys, celldial.pl; sys.exit('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

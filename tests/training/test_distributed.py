@@ -14,6 +14,8 @@ from torch import Tensor
 
 import celldial
 from celldial import VAE
+from celldial.model.module import Module
+from celldial.training.plan import History
 from helpers.distributed_worker import fit, train_without_noise
 from helpers.simulate import simulate, simulate_two
 
@@ -44,15 +46,27 @@ def results(task: str, folder: Path) -> list[tuple[dict[str, list[float]], dict[
     return [(json.loads(path.with_suffix(".json").read_text()), torch.load(path.with_suffix(".pt"))) for path in paths]
 
 
-def test_the_loss_curve_is_that_of_one_process(tmp_path: Path) -> None:
+def assert_trained_alike(found: History, weights: dict[str, Tensor], history: History, module: Module) -> None:
+    for name in set(history) - {"seconds"}:
+        assert found[name] == pytest.approx(history[name], rel=1e-5), name
+    for name, tensor in module.state_dict().items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_the_loss_curve_is_that_of_one_process() -> None:
+    """Of two new processes, one has no validation cell."""
+    module, history = train_without_noise(n_validation_cells=1)
+    other, found = train_without_noise(n_validation_cells=1, devices=2)
+    assert_trained_alike(found, other.state_dict(), history, module)
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_have_the_loss_curve_and_the_weights_of_one(tmp_path: Path) -> None:
     process = torchrun("without_noise", tmp_path)
     assert process.returncode == 0, process.stderr
     module, history = train_without_noise()
     for found, weights in results("without_noise", tmp_path):
-        for name in set(history) - {"seconds"}:
-            assert found[name] == pytest.approx(history[name], rel=1e-5), name
-        for name, tensor in module.state_dict().items():
-            torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-5)
+        assert_trained_alike(found, weights, history, module)
 
 
 @pytest.mark.slow
@@ -87,6 +101,7 @@ def test_stages_and_missing_modalities_in_several_processes(parameters: dict[str
     assert adata.obsm["X_celldial"].shape == (60, 2)
 
 
+@pytest.mark.slow
 def test_a_process_may_have_no_validation_cells() -> None:
     model = VAE(2, 8).fit(simulate(), max_epochs=1, validation_size=0.01, progress=False, device="cpu", devices=2)
     assert np.isfinite(model.history_["elbo_validation"]).all()
