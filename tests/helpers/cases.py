@@ -1,11 +1,11 @@
-"""One row for each likelihood, latent family and prior. The tests of a kind run over its table.
+"""One row for each likelihood, latent family, prior and plot. The tests of a kind run over its table.
 
 Each table has all names of the package: a test fails if a name has no row.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from scipy import stats
 
 from celldial.model.latents import LatentName
 from celldial.model.priors import PriorName
+from helpers.figures import cycling, fitted, ranked, stored_in, sweep, traversal
 
 # --- Likelihoods ------------------------------------------------------------------------------------------------------
 
@@ -81,4 +82,46 @@ PRIOR_CASES: dict[PriorName, dict[str, Any]] = {
     "standard": {},
     "mixture": {"n_components": 3},
     "flow": {},
+}
+
+
+# --- Plots ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PlotCase:
+    """A plot of matplotlib: `tests/figures/NAME.png` shows what it draws of `data`."""
+
+    # Return what is drawn: cells, or a table.
+    data: Callable[[], Any]
+    panels: list[str]
+    # Facts that the error names if `data` has no results: what is missing, or the call that computes it.
+    missing: list[str]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+PLOT_CASES: dict[str, PlotCase] = {
+    "axes": PlotCase(
+        lambda: ranked(6, ("rna", "atac")), ["share", "share_rna", "share_atac", "kl"], ["model.axes(adata)"]
+    ),
+    "axis_features": PlotCase(
+        lambda: stored_in(axis_3=traversal(n_features={"rna": 40, "atac": 30})),
+        ["rna", "atac"],
+        ["uns['latent_traverse']", "model.latent_traverse"],
+    ),
+    "cell_cycle": PlotCase(
+        cycling,
+        ["circle", "MCM5", "PCNA", "MCM6", "UBE2C", "TOP2A", "CDK1"],
+        ["'cell_cycle_angle'", "VAE(periodic='cell_cycle')"],
+    ),
+    "gradient_variance": PlotCase(sweep, ["width", "n_averaged"], ["'parameter'", "celldial.tl.sweep_gradients"]),
+    "history": PlotCase(fitted, ["elbo", "kl"], ["model.fit(adata)"]),
+    "latent_traverse": PlotCase(
+        fitted,
+        ["GENE34", "GENE11", "GENE28", "GENE5", "GENE17", "GENE33", "heatmap"],
+        ["uns['latent_traverse']", "model.latent_traverse"],
+    ),
+    "traverse_path": PlotCase(
+        cycling, ["map"], ["uns['latent_traverse']", "model.latent_traverse"], {"name": "CD4 T to CD8 T"}
+    ),
 }

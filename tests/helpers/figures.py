@@ -175,6 +175,24 @@ def traversal(kind: str = "coordinate", n_features: dict[str, int] | None = None
     return stored
 
 
+def fitted() -> AnnData:
+    """Return cells as after `fit` and `latent_traverse`, with numbers that do not depend on a model."""
+    epoch_e = np.arange(30)
+    elbo_e = -650 - 3000 * np.exp(-1.5 * epoch_e) - 60 * np.exp(-0.2 * epoch_e)
+    history = {
+        "elbo_train": elbo_e + 5,
+        "elbo_validation": elbo_e - 0.03 * np.maximum(epoch_e - 20, 0) ** 2,
+        "kl_validation": 12 - 8 * np.exp(-0.3 * epoch_e),
+        "kl_weight": np.minimum(1, (epoch_e + 1) / 5),
+        "seconds": 0.5 * (epoch_e + 1),
+    }
+    history["kept"] = (epoch_e == history["elbo_validation"].argmax()).astype(float)
+    return AnnData(
+        np.zeros((2, 40), dtype=np.float32),
+        uns={"celldial": {"history": history}, "latent_traverse": {"axis_3": traversal()}},
+    )
+
+
 def stored_in(**traversals: dict[str, Any]) -> AnnData:
     """Return cells that have only traversals."""
     return AnnData(np.zeros((2, 1), dtype=np.float32), uns={"latent_traverse": dict(traversals)})
@@ -192,6 +210,11 @@ def coordinates(n: int = 6, modalities: tuple[str, ...] = ("rna",)) -> pd.DataFr
     table["used"] = size_z > 0.01
     table["rank"] = np.argsort(np.argsort(-size_z, kind="stable"), kind="stable")
     return table
+
+
+def ranked(n: int = 6, modalities: tuple[str, ...] = ("rna",)) -> AnnData:
+    """Return cells that have only a table of coordinates."""
+    return AnnData(np.zeros((2, 1), dtype=np.float32), uns={"celldial": {"coordinates": coordinates(n, modalities)}})
 
 
 def sweep(parameters: tuple[str, ...] = ("mu", "sigma")) -> pd.DataFrame:

@@ -3,24 +3,13 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from anndata import AnnData
 
 from celldial import pl
-from helpers.figures import all_inside, coordinates, difference, overlapping, rows_of, shows
-from helpers.raises import raises
-
-
-def cells_with_coordinates(*arguments) -> AnnData:
-    return AnnData(np.zeros((2, 1), dtype=np.float32), uns={"celldial": {"coordinates": coordinates(*arguments)}})
-
-
-def test_axes_look_as_before(tmp_path):
-    figure = pl.axes(cells_with_coordinates(6, ("rna", "atac")), return_fig=True)
-    assert difference(figure, "axes.png", tmp_path) is None
+from helpers.figures import all_inside, difference, overlapping, ranked, rows_of, shows
 
 
 def test_a_missing_bar_is_seen(tmp_path):
-    panel = pl.axes(cells_with_coordinates(6, ("rna", "atac")), show=False)["kl"]
+    panel = pl.axes(ranked(6, ("rna", "atac")), show=False)["kl"]
     max(panel.patches, key=lambda bar: bar.get_width()).remove()
     assert "Error" in difference(plt.gcf(), "axes.png", tmp_path)
 
@@ -31,7 +20,7 @@ def test_a_missing_bar_is_seen(tmp_path):
     ids=str,
 )
 def test_bars_are_what_is_stored_in_order_of_rank(n, modalities):
-    adata = cells_with_coordinates(n, modalities)
+    adata = ranked(n, modalities)
     axes = pl.axes(adata, show=False)
     several = [f"share_{name}" for name in modalities] if len(modalities) > 1 else []
     assert list(axes) == ["share", *several, "kl"]
@@ -46,7 +35,7 @@ def test_bars_are_what_is_stored_in_order_of_rank(n, modalities):
 
 
 def test_unused_coordinates_are_pale_and_labeled():
-    adata = cells_with_coordinates(6)
+    adata = ranked(6)
     axes = pl.axes(adata, show=False)
     used = adata.uns["celldial"]["coordinates"].sort_values("rank")["used"].to_numpy()
     for panel in axes.values():
@@ -59,14 +48,9 @@ def test_unused_coordinates_are_pale_and_labeled():
 
 
 def test_no_coordinate_is_used():
-    adata = cells_with_coordinates(6)
+    adata = ranked(6)
     table = adata.uns["celldial"]["coordinates"]
     table[["kl", "variance", "share", "share_rna"]], table["used"] = 0.0, False
     figure = pl.axes(adata, return_fig=True)
     assert shows(figure, "0 of 6")
     assert all_inside(figure)
-
-
-def test_without_a_table_the_error_names_the_method():
-    with raises(KeyError, naming=["model.axes(adata)"]):
-        pl.axes(AnnData(np.zeros((2, 2))))

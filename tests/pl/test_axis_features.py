@@ -22,11 +22,6 @@ from helpers.raises import raises
 TWO = {"rna": 40, "atac": 30}
 
 
-def test_axis_features_look_as_before(tmp_path):
-    figure = pl.axis_features(stored_in(axis_3=traversal(n_features=TWO)), return_fig=True)
-    assert difference(figure, "axis_features.png", tmp_path) is None
-
-
 def test_axis_features_of_a_circle_look_as_before(tmp_path):
     figure = pl.axis_features(stored_in(cell_cycle=traversal("periodic")), return_fig=True)
     assert difference(figure, "axis_features_periodic.png", tmp_path) is None

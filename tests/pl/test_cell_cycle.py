@@ -23,10 +23,6 @@ def points_of(panel) -> np.ndarray:
 # --- Images -----------------------------------------------------------------------------------------------------------
 
 
-def test_cell_cycle_looks_as_before(cells, tmp_path):
-    assert difference(pl.cell_cycle(cells, return_fig=True), "cell_cycle.png", tmp_path) is None
-
-
 def test_a_circle_without_phases_looks_as_before(tmp_path):
     figure = pl.cell_cycle(cycling(phases=False), features=["MCM5", "CDK1"], color="score", return_fig=True)
     assert difference(figure, "cell_cycle_without_phases.png", tmp_path) is None

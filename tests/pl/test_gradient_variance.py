@@ -17,11 +17,6 @@ def labels(figure: plt.Figure) -> list[str]:
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def test_gradient_variance_looks_as_before(tmp_path):
-    figure = pl.gradient_variance(sweep(), return_fig=True)
-    assert difference(figure, "gradient_variance.png", tmp_path) is None
-
-
 @pytest.mark.parametrize("panel", ["width", "n_averaged"])
 def test_a_missing_curve_is_seen(tmp_path, panel):
     pl.gradient_variance(sweep(), show=False)[panel].lines[0].remove()

@@ -7,7 +7,6 @@ from anndata import AnnData
 
 from celldial import pl
 from helpers.figures import all_inside, difference, shows, texts
-from helpers.raises import raises
 
 
 def without_validation(adata: AnnData) -> None:
@@ -15,10 +14,6 @@ def without_validation(adata: AnnData) -> None:
     for name in [name for name in history if name.endswith("validation")]:
         del history[name]
     history["kept"] = np.eye(30)[-1]
-
-
-def test_history_looks_as_before(adata, tmp_path):
-    assert difference(pl.history(adata, return_fig=True), "history.png", tmp_path) is None
 
 
 def test_history_without_validation_looks_as_before(adata, tmp_path):
@@ -104,8 +99,3 @@ def test_history_of_several_modalities_has_an_axis_for_weights(adata):
     history["kept"] = np.eye(30)[-1]
     history["elbo_validation"][-3:] = np.nan
     assert pl.history(adata, show=False)["elbo_train"].lines[1].get_ydata() == history["elbo_train"][-1]
-
-
-def test_history_of_cells_without_a_model():
-    with raises(KeyError, naming=["model.fit(adata)"]):
-        pl.history(AnnData(np.zeros((2, 2))))

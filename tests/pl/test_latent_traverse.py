@@ -33,11 +33,6 @@ def multiome() -> AnnData:
 # --- Images -----------------------------------------------------------------------------------------------------------
 
 
-def test_latent_traverse_looks_as_before(adata, tmp_path):
-    figure = pl.latent_traverse(adata, "axis_3", return_fig=True)
-    assert difference(figure, "latent_traverse.png", tmp_path) is None
-
-
 def test_a_traversal_of_a_circle_looks_as_before(tmp_path):
     figure = pl.latent_traverse(stored_in(cell_cycle=traversal("periodic", TWO)), return_fig=True)
     assert difference(figure, "latent_traverse_periodic.png", tmp_path) is None
@@ -287,8 +282,6 @@ def test_peaks_alone():
 def test_an_unknown_traversal_is_named(adata):
     with raises(KeyError, naming=["'axis_4'", "did you mean 'axis_3'", "model.latent_traverse"]):
         pl.latent_traverse(adata, "axis_4")
-    with raises(KeyError, naming=["uns['latent_traverse']", "model.latent_traverse"]):
-        pl.latent_traverse(AnnData(np.zeros((2, 2))))
 
 
 @pytest.mark.parametrize("features", ["gene12", ["GENE1", "gene12"]])

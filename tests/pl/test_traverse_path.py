@@ -19,11 +19,6 @@ def path_of(panel) -> np.ndarray:
     return panel.lines[0].get_xydata()
 
 
-def test_traverse_path_looks_as_before(cells, tmp_path):
-    figure = pl.traverse_path(cells, "CD4 T to CD8 T", return_fig=True)
-    assert difference(figure, "traverse_path.png", tmp_path) is None
-
-
 def test_a_path_around_a_circle_looks_as_before(cells, tmp_path):
     figure = pl.traverse_path(cells, "cell_cycle", return_fig=True)
     assert difference(figure, "traverse_path_periodic.png", tmp_path) is None
