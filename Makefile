@@ -15,7 +15,7 @@ PIP_INSTALL := -m pip --disable-pip-version-check install
 PIP := $(BIN)/python $(PIP_INSTALL)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-lowest coverage lint format docs tutorials news clean distclean
+.PHONY: help demo test test-all test-lowest coverage lint lint-types lint-docstrings lint-rest format docs tutorials news clean distclean
 
 help:
 	@echo "make demo         train on blood cells (RNA) and on simulated cells (RNA and ATAC); figures in demo/"
@@ -53,13 +53,21 @@ test-lowest: $(LOWEST)/.installed
 coverage: $(VENV)/.installed-dev
 	$(ONE_THREAD) $(BIN)/python $(PYTEST) --cov --cov-report=term
 
+# The two checks that take longer than a second run at the same time as the others.
 lint: $(VENV)/.installed-dev
+	@$(MAKE) --no-print-directory -j 2 lint-types lint-docstrings lint-rest
+
+lint-types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+lint-docstrings: $(VENV)/.installed-dev
+	$(BIN)/numpydoc lint $$(find src -name '*.py')
+
+lint-rest: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/codespell
-	$(BIN)/numpydoc lint $$(find src -name '*.py')
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix

@@ -8,13 +8,9 @@ from typing import Any
 
 import hypothesis
 import pytest
-import torch
 
 # Before anything imports matplotlib: figures need no screen.
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Before anything imports Triton: without a GPU its kernels are interpreted.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Lightning Fabric reads the metadata of all installed packages for each training: a fifth of the time of a short fit.
 # They do not change during the tests.
@@ -27,9 +23,20 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("celldial")
 
 pytest.register_assert_rewrite("helpers")
-pytest_plugins = ("helpers.fixtures",)
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare a process that runs tests; the one that only distributes them imports neither torch nor the package."""
+    if config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput"):
+        return
+    import torch
+
+    # Before anything imports Triton: without a GPU its kernels are interpreted.
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+    config.pluginmanager.import_plugin("helpers.fixtures")
 
 
 # The neighbor graph of scanpy imports umap-learn, which compiles functions for half a minute. These files need it, so
@@ -52,6 +59,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked gpu where there is no CUDA device."""
+    import torch
+
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items:
         return
@@ -63,14 +72,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> None:
     """Seed before a fixture of several tests: it must not depend on the test that uses it first."""
+    import torch
+
     if fixturedef.scope != "function":
         torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    """Seed before each test: it must not depend on those before it in the same process."""
-    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,12 @@ from helpers.fit import fit
 from helpers.simulate import COVARIATES, simulate, simulate_modalities, simulate_mosaic, simulate_two
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Seed before each test: it must not depend on those before it in the same process."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def double_precision() -> Iterator[None]:
     """Seed, and compute in double precision without checks by Pyro, as in training."""
