@@ -1,6 +1,7 @@
-"""What the benchmarks beside a peer have in common: jobs in processes of their own, and a table of what they measured.
+"""What the benchmarks against peers share: jobs in separate processes, and a table of their measurements.
 
-The workers import this file, too, and some run in the peers' environment: it imports neither celldial nor scanpy.
+The workers import this file, too, and some run in the environments of the peers. It imports neither celldial nor
+scanpy.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Run = dict[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. `value` is what the aim is about; None where there is no number."""
+    """A line of the table. `value` is the number to which the aim applies, or None."""
 
     measure: str
     ours: str
@@ -45,7 +46,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Bench:
-    """Runs jobs, each in a fresh process, and keeps what they measured."""
+    """Runs each job in a new process, and collects the measurements."""
 
     interpreter: dict[str, str]
     worker: dict[str, str]
@@ -53,16 +54,16 @@ class Bench:
     scratch: Path
     threads: int
     done: list[Run] = field(default_factory=list)
-    keep: Path | None = None  # where `once` looks for what an earlier call measured
+    keep: Path | None = None  # folder in which `once` finds the runs of earlier calls
     known: dict[str, Run] = field(default_factory=dict)
 
     def run(self, who: str, task: str, data: str, out: Path | None = None, **options: Any) -> Run:
-        """Run one job in a worker process, and return its measurements and the arrays that it made."""
+        """Run a job in a worker process; return its measurements and the arrays that it wrote."""
         path = str(Path(self.paths[data]).resolve())
         job = {"who": who, "task": task, "data": path, "threads": self.threads, "seed": 0, **options}
         if out is None:
             out = Path(tempfile.mkdtemp(dir=self.scratch))
-        # Set before numpy, torch and numba load, because they read it then. No GPU: the comparison is of CPUs.
+        # Set before numpy, torch and numba are loaded, which is when they read it. No GPU: CPUs are compared.
         threads = ("OMP", "MKL", "OPENBLAS", "NUMBA")
         environment = {f"{library}_NUM_THREADS": str(self.threads) for library in threads} | {
             "CUDA_VISIBLE_DEVICES": ""
@@ -80,20 +81,20 @@ class Bench:
         return self.read(out, job, data)
 
     def read(self, out: Path, job: dict[str, Any], data: str) -> Run:
-        """Note what a finished job left in its folder."""
+        """Return what a finished job wrote into its folder, and record it."""
         result: Run = json.loads((out / "result.json").read_text())
         if result["threads"] != self.threads:
             raise RuntimeError(f"{job['who']} ended with {result['threads']} threads instead of {self.threads}")
-        # Mapped, not read: an imputed matrix is large, and most rows of the table need none.
+        # Memory-mapped, because an imputed matrix is large and most rows of the table do not need it.
         arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(out.glob("*.npy"))}
-        # In place of the path, which is of no use elsewhere, the name.
+        # The name replaces the path, which has no meaning elsewhere.
         self.done.append({**job, **result, **arrays, "data": data})
         return self.done[-1]
 
     def once(self, who: str, task: str, data: str, **options: Any) -> Run:
-        """Do a job only if it was not done yet by this process, or, if it is a peer's, by any that had the same `keep`.
+        """Run a job unless this process has done so, or for a peer any process with the same `keep`.
 
-        The peers do not change; celldial does.
+        The peers do not change, unlike celldial.
         """
         key = json.dumps([who, task, data, self.threads, options], sort_keys=True)
         if key not in self.known:
@@ -108,19 +109,19 @@ class Bench:
                 self.known[key] = self.run(who, task, data, out, **options)
         return self.known[key]
 
-    def turns(self, whos: Sequence[str], task: str, data: str, times: int, **options: Any) -> dict[str, list[Run]]:
-        """Let several take turns at the same job."""
-        runs: dict[str, list[Run]] = {who: [] for who in whos}
+    def turns(self, names: Sequence[str], task: str, data: str, times: int, **options: Any) -> dict[str, list[Run]]:
+        """Run the same job several times with each program, in turns."""
+        runs: dict[str, list[Run]] = {who: [] for who in names}
         for _ in range(times):
-            for who in whos:
+            for who in names:
                 runs[who].append(self.run(who, task, data, **options))
         return runs
 
 
 def resident_mb(peak: bool = False) -> float:
-    """Memory of this process, now or at its highest, in MB.
+    """Return the current or the highest memory of this process in MB.
 
-    Not `resource.getrusage`: its peak is inherited by a process from the one that started it.
+    `resource.getrusage` is not used, because a process inherits the peak of the process that started it.
     """
     name = "VmHWM" if peak else "VmRSS"
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -131,18 +132,18 @@ def resident_mb(peak: bool = False) -> float:
 
 
 def seconds_to(run: Run, target: float, key: str = "loss") -> float:
-    """Seconds of training until a loss of the validation cells is at the target; infinite if it never is."""
+    """Return the seconds of training until the validation loss reaches a target, or infinity."""
     after_epoch = zip(run["seconds"], run[key], strict=True)
     return next((second for second, loss in after_epoch if loss is not None and loss <= target), math.inf)
 
 
 def best(run: Run, key: str = "loss") -> float:
-    """The lowest loss of the validation cells after any epoch."""
+    """Return the lowest validation loss of all epochs."""
     return min(loss for loss in run[key] if loss is not None)
 
 
 def cells_per_second(run: Run) -> float:
-    """Steady state: the first epoch, which warms caches and allocators, does not count."""
+    """Return the speed without the first epoch, which warms caches and allocators."""
     return run["n_train"] / median(np.diff(run["seconds"]).tolist())
 
 
@@ -151,8 +152,8 @@ def as_fraction(share: float) -> str:
 
 
 def row_of_time(measure: str, runs: dict[str, list[Run]], ours: str, peer: str, key: str = "loss") -> Row:
-    """The time to reach the peer's best, beside the time that the peer took; medians over the repeats."""
-    # Where there is one run of the peer, it stands beside each of ours.
+    """Return the row of the time to reach the peer's best loss, with that of the peer; medians over the repeats."""
+    # If the peer has a single run, it is compared with each run of celldial.
     peers = runs[peer] * (len(runs[ours]) if len(runs[peer]) == 1 else 1)
     targets = [best(run, key) for run in peers]
     our_time = median(seconds_to(run, target, key) for run, target in zip(runs[ours], targets, strict=True))
@@ -171,7 +172,7 @@ def row_of_time(measure: str, runs: dict[str, list[Run]], ours: str, peer: str, 
 def row_of_speed(
     measure: str, runs: dict[str, list[Run]], ours: str, peer: str, speed: Callable[[Run], float], aim: float
 ) -> Row:
-    """A throughput, and how many times the peer's it is."""
+    """Return the row of a throughput, with its ratio to that of the peer."""
     our_speed, peer_speed = (median(map(speed, runs[who])) for who in (ours, peer))
     ratio = our_speed / peer_speed
     return Row(measure, f"{our_speed:,.0f} ({ratio:.1f}×)", f"{peer_speed:,.0f}", ratio, f"≥ {aim:g}×", ratio >= aim)
@@ -188,7 +189,7 @@ def markdown(rows: list[Row], peer: str) -> str:
 
 
 def conditions(runs: list[Run], peer: str, sizes: dict[str, Any], threads: int) -> dict[str, Any]:
-    """Everything that the numbers depend on, and no name of a machine. `peer` may be of several; versions are alike."""
+    """Return everything on which the numbers depend, without the name of the machine; peers have the same versions."""
     versions = next((run["versions"] for run in runs if "versions" in run), {})
     return {
         "threads": threads,
@@ -217,7 +218,7 @@ def measure(
     wanted: Sequence[str],
     out: Path | None,
 ) -> tuple[list[Row], list[str]]:
-    """Measure part by part, and write what there is after each; a part that fails does not take the others along."""
+    """Measure part by part, and write the results after each part; if a part fails, the others still run."""
     rows: list[Row] = []
     failed = []
     for part in wanted:
@@ -231,8 +232,8 @@ def measure(
     return rows, failed
 
 
-def write_report(path: Path, about: dict[str, Any], rows: list[Row], runs: list[Run]) -> None:
+def write_report(path: Path, settings: dict[str, Any], rows: list[Row], runs: list[Run]) -> None:
     """Write rows and measurements, without the arrays, as JSON."""
     measured = [{key: value for key, value in run.items() if not isinstance(value, np.ndarray)} for run in runs]
-    report = {"conditions": about, "rows": [asdict(row) for row in rows], "runs": measured}
+    report = {"conditions": settings, "rows": [asdict(row) for row in rows], "runs": measured}
     path.write_text(json.dumps(report, indent=1) + "\n")

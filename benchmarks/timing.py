@@ -1,4 +1,4 @@
-"""Time several things fairly: in turns, so that a slow moment of the machine falls on all of them; medians."""
+"""Timing of several functions in turns, so that a slow moment of the machine affects all of them equally; medians."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from statistics import median
 
 
 def milliseconds(parts: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 5) -> dict[str, float]:
-    """Median time of each part, in milliseconds."""
+    """Return the median time of each function in milliseconds."""
     measured: dict[str, list[float]] = {name: [] for name in parts}
     for repeat in range(warm_up + repeats):
         for name, part in parts.items():

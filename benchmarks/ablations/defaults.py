@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What each choice of the defaults gives: one change at a time, on held-out cells and on the embedding.
+"""Effect of each default, changed one at a time, on held-out cells and on the embedding.
 
     python -m benchmarks.ablations.defaults --data DIR [--threads 1] [--seeds 3]
 
@@ -34,7 +34,7 @@ from celldial.training import loop, optimizer
 
 
 def plan(**changes: Any) -> Any:
-    """Train by a changed plan."""
+    """Return a context in which training uses a changed plan."""
     train = loop.train
 
     def with_changes(module: Any, source: Any, plan: Any, *args: Any) -> Any:
@@ -44,25 +44,25 @@ def plan(**changes: Any) -> Any:
 
 
 def without(owner: type, method: str) -> Any:
-    """Leave a step of the initialisation out."""
+    """Return a context in which a step of the initialization is left out."""
     return mock.patch.object(owner, method, return_value=None)
 
 
 @contextmanager
 def raw_input() -> Iterator[None]:
-    """Let the encoder read log counts, not normalized by the library size."""
+    """Use log counts as input of the encoder, not normalized by the library size."""
     with mock.patch.object(networks.Encoder, "normalize", lambda self, counts, library_size_c: counts.value_n.log1p()):
         yield
 
 
 @contextmanager
 def relu() -> Iterator[None]:
-    """Use the other common nonlinearity."""
+    """Use ReLU instead of SiLU."""
     with mock.patch.object(networks, "silu", torch.relu):
         yield
 
 
-# What is changed: parameters of VAE, or something to patch while it is fitted.
+# Changes: parameters of VAE, or a patch that is active during the fit.
 VARIANTS: dict[str, tuple[dict[str, Any], Callable[[], Any] | None]] = {
     "defaults": ({}, None),
     "Poisson": ({"likelihood": "poisson"}, None),
@@ -76,17 +76,20 @@ VARIANTS: dict[str, tuple[dict[str, Any], Callable[[], Any] | None]] = {
     "half the learning rate": ({"learning_rate": 4e-3}, None),
     "weight decay 0.01": ({}, lambda: plan(weight_decay=0.01)),
     "no KL warm-up": ({}, lambda: plan(kl_warmup=False)),
-    "dispersions as slow as weights": ({}, lambda: mock.patch.object(optimizer, "LOG_SCALE_LR_FACTOR", 1)),
-    "dispersions start at 1": ({}, lambda: without(likelihoods.NegativeBinomial, "initialise")),
+    "dispersions as slow as weights": (
+        {},
+        lambda: mock.patch.object(optimizer, "LOG_SCALE_LR_FACTOR", 1),
+    ),
+    "dispersions start at 1": ({}, lambda: without(likelihoods.NegativeBinomial, "initialize")),
     "encoder starts unscaled": ({}, lambda: mock.patch.object(networks, "MIN_DEVIATION", 1.0)),
-    "decoder biases start at 0": ({}, lambda: without(networks.Decoder, "initialise")),
+    "decoder biases start at 0": ({}, lambda: without(networks.Decoder, "initialize")),
     "input not normalized": ({}, raw_input),
     "ReLU": ({}, relu),
 }
 
 
 def measure(adata: ad.AnnData, parameters: dict[str, Any], patch: Callable[[], Any] | None, seed: int) -> list[float]:
-    """Fit once, and say how well."""
+    """Fit one model and return its scores."""
     held_out = np.arange(adata.n_obs) < adata.n_obs // 10
     model = cd.VAE(seed=seed, **parameters)
     if patch is None:
@@ -102,7 +105,7 @@ def measure(adata: ad.AnnData, parameters: dict[str, Any], patch: Callable[[], A
 
 
 def supervised(adata: ad.AnnData) -> tuple[float, float]:
-    """Classify by all genes, trained on the labels of the other cells: about the most that these genes can give."""
+    """Classify cells by all genes with cross-validation, as an upper bound for embeddings of these genes."""
     normalized = sc.pp.normalize_total(adata, target_sum=1e4, copy=True)
     sc.pp.log1p(normalized)
     sc.pp.scale(normalized, max_value=10)
@@ -133,7 +136,7 @@ def main() -> None:
         (of_large,) = measure(large, parameters, patch, 0)
         print(f"| {name} | {elbo:.1f} | {nmi:.3f} | {f1:.3f} | {of_large:.1f} |", flush=True)
     nmi, f1 = supervised(small)
-    print(f"\nA logistic regression that is told the labels, out of fold: NMI {nmi:.3f}, F1 {f1:.3f}.")
+    print(f"\nA logistic regression on the labels, cross-validated: NMI {nmi:.3f}, F1 {f1:.3f}.")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""How the sequencing depth of ATAC cells is modelled: four ways, compared on held-out cells.
+"""Four models of the sequencing depth of ATAC cells, compared on held-out cells.
 
     python -m benchmarks.ablations.depth --data DIR [--threads 1] [--seeds 2] [--epochs N]
 
@@ -34,11 +34,11 @@ from celldial.ops.csr import CSRTensor
 LABELS = "celltype"
 
 
-# --- The ways ---------------------------------------------------------------------------------------------------------
+# --- The variants -----------------------------------------------------------------------------------------------------
 
 
 class Logit(torch.autograd.Function):
-    """Bernoulli log-likelihood per cell of log-odds, Σ_open y − Σ softplus(y), with its gradient."""
+    """Bernoulli log-likelihood per cell given log odds, Σ_open y − Σ softplus(y), with its gradient."""
 
     @staticmethod
     def forward(ctx: Any, log_odds_cf: Tensor, counts: CSRTensor) -> Tensor:
@@ -57,9 +57,9 @@ class Logit(torch.autograd.Function):
 
 
 class LogOdds(likelihoods.Likelihood):
-    """The decoder gives log-odds, and knows of the depth only what the latent state tells."""
+    """The decoder returns log odds. Only the latent state can encode the depth."""
 
-    # The same prior as that of what it is compared with.
+    # The same prior as in the default model.
     loading_scale = likelihoods.Bernoulli.loading_scale
 
     def log_odds(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class LogOdds(likelihoods.Likelihood):
 
 
 class LogOddsWithOffset(LogOdds):
-    """To the log-odds of every peak a learned multiple of the log of the cell's number of open peaks is added."""
+    """A learned multiple of the log number of open peaks of the cell is added to the log odds of every peak."""
 
     log_depth_mean: Tensor
 
@@ -84,7 +84,7 @@ class LogOddsWithOffset(LogOdds):
         self.register_buffer("log_depth_mean", torch.zeros(()))
 
     def initialize(self, counts: CSRTensor, library_size_c: Tensor) -> None:
-        # Of the mean cell the offset is 0, lest it shift where the decoder's biases start.
+        # The offset of the average cell is 0, so that the initial biases of the decoder are right.
         self.log_depth_mean.copy_(library_size_c.log().mean())
 
     def log_odds(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
@@ -93,14 +93,14 @@ class LogOddsWithOffset(LogOdds):
 
 
 class FixedExposure(likelihoods.Bernoulli):
-    """Ours, with the exposure not learned: it is the number of open peaks."""
+    """The default model without a learned exposure: the exposure is the number of open peaks."""
 
     def log_exposure(self, library_size_c: Tensor) -> Tensor:
         return library_size_c.clamp_min(1e-6).log()
 
 
 def start_at_logit(decoder: networks.Decoder, counts: CSRTensor) -> None:
-    """Start the biases at the log-odds of each peak, as the decoder's own `initialize` does for log rates."""
+    """Initialize the biases to the log odds of each peak, as `Decoder.initialize` does for log rates."""
     with torch.no_grad():
         (head,) = decoder.heads
         head.weight.mul_(networks.HEAD_SCALE)
@@ -120,7 +120,7 @@ VARIANTS: dict[str, type[likelihoods.Likelihood]] = {
 
 
 def measure(adata: ad.AnnData, variant: type[likelihoods.Likelihood], seed: int, epochs: int | None) -> list[float]:
-    """Fit once, and say how well."""
+    """Fit one model and return its scores."""
     held_out_c = np.arange(adata.n_obs) < n_held_out(adata)
     model = cd.VAE(likelihood="bernoulli", seed=seed)
     with ExitStack() as patches:
@@ -142,7 +142,7 @@ def measure(adata: ad.AnnData, variant: type[likelihoods.Likelihood], seed: int,
 
 
 def depth_explained(adata: ad.AnnData, embedding_cz: np.ndarray, held_out_c: np.ndarray) -> float:
-    """R², on the held-out cells, of a linear regression of log depth on the latent state, fit to the other cells."""
+    """Return R² of a linear regression of log depth on the latent state, fit to the other cells, on held-out cells."""
     depth_c = np.asarray((counts_of(adata, "Peaks") > 0).sum(axis=1)).ravel()
     train_c, test_c = ((depth_c > 0) & of_c for of_c in (~held_out_c, held_out_c))
     regression = LinearRegression().fit(embedding_cz[train_c], np.log(depth_c[train_c]))
@@ -161,7 +161,7 @@ def main() -> None:
     blood.var["feature_types"] = "Peaks"
     a549 = ad.read_h5ad(options.data / "a549_multiome.h5ad")
     a549 = a549[:, a549.var["feature_types"] == "Peaks"]
-    # The file is in the order of the treatment. Shuffled, its first tenth can be held out.
+    # Cells are sorted by treatment in the file. They are shuffled, so that the first tenth can be held out.
     a549 = a549[np.random.default_rng(0).permutation(a549.n_obs)].copy()
     print("| data | depth | −ELBO | log-likelihood | R² of log depth | NMI | F1 |\n|---|---|---|---|---|---|---|")
     for data, adata in {"pbmc10k_atac": blood, "a549, peaks": a549}.items():

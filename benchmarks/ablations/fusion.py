@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""How modalities are fused and weighed, and the prior on the loadings of peaks: each choice on held-out cells.
+"""Fusion and weights of modalities, and the prior on the loadings of peaks, compared on held-out cells.
 
     python -m benchmarks.ablations.fusion --data DIR [--only paired mosaic simulated weights prior] [--seeds 2]
     [--a549-seeds 1]
 
-See benchmarks/README.md for what the columns mean. Medians over seeds.
+See benchmarks/README.md for the columns. Medians over seeds.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the defaults."""
+    """Differences from the defaults."""
 
     fusion: str = "product"
     atac_weight: float | None = None
@@ -51,7 +51,7 @@ class Variant:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """Cells, the first tenth of which has both modalities and is held out."""
+    """Cells, of which the first tenth has both modalities and is held out."""
 
     name: str
     adata: ad.AnnData
@@ -65,20 +65,20 @@ class Data:
 @functools.cache
 def paired(folder: Path) -> Data:
     adata = ad.read_h5ad(folder / "a549_multiome.h5ad")
-    # The file is in the order of the treatment. Shuffled, its first tenth can be held out.
+    # Cells are sorted by treatment in the file. They are shuffled, so that the first tenth can be held out.
     adata = adata[np.random.default_rng(0).permutation(adata.n_obs)].copy()
     return Data("a549", adata, TREATMENT, {})
 
 
 @functools.cache
 def mosaic(folder: Path) -> Data:
-    """Of the cells to train on a third keeps RNA only, a third ATAC only; those held out keep both."""
+    """A third of the training cells keeps RNA only, a third ATAC only. The held-out cells keep both."""
     adata = paired(folder).adata.copy()
     kept_c = np.random.default_rng(1).permutation(np.arange(adata.n_obs) % 3)  # RNA (0), ATAC (1) or both (2)
     kept_c[: n_held_out(adata)] = 2
     adata.obs["has_rna"], adata.obs["has_atac"] = kept_c != 1, kept_c != 0
     of_rna_f = (adata.var["feature_types"] == "Gene Expression").to_numpy()
-    # Not only said to be absent, but gone.
+    # The counts of missing modalities are removed, too.
     stored = csr_matrix(adata.X).tocoo()
     kept_n = kept_c[stored.row] != np.where(of_rna_f[stored.col], 1, 0)
     adata.X = csr_matrix((stored.data[kept_n], (stored.row[kept_n], stored.col[kept_n])), shape=adata.shape)
@@ -95,7 +95,7 @@ def simulated(folder: Path) -> Data:
 
 @functools.cache
 def measure(data: Data, variant: Variant, seed: int, epochs: int | None) -> tuple[float, ...]:
-    """Fit once, and say how well. The defaults are in several tables, and fitted once."""
+    """Fit one model and return its scores. The defaults are in several tables, but are fitted once."""
     adata = data.adata
     n = n_held_out(adata)
     weights = None if variant.atac_weight is None else {"atac": variant.atac_weight}
@@ -119,7 +119,7 @@ def measure(data: Data, variant: Variant, seed: int, epochs: int | None) -> tupl
     return -elbo, rna, atac, float(auroc), float(pearson), match, f1
 
 
-# What is compared, on which data, by part of the table.
+# Variants and data of each part of the table.
 BY_FUSION = {name: Variant(fusion=name) for name in FUSIONS}
 BY_WEIGHT = {
     "weight of ATAC 1": Variant(atac_weight=1.0),

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Intervals of traversals: how often is the truth inside the 90 % band?
+"""Intervals of traversals: how often the truth is inside the 90 % band.
 
     python -m benchmarks.ablations.intervals [--seeds 0 1 2] [--cells 2000] [--epochs auto]
 
-Cells are simulated, so that what is expected of each is known, also in another batch or at another angle of the cell
-cycle. Only those paths count that go through states of which there is a truth; see benchmarks/README.md.
+Cells are simulated, so that the expected values of each cell are known, also in another batch or at another angle of
+the cell cycle. Only paths through states with a known truth are used; see benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from celldial import VAE
 
 N_GENES, N_PEAKS, N_TYPES, N_BATCHES = 500, 3000, 3, 2
 N_SINGLE_CELLS = 40
-CYCLING = 0.1  # amplitude from which a feature is said to cycle
+MIN_AMPLITUDE = 0.1  # minimum amplitude of a periodic feature
 PARTS = {"genes": slice(0, N_GENES), "peaks": slice(N_GENES, None)}
 
 
 def true_shares(cells: ad.AnnData, batch: str | None, angle: float | None = None) -> np.ndarray:
-    """Give the true share of each feature in its modality, as if the cells were of a batch or at an angle."""
+    """Return the true share of each feature in its modality, for the cells in a batch or at an angle."""
     log_cf = np.log(cells.layers["mean"].astype(float))
     if batch is not None:
         effect_fb = cells.varm["batch_effect"]
@@ -44,12 +44,12 @@ def true_shares(cells: ad.AnnData, batch: str | None, angle: float | None = None
 
 
 def harmonics(angle_c: np.ndarray) -> np.ndarray:
-    """Give cos θ, sin θ, cos 2θ, sin 2θ."""
+    """Return cos θ, sin θ, cos 2θ, sin 2θ."""
     return np.stack([part(n * angle_c) for n in (1, 2) for part in (np.cos, np.sin)], -1)
 
 
 def shares(model: VAE, path: ad.AnnData, layer: str) -> np.ndarray:
-    """Turn what a traversal expects into shares: counts by the library size, probabilities by the model's exposure."""
+    """Convert expected values of a traversal to shares: counts by library size, probabilities by exposure."""
     share_sf = np.array(path.layers[layer], dtype=float)
     size = path.uns["library_size"]
     share_sf[:, PARTS["genes"]] /= size["rna"]
@@ -60,8 +60,8 @@ def shares(model: VAE, path: ad.AnnData, layer: str) -> np.ndarray:
     return share_sf
 
 
-class Notes:
-    """Keeps, by kind of path and of feature, whether truths were inside, and how wide the bands were."""
+class Records:
+    """Records by kind of path and of feature whether truths are inside the bands, and how wide the bands are."""
 
     def __init__(self, model: VAE) -> None:
         self.model = model
@@ -69,7 +69,7 @@ class Notes:
         self.signs: dict[str, list[np.ndarray]] = defaultdict(list)
 
     def band(self, kind: str, path: ad.AnnData, truth_sf: np.ndarray, left_out_f: np.ndarray | None = None) -> None:
-        """Note a band: inside, below, above, width in log2, and the error of the mean; without some features."""
+        """Record a band: inside, below, above, width in log2, error of the mean; some features may be left out."""
         kept_f = np.ones(truth_sf.shape[1], dtype=bool) if left_out_f is None else ~left_out_f
         lower_sf, upper_sf, mean_sf = (shares(self.model, path, layer) for layer in ("lower", "upper", "mean"))
         for name, part in PARTS.items():
@@ -81,7 +81,7 @@ class Notes:
             )
 
     def sign(self, path: ad.AnnData, truth_sf: np.ndarray) -> None:
-        """Note the false sign rates of a path of two steps, and which signs are false."""
+        """Record the false sign rates of a path with two steps, and which signs are false."""
         false_f = np.sign(np.log(truth_sf[1] / truth_sf[0])) != np.sign(path.var["change"].to_numpy())
         for name, part in PARTS.items():
             self.signs[name].append(
@@ -89,13 +89,13 @@ class Notes:
             )
 
 
-def measure(seed: int, options: argparse.Namespace) -> Notes:
+def measure(seed: int, options: argparse.Namespace) -> Records:
     """Simulate, fit, and traverse."""
     sizes = {"n_genes": N_GENES, "n_peaks": N_PEAKS, "n_types": N_TYPES, "n_batches": N_BATCHES}
     adata = celldial.datasets.simulate_multiome(options.cells, **sizes, truth=True, seed=seed)
     circle: dict[str, Any] = {"periodic": "cell_cycle"} if options.periodic else {}
     model = VAE(batch_key="batch", seed=seed, **circle).fit(adata, max_epochs=options.epochs, progress=False)
-    notes, random = Notes(model), np.random.default_rng(seed)
+    records, random = Records(model), np.random.default_rng(seed)
     adata.obs["half"] = random.choice(["one half", "the other"], adata.n_obs)
     types = [("cell_type", *pair) for pair in combinations(adata.obs["cell_type"].cat.categories, 2)]
     for column, first, last in [*types, ("half", "one half", "the other")]:
@@ -104,20 +104,20 @@ def measure(seed: int, options: argparse.Namespace) -> Notes:
         for batch in adata.obs["batch"].cat.categories:
             truth_sf = np.stack([true_shares(group, batch).mean(0) for group in groups])
             for n_cells in (options.cells, 32):
-                # Both ends of the path, and nothing in between: there is no truth there.
+                # Only the ends of the path, because there is no truth between them.
                 path = model.latent_traverse(
                     adata, (first, last), groupby=column, n_steps=2, n_cells=n_cells, transform_batch={"batch": batch}
                 )
-                notes.band(f"{kind}, {'32' if n_cells == 32 else 'all'} cells", path, truth_sf)
+                records.band(f"{kind}, {'32' if n_cells == 32 else 'all'} cells", path, truth_sf)
                 if column == "cell_type" and n_cells > 32:
-                    notes.sign(path, truth_sf)
+                    records.sign(path, truth_sf)
     for cell in random.choice(adata.obs_names, N_SINGLE_CELLS, replace=False):
         partner = random.choice(adata.obs_names[adata.obs_names != cell])
         path = model.latent_traverse(adata, (cell, partner), n_steps=2)[:1]
         truth_1f = true_shares(adata[[cell]], None)
-        notes.band("single cells", path, truth_1f)
-        cycling_f = (adata.var["cell_cycle_amplitude"] > CYCLING).to_numpy()
-        notes.band("single cells, features that do not cycle", path, truth_1f, cycling_f)
+        records.band("single cells", path, truth_1f)
+        periodic_f = (adata.var["cell_cycle_amplitude"] > MIN_AMPLITUDE).to_numpy()
+        records.band("single cells, features that do not cycle", path, truth_1f, periodic_f)
     if options.periodic:
         active = adata[adata.obs["is_cycling"]].copy()
         for batch in adata.obs["batch"].cat.categories:
@@ -126,8 +126,8 @@ def measure(seed: int, options: argparse.Namespace) -> Notes:
             )
             angles = path.obs["angle"]
             truth_sf = np.stack([true_shares(active, batch, angle).mean(0) for angle in angles])
-            notes.band("cell cycle", path, truth_sf)
-    return notes
+            records.band("cell cycle", path, truth_sf)
+    return records
 
 
 def main() -> None:
@@ -142,7 +142,7 @@ def main() -> None:
     print("| path through | features | inside, by seed | inside | below | above | width, log2 | error, log2 |")
     print("|---|---|---|---|---|---|---|---|")
     for kind, name in results[0].bands:
-        of = [np.concatenate(notes.bands[kind, name], 1) for notes in results]
+        of = [np.concatenate(records.bands[kind, name], 1) for records in results]
         inside, below, above, width, error = np.mean([values.mean(1) for values in of], 0)
         by_seed = ", ".join(f"{values[0].mean():.3f}" for values in of)
         shares_of = f"{inside:.3f} | {below:.3f} | {above:.3f}"
@@ -150,7 +150,7 @@ def main() -> None:
     print("\n| features | mean lfsr | false signs | called at fdr 0.05 | false signs among them |")
     print("|---|---|---|---|---|")
     for name in PARTS:
-        lfsr, fdr, false = np.concatenate([values for notes in results for values in notes.signs[name]], 1)
+        lfsr, fdr, false = np.concatenate([values for records in results for values in records.signs[name]], 1)
         called = fdr < 0.05
         print(f"| {name} | {lfsr.mean():.3f} | {false.mean():.3f} | {called.mean():.3f} | {false[called].mean():.3f} |")
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""How well does the circle find the cell cycle, and does it find it every time? Beside baselines, in one table.
+"""Accuracy and stability of the cell cycle angle, compared with baselines, in one table.
 
     python -m benchmarks.peers.cell_cycle --data DIR --out cell_cycle.json
 
-Set OMP_NUM_THREADS=1 where the machine does other things, too. See benchmarks/README.md for what the rows mean.
+Set OMP_NUM_THREADS=1 if the machine is busy. See benchmarks/README.md for the rows.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ DEPTHS = (1.0, 6.0)
 MODALITIES: dict[str, dict[str, str] | None] = {"RNA+ATAC": None, "RNA": {"rna": "Gene Expression"}}
 INTERFERON = ("ISG15", "IFI6", "IFIT1", "IFIT3", "MX1", "ISG20", "LY6E")
 N_RISERS = 20
-# Files are cut to this many genes that vary most, and the markers.
+# Files are cut to this number of the most variable genes, and the markers.
 N_GENES = {"balf": 2000}
 N_GRID = 120
 AGREES = 0.8
@@ -54,7 +54,7 @@ Measured = dict[str, Any]
 
 @dataclass(frozen=True)
 class Size:
-    """How much to do."""
+    """Sizes of the measurements."""
 
     folder: Path | None
     seeds: int
@@ -69,9 +69,9 @@ class Size:
 
 @functools.cache
 def read(size: Size, name: str) -> ad.AnnData:
-    """Read a file; the table of a wide one is cut."""
+    """Read a file. Wide files are cut to `N_GENES` genes and the markers."""
     if size.folder is None:
-        raise FileNotFoundError(f"{name}.h5ad is needed: say in which folder it is, --data DIR")
+        raise FileNotFoundError(f"{name}.h5ad is needed: pass its folder, --data DIR")
     adata = ad.read_h5ad(size.folder / f"{name}.h5ad")
     if name in N_GENES:
         logged_cf = log_normalize(adata)
@@ -82,7 +82,7 @@ def read(size: Size, name: str) -> ad.AnnData:
 
 
 @functools.cache
-def simulated(size: Size, depth: float, seed: int) -> ad.AnnData:
+def simulate(size: Size, depth: float, seed: int) -> ad.AnnData:
     return simulate_multiome(size.n_cells, 500, 3000, n_types=3, n_batches=2, depth=depth, truth=True, seed=seed)
 
 
@@ -92,7 +92,7 @@ def fit_file(size: Size, name: str, seed: int) -> ad.AnnData:
 
 
 def fit(size: Size, adata: ad.AnnData, **arguments: Any) -> ad.AnnData:
-    """Fit a circle to a copy of the cells."""
+    """Fit a model with a periodic coordinate to a copy of the cells."""
     adata, arguments = adata.copy(), {"periodic": CIRCLE, **arguments}
     started = time.perf_counter()
     VAE(**arguments).fit(adata, max_epochs=size.epochs, progress=False)
@@ -129,26 +129,26 @@ def standardized(values_cf: np.ndarray) -> np.ndarray:
 
 
 def marker_scores(adata: ad.AnnData) -> dict[str, np.ndarray]:
-    """Mean of the z-scored markers of each phase."""
+    """Return the mean of the z-scored markers of each phase."""
     logged_cf = log_normalize(adata)
     return {name: standardized(logged_cf[:, own].toarray()).mean(1) for name, own in markers_of(adata).items()}
 
 
 def baselines(adata: ad.AnnData) -> dict[str, np.ndarray]:
-    """Angles by simpler means, from the genes alone."""
+    """Return angles by simpler methods, from the genes alone."""
     logged_cf, markers, score = log_normalize(adata), markers_of(adata), marker_scores(adata)
     own_f = np.concatenate(list(markers.values()))
     first, second = PCA(2, random_state=0).fit_transform(standardized(logged_cf[:, own_f].toarray())).T
-    with mock.patch.object(initial_angles, "GENE_COUNTS", (0,)):  # no genes beside the markers
-        place, _ = initial_angles.initial_angles(logged_cf, np.ones(adata.n_obs), markers, CELL_CYCLE)
+    with mock.patch.object(initial_angles, "GENE_COUNTS", (0,)):  # no genes other than the markers
+        from_markers, _ = initial_angles.initial_angles(logged_cf, np.ones(adata.n_obs), markers, CELL_CYCLE)
     counts_cf = counts_of(adata)
     active_c = initial_angles.initial_activity(counts_cf, counts_cf.sum(1).A1, markers)
     start, _ = initial_angles.initial_angles(logged_cf, active_c, markers, CELL_CYCLE)
     return {
         "atan2 of scores": np.arctan2(standardized(score["G2M"]), standardized(score["S"])),
         "PCA of markers": np.arctan2(second, first),
-        "EM on markers": place.angle_c,
-        "where celldial starts": start.angle_c,
+        "EM on markers": from_markers.angle_c,
+        "initial angles of celldial": start.angle_c,
     }
 
 
@@ -157,14 +157,14 @@ def components(adata: ad.AnnData) -> np.ndarray:
 
 
 def harmonics(angle_c: np.ndarray) -> np.ndarray:
-    """Give cos θ, sin θ, cos 2θ, sin 2θ."""
+    """Return cos θ, sin θ, cos 2θ, sin 2θ."""
     return np.stack([part(n * angle_c) for n in (1, 2) for part in (np.cos, np.sin)], -1)
 
 
 class Oracle:
-    """Knows of each simulated cell everything but its angle, and reads this from the counts as well as can be.
+    """Infers the angle of simulated cells from their counts, given the true values of everything else.
 
-    The log-likelihood of the counts over a grid of angles, with the true levels, effects, programmes, batches,
+    It computes the log-likelihood of the counts on a grid of angles, with the true levels, effects, programs, batches,
     dispersions and library sizes.
     """
 
@@ -181,7 +181,7 @@ class Oracle:
             own_cf, size_c = counts_cf[:, own_f], adata.obs[f"{name}_library_size"].to_numpy()
             level_cf, factor_jf = np.exp(rest_cf[:, own_f]), np.exp(effect_jf[:, own_f])
             scale_cj = size_c[:, None] / (level_cf @ factor_jf.T)
-            # Of Poisson counts, all but what does not depend on the angle: their means sum to the library size.
+            # For Poisson counts, all terms that depend on the angle: the means sum to the library size.
             self.log_cj[name] = own_cf @ effect_jf[:, own_f].T + own_cf.sum(1).A1[:, None] * np.log(scale_cj)
             if name == "rna":
                 shape_f, dense_cf = adata.var["inverse_dispersion"].to_numpy()[own_f], own_cf.toarray()
@@ -190,12 +190,12 @@ class Oracle:
                     self.log_cj[name][:, j] -= ((dense_cf + shape_f) * np.log(mean_cf + shape_f)).sum(1)
 
     def angle(self, modalities: str, which_c: np.ndarray) -> np.ndarray:
-        """The posterior mean direction of some cells; the prior is how common angles are among them."""
+        """Return the posterior mean direction of some cells; the prior is the density of angles among them."""
         edges = np.append(self.angle_j, 2 * np.pi)
         prior_j = np.histogram(self.true_c[which_c], edges)[0] + 1.0
         log_cj = sum(self.log_cj[name] for name in ("rna", "atac") if name.upper() in modalities)[which_c]
         weight_cj = np.exp(log_cj - log_cj.max(1, keepdims=True)) * prior_j
-        # The middle of each cell of the grid, since that is what the prior counted.
+        # The center of each interval of the grid, because the prior counts angles by interval.
         return np.angle(weight_cj @ np.exp(1j * (self.angle_j + np.pi / N_GRID))) % (2 * np.pi)
 
 
@@ -205,15 +205,15 @@ class Oracle:
 def row(
     measure: str, ours: float, others: dict[str, float], at_least: float | None = None, at_most: float | None = None
 ) -> Row:
-    """Make a row of a score; says so where not even the oracle reaches the aim."""
-    beside = ", ".join(f"{name}: {value:.3f}" for name, value in others.items())
+    """Return the row of a score, with a note if the oracle does not reach the aim."""
+    comparison = ", ".join(f"{name}: {value:.3f}" for name, value in others.items())
     if at_least is None and at_most is None:
-        return Row(measure, f"{ours:.3f}", beside, ours)
+        return Row(measure, f"{ours:.3f}", comparison, ours)
     aim, sign = (at_least, 1) if at_least is not None else (at_most, -1)
     text = f"{'≥' if sign > 0 else '≤'} {aim:g}"
     if "oracle" in others and sign * (others["oracle"] - aim) < 0:
-        text += " (out of the oracle's reach)"
-    return Row(measure, f"{ours:.3f}", beside, ours, text, sign * (ours - aim) >= 0)
+        text += " (not reached by the oracle)"
+    return Row(measure, f"{ours:.3f}", comparison, ours, text, sign * (ours - aim) >= 0)
 
 
 def medians(tables: list[dict[str, float]]) -> dict[str, float]:
@@ -221,20 +221,20 @@ def medians(tables: list[dict[str, float]]) -> dict[str, float]:
 
 
 def either_way(order: float) -> float:
-    """The cyclic order of an angle whose direction means nothing."""
+    """Return the cyclic order of an angle with an arbitrary direction."""
     return max(order, 1 - order)
 
 
 # --- Simulated cells --------------------------------------------------------------------------------------------------
 
 
-def angle_scores(angle_c: np.ndarray, true_c: np.ndarray, turns_c: bool) -> dict[str, float]:
-    """Give the three measures of angles; the last only where 0 means something."""
+def angle_scores(angle_c: np.ndarray, true_c: np.ndarray, has_origin: bool) -> dict[str, float]:
+    """Return the three measures of angles; the last one only for angles with a fixed origin."""
     scores = {
         "Fisher–Lee": abs(fisher_lee(angle_c, true_c)),
-        "error, rad": angular_error(angle_c, true_c, reflect=not turns_c),
+        "error, rad": angular_error(angle_c, true_c, reflect=not has_origin),
     }
-    return scores | ({"error without rotation, rad": angular_error(angle_c, true_c, align=False)} if turns_c else {})
+    return scores | ({"error without rotation, rad": angular_error(angle_c, true_c, align=False)} if has_origin else {})
 
 
 AIMS: dict[str, dict[str, float]] = {
@@ -245,10 +245,10 @@ AIMS: dict[str, dict[str, float]] = {
 
 
 def measure_simulated(size: Size) -> tuple[list[Row], Measured]:
-    """Angles, activity and types, where the truth is known."""
+    """Compare angles, activity and types with the truth."""
     rows, measured = [], {}
     for depth in DEPTHS:
-        cells = [simulated(size, depth, seed) for seed in range(size.simulations)]
+        cells = [simulate(size, depth, seed) for seed in range(size.simulations)]
         oracles = [Oracle(adata) for adata in cells]
         for modalities, given in MODALITIES.items():
             of_seed = [
@@ -267,7 +267,7 @@ def measure_simulated(size: Size) -> tuple[list[Row], Measured]:
 def score_simulated(
     size: Size, adata: ad.AnnData, oracle: Oracle, modalities: str, given: dict[str, str] | None, seed: int
 ) -> dict[str, dict[str, float]]:
-    """All scores of one fit, each beside those of the others."""
+    """Return all scores of one fit, with those of the other methods."""
     fitted = fit(size, adata, batch_key="batch", modalities=given, seed=seed)
     true_c = adata.obs["true_cell_cycle_angle"].to_numpy()
     cycling_c = adata.obs["is_cycling"].to_numpy()
@@ -290,7 +290,7 @@ def score_simulated(
     }
     level_c = sum(marker_scores(genes).values())
     active_c = fitted.obs[f"{CIRCLE}_active_probability"]
-    table["AUROC of is_cycling by the probability to be active"] = {
+    table["AUROC of is_cycling by the probability of being active"] = {
         "celldial": float(roc_auc_score(cycling_c, active_c)),
         "mean of markers": float(roc_auc_score(cycling_c, level_c)),
     }
@@ -306,12 +306,12 @@ def score_simulated(
 
 
 def measure_without_markers(size: Size) -> tuple[list[Row], Measured]:
-    """The same simulation, where no marker says what to look for."""
+    """Measure the same simulation without markers."""
     rows, measured = [], {}
     for depth in DEPTHS:
         tables = []
         for seed in range(size.simulations):
-            adata = simulated(size, depth, seed)
+            adata = simulate(size, depth, seed)
             fitted = fit(size, adata, periodic=True, batch_key="batch", seed=seed)
             cycling_c = adata.obs["is_cycling"].to_numpy()
             angle_c, true_c = fitted.obs["cycle_angle"].to_numpy(), adata.obs["true_cell_cycle_angle"].to_numpy()
@@ -338,7 +338,7 @@ def on_circle(angle_c: np.ndarray) -> np.ndarray:
 
 
 def measure_mesc(size: Size) -> tuple[list[Row], Measured]:
-    """The angle against the phases that cells were sorted into."""
+    """Compare the angle with the phases into which cells were sorted."""
     adata = read(size, "mesc_cell_cycle")
     phase_c = adata.obs["phase"]
     runs = []
@@ -386,7 +386,7 @@ def measure_mesc(size: Size) -> tuple[list[Row], Measured]:
 
 
 def peaks_of(values_cf: np.ndarray, angle_c: np.ndarray) -> np.ndarray:
-    """Where the Fourier series of each feature is highest."""
+    """Return the angle at which the Fourier series of each feature is highest."""
     design_ck = np.column_stack([np.ones(len(angle_c)), harmonics(angle_c)])
     coefficient_kf = np.linalg.lstsq(design_ck, values_cf, rcond=None)[0]
     grid = np.linspace(0, 2 * np.pi, 720, endpoint=False)
@@ -394,13 +394,13 @@ def peaks_of(values_cf: np.ndarray, angle_c: np.ndarray) -> np.ndarray:
 
 
 def s_first(peak_s: np.ndarray, peak_g: np.ndarray) -> float:
-    """Share of pairs in which the S marker peaks before the G2M one, by less than half a turn."""
-    ahead = (peak_g[None, :] - peak_s[:, None]) % (2 * np.pi)
-    return float(np.mean((ahead > 0) & (ahead < np.pi)))
+    """Return the fraction of pairs in which the S marker peaks before the G2M marker, by less than half a turn."""
+    lead = (peak_g[None, :] - peak_s[:, None]) % (2 * np.pi)
+    return float(np.mean((lead > 0) & (lead < np.pi)))
 
 
 def held_out_scores(values: dict[str, np.ndarray], angle_c: np.ndarray) -> dict[str, float]:
-    """How well an angle explains markers that it was not told of, and whether these follow each other."""
+    """Return how well an angle explains held-out markers, and whether these are in order."""
     both_cf = np.hstack(list(values.values()))
     s_peak, g_peak = (peaks_of(values[phase], angle_c) for phase in ("S", "G2M"))
     return {
@@ -411,7 +411,7 @@ def held_out_scores(values: dict[str, np.ndarray], angle_c: np.ndarray) -> dict[
 
 
 def ridge(logged_cf: np.ndarray, markers: dict[str, np.ndarray], half: int) -> dict[str, float]:
-    """What the other markers tell of those held out by any linear map, learned from these: a bound, not a rival."""
+    """Return R² of the best linear prediction of the held-out markers from the others: an upper bound, not a method."""
     held_f = np.concatenate([column_f[half::2] for column_f in markers.values()])
     other_f = np.concatenate([column_f[1 - half :: 2] for column_f in markers.values()])
     values_cf, model = logged_cf[:, held_f], RidgeCV(np.geomspace(1, 1e4, 9))
@@ -422,7 +422,7 @@ def ridge(logged_cf: np.ndarray, markers: dict[str, np.ndarray], half: int) -> d
 
 
 def measure_neurosphere(size: Size) -> tuple[list[Row], Measured]:
-    """Every second marker is taken out of the data; then the others."""
+    """Hold out every second marker, then the others."""
     adata = read(size, "neurosphere")
     logged_cf, markers = log_normalize(adata).toarray(), markers_of(adata)
     runs: list[dict[str, Any]] = []
@@ -456,29 +456,29 @@ def measure_neurosphere(size: Size) -> tuple[list[Row], Measured]:
 
 
 def circular_median(angle_nc: np.ndarray) -> np.ndarray:
-    """Of each cell the one of its angles that is nearest to all."""
+    """Return for each cell that of its angles that is nearest to all."""
     distance_nnc = np.abs(np.angle(np.exp(1j * (angle_nc[:, None] - angle_nc[None]))))
     nearest_c = distance_nnc.sum(1).argmin(0)
     return angle_nc[nearest_c, np.arange(angle_nc.shape[1])]
 
 
 def measure_stability(size: Size) -> tuple[list[Row], Measured]:
-    """Whether other seeds find the same."""
+    """Measure the agreement between seeds."""
     fits = [fit_file(size, "neurosphere", seed) for seed in range(size.many)]
     angle_nc = np.stack([fitted.obs[f"{CIRCLE}_angle"].to_numpy() for fitted in fits])
     middle_c = circular_median(angle_nc)
     agreement = [fisher_lee(angle_c, middle_c) for angle_c in angle_nc]
-    # A loop that is folded leaves a part of the circle empty.
+    # A folded loop leaves a part of the circle empty.
     active_nc = np.stack([fitted.obs[f"{CIRCLE}_active"].to_numpy() for fitted in fits])
     occupied = [len(np.unique((angle_c // (np.pi / 6)).astype(int))) for angle_c in angle_nc]
     same = float(np.mean(np.array(agreement) >= AGREES))
-    beside = (
+    comparison = (
         f"least Fisher–Lee {min(agreement):.3f}, median {median(agreement):.3f}; "
         f"least of 12 sectors with cells {min(occupied)}"
     )
     measure = f"`neurosphere`, {size.many} seeds: share that agrees with the circular median angle"
     seconds = [fitted.uns["seconds"] for fitted in fits]
-    return [Row(measure, f"{same:.2f}", beside, same, "20 of 20", same == 1)], {
+    return [Row(measure, f"{same:.2f}", comparison, same, "20 of 20", same == 1)], {
         "agreement": agreement,
         "sectors": occupied,
         "active": active_nc.mean(1).tolist(),
@@ -491,7 +491,7 @@ def measure_stability(size: Size) -> tuple[list[Row], Measured]:
 
 
 def measure_interferon(size: Size) -> tuple[list[Row], Measured]:
-    """A named axis, traversed: does what must rise come first?"""
+    """Check that known genes are the first ones along a named axis."""
     adata = read(size, "kang_ifnb").copy()
     model = VAE().fit(adata, max_epochs=size.epochs, progress=False)
     axis = model.find_axis(adata, "interferon", obs="condition")
@@ -499,21 +499,21 @@ def measure_interferon(size: Size) -> tuple[list[Row], Measured]:
     risers = path.var.query("change > 0").sort_values("rank").index[:N_RISERS]
     present = [name for name in INTERFERON if name in adata.var_names]
     found = [name for name in present if name in risers]
-    beside = f"R² {axis.strength:.2f}, p {axis.p_value:.3f}; first: {', '.join(risers[:7])}"
+    comparison = f"R² {axis.strength:.2f}, p {axis.p_value:.3f}; first: {', '.join(risers[:7])}"
     measure = f"`kang_ifnb`, find_axis(obs='condition'): interferon genes among the {N_RISERS} top risers"
-    row_ = Row(measure, f"{len(found)} of {len(present)}", beside, len(found), f"{len(present)}", found == present)
+    row_ = Row(measure, f"{len(found)} of {len(present)}", comparison, len(found), f"{len(present)}", found == present)
     return [row_], {"risers": list(risers), "present": present, "strength": axis.strength, "p_value": axis.p_value}
 
 
 def measure_active(size: Size) -> tuple[list[Row], Measured]:
-    """How many cells are said to be on the circle; there is no truth to compare with."""
+    """Return the fraction of active cells; there is no truth for comparison."""
     rows, measured = [], {}
     for name in ("balf", "kang_ifnb", "neurosphere", "mesc_cell_cycle"):
         fitted = fit_file(size, name, 0)
         share = float(fitted.obs[f"{CIRCLE}_active"].mean())
         phases = fitted.obs[f"{CIRCLE}_phase"].value_counts(normalize=True, sort=False)
-        beside = "of these " + ", ".join(f"{phase} {part:.2f}" for phase, part in phases.items())
-        rows.append(Row(f"`{name}`: share of cells that are active", f"{share:.3f}", beside, share))
+        comparison = "phases: " + ", ".join(f"{phase} {part:.2f}" for phase, part in phases.items())
+        rows.append(Row(f"`{name}`: share of cells that are active", f"{share:.3f}", comparison, share))
         measured[name] = {"active": share, "phases": phases.to_dict(), "seconds": fitted.uns["seconds"]}
     return rows, measured
 
@@ -533,14 +533,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--data", type=Path, help="folder of the .h5ad files; simulations need none")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS), help="the parts to measure (all)")
-    parser.add_argument(
-        "--out", type=Path, help="where to write rows and measurements, as JSON; other parts in it stay"
-    )
-    parser.add_argument("--seeds", type=int, default=5, help="models that medians on real data are of")
-    parser.add_argument("--many", type=int, default=20, help="models of neurosphere that should agree")
-    parser.add_argument("--simulations", type=int, default=3, help="simulations that medians are of")
+    parser.add_argument("--out", type=Path, help="JSON file for rows and measurements; its other parts are kept")
+    parser.add_argument("--seeds", type=int, default=5, help="number of models for medians on real data")
+    parser.add_argument("--many", type=int, default=20, help="number of models of neurosphere that should agree")
+    parser.add_argument("--simulations", type=int, default=3, help="number of simulations for medians")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="few cells, two epochs, once: does it run at all?")
+    parser.add_argument("--quick", action="store_true", help="few cells, two epochs, once, to check that it runs")
     options = parser.parse_args()
     if min(options.seeds, options.many, options.simulations) < 1:
         parser.error("--seeds, --many and --simulations must be at least 1")

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Is one axis one programme? celldial beside DRVI and scVI on simulated cells, by drvi-py's metrics, in one table.
+"""Agreement of axes and gene programs of celldial, DRVI and scVI on simulated cells, by the metrics of drvi-py.
 
     python -m benchmarks.peers.disentanglement --peer-python PEERS/bin/python --keep peer_runs
 
-The peers' environment needs drvi-py 0.2.8 and scvi-tools. No data needed: each seed is another simulation, and the seed
-of every model on it. See benchmarks/README.md for what the rows mean.
+The peers' environment needs drvi-py 0.2.8 and scvi-tools. It needs no data: each seed is the
+seed of a simulation and of the models that are trained on it. See benchmarks/README.md for the rows.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from celldial.datasets import simulate_multiome
 
 PEERS = ("DRVI", "scVI")
 WORKERS = dict.fromkeys([*PEERS, "drvi-py"], "benchmarks.workers.disentanglement")
-# What the benchmark of drvi-py computes by default; its ASC is, by its own words, not for discrete labels.
+# Default scores of the benchmark of drvi-py. According to its documentation, its ASC is not for discrete labels.
 SCORES = [f"{pooled}-{measure}" for measure in ("SMI", "SPN") for pooled in ("LMS", "MSAS", "MSGS")]
-# celldial's models: the data that each is given, and what it is told.
+# Models of celldial: data and arguments.
 OURS: dict[str, tuple[str, dict[str, Any]]] = {
     "additive": ("rna", {"decoder": "additive", "n_latent": 32}),
     "additive with a circle": ("rna", {"decoder": "additive", "n_latent": 32, "periodic": "cell_cycle"}),
@@ -37,23 +37,23 @@ N_TYPES = (3, 6)
 
 
 def labels_of(adata: AnnData) -> dict[str, np.ndarray]:
-    """Two sets of labels, each cells × labels of 0 and 1: types; and all programmes that labels can tell.
+    """Return two sets of labels, each cells × labels of 0 and 1: types; and all programs that labels can distinguish.
 
-    Those are of the branches of the tree of types, each once (of the two at the root one is on where the other is off),
-    and the phases of the cell cycle.
+    The programs are those of the branches of the tree of types, each once (of the two at the root, one is active if the
+    other is not), and the phases of the cell cycle.
     """
-    programmes = adata.uns["simulation"]["programmes"]
-    told: dict[str, np.ndarray] = {}
-    for name in programmes:
-        on_k = programmes[name].to_numpy(dtype=bool)
-        if not any((on_k == other_k).all() or (on_k != other_k).all() for other_k in told.values()):
-            told[name] = on_k
+    programs = adata.uns["simulation"]["programs"]
+    by_branch: dict[str, np.ndarray] = {}
+    for name in programs:
+        on_k = programs[name].to_numpy(dtype=bool)
+        if not any((on_k == other_k).all() or (on_k != other_k).all() for other_k in by_branch.values()):
+            by_branch[name] = on_k
     type_c = adata.obs["cell_type"].cat.codes.to_numpy()
-    branch_cl = np.stack(list(told.values()), axis=1)[type_c]
+    branch_cl = np.stack(list(by_branch.values()), axis=1)[type_c]
     phase_cl = adata.obs["phase"].to_numpy()[:, None] == adata.obs["phase"].cat.categories.to_numpy()
     return {
-        "types": np.eye(len(programmes))[type_c],
-        "programmes": np.hstack([branch_cl, phase_cl]).astype(float),
+        "types": np.eye(len(programs))[type_c],
+        "programs": np.hstack([branch_cl, phase_cl]).astype(float),
     }
 
 
@@ -97,43 +97,43 @@ def measure(bench: Bench, n_types: int, seeds: int, epochs: dict[str, int]) -> l
         who: [scores_of(bench, run, n_types, seed) for seed, run in enumerate(of_who)] for who, of_who in runs.items()
     }
     rows = []
-    for labels in ("types", "programmes"):
+    for labels in ("types", "programs"):
         for score in SCORES:
             value = {who: median(of_seed[labels][score] for of_seed in scores[who]) for who in runs}
             rows.append(row_of_score(f"{score}, {n_types} types, labels: {labels}", value))
     elbo = {
         who: median(best(run) for run in runs[who]) for who in ("additive with a circle", "additive", "network", "scVI")
     }
-    beside = ", ".join(f"{who}: {elbo[who]:.1f}" for who in ("additive with a circle", "network", "scVI"))
+    comparison = ", ".join(f"{who}: {elbo[who]:.1f}" for who in ("additive with a circle", "network", "scVI"))
     measured = f"best validation −ELBO, {n_types} types, genes, nats/cell"
     ours = elbo["additive"]
-    return [*rows, Row(measured, f"{ours:.1f}", beside, ours)]
+    return [*rows, Row(measured, f"{ours:.1f}", comparison, ours)]
 
 
 def row_of_score(name: str, value: dict[str, float]) -> Row:
-    """One score of all models; the aim is to be above both peers, from the genes alone as they are."""
+    """Return the row of one score. The aim is to exceed both peers, from the genes alone as they do."""
     ours, highest = value["additive"], max(value[peer] for peer in PEERS)
     others = (*PEERS, *(who for who in OURS if who != "additive"))
-    beside = ", ".join(f"{who}: {value[who]:.3f}" for who in others)
-    return Row(name, f"{ours:.3f}", beside, ours, f"> {highest:.3f}", ours > highest)
+    comparison = ", ".join(f"{who}: {value[who]:.3f}" for who in others)
+    return Row(name, f"{ours:.3f}", comparison, ours, f"> {highest:.3f}", ours > highest)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--peer-python", required=True, help="interpreter of the environment that has drvi-py")
-    parser.add_argument("--seeds", type=int, default=3, help="simulations, and models on each, that medians are of")
+    parser.add_argument("--seeds", type=int, default=3, help="simulations and models on each, for medians")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--keep", type=Path, help="folder of the peers' runs: found there, they are not run again")
-    parser.add_argument("--out", type=Path, help="where to write the rows and all measurements, as JSON")
-    parser.add_argument("--quick", action="store_true", help="few cells, two epochs, once: does it run at all?")
+    parser.add_argument("--keep", type=Path, help="folder with runs of the peers, which are not repeated")
+    parser.add_argument("--out", type=Path, help="JSON file for the rows and all measurements")
+    parser.add_argument("--quick", action="store_true", help="few cells, two epochs, once, to check that it runs")
     options = parser.parse_args()
     if options.seeds < 1:
         parser.error("--seeds must be at least 1")
     if options.quick and options.keep is not None:
-        parser.error("--quick measures other cells than those of the runs to --keep")
+        parser.error("--quick uses other cells than the runs in --keep")
     seeds, n_cells = (1, 400) if options.quick else (options.seeds, 3000)
-    # The peers' own default for so many cells, and what their KL warm-up takes. celldial's would be 25, after which
-    # more coordinates still say the same (MSGS is lower). The 60 were chosen on seeds 0 and 1 of these simulations.
+    # 400 is the peers' default for this number of cells, and the length of their KL warm-up. The default of celldial
+    # is 25, after which more coordinates are redundant (MSGS is lower). 60 was chosen on seeds 0 and 1.
     epochs = {"celldial": 2, "peers": 2} if options.quick else {"celldial": 60, "peers": 400}
 
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""RNA and ATAC, celldial beside MULTIVI and PEAKVI: speed, fit, memory, imputation, mosaics, embeddings, in one table.
+"""RNA and ATAC, compared with MULTIVI and PEAKVI: speed, fit, memory, imputation, mosaics, embeddings.
 
     python -m benchmarks.peers.multimodal --peer-python PEERS/bin/python --data DIR
 
-Every measurement is a process of its own, with the same threads for all. One long run of each peer serves several rows.
-See benchmarks/README.md for what each row means.
+Each measurement is a separate process, with the same number of threads for all. Several rows use one long run of each
+peer. See benchmarks/README.md for the rows.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ N_NEIGHBORS = 15
 
 @dataclass(frozen=True)
 class Sizes:
-    """How long to measure."""
+    """Sizes of the measurements."""
 
-    repeats: int  # of what is cheap: speed, and celldial's own runs
+    repeats: int  # of cheap measurements: speed, and runs of celldial
     seeds: int
-    our_epochs: int | None  # None: what the default chooses
+    our_epochs: int | None  # None for the default
     peer_epochs: dict[str, int]
     throughput_epochs: dict[str, dict[str, int]]
 
@@ -81,9 +81,9 @@ def sizes(repeats: int, quick: bool) -> Sizes:
 
 
 def prepare(source: Path, target: Path, quick: bool) -> dict[str, Path]:
-    """Write the data sets as all models get them; `quick` cuts them to a corner."""
+    """Write the data sets that all models use; `quick` reduces them to few cells and features."""
     a549 = ad.read_h5ad(source / "a549_multiome.h5ad")
-    # The file is in the order of the treatment. Shuffled, its first tenth can be held out.
+    # Cells are sorted by treatment in the file. They are shuffled, so that the first tenth can be held out.
     a549 = a549[np.random.default_rng(0).permutation(a549.n_obs)].copy()
     atac = ad.read_h5ad(source / "pbmc10k_atac.h5ad")
     atac.var["feature_types"] = "Peaks"
@@ -98,7 +98,7 @@ def prepare(source: Path, target: Path, quick: bool) -> dict[str, Path]:
     data = {"a549": a549, "a549_peaks": peaks, "pbmc10k_atac": atac, "cite_mosaic": cite, "simulated": simulated}
     for name, adata in data.items():
         adata.write_h5ad(target / f"{name}.h5ad")
-    # What each cell of the mosaic keeps: RNA (0), ATAC (1) or both (2).
+    # Modalities of each cell of the mosaic: RNA (0), ATAC (1) or both (2).
     np.save(target / "thirds.npy", np.random.default_rng(1).permutation(np.arange(a549.n_obs) % 3))
     return {name: target / f"{name}.h5ad" for name in data}
 
@@ -108,12 +108,12 @@ def counts_of(adata: ad.AnnData, feature_type: str) -> csr_matrix:
 
 
 def n_held_out(adata: ad.AnnData) -> int:
-    """Of the first cells, how many are held out: the peers train on 90 % of them, rounded up."""
+    """Return how many of the first cells are held out: the peers train on 90 % of the cells, rounded up."""
     return adata.n_obs - int(np.ceil(0.9 * adata.n_obs))
 
 
 def shares(counts_cf: csr_matrix) -> csr_matrix:
-    """What part of the cell's total each feature is; zeros for an empty cell."""
+    """Return the fraction of the cell's total count in each feature; zeros for an empty cell."""
     total_c = np.asarray(counts_cf.sum(axis=1)).ravel()
     return csr_matrix(diags(1 / np.maximum(total_c, 1)) @ counts_cf)
 
@@ -122,19 +122,19 @@ def log_per_10k(counts_cf: csr_matrix) -> csr_matrix:
     return (1e4 * shares(counts_cf)).log1p()
 
 
-# --- What a user has without a model ----------------------------------------------------------------------------------
+# --- Baselines without a model ----------------------------------------------------------------------------------------
 
 
 def rna_components(counts_cf: csr_matrix, fitted_c: slice = slice(None)) -> np.ndarray:
-    """Principal components of log1p counts per 10,000; found on some cells, given for all."""
+    """Return principal components of log1p counts per 10,000 for all cells, fitted to some of them."""
     log_cf = log_per_10k(counts_cf).toarray()
     return PCA(N_COMPONENTS, svd_solver="full").fit(log_cf[fitted_c]).transform(log_cf)
 
 
 def atac_components(counts_cf: csr_matrix, fitted_c: slice = slice(None)) -> np.ndarray:
-    """Latent semantic indexing: log1p of TF-IDF, its singular vectors, each cell at length one.
+    """Return latent semantic indexing: singular vectors of log1p TF-IDF, scaled to length one per cell.
 
-    The first component is left out where it is little but the depth of the cell.
+    The first component is left out if it is correlated with the depth of the cell.
     """
     n_cells_f = np.asarray((counts_cf[fitted_c] > 0).sum(axis=0)).ravel()
     frequency_f = counts_cf[fitted_c].shape[0] / np.maximum(n_cells_f, 1)
@@ -146,7 +146,7 @@ def atac_components(counts_cf: csr_matrix, fitted_c: slice = slice(None)) -> np.
 
 
 def neighbors_average(components_cz: np.ndarray, profile_cf: csr_matrix, n_first: int) -> np.ndarray:
-    """For each of the first cells, the mean profile of its nearest neighbors among the others."""
+    """Return, for each of the first cells, the mean profile of its nearest neighbors among the others."""
     search = NearestNeighbors(n_neighbors=N_NEIGHBORS).fit(components_cz[n_first:])
     neighbor_cn = search.kneighbors(components_cz[:n_first], return_distance=False)
     rows = np.repeat(np.arange(n_first), N_NEIGHBORS)
@@ -156,22 +156,22 @@ def neighbors_average(components_cz: np.ndarray, profile_cf: csr_matrix, n_first
 
 
 def mean_profile(profile_cf: csr_matrix, n_first: int) -> np.ndarray:
-    """For each of the first cells, the mean profile of all the others."""
+    """Return, for each of the first cells, the mean profile of all others."""
     return np.tile(np.asarray(profile_cf[n_first:].mean(axis=0)).ravel(), (n_first, 1))
 
 
 def knn_accuracy(embedding_cz: np.ndarray, labels: Any) -> float:
-    """Share of the cells whose label the neighbors among the other folds predict."""
+    """Return the fraction of cells whose label is predicted by neighbors in the other folds."""
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
     classifier = KNeighborsClassifier(N_NEIGHBORS)
     return float(cross_val_score(classifier, embedding_cz, np.asarray(labels).astype(str), cv=folds).mean())
 
 
-# --- The runs that several rows share ---------------------------------------------------------------------------------
+# --- Runs that several rows share -------------------------------------------------------------------------------------
 
 
 def peer_training(bench: Bench, size: Sizes, data: str) -> Run:
-    """The one long run of a peer on a data set."""
+    """Return the long run of a peer on a data set."""
     peer = PEER_OF[data]
     options: dict[str, Any] = {"impute": "held out"} if data == "a549" else {}
     epochs = {peer: size.peer_epochs[data]}
@@ -179,7 +179,7 @@ def peer_training(bench: Bench, size: Sizes, data: str) -> Run:
 
 
 def our_training(bench: Bench, size: Sizes, data: str, turn: int = 0) -> Run:
-    """The same with celldial, all by default."""
+    """Return the same run with celldial and its defaults."""
     options: dict[str, Any] = {"impute": "held out"} if data == "a549" and turn == 0 else {}
     epochs = {"celldial": size.our_epochs}
     return bench.once(
@@ -188,7 +188,7 @@ def our_training(bench: Bench, size: Sizes, data: str, turn: int = 0) -> Run:
 
 
 def our_fits(bench: Bench, size: Sizes, data: str, **arguments: Any) -> list[np.ndarray]:
-    """Embeddings by the default `fit`, one for each seed."""
+    """Return the embeddings of the default `fit`, one per seed."""
     epochs = {"celldial": size.our_epochs}
     runs = [bench.run("celldial", "fit", data, epochs=epochs, arguments=arguments, seed=s) for s in range(size.seeds)]
     return [np.asarray(run["embedding"]) for run in runs]
@@ -198,17 +198,17 @@ def our_fits(bench: Bench, size: Sizes, data: str, **arguments: Any) -> list[np.
 
 
 def above(measure: str, ours: float, others: dict[str, float]) -> Row:
-    """A score, which should be better than all others."""
-    beside = ", ".join(f"{name}: {value:.3f}" for name, value in others.items())
-    return Row(measure, f"{ours:.3f}", beside, ours, f"> {max(others.values()):.3f}", ours > max(others.values()))
+    """Return the row of a score that should be better than all others."""
+    comparison = ", ".join(f"{name}: {value:.3f}" for name, value in others.items())
+    return Row(measure, f"{ours:.3f}", comparison, ours, f"> {max(others.values()):.3f}", ours > max(others.values()))
 
 
 def at_least(measure: str, ours: float, others: dict[str, float], aim: float | None) -> Row:
-    """A score that should reach an aim; without an aim it is reported only."""
-    beside = ", ".join(f"{name}: {value:.3f}" for name, value in others.items())
+    """Return the row of a score that should reach an aim, if there is one."""
+    comparison = ", ".join(f"{name}: {value:.3f}" for name, value in others.items())
     if aim is None:
-        return Row(measure, f"{ours:.3f}", beside, ours)
-    return Row(measure, f"{ours:.3f}", beside, ours, f"≥ {aim:.2f}", ours >= aim)
+        return Row(measure, f"{ours:.3f}", comparison, ours)
+    return Row(measure, f"{ours:.3f}", comparison, ours, f"≥ {aim:.2f}", ours >= aim)
 
 
 def measure_speed(bench: Bench, size: Sizes) -> list[Row]:
@@ -231,7 +231,7 @@ def measure_fit(bench: Bench, size: Sizes) -> list[Row]:
             quantities["validation ELBO"] = "loss"
         for name, key in quantities.items():
             row = row_of_time(f"time to the best {name}, `{data}` ({peer})", runs, "celldial", peer, key)
-            if key == "loss":  # The two are of different models of RNA: no aim.
+            if key == "loss":  # No aim, because the models of RNA differ.
                 row = Row(row.measure, row.ours, row.peer, row.value)
             lowest, of_peer = (median(best(run, key) for run in runs[who]) for who in ("celldial", peer))
             rows += [row, Row(f"best {name}, `{data}`, −nats/cell", f"{lowest:,.1f}", f"{of_peer:,.1f}", lowest)]
@@ -266,7 +266,7 @@ def measure_imputation(bench: Bench, size: Sizes) -> list[Row]:
 
 
 def row_of_imputed_atac(ours: Run, peer: Run, components_cz: np.ndarray, open_cf: csr_matrix, n: int) -> Row:
-    """How well the peaks of held-out cells are ranked from their RNA."""
+    """Return how well the peaks of held-out cells are ranked, given their RNA."""
     open_cf = open_cf.astype(np.float32)
     predicted = {
         "celldial": ours["atac_from_rna"],
@@ -280,10 +280,10 @@ def row_of_imputed_atac(ours: Run, peer: Run, components_cz: np.ndarray, open_cf
 
 
 def rows_of_imputed_rna(ours: Run, peer: Run, components_cz: np.ndarray, rna_cf: csr_matrix, n: int) -> list[Row]:
-    """How well the expression of held-out cells is predicted from their peaks, on the scale of log1p per 10,000.
+    """Return how well the expression of held-out cells is predicted from their peaks, as log1p of counts per 10,000.
 
-    Two rows, since the logarithm of an expected share is not the expected logarithm of sparse counts, and baselines can
-    average either. In each, all are on the same footing.
+    There are two rows, because the logarithm of an expected share is not the expected logarithm of sparse counts, and
+    baselines can average either. All methods of a row are compared on the same scale.
     """
     share_cf, log_cf = shares(rna_cf), log_per_10k(rna_cf)
     depth = float(np.median(np.asarray(rna_cf[n:].sum(axis=1))))
@@ -306,7 +306,7 @@ def rows_of_imputed_rna(ours: Run, peer: Run, components_cz: np.ndarray, rna_cf:
 
 
 def expected_log(share_cf: np.ndarray, depth: float) -> np.ndarray:
-    """The expectation of log1p(10,000 · count / depth), the count being Poisson with mean share · depth."""
+    """Return the expectation of log1p(10,000 · count / depth) for a Poisson count with mean share · depth."""
     mean_m = np.concatenate([[0], np.geomspace(1e-4, max(1, share_cf.max() * depth), 300)])
     count_k = np.arange(int(mean_m[-1] + 10 * np.sqrt(mean_m[-1])) + 10)
     log_m = poisson.pmf(count_k, mean_m[:, None]) @ np.log1p(1e4 * count_k / depth)
@@ -319,13 +319,13 @@ def measure_mosaic(bench: Bench, size: Sizes) -> list[Row]:
     peer = bench.once("MULTIVI", "mosaic", "a549", epochs=epochs, assignment="thirds.npy")
     of_peer = foscttm(peer["rna"], peer["atac"]), knn_accuracy(peer["embedding"], adata.obs[TREATMENT])
     rows = []
-    for fusion in ("product", "mixture"):  # the default, and the one that hears modalities alone
+    for fusion in ("product", "mixture"):  # the default, and the one that trains single modalities
         options = {"epochs": {"celldial": size.our_epochs}, "arguments": {"fusion": fusion}}
         ours = bench.run("celldial", "mosaic", "a549", assignment="thirds.npy", **options)
         match, accuracy = foscttm(ours["rna"], ours["atac"]), knn_accuracy(ours["embedding"], adata.obs[TREATMENT])
-        beside, aim = f"MULTIVI: {of_peer[0]:.3f}", f"< {of_peer[0]:.3f}"
+        comparison, aim = f"MULTIVI: {of_peer[0]:.3f}", f"< {of_peer[0]:.3f}"
         measure = f"mosaic of thirds of `a549`, {fusion}: FOSCTTM of the paired third's RNA and ATAC"
-        rows.append(Row(measure, f"{match:.3f}", beside, match, aim, match < of_peer[0]))
+        rows.append(Row(measure, f"{match:.3f}", comparison, match, aim, match < of_peer[0]))
         rows.append(above(f"… 15-NN accuracy of `{TREATMENT}`, all cells", accuracy, {"MULTIVI": of_peer[1]}))
     return rows
 
@@ -343,7 +343,7 @@ def measure_embedding(bench: Bench, size: Sizes) -> list[Row]:
 
 def measure_atac(bench: Bench, size: Sizes) -> list[Row]:
     adata = ad.read_h5ad(bench.paths["pbmc10k_atac"])
-    # Fragment counts hold more than whether there is one; the aim is that of the better of the two.
+    # Fragment counts contain more than their presence. The aim applies to the better of the two.
     embeddings = {name: our_fits(bench, size, "pbmc10k_atac", likelihood=name) for name in ("poisson", "bernoulli")}
     others = {
         "PEAKVI": np.asarray(peer_training(bench, size, "pbmc10k_atac")["embedding"]),
@@ -351,21 +351,21 @@ def measure_atac(bench: Bench, size: Sizes) -> list[Row]:
     }
     rows = []
     for name, metric, aim in (("Leiden NMI (best of 7)", leiden_nmi, 0.62), ("15-NN macro-F1", knn_f1, 0.47)):
-        beside = {who: metric(z_cz, adata.obs["celltype"]) for who, z_cz in others.items()}
+        comparison = {who: metric(z_cz, adata.obs["celltype"]) for who, z_cz in others.items()}
         for likelihood, each in embeddings.items():
             ours = median(metric(z_cz, adata.obs["celltype"]) for z_cz in each)
             measure = f"`pbmc10k_atac`, {name} of `celltype`, {likelihood}, median of {size.seeds} seeds"
-            rows.append(at_least(measure, ours, beside, aim if likelihood == "poisson" else None))
+            rows.append(at_least(measure, ours, comparison, aim if likelihood == "poisson" else None))
     return rows
 
 
 def measure_cite(bench: Bench, size: Sizes) -> list[Row]:
     adata = ad.read_h5ad(bench.paths["cite_mosaic"])
     embeddings = our_fits(bench, size, "cite_mosaic", batch_key="batch")
-    beside = {}
+    comparison = {}
     for name, kind, has in (("RNA", "Gene Expression", "has_rna"), ("protein", "Antibody Capture", "has_protein")):
-        having = adata[adata.obs[has]]
-        beside[f"PCA-15 of {name}, where measured"] = (rna_components(counts_of(having, kind)), having.obs)
+        measured = adata[adata.obs[has]]
+        comparison[f"PCA-15 of {name}, where measured"] = (rna_components(counts_of(measured, kind)), measured.obs)
     rows = []
     for name, metric, column in (
         ("Leiden NMI (best of 7)", leiden_nmi, "celltype"),
@@ -373,13 +373,13 @@ def measure_cite(bench: Bench, size: Sizes) -> list[Row]:
         ("iLISI", ilisi, "batch"),
     ):
         ours = median(metric(z_cz, adata.obs[column]) for z_cz in embeddings)
-        others = {who: metric(z_cz, obs[column]) for who, (z_cz, obs) in beside.items()}
+        others = {who: metric(z_cz, obs[column]) for who, (z_cz, obs) in comparison.items()}
         rows.append(at_least(f"`cite_mosaic`, {name} of `{column}`, median of {size.seeds} seeds", ours, others, None))
     return rows
 
 
 def measure_simulated(bench: Bench, size: Sizes) -> list[Row]:
-    """Imputed means against the true ones, and gene-peak links recovered, where the truth is known."""
+    """Compare imputed means and gene-peak links with the truth."""
     adata = ad.read_h5ad(bench.paths["simulated"])
     epochs, arguments = {"celldial": size.our_epochs}, {"batch_key": "batch"}
     options: dict[str, Any] = {"validation": "first", "sizes": "default", "impute": "all", "arguments": arguments}
@@ -395,7 +395,7 @@ def measure_simulated(bench: Bench, size: Sizes) -> list[Row]:
     }
     rows = []
     for of, given in (("atac", "rna"), ("rna", "atac")):
-        # Shares, because a cell's depth in one modality does not tell that in the other.
+        # Shares, because the depth of a cell in one modality does not determine that in the other.
         true_cf = true[of] / true[of].sum(axis=1, keepdims=True)
         predicted = {
             "celldial": imputed[of][:n] / imputed[of][:n].sum(axis=1, keepdims=True),
@@ -421,7 +421,7 @@ def measure_simulated(bench: Bench, size: Sizes) -> list[Row]:
 
 
 def links_recovered(adata: ad.AnnData, rna_cf: np.ndarray, atac_cf: np.ndarray) -> float:
-    """AUROC of the absolute correlation over cells: linked pairs against random peaks of the gene's chromosome."""
+    """Return the AUROC of absolute correlations: linked pairs against random peaks on the gene's chromosome."""
     rng = np.random.default_rng(0)
     genes = adata.var[adata.var["feature_types"] == "Gene Expression"]
     peaks = adata.var[adata.var["feature_types"] == "Peaks"]
@@ -440,7 +440,7 @@ def links_recovered(adata: ad.AnnData, rna_cf: np.ndarray, atac_cf: np.ndarray) 
 
 
 def standardized(x_cf: np.ndarray) -> np.ndarray:
-    """Mean 0 and standard deviation 1 over cells; a constant feature becomes 0."""
+    """Return values with mean 0 and standard deviation 1 over cells; a constant feature becomes 0."""
     x_cf = np.asarray(x_cf, dtype=np.float64)
     x_cf = x_cf - x_cf.mean(axis=0)
     deviation_f = x_cf.std(axis=0)
@@ -466,16 +466,16 @@ def main() -> None:
     )
     parser.add_argument("--data", required=True, type=Path, help="folder of the .h5ad files")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3, help="runs of what is cheap, and seeds, that medians are of")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of cheap measurements, and seeds, for medians")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS), help="the parts to measure (all)")
-    parser.add_argument("--keep", type=Path, help="folder of the peers' long runs: found there, they are not run again")
-    parser.add_argument("--out", type=Path, help="where to write the rows and all measurements, as JSON, as they come")
-    parser.add_argument("--quick", action="store_true", help="few cells, few epochs, once: does it run at all?")
+    parser.add_argument("--keep", type=Path, help="folder with long runs of the peers, which are not repeated")
+    parser.add_argument("--out", type=Path, help="JSON file for the rows and all measurements, written after each part")
+    parser.add_argument("--quick", action="store_true", help="few cells, few epochs, once, to check that it runs")
     options = parser.parse_args()
     if options.repeats < 1:
         parser.error("--repeats must be at least 1")
     if options.quick and options.keep is not None:
-        parser.error("--quick measures other cells than those of the runs to --keep")
+        parser.error("--quick uses other cells than the runs in --keep")
 
     size = sizes(options.repeats, options.quick)
     with tempfile.TemporaryDirectory() as scratch:
@@ -487,7 +487,7 @@ def main() -> None:
     print(markdown(rows, "others"))
     print(
         f"\n{options.threads} threads, {about['processor']}; celldial {about['celldial']} and scvi-tools "
-        f"{about['scvi-tools']}, torch {about['torch']['celldial']}; medians of {size.repeats} runs of what is cheap."
+        f"{about['scvi-tools']}, torch {about['torch']['celldial']}; medians of {size.repeats} cheap runs."
     )
     if options.quick:
         print("QUICK: few cells and epochs, so these numbers mean nothing.")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""RNA counts, celldial beside scvi-tools: quality of fit, speed and embedding, in one table.
+"""RNA counts, compared with scvi-tools: quality of fit, speed and embedding, in one table.
 
     python -m benchmarks.peers.rna --peer-python PEERS/bin/python --data DIR
 
@@ -43,11 +43,11 @@ LABELS = "bulk_labels"
 
 @dataclass(frozen=True)
 class Sizes:
-    """How long to measure."""
+    """Sizes of the measurements."""
 
     repeats: int
     peer_epochs: dict[str, int]
-    our_epochs: int | None  # None: what the default chooses
+    our_epochs: int | None  # None for the default
     throughput_epochs: dict[str, int]
     transform_calls: int
     seeds: int
@@ -63,7 +63,7 @@ def sizes(repeats: int, quick: bool) -> Sizes:
 
 
 def most_variable_genes(adata: ad.AnnData, n_genes: int = 2000) -> ad.AnnData:
-    """Keep the most variable genes: scanpy's default flavour, on log1p of counts per 10,000, of genes in >= 5 cells."""
+    """Keep the most variable genes: scanpy's default flavor, on log1p of counts per 10,000, of genes in >= 5 cells."""
     sc.pp.filter_genes(adata, min_cells=5)
     logged = adata.copy()
     sc.pp.normalize_total(logged, target_sum=1e4)
@@ -73,7 +73,7 @@ def most_variable_genes(adata: ad.AnnData, n_genes: int = 2000) -> ad.AnnData:
 
 
 def prepare(source: Path, target: Path) -> dict[str, Path]:
-    """Write the data sets as both models get them."""
+    """Write the data sets that both models use."""
     paths = {}
     for name in DATA_SETS:
         adata = ad.read_h5ad(source / f"{name}.h5ad")
@@ -85,7 +85,7 @@ def prepare(source: Path, target: Path) -> dict[str, Path]:
 
 
 def pca(adata: ad.AnnData) -> np.ndarray:
-    """Ten principal components of log1p counts per 10,000: what a user has without any model."""
+    """Return ten principal components of log1p counts per 10,000, a baseline without a model."""
     logged = adata.copy()
     sc.pp.normalize_total(logged, target_sum=1e4)
     sc.pp.log1p(logged)
@@ -101,7 +101,7 @@ def calls_per_second(run: Run) -> float:
 
 
 def rows_of_training(data: str, runs: dict[str, list[Run]], aim: float) -> list[Row]:
-    """Best validation ELBO, and the time to reach the peer's best."""
+    """Return the rows of the best validation ELBO, and of the time to reach the peer's best."""
     ours, peer = (median(best(run) for run in runs[who]) for who in BOTH)
     return [
         Row(
@@ -112,7 +112,7 @@ def rows_of_training(data: str, runs: dict[str, list[Run]], aim: float) -> list[
 
 
 def rows_of_embedding(embeddings: dict[str, list[np.ndarray]], labels: Any) -> list[Row]:
-    """How well the embeddings separate known cell types, the median over the seeds."""
+    """Return how well the embeddings separate known cell types; medians over seeds."""
     rows = []
     for name, metric, aim in (("Leiden NMI (best of 7)", leiden_nmi, 0.72), ("15-NN macro-F1", knn_f1, 0.75)):
         value = {who: median(metric(z, labels) for z in each) for who, each in embeddings.items()}
@@ -132,7 +132,7 @@ def measure_quality_of_fit(bench: Bench, size: Sizes) -> list[Row]:
         )
     fits = [bench.run("celldial", "fit", "balf", epochs={"celldial": size.our_epochs}) for _ in range(size.repeats)]
     wall = median(run["wall"] for run in fits)
-    rows.append(Row("whole default `fit`, `balf`, wall time", f"{wall:.1f} s", "", wall, "≤ 12 s", wall <= 12))
+    rows.append(Row("default `fit`, `balf`, wall time", f"{wall:.1f} s", "", wall, "≤ 12 s", wall <= 12))
     return rows
 
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""How training grows: beside the peers at equal sizes, with cells and features, over processes; and what import costs.
+"""Speed of training: compared with peers of equal size, with more cells, features or processes; and of the import.
 
     python -m benchmarks.peers.scale --peer-python PEERS/bin/python --data DIR [--only peers processes growth import]
 
-Steps beside their floor are measured by performance/step.py, training from files by performance/disk.py, on a GPU by
-performance/gpu.py. See benchmarks/README.md for what each row means.
+performance/step.py compares a step with its floor, performance/disk.py measures training from files, and
+performance/gpu.py training on a GPU. See benchmarks/README.md for the rows.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ DENSITY = 0.1
 
 @dataclass(frozen=True)
 class Sizes:
-    """How long to measure."""
+    """Sizes of the measurements."""
 
     repeats: int
-    n_cells: int  # of the simulated data; ten times as many in the larger
+    n_cells: int  # of the simulated data; the larger data set has ten times as many
     epochs: int
 
 
@@ -43,10 +43,10 @@ class Sizes:
 
 
 def random_counts(n_cells: int, n_features: int) -> ad.AnnData:
-    """Make counts in which there is nothing to learn, but as many as in cells."""
+    """Return random counts without structure, as numerous as in cells."""
     random = np.random.default_rng(0)
     per_cell = round(DENSITY * n_features)
-    # One draw for a hundred cells: what is measured does not hang on which features are seen.
+    # A hundred cells share their features, because the time does not depend on which features have counts.
     columns = [np.sort(random.choice(n_features, per_cell, replace=False)) for _ in range(min(100, n_cells))]
     column_n = np.concatenate([columns[cell % len(columns)] for cell in range(n_cells)]).astype(np.int32)
     value_n = (1 + random.poisson(1.0, len(column_n))).astype(np.float32)
@@ -55,7 +55,7 @@ def random_counts(n_cells: int, n_features: int) -> ad.AnnData:
 
 
 def prepare(source: Path, target: Path, wanted: list[str], n_cells: int) -> dict[str, Path]:
-    """Write the data sets as all models get them."""
+    """Write the data sets that all models use."""
     paths = {}
     if "peers" in wanted:
         paths = multimodal.prepare(source, target, quick=False)
@@ -72,8 +72,8 @@ def prepare(source: Path, target: Path, wanted: list[str], n_cells: int) -> dict
 # --- Parts of the table -----------------------------------------------------------------------------------------------
 
 
-def beside_peers(bench: Bench, size: Sizes) -> list[Row]:
-    """Cells a second in training: equal widths, minibatches, cells and threads; taking turns."""
+def compare_with_peers(bench: Bench, size: Sizes) -> list[Row]:
+    """Compare cells per second in training with the peers: equal widths, minibatches, cells and threads; in turns."""
     rows = []
     equal: dict[str, Any] = {"validation": "none", "sizes": "equal"}
     for peer, data, ours, epochs, aim in (
@@ -89,7 +89,7 @@ def beside_peers(bench: Bench, size: Sizes) -> list[Row]:
 
 
 def by_processes(bench: Bench, size: Sizes) -> list[Row]:
-    """Two processes with one thread each, and one process with two threads, on the same minibatches."""
+    """Compare two processes with one thread each with one process with two threads, on the same minibatches."""
     rows = []
     for batch_size in (128, 512):
         runs: dict[int, list[Run]] = {1: [], 2: []}
@@ -104,7 +104,7 @@ def by_processes(bench: Bench, size: Sizes) -> list[Row]:
 
 
 def with_size(bench: Bench, size: Sizes) -> list[Row]:
-    """Cost of a cell where there are ten times as many, and where each has ten times as many features."""
+    """Measure the cost of a cell with ten times as many cells, and with ten times as many features."""
     runs: dict[str, list[Run]] = {name: [] for name in ("small", "many_cells", "many_features")}
     for _ in range(size.repeats):
         for name, of in runs.items():
@@ -122,7 +122,7 @@ def with_size(bench: Bench, size: Sizes) -> list[Row]:
 
 
 def of_import(bench: Bench, size: Sizes) -> list[Row]:
-    """Seconds beyond ``import torch, anndata``, each time in a new process."""
+    """Measure the seconds beyond ``import torch, anndata``, each time in a new process."""
     script = (
         "import time, torch, anndata; start = time.perf_counter(); import celldial; "
         "middle = time.perf_counter(); celldial.VAE; print(middle - start, time.perf_counter() - start)"
@@ -139,7 +139,7 @@ def of_import(bench: Bench, size: Sizes) -> list[Row]:
 
 
 PARTS: dict[str, Callable[[Bench, Sizes], list[Row]]] = {
-    "peers": beside_peers,
+    "peers": compare_with_peers,
     "processes": by_processes,
     "growth": with_size,
     "import": of_import,
@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=10_000)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--out", type=Path, help="write what was measured as JSON")
+    parser.add_argument("--out", type=Path, help="JSON file for the measurements")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -177,7 +177,7 @@ def main() -> None:
         )
         size = Sizes(options.repeats, options.cells, options.epochs)
         rows, failed = measure(PARTS, bench, size, options.only, options.out)
-    print(markdown(rows, "beside"))
+    print(markdown(rows, "comparison"))
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

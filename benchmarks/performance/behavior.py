@@ -1,4 +1,4 @@
-"""Does a change of the code leave the numbers as they were? Embeddings, histories, traversals and imputations by seed.
+"""Check that a change of the code does not change results: embeddings, histories, traversals and imputations by seed.
 
 Run it on two checkouts (``PYTHONPATH=CHECKOUT/src``), then compare the two files that it wrote:
 
@@ -28,7 +28,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def collect(model: cd.VAE, adata: anndata.AnnData, axis: str | int | tuple) -> Arrays:
-    """Return what a user sees of a fitted model: embedding, history, score and one traversal."""
+    """Return the results of a fitted model: embedding, history, score and a traversal."""
     found = {"embedding": model.transform(adata)}
     found |= {f"history_{name}": np.array(values) for name, values in model.history_.items() if name != "seconds"}
     found["score"] = np.array(model.score(adata[:200].copy()))
@@ -52,7 +52,7 @@ def most_variable(path: Path, n_genes: int = 2_000) -> anndata.AnnData:
 
 
 def rna(name: str, n_cells: int, epochs: int, **parameters: object) -> Callable[[Path], Arrays]:
-    """Make the case of one file, cut to its first `n_cells`, fitted with `parameters`."""
+    """Return the case of one file, cut to its first `n_cells` and fitted with `parameters`."""
 
     def case(data: Path) -> Arrays:
         adata = most_variable(data / f"{name}.h5ad")[:n_cells].copy()

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""A million cells on disk: does training from there keep up with training from memory, and does memory stay bounded?
+"""A million cells on disk: speed of training relative to training from memory, and memory.
 
     python -m benchmarks.performance.disk --scratch DIR [--cells 100000 1000000] [--genes 2000] [--epochs 2] [--threads
     1]
 
-The simulated counts are written once to DIR, block by block, and found there by a later call (2 GB a million cells).
-Every run is a process of its own. Linux only. See benchmarks/README.md for what the columns mean.
+The simulated counts are written to DIR once, block by block, and later calls find them there (2 GB per million cells).
+Each run is a separate process. Linux only. See benchmarks/README.md for the columns.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ N_TYPES, BLOCK = 20, 10_000
 
 
 def write_counts(path: Path, n_cells: int, n_genes: int) -> None:
-    """Simulate negative binomial counts of some cell types and four batches, about a tenth of them not zero."""
+    """Simulate negative binomial counts of some cell types and four batches; about a tenth are not zero."""
     from anndata.io import sparse_dataset, write_elem
 
     rng = np.random.default_rng(0)
     share_kf = rng.lognormal(0, 1.5, n_genes) * rng.lognormal(0, 0.7, (N_TYPES, n_genes))
     share_kf /= share_kf.sum(1, keepdims=True)
-    type_c = np.sort(rng.integers(N_TYPES, size=n_cells))  # neighbors are alike, as in files put together of samples
+    type_c = np.sort(rng.integers(N_TYPES, size=n_cells))  # neighbors are similar, as in concatenated samples
     unfinished = path.with_suffix(".unfinished")
     with h5py.File(unfinished, "w") as file:
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
@@ -75,8 +75,8 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(path: Path, source: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Train in a process of its own."""
-    # Set before numpy, torch and numba load, because they read it then. No GPU: the memory is the process's.
+    """Train in a separate process."""
+    # Set before numpy, torch and numba are loaded, because they read it then. No GPU: memory is that of the process.
     threads = {f"{library}_NUM_THREADS": str(options.threads) for library in ("OMP", "MKL", "OPENBLAS", "NUMBA")}
     arguments = [f"--here={path}", f"--source={source}", f"--epochs={options.epochs}", f"--threads={options.threads}"]
     process = subprocess.run(
@@ -104,7 +104,7 @@ def main() -> None:
         print(json.dumps(work(options)))
         return
     if options.scratch is None:
-        parser.error("name a folder for the simulated counts: --scratch DIR")
+        parser.error("--scratch DIR is required: a folder for the simulated counts")
     print("| cells × genes | from | s / epoch | ratio | `fit`, s | peak, MB | growth | −ELBO |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     first: dict[str, float] = {}

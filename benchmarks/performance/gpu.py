@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""How fast celldial trains on one GPU, and how near to what the card allows.
+"""Speed of training on one GPU, relative to the limits of the card.
 
     python -m benchmarks.performance.gpu                                   # one million cells, on a CUDA device
     python -m benchmarks.performance.gpu --device cpu --cells 2000 --batch-sizes 128 --no-scvi
 
-Made counts, since only their number matters. First the parts alone: how fast the card copies memory, how much of that
-the likelihood's kernels reach (counting what must be read and written), how long the matrix products of a step take.
-Then whole trainings, in cells per second of an epoch after the first, in which things are compiled and warmed up. The
-floor is the time of the dense products, forward and backward; a step cannot take less. scvi-tools trains on the same
-AnnData with the same sizes, where it is installed.
+The counts are random, because only their number matters. The parts are measured first: the speed at which the card
+copies memory, the fraction of this speed that the kernels of the likelihood reach (counting what must be read and
+written), and the time of the matrix products of a step. Trainings follow, in cells per second of the epochs after the
+first, in which code is compiled and caches are warmed. The floor is the time of the dense products, forward and
+backward; a step cannot take less. If scvi-tools is installed, it trains on the same AnnData with the same sizes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CELLS_AT_A_TIME = 65_536
 
 
 def make_counts(n_cells: int, n_features: int, density: float, seed: int = 0) -> ad.AnnData:
-    """Cells of several types, each with one count in each of as many ranges of features as a cell has counts."""
+    """Return cells of several types, with one count in each of as many ranges of features as a cell has counts."""
     generator = np.random.default_rng(seed)
     n_each = max(1, round(density * n_features))
     edges = np.linspace(0, n_features, n_each + 1).astype(np.int32)
@@ -59,7 +59,7 @@ def make_counts(n_cells: int, n_features: int, density: float, seed: int = 0) ->
 
 
 def seconds_of(part: Callable[[], object], device: str, repeats: int = 20) -> float:
-    """Mean time of many calls in a row, so that a GPU does not wait for Python."""
+    """Return the mean time of many consecutive calls, so that a GPU does not wait for Python."""
     for _ in range(3):
         part()
     if device == "cpu":
@@ -77,16 +77,16 @@ def seconds_of(part: Callable[[], object], device: str, repeats: int = 20) -> fl
 
 
 def copy_bandwidth(device: str) -> float:
-    """Bytes per second, read and written."""
+    """Return the bytes read and written per second when memory is copied."""
     source = torch.zeros(2**28 if device != "cpu" else 2**24, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / seconds_of(lambda: target.copy_(source), device)
 
 
 def likelihood_bandwidth(adata: ad.AnnData, n_cells: int, dtype: torch.dtype, device: str) -> tuple[float, float]:
-    """Seconds forward and backward, and bytes per second.
+    """Return the seconds of a forward and a backward pass, and the bytes per second.
 
-    Counted is what must be read or written: logits and their gradient, and the stored entries in each direction.
+    The bytes are those that must be read or written: logits and their gradient, and the stored entries in both passes.
     """
     counts = to_csr_tensor(adata.X[:n_cells]).to(torch.device(device))
     shape = (counts.n_rows, counts.n_columns)
@@ -104,7 +104,7 @@ def likelihood_bandwidth(adata: ad.AnnData, n_cells: int, dtype: torch.dtype, de
 
 
 def seconds_of_products(n_cells: int, n_features: int, precision: str, device: str) -> float:
-    """Time of the products with the decoder's last weights, forward and backward."""
+    """Return the time of the products with the decoder's last weights, forward and backward."""
     hidden_ch = torch.randn(n_cells, N_HIDDEN, device=device, requires_grad=True)
     weight_fh = torch.randn(n_features, N_HIDDEN, device=device, requires_grad=True)
     half = precision == "bf16-mixed"
@@ -119,7 +119,7 @@ def seconds_of_products(n_cells: int, n_features: int, precision: str, device: s
 
 
 def cells_per_second(n_cells: int, seconds: list[float]) -> float:
-    """Of the epochs after the first, given the time at which each ended."""
+    """Return the speed of the epochs after the first, given the time at which each ended."""
     return n_cells / median(np.diff(seconds))
 
 
@@ -180,7 +180,7 @@ def main() -> None:
     print("| negative binomial, forward + backward | ms | GB/s | of copying |\n|---|---|---|---|")
     parts: list[dict[str, Any]] = []
     dtypes = [torch.float32] if device == "cpu" else [torch.float32, torch.bfloat16]
-    # The last is more than a cache holds.
+    # The last is larger than a cache.
     for n_cells, dtype in itertools.product([*options.batch_sizes, 8 * max(options.batch_sizes)], dtypes):
         n_cells = min(n_cells, adata.n_obs)
         seconds, reached = likelihood_bandwidth(adata, n_cells, dtype, device)

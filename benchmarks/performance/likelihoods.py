@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""The fused likelihoods against their plain references and against torch's and Pyro's dense distributions.
+"""Speed of the fused likelihoods, their reference functions, and the dense distributions of torch and Pyro.
 
     python -m benchmarks.performance.likelihoods [--threads 1]
 
-Forward and backward of one minibatch, in milliseconds. The dense distributions are given the counts as a dense matrix,
-which costs nothing here; the references make their own.
+Forward and backward pass of one minibatch, in milliseconds. The dense distributions receive the counts as a dense
+matrix, whose creation is not timed. The reference functions create their own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from celldial.ops.csr import CSRTensor
 
 
 def draw(n_cells: int, n_features: int, density: float) -> CSRTensor:
-    """Small counts at random places."""
+    """Return small counts at random positions."""
     random = np.random.default_rng(0)
     matrix = sparse.random(n_cells, n_features, density, "csr", rng=random)
     matrix.data = random.geometric(0.5, matrix.nnz)
@@ -34,7 +34,7 @@ def draw(n_cells: int, n_features: int, density: float) -> CSRTensor:
 
 
 def candidates(counts: CSRTensor) -> dict[str, dict[str, Callable[[], object]]]:
-    """Likelihood to each way of computing it, each a whole forward and backward pass."""
+    """Return for each likelihood the variants to compare, each with a forward and a backward pass."""
     generator = torch.Generator().manual_seed(0)
     shape = counts.n_rows, counts.n_columns
     logits_cf = torch.randn(shape, generator=generator).requires_grad_()
@@ -63,7 +63,7 @@ def candidates(counts: CSRTensor) -> dict[str, dict[str, Callable[[], object]]]:
         return distribution.log_prob(dense_cf)
 
     def fresh() -> CSRTensor:
-        """Counts as a new minibatch has them: the places of their entries are yet to be worked out."""
+        """Return counts as in a new minibatch: the positions of their entries are not cached yet."""
         return counts.with_values(counts.value_n)
 
     two = (logits_cf, library_c)
@@ -91,7 +91,7 @@ def candidates(counts: CSRTensor) -> dict[str, dict[str, Callable[[], object]]]:
     def step(log_p: Callable[[], Tensor]) -> Callable[[], object]:
         return lambda: torch.autograd.grad(log_p().sum(), parameters, allow_unused=True)
 
-    return {name: {how: step(log_p) for how, log_p in ways.items()} for name, ways in forward.items()}
+    return {name: {kind: step(log_p) for kind, log_p in variants.items()} for name, variants in forward.items()}
 
 
 def main() -> None:
@@ -109,8 +109,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for density in options.densities:
         counts = draw(options.cells, options.features, density)
-        for name, ways in candidates(counts).items():
-            ms = milliseconds(ways, options.repeats)
+        for name, variants in candidates(counts).items():
+            ms = milliseconds(variants, options.repeats)
             print(
                 f"| {name} | {density:.0%} | {ms['fused']:.2f} | {ms['reference']:.2f} | {ms['dense']:.2f} | "
                 f"{ms['dense'] / ms['fused']:.1f}× |"

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Where the time of a training step goes, and how far the step is from its floor, the decoder's dense products.
+"""Time of each part of a training step, and of the step relative to its floor, the decoder's dense products.
 
     python -m benchmarks.performance.step [--case rna FILE.h5ad] [--case atac FILE.h5ad] [--threads 1 2]
 
-Every part is timed alone, then the whole step of `celldial.training.loop.Trainer` without Lightning Fabric. The case
-"rna" uses the 2,000 most variable genes with a negative binomial likelihood, the case "atac" all peaks with a Bernoulli
-likelihood. Without a case, the bundled blood cells are used.
+Each part is timed separately, then the whole step of `celldial.training.loop.Trainer` without Lightning Fabric. The
+case "rna" uses the 2,000 most variable genes with a negative binomial likelihood, the case "atac" all peaks with a
+Bernoulli likelihood. Without a case, the bundled blood cells are used.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from celldial.ops.log_likelihoods import sparse_linear
 from celldial.training.optimizer import make_optimizer
 from celldial.training.plan import TrainingPlan
 
-# What each case is: the type of its features in a file that has several, and its observation model.
+# For each case, the type of its features in files with several types, and its likelihood.
 FEATURE_TYPES = {"rna": "Gene Expression", "atac": "Peaks"}
 LIKELIHOODS = {"rna": "negative_binomial", "atac": "bernoulli"}
 
@@ -51,13 +51,13 @@ def read(case: str, path: Path | None) -> ad.AnnData:
 
 
 def forward_and_backward(forward: Callable[[], list[Tensor]], inputs: Sequence[Tensor]) -> Callable[[], object]:
-    # Gradients as real matrices, as in training; those of a sum would be one number seen many times.
+    # Gradients are full matrices, as in training. The gradient of a sum would be one number, expanded.
     gradients = [torch.randn_like(output) for output in forward()]
     return lambda: torch.autograd.grad(forward(), inputs, gradients)
 
 
 def by_hand(module: Module, cells: Cells) -> Tensor:
-    """The negative ELBO that `Module.forward` computes, without Pyro's tracing."""
+    """Return the negative ELBO that `Module.forward` computes, without Pyro's tracing."""
     posterior, prior = module.posterior(cells)["z"], module.latent.prior(len(cells), like=cells.continuous_ck)
     decoded = module.decode(posterior.rsample(), cells)
     log_p_c = sum(observation.log_prob(cells.counts[name]) for name, observation in decoded.items())
@@ -66,10 +66,10 @@ def by_hand(module: Module, cells: Cells) -> Tensor:
 
 
 def endlessly(cells: Cells, batch_size: int) -> Iterator[Cells]:
-    """Minibatches of one size, as training takes them."""
-    generator, whole = torch.Generator().manual_seed(0), torch.arange(len(cells) // batch_size * batch_size)
+    """Yield minibatches of one size without end, as in training."""
+    generator, index_c = torch.Generator().manual_seed(0), torch.arange(len(cells) // batch_size * batch_size)
     while True:
-        yield from minibatches(cells, batch_size, generator=generator, index_c=whole)
+        yield from minibatches(cells, batch_size, generator=generator, index_c=index_c)
 
 
 def parts_of_step(module: Module, everything: Cells, batches: list[Tensor]) -> dict[str, Callable[[], object]]:
@@ -78,7 +78,7 @@ def parts_of_step(module: Module, everything: Cells, batches: list[Tensor]) -> d
     plan = TrainingPlan(max_epochs=1, batch_size=len(batches[0]))
     optimizer = make_optimizer(module, plan.learning_rate, plan.weight_decay, len(everything))
     for group in optimizer.param_groups:
-        group["lr"] *= 1e-6  # all parts shall see the same model
+        group["lr"] *= 1e-6  # so that the model is practically the same for all parts
     parameters = list(module.parameters())
     order: Iterator[Tensor] = cycle(batches)
     cells = everything.select(batches[0])
@@ -142,13 +142,13 @@ def measure(case: str, path: Path | None, threads: list[int], batch_size: int, r
     module.train()
     batches = list(torch.randperm(len(cells)).split(batch_size))
     if len(batches) > 1:
-        batches.pop()  # the last is smaller
+        batches.pop()  # the last minibatch is smaller
     (stored,) = cells.counts.values()
     density = len(stored.value_n) / (stored.n_rows * stored.n_columns)
     name = f"{batch_size} cells × {stored.n_columns:,} features, {LIKELIHOODS[case].replace('_', ' ')}"
     rows = []
     for n_threads in threads:
-        torch.set_num_threads(n_threads)  # after scanpy: numba sets the number of threads for all of OpenMP
+        torch.set_num_threads(n_threads)  # after the import of scanpy, because numba sets the number of OpenMP threads
         ms = milliseconds(parts_of_step(module, cells, batches), repeats)
         print(f"\n{name}, {density:.1%} density, {n_threads} threads; forward + backward\n")
         print_profile(ms)
@@ -168,7 +168,7 @@ def print_profile(ms: dict[str, float]) -> None:
         "decoder, the rest": ms["decoder"] - ms["dense"],
         "fused likelihood": ms["likelihood"],
         "sampling, KL divergence, sums": ms["by hand"] - ms["encoder"] - ms["decoder"] - ms["likelihood"],
-        "Pyro's tracing (with, less without)": ms["pyro"] - ms["by hand"],
+        "Pyro's tracing (difference with and without)": ms["pyro"] - ms["by hand"],
         "optimizer": ms["optimizer"],
     }
     print("| part | ms | share of the step |\n|---|---|---|")

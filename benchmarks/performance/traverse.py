@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Traversals: seconds for one of many features, and memory for one of many cells.
+"""Traversals: time with many features, and memory with many cells.
 
     python -m benchmarks.performance.traverse [--threads 2] [--only speed memory]
 
-The models are trained for one epoch on random data, because nothing is asked of them but time and memory: `speed` with
+The models are trained for one epoch on random data, because only time and memory are measured: `speed` with
 the 1,185 genes and 52,761 peaks of the A549 multiome, `memory` with 100,000 cells × 100,000 peaks, 300 open in each
-cell. Every measurement is a process of its own. Linux only. See benchmarks/README.md for what the columns mean.
+cell. Each measurement is a separate process. Linux only. See benchmarks/README.md for the columns.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ N_STEPS = 64
 
 
 def speed(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Time whole calls, reading the cells included."""
+    """Measure the time of complete calls, including reading the cells."""
     adata = random_multiome(2641, 1185, 52_761)
     model = celldial.VAE().fit(adata, max_epochs=1, progress=False)
     model.latent_traverse(adata, 0, n_steps=2)
@@ -54,9 +54,9 @@ def speed(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def random_peaks(n_cells: int, n_peaks: int, n_open: int) -> ad.AnnData:
-    """Make cells of random open peaks."""
+    """Return cells with random open peaks."""
     rng = np.random.default_rng(0)
-    # A random start and random gaps: sorted, distinct columns, without a permutation a cell.
+    # A random start and random gaps give sorted, distinct columns without a permutation per cell.
     gap_cn = rng.integers(1, n_peaks // n_open, (n_cells, n_open), dtype=np.int32)
     column_n = np.cumsum(gap_cn, 1, dtype=np.int32).ravel() - 1
     del gap_cn
@@ -68,13 +68,13 @@ def random_peaks(n_cells: int, n_peaks: int, n_open: int) -> ad.AnnData:
 
 
 def fit_wide(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Fit the model of `memory`, in a process of its own lest the training's memory be counted."""
+    """Fit the model of `memory` in a separate process, so that the memory of training is not counted."""
     celldial.VAE().fit(random_peaks(2000, 100_000, 300), max_epochs=1, progress=False).save(folder / "wide.celldial")
     return {}
 
 
 def memory(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Take the highest memory of one traversal: of the whole process, and beyond data and model."""
+    """Measure the highest memory of one traversal: of the process, and beyond data and model."""
     model = celldial.VAE.load(folder / "wide.celldial")
     adata = random_peaks(100_000, 100_000, 300)
     reset_peak()
@@ -89,8 +89,8 @@ def memory(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Run one of the above in a process of its own."""
-    # Set before numpy, torch and numba load, because they read it then. No GPU: the memory is the process's.
+    """Run one of the functions above in a separate process."""
+    # Set before numpy, torch and numba are loaded, because they read it then. No GPU: memory is that of the process.
     threads = {f"{library}_NUM_THREADS": str(options.threads) for library in ("OMP", "MKL", "OPENBLAS", "NUMBA")}
     process = subprocess.run(
         [sys.executable, "-m", "benchmarks.performance.traverse", f"--here={name}", f"--folder={folder}"]

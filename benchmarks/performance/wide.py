@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Hundreds of thousands of peaks: is the memory that `fit` expects what it takes, and how fast is it?
+"""Hundreds of thousands of peaks: the memory that `fit` estimates, the memory that it uses, and its speed.
 
     python -m benchmarks.performance.wide [--peaks 10000 100000 500000] [--cells 5000] [--genes 2000] [--epochs 2]
     [--threads 1]
 
-The data are random, so that nothing is to be learned from them but time and memory. Every size is a process of its own.
-Linux only. See benchmarks/README.md for what the columns mean.
+The data are random, because only time and memory are measured. Each number of peaks is a separate process. Linux only.
+See benchmarks/README.md for the columns.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ N_GENES_SEEN, N_PEAKS_SEEN = 500, 5000  # in each cell
 
 
 def random_multiome(n_cells: int, n_genes: int, n_peaks: int) -> ad.AnnData:
-    """Make cells of random genes and peaks. Written where it stays, so that building it leaves nothing behind."""
+    """Return cells with random genes and peaks. Arrays are filled in place, so that no other memory remains."""
     rng = np.random.default_rng(0)
     seen = {"genes": min(N_GENES_SEEN, n_genes), "peaks": min(N_PEAKS_SEEN, n_peaks // 2)}
     per_cell = sum(seen.values())
@@ -56,20 +56,20 @@ def random_multiome(n_cells: int, n_genes: int, n_peaks: int) -> ad.AnnData:
 
 
 def reset_peak() -> None:
-    """Let the kernel forget the highest memory so far: what counts is what comes now."""
+    """Reset the highest memory of the process that the kernel records."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def work(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure one size."""
+    """Measure one number of peaks."""
     torch.set_num_threads(options.threads)
-    # Imports and threads that the first `fit` brings are not the data's.
+    # The memory of imports and threads of the first `fit` is not that of the data.
     celldial.VAE().fit(celldial.datasets.simulate_multiome(200, 100, 300), max_epochs=1, progress=False)
     adata = random_multiome(options.cells, options.genes, options.peaks[0])
     estimates: list[int] = []
     estimate_memory = memory.estimate_memory
 
-    def noted(*arguments: Any) -> int:
+    def record_estimate(*arguments: Any) -> int:
         estimates.append(estimate_memory(*arguments))
         return estimates[-1]
 
@@ -77,7 +77,7 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
     reset_peak()
     before = resident_mb()
     start = time.perf_counter()
-    with mock.patch.object(memory, "estimate_memory", noted):
+    with mock.patch.object(memory, "estimate_memory", record_estimate):
         model.fit(adata, max_epochs=options.epochs, progress=False)
     wall, peak = time.perf_counter() - start, resident_mb(peak=True)
     per_epoch = median(np.diff([0.0, *model.history_["seconds"]]).tolist())
@@ -103,7 +103,7 @@ def main() -> None:
     if options.here:
         print(json.dumps(work(options)))
         return
-    # Set before numpy, torch and numba load, because they read it then. No GPU: the memory is the process's.
+    # Set before numpy, torch and numba are loaded, because they read it then. No GPU: memory is that of the process.
     threads = {f"{library}_NUM_THREADS": str(options.threads) for library in ("OMP", "MKL", "OPENBLAS", "NUMBA")}
     environment = {**os.environ, **threads, "CUDA_VISIBLE_DEVICES": ""}
     print("| cells × peaks | estimate, MB | peak growth, MB | estimate / growth | s / epoch | cells/s | `fit`, s |")

@@ -1,6 +1,6 @@
-"""Do one job of peers/multimodal.py with celldial: workers/celldial_multimodal.py JOB_AS_JSON OUT_FOLDER.
+"""Run one job of peers/multimodal.py with celldial: workers/celldial_multimodal.py JOB_AS_JSON OUT_FOLDER.
 
-The twin of workers/scvi_multimodal.py: the same tasks, the same cells, the same numbers in result.json.
+workers/scvi_multimodal.py runs the same tasks on the same cells, with the same numbers in result.json.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ import celldial
 
 
 def train_model(model: Any, adata: ad.AnnData, **options: Any) -> dict[str, Any]:
-    """Fit, and note what the peers' worker notes, too."""
+    """Fit, and return the same measurements as the worker of the peers."""
     start = time.perf_counter()
     model.fit(adata, progress=False, include_periodic=True, **options)
     wall, peak = time.perf_counter() - start, resident_mb(peak=True)
     history = model.history_
-    # Higher is better in celldial's history; reported are losses, as the peers have them.
+    # The history has ELBOs. Losses are returned, as by the peers.
     loss = [-elbo for elbo in history.get("elbo_validation", [])]
-    # Of peaks alone, the log-likelihood of all there is.
+    # With peaks alone, the log-likelihood has no suffix.
     of_atac = history.get("log_likelihood_atac_validation", history.get("log_likelihood_validation", []))
     atac_loss = [-value for value in of_atac]
     return {"wall": wall, "seconds": history["seconds"], "loss": loss, "atac_loss": atac_loss, "peak_mb": peak}
 
 
 def impute(model: Any, adata: ad.AnnData, out: Path) -> None:
-    """Each modality from the other."""
+    """Impute each modality from the other."""
     for of, given in (("atac", "rna"), ("rna", "atac")):
         imputed_cf = model.impute(adata, of, from_=given, dense=True)
         np.save(out / f"{of}_from_{given}.npy", np.asarray(imputed_cf, dtype=np.float32))
 
 
 def train(adata: ad.AnnData, job: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Train, all by default but for what the job says; embed all cells; impute the validation cells, or all."""
+    """Train with the defaults, except for options of the job; embed all cells; impute validation cells or all cells."""
     equal = job["sizes"] == "equal"
     sizes = {"n_latent": 10, "n_hidden": 128, "n_layers": 1} if equal else {}
     model = celldial.VAE(**sizes, **job.get("arguments", {}), seed=job["seed"])
@@ -64,11 +64,11 @@ def train(adata: ad.AnnData, job: dict[str, Any], out: Path) -> dict[str, Any]:
 
 
 def mosaic(adata: ad.AnnData, job: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Train on cells of which some lack a modality; then embed the paired ones by each of theirs alone."""
+    """Train on cells of which some lack a modality; then embed the paired cells by each modality alone."""
     has_c = np.load(Path(job["data"]).parent / job["assignment"])
     adata.obs["has_rna"], adata.obs["has_atac"] = has_c != 1, has_c != 0
     of_rna_f = (adata.var["feature_types"] == "Gene Expression").to_numpy()
-    # Not only said to be absent, but gone.
+    # The counts of missing modalities are removed, too.
     keep_cf = csr_matrix(adata.X).tocoo()
     kept_n = np.where(of_rna_f[keep_cf.col], has_c[keep_cf.row] != 1, has_c[keep_cf.row] != 0)
     adata.X = csr_matrix((keep_cf.data[kept_n], (keep_cf.row[kept_n], keep_cf.col[kept_n])), shape=adata.shape)
@@ -83,7 +83,7 @@ def mosaic(adata: ad.AnnData, job: dict[str, Any], out: Path) -> dict[str, Any]:
 
 
 def fit(adata: ad.AnnData, job: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Fit as a user does, without any argument but those that the data ask for."""
+    """Fit with the defaults and the arguments that the data require."""
     model = celldial.VAE(**job.get("arguments", {}), seed=job["seed"])
     epochs = job["epochs"]["celldial"]
     measured = train_model(model, adata, **({} if epochs is None else {"max_epochs": epochs}))

@@ -1,6 +1,6 @@
-"""Do one job of peers/rna.py with celldial: workers/celldial_rna.py JOB_AS_JSON OUT_FOLDER.
+"""Run one job of peers/rna.py with celldial: workers/celldial_rna.py JOB_AS_JSON OUT_FOLDER.
 
-The twin of workers/scvi_rna.py: the same tasks, the same cells, the same numbers in result.json.
+workers/scvi_rna.py runs the same tasks on the same cells, with the same numbers in result.json.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import celldial
 
 
 def train(adata: ad.AnnData, job: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Fit with all defaults, but for the validation cells and, where asked for, the number of epochs.
+    """Fit with the defaults, except for the validation cells and, if the job has it, the number of epochs.
 
-    Without validation cells it is speed that is asked for: then sizes and minibatches are as large as the peer's.
+    Without validation cells, speed is measured, with the sizes and minibatches of the peer.
     """
     sizes: dict[str, Any] = {"n_latent": 10, "n_hidden": 128, "n_layers": 1} if job["validation"] == "none" else {}
     model = celldial.VAE(**sizes, seed=job["seed"])
@@ -39,13 +39,13 @@ def train(adata: ad.AnnData, job: dict[str, Any], out: Path) -> dict[str, Any]:
     model.fit(adata, **options)
     wall = time.perf_counter() - start
     np.save(out / "embedding.npy", adata.obsm["X_celldial"])
-    # Higher is better for celldial's ELBO; reported is the loss, as the peer has it.
+    # The history has ELBOs. Losses are returned, as by the peer.
     loss = [-elbo for elbo in model.history_.get("elbo_validation", [])]
     return {"n_train": adata.n_obs - held_out, "wall": wall, "seconds": model.history_["seconds"], "loss": loss}
 
 
 def transform(adata: ad.AnnData, job: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Embed all cells again and again; how well the model is trained does not matter."""
+    """Embed all cells repeatedly; the quality of the model does not matter."""
     model = celldial.VAE().fit(adata, max_epochs=1, progress=False)
     calls = []
     for _ in range(job["calls"]):
@@ -56,7 +56,7 @@ def transform(adata: ad.AnnData, job: dict[str, Any], out: Path) -> dict[str, An
 
 
 def fit(adata: ad.AnnData, job: dict[str, Any], out: Path) -> dict[str, Any]:
-    """The one call that a user makes: reading the AnnData, training, writing the embedding."""
+    """Call `fit` as a user does: it reads the AnnData, trains, and writes the embedding."""
     epochs = job["epochs"]["celldial"]
     start = time.perf_counter()
     if epochs is None:

@@ -1,4 +1,4 @@
-"""Do one job of peers/scale.py with celldial: workers/celldial_scale.py JOB_AS_JSON OUT_FOLDER."""
+"""Run one job of peers/scale.py with celldial: workers/celldial_scale.py JOB_AS_JSON OUT_FOLDER."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def main(job: dict[str, Any], out: Path) -> None:
     (out / "result.json").write_text(json.dumps(result))
 
 
-if __name__ == "__main__":  # new processes begin by importing this file
+if __name__ == "__main__":  # new processes import this file first
     main(json.loads(sys.argv[1]), Path(sys.argv[2]))

@@ -1,6 +1,6 @@
 """Run one job of peers/disentanglement.py with DRVI or scVI in their environment: arguments JOB_AS_JSON OUT_FOLDER.
 
-Embeds cells with one of the two, or scores anyone's embedding by drvi-py's metrics. Imports no celldial.
+Embeds cells with one of the two, or scores an embedding by the metrics of drvi-py. It does not import celldial.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from drvi.utils.metrics import DiscreteDisentanglementBenchmark  # noqa: E402
 
 
 def train(job: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Train with the peer's defaults, for the epochs that the job says; embed all cells."""
+    """Train with the peer's defaults for the epochs of the job; embed all cells."""
     adata = ad.read_h5ad(job["data"])
     held_out = np.arange(adata.n_obs - int(np.ceil(0.9 * adata.n_obs)))
     Model = DRVI if job["who"] == "DRVI" else scvi.model.SCVI

@@ -1,6 +1,6 @@
 """Run one job of peers/latents.py with scvi-tools in its own environment: arguments JOB_AS_JSON OUT_FOLDER.
 
-Embeds cells with scVI, and has SCANVI label them from those whose label is known. Imports no celldial.
+Embeds cells with scVI, and transfers known labels with SCANVI. It does not import celldial.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ import scvi  # noqa: E402
 import torch  # noqa: E402
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
-# How SCANVI is trained: as it is when nothing is said, and as the tutorials of scvi-tools do it.
+# Settings of SCANVI: the defaults, and those of the tutorials of scvi-tools.
 WAYS: dict[str, dict[str, Any]] = {"default": {}, "tutorial": {"max_epochs": 20, "n_samples_per_label": 100}}
 
 
 def transfer(job: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Train scVI as workers/scvi_rna.py does, then SCANVI from it in each way; note embedding and predicted labels."""
+    """Train scVI as workers/scvi_rna.py does, then SCANVI with each setting; return embedding and predicted labels."""
     adata = ad.read_h5ad(job["data"])
     scvi.model.SCVI.setup_anndata(adata)
     model = scvi.model.SCVI(adata, n_latent=10, gene_likelihood="nb")

@@ -1,7 +1,7 @@
 """Run one job of peers/multimodal.py with MULTIVI or PEAKVI in their environment: arguments JOB_AS_JSON OUT_FOLDER.
 
-The twin of workers/celldial_multimodal.py: the same tasks, the same cells, the same numbers in result.json. Imports no
-celldial.
+workers/celldial_multimodal.py runs the same tasks on the same cells, with the same numbers in result.json. This file
+does not import celldial.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ from mudata import MuData  # noqa: E402
 from scipy.sparse import csr_matrix  # noqa: E402
 from scvi import REGISTRY_KEYS  # noqa: E402
 
-# What the cells of a mosaic have, as the job's array tells; the names are those of the peer's tutorial.
+# Measured modalities of a cell, by the code in the array of the job; names as in the peer's tutorial.
 MOSAIC = ("expression", "accessibility", "paired")
 
 
 class Clock(Callback):
-    """Seconds since the first step after each epoch, its validation included; the setup before that is not counted.
+    """Records the time from the first step to the end of each epoch, including validation but not the setup.
 
-    Nor is what `look` takes, which is called after every epoch.
+    The time of `evaluate`, which is called after each epoch, is not included.
     """
 
-    def __init__(self, look: Callable[[], float] | None) -> None:
-        self.look = look
-        self.start = self.looked = 0.0
+    def __init__(self, evaluate: Callable[[], float] | None) -> None:
+        self.evaluate = evaluate
+        self.start = self.evaluation_seconds = 0.0
         self.seconds: list[float] = []
-        self.seen: list[float] = []
+        self.values: list[float] = []
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self.start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         now = time.perf_counter()
-        self.seconds.append(now - self.start - self.looked)
-        if self.look is not None:
-            self.seen.append(self.look())
-            self.looked += time.perf_counter() - now
+        self.seconds.append(now - self.start - self.evaluation_seconds)
+        if self.evaluate is not None:
+            self.values.append(self.evaluate())
+            self.evaluation_seconds += time.perf_counter() - now
 
 
 def as_mudata(adata: ad.AnnData, genes: bool | np.ndarray = True, peaks: bool | np.ndarray = True) -> MuData:
-    """One AnnData a modality, as MULTIVI wants it. What a cell lacks is zeros: the peer tells by the zero total."""
+    """Return one AnnData per modality, as MULTIVI reads it. Missing modalities are zeros, which the peer detects."""
     parts = {}
     for name, kind, kept in (("rna", "Gene Expression", genes), ("atac", "Peaks", peaks)):
         parts[name] = adata[:, adata.var["feature_types"] == kind].copy()
@@ -84,10 +84,10 @@ def peakvi(adata: ad.AnnData, sizes: str) -> scvi.model.PEAKVI:
 
 
 def atac_loss(model: Any, cells: np.ndarray) -> float:
-    """Minus the Bernoulli log-likelihood of cells' peaks at the posterior mean, in nats per cell.
+    """Return the negative Bernoulli log-likelihood of the cells' peaks at the posterior mean, in nats per cell.
 
-    The probability is the one that the peer's own loss takes: the decoder's times the factors of cell and of region.
-    Cells without any open peak, which celldial leaves out, do not count.
+    The probability is that of the peer's own loss: the output of the decoder times the factors of the cell and the
+    region. Cells without open peaks are excluded, as in celldial.
     """
     of_multivi = isinstance(model, scvi.model.MULTIVI)
     counts, probability, depth = (
@@ -96,7 +96,7 @@ def atac_loss(model: Any, cells: np.ndarray) -> float:
     module, total, n_cells = model.module, 0.0, 0
     was_training = module.training
     module.eval()
-    # The random numbers of training stay as they were.
+    # The random numbers of training do not change.
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for tensors in model._make_data_loader(adata=model.adata, indices=cells, batch_size=128):
             inferred, generated = module(tensors, compute_loss=False, generative_kwargs={"use_z_mean": True})
@@ -110,11 +110,11 @@ def atac_loss(model: Any, cells: np.ndarray) -> float:
     return total / n_cells
 
 
-def train_model(model: Any, job: dict[str, Any], validation: str, look: bool = False) -> dict[str, Any]:
-    """Train as the peer does by default, but for the epochs, without early stopping."""
+def train_model(model: Any, job: dict[str, Any], validation: str, evaluate: bool = False) -> dict[str, Any]:
+    """Train with the peer's defaults, except for the epochs, without early stopping."""
     n_cells, held_out = model.adata.n_obs, np.array([], dtype=int)
     first = np.arange(n_cells - int(np.ceil(0.9 * n_cells)))
-    clock = Clock((lambda: atac_loss(model, first)) if look else None)
+    clock = Clock((lambda: atac_loss(model, first)) if evaluate else None)
     start = time.perf_counter()
     model.train(
         max_epochs=job["epochs"][job["who"]],
@@ -131,27 +131,27 @@ def train_model(model: Any, job: dict[str, Any], validation: str, look: bool = F
     loss: list[float] = []
     if validation != "none":
         held_out = np.asarray(model.validation_indices)
-        # Reconstruction and unweighted KL, in nats per cell: minus the ELBO.
+        # Reconstruction and unweighted KL divergence in nats per cell: the negative ELBO.
         loss = model.history["elbo_validation"].iloc[:, 0].astype(float).tolist()
     if validation == "first" and not np.array_equal(held_out, first):
         raise RuntimeError("the validation cells are not the first of the file")
     return {
         "n_train": n_cells - len(held_out),
-        "wall": wall - clock.looked,
+        "wall": wall - clock.evaluation_seconds,
         "seconds": clock.seconds,
         "loss": loss,
-        "atac_loss": clock.seen,
+        "atac_loss": clock.values,
         "peak_mb": peak,
     }
 
 
 def impute(model: scvi.model.MULTIVI, adata: ad.AnnData, out: Path) -> None:
-    """Each modality from the other, for cells that the model has not seen."""
+    """Impute each modality from the other, for cells that were not used in training."""
     rna_only, atac_only = as_mudata(adata, peaks=False), as_mudata(adata, genes=False)
-    # With the regions' factors, which the peer's own loss has, and which matter for the order of the peaks of a cell.
+    # With the factors of the regions, as in the peer's loss. They affect the order of the peaks of a cell.
     p_cf = model.get_normalized_accessibility(rna_only, normalize_regions=True, return_numpy=True)
     np.save(out / "atac_from_rna.npy", p_cf.astype(np.float32))
-    # The same as it comes when one does not ask for them.
+    # The same with default arguments, without these factors.
     p_cf = model.get_normalized_accessibility(rna_only, return_numpy=True)
     np.save(out / "atac_from_rna_plain.npy", p_cf.astype(np.float32))
     share_cf = model.get_normalized_expression(atac_only, return_numpy=True)
@@ -159,11 +159,11 @@ def impute(model: scvi.model.MULTIVI, adata: ad.AnnData, out: Path) -> None:
 
 
 def train(adata: ad.AnnData, job: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Train; embed all cells; and, where asked for, impute the validation cells."""
+    """Train; embed all cells; and impute the validation cells if the job has that option."""
     held_out = adata[: adata.n_obs - int(np.ceil(0.9 * adata.n_obs))].copy() if "impute" in job else None
     model = multivi(as_mudata(adata), job["sizes"]) if job["who"] == "MULTIVI" else peakvi(adata, job["sizes"])
     del adata
-    measured = train_model(model, job, job["validation"], look=job["validation"] == "first")
+    measured = train_model(model, job, job["validation"], evaluate=job["validation"] == "first")
     np.save(out / "embedding.npy", model.get_latent_representation())
     if held_out is not None:
         impute(model, held_out, out)
@@ -171,10 +171,10 @@ def train(adata: ad.AnnData, job: dict[str, Any], out: Path) -> dict[str, Any]:
 
 
 def mosaic(adata: ad.AnnData, job: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Train on cells of which some lack a modality; then embed the paired ones by each of theirs alone.
+    """Train on cells of which some lack a modality; then embed the paired cells by each modality alone.
 
-    As the peer's documentation says: zeros for what is missing, and what a cell has as the batch, which an adversary
-    then mixes.
+    Following the peer's documentation, missing modalities are zeros, and the measured modalities are the batch, which
+    an adversary mixes.
     """
     has_c = np.load(Path(job["data"]).parent / job["assignment"])
     adata.obs["modality"] = np.array(MOSAIC)[has_c]

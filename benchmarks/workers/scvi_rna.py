@@ -1,7 +1,7 @@
-"""Do one job of peers/rna.py with scvi-tools, in its own environment: workers/scvi_rna.py JOB_AS_JSON OUT_FOLDER.
+"""Run one job of peers/rna.py with scvi-tools in its own environment: workers/scvi_rna.py JOB_AS_JSON OUT_FOLDER.
 
-The twin of workers/celldial_rna.py: the same tasks, the same cells, the same numbers in result.json. Imports no
-celldial.
+workers/celldial_rna.py runs the same tasks on the same cells, with the same numbers in result.json. This file does not
+import celldial.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lightning.pytorch.callbacks import Callback  # noqa: E402
 
 
 class Clock(Callback):
-    """Seconds since the first step after each epoch, its validation included; the setup before that is not counted."""
+    """Records the time from the first step to the end of each epoch, including validation but not the setup."""
 
     def __init__(self) -> None:
         self.start = 0.0
@@ -40,7 +40,7 @@ class Clock(Callback):
 
 
 def build(adata: ad.AnnData) -> scvi.model.SCVI:
-    """The peer's defaults (128 hidden units, one layer), with celldial's likelihood and latent size."""
+    """Return the peer's default model (128 hidden units, one layer), with celldial's likelihood and latent size."""
     scvi.model.SCVI.setup_anndata(adata)
     return scvi.model.SCVI(adata, n_latent=10, gene_likelihood="nb")
 
@@ -65,13 +65,13 @@ def train(adata: ad.AnnData, job: dict[str, Any], out: Path) -> dict[str, Any]:
     if job["validation"] == "first" and not np.array_equal(held_out, np.arange(len(held_out))):
         raise RuntimeError("the validation cells are not the first of the file")
     np.save(out / "embedding.npy", model.get_latent_representation())
-    # Reconstruction and unweighted KL, in nats per cell: minus the ELBO.
+    # Reconstruction and unweighted KL divergence in nats per cell: the negative ELBO.
     loss = model.history["elbo_validation"].iloc[:, 0].astype(float).tolist() if validation else []
     return {"n_train": adata.n_obs - len(held_out), "wall": wall, "seconds": clock.seconds, "loss": loss}
 
 
 def transform(adata: ad.AnnData, job: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Embed all cells again and again; how well the model is trained does not matter."""
+    """Embed all cells repeatedly; the quality of the model does not matter."""
     model = build(adata)
     model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
     calls = []

@@ -159,12 +159,12 @@ def test_markers_are_higher_in_their_type(adata, log_mean):
 
 
 def test_types_with_a_common_branch_are_closer(adata, log_mean):
-    programmes = adata.uns["simulation"]["programmes"]
-    assert programmes.shape == (5, 8)
-    assert (programmes.sum() <= 4).all()
+    programs = adata.uns["simulation"]["programs"]
+    assert programs.shape == (5, 8)
+    assert (programs.sum() <= 4).all()
     level = log_mean.groupby(adata.obs["cell_type"], observed=True).mean().to_numpy()
     distance_kk = ((level[:, None] - level[None]) ** 2).mean(-1)
-    on = programmes.to_numpy().astype(int)
+    on = programs.to_numpy().astype(int)
     different_kk = (on[:, None] != on[None]).sum(-1)
     pairs = np.triu_indices(5, 1)
     assert np.corrcoef(distance_kk[pairs], different_kk[pairs])[0, 1] > 0.6
@@ -371,7 +371,7 @@ def test_batches_multiply_features(adata, log_mean):
 def test_one_batch_has_no_effect():
     adata = simulate_multiome(20, 60, 80, n_batches=1, n_types=1)
     assert not adata.varm["batch_effect"].any()
-    assert list(adata.uns["simulation"]["programmes"]) == ["type1"]
+    assert list(adata.uns["simulation"]["programs"]) == ["type1"]
 
 
 # Depth

@@ -123,7 +123,7 @@ def simulate_multiome(
           ``varm["cell_cycle_effect"]``: features × (cos θ, sin θ, cos 2θ, sin 2θ), the effect of the angle on that
           scale before normalization to the library size. Together with ``layers["mean"]``, they determine the expected
           counts in another batch or at another angle.
-        - ``uns["simulation"]``: the arguments. ``programmes`` is a table of programs and the cell types in which they
+        - ``uns["simulation"]``: the arguments. ``programs`` is a table of programs and the cell types in which they
           are active; each program belongs to a branch and is named after the types below it. ``links`` is a table of
           ``gene``, ``peak``, ``weight`` (the log fold change of the gene per log fold change of the peak; negative for
           silencers), ``distance`` in base pairs from the start of the gene to the middle of the peak (0 for promoters),
@@ -209,7 +209,7 @@ def simulate_multiome(
     var["inverse_dispersion"] = np.concatenate([levels.inverse_dispersion_g, np.full(n_peaks, np.nan)])
     arguments = {**sizes, "cell_cycle": cell_cycle, "mosaic": share_3, "depth": depth, "seed": seed}
     tables = {
-        "programmes": _program_table(active_km, type_names),
+        "programs": _program_table(active_km, type_names),
         "links": links.assign(
             gene=genes.index.to_numpy()[links["gene"]], peak=peaks.index.to_numpy()[links["peak"]]
         ).set_index(np.arange(len(links)).astype(str)),
