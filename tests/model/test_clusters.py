@@ -1,4 +1,4 @@
-"""Clusters: their distributions in closed form, that groups are found, and what is written and said of them."""
+"""Clusters: distributions in closed form, initialization, and recovery of groups."""
 
 import math
 from typing import Any
@@ -39,7 +39,7 @@ def agreement(adata: AnnData) -> float:
 
 
 def make_clusters(latent: str = "gaussian", n_latent: int = 2, n_clusters: int = 3, n_labels: int = 0) -> Clusters:
-    """Place clusters at random, in double precision."""
+    """Return clusters with random parameters in double precision."""
     torch.manual_seed(0)
     clusters = Clusters(LATENTS[latent](n_latent), n_clusters, n_labels).double()
     with torch.no_grad():
@@ -49,7 +49,7 @@ def make_clusters(latent: str = "gaussian", n_latent: int = 2, n_clusters: int =
 
 
 def points(n: int = 5, n_latent: int = 2) -> tuple[Tensor, Tensor]:
-    """Means and standard deviations of some cells."""
+    """Return means and standard deviations of some cells."""
     torch.manual_seed(1)
     return 2 * torch.randn(n, n_latent).double(), 0.2 + torch.rand(n, n_latent).double()
 
@@ -58,7 +58,7 @@ def log_normal(u: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     return torch.from_numpy(stats.norm.logpdf(u.numpy(), mean.numpy(), scale.numpy()))
 
 
-def test_judging_is_bayes_rule_where_coordinates_are_known() -> None:
+def test_assignment_is_bayes_rule_if_coordinates_are_known() -> None:
     clusters, (mu_cz, sigma_cz) = make_clusters(), points()
     of = clusters.components
     joint_ck = torch.stack(
@@ -72,8 +72,8 @@ def test_judging_is_bayes_rule_where_coordinates_are_known() -> None:
     torch.testing.assert_close(found_ck.softmax(-1), joint_ck.softmax(-1))
 
 
-def test_judging_averages_the_log_density_over_the_posterior() -> None:
-    """E[log N(z; m, s²)] under N(μ, σ²) is log N(μ; m, s²) - σ² / 2s²; it is found by quadrature here."""
+def test_assignment_averages_the_log_density_over_the_posterior() -> None:
+    """E[log N(z; m, s²)] under N(μ, σ²) is log N(μ; m, s²) - σ² / 2s²; here it is computed by quadrature."""
     clusters, (mu_cz, sigma_cz) = make_clusters(), points()
     of = clusters.components
     node_n, weight_n = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(20))
@@ -92,8 +92,8 @@ def test_judging_averages_the_log_density_over_the_posterior() -> None:
     torch.testing.assert_close(found_ck.log_softmax(-1), expected_ck.log_softmax(-1))
 
 
-def test_judging_is_the_best_there_is() -> None:
-    """Of all q(cluster), Bayes' rule averaged over q(z) has the lowest divergence of both from what is known before."""
+def test_assignment_minimizes_the_divergence() -> None:
+    """Among all q(cluster), the assignment has the lowest KL divergence of cluster and coordinates from the prior."""
     clusters, (mu_cz, sigma_cz) = make_clusters(), points()
     each_ck = kl_to_components(clusters.components.latent.posterior(mu_cz, sigma_cz), clusters.components)
 
@@ -110,7 +110,7 @@ def test_judging_is_the_best_there_is() -> None:
 
 
 @pytest.mark.parametrize("latent", LATENTS)
-def test_where_cells_of_a_cluster_are(latent: str) -> None:
+def test_conditional_and_marginal_log_densities(latent: str) -> None:
     clusters, (z_cz, _) = make_clusters(latent), points()
     of = clusters.components
     one_hot_ck = torch.eye(3).double()[[0, 2, 1, 1, 0]]
@@ -120,13 +120,13 @@ def test_where_cells_of_a_cluster_are(latent: str) -> None:
     torch.testing.assert_close(ClusterConditional(of, one_hot_ck, 5).log_prob(z_cz), (one_hot_ck * each_ck).sum(1))
     relaxed_ck = torch.rand(5, 3).double().softmax(-1)
     torch.testing.assert_close(ClusterConditional(of, relaxed_ck, 5).log_prob(z_cz), (relaxed_ck * each_ck).sum(1))
-    # Whatever the cluster.
+    # Marginalized over clusters.
     found_c = clusters.distribution(bare_cells(5)).log_prob(z_cz)
     torch.testing.assert_close(found_c, (clusters.log_weight_k.exp() * each_ck.exp()).sum(1).log())
 
 
 @pytest.mark.parametrize("latent", [name for name, family in LATENTS.items() if family.analytic_kl])
-def test_divergence_from_clusters_is_the_sum_over_them(latent: str) -> None:
+def test_divergence_is_the_mean_over_clusters(latent: str) -> None:
     clusters, (mu_cz, sigma_cz) = make_clusters(latent), points()
     of, q = clusters.components, clusters.components.latent.posterior(mu_cz, sigma_cz)
     expected_ck = torch.stack(
@@ -142,14 +142,14 @@ def test_divergence_from_clusters_is_the_sum_over_them(latent: str) -> None:
 
 
 @pytest.mark.parametrize("latent", LATENTS)
-def test_the_density_is_a_density(latent: str) -> None:
+def test_the_density_integrates_to_one(latent: str) -> None:
     clusters = make_clusters(latent, n_latent=1)
     z_j = torch.linspace(-60, 60, 200_001, dtype=torch.float64)
     log_p_j = clusters.distribution(bare_cells(len(z_j))).log_prob(z_j[:, None])
     assert integrate.trapezoid(log_p_j.exp(), z_j) == pytest.approx(1, abs=1e-6)
 
 
-def test_cells_are_drawn_as_common_as_they_are_and_where_they_are() -> None:
+def test_samples_have_the_weights_means_and_scales_of_clusters() -> None:
     clusters = make_clusters(n_latent=1)
     with torch.no_grad():
         clusters.components.mean_kz.copy_(torch.tensor([[-100.0], [0.0], [100.0]]))
@@ -163,39 +163,39 @@ def test_cells_are_drawn_as_common_as_they_are_and_where_they_are() -> None:
         assert z_c[near_c].std() == pytest.approx(clusters.components.scale_kz[k].item(), rel=0.1)
 
 
-def test_known_labels_take_the_place_of_what_is_judged() -> None:
+def test_known_labels_override_the_assignment() -> None:
     clusters, logits_ck = make_clusters(), torch.randn(4, 3)
     assert clusters.override_with_labels(logits_ck, None) is logits_ck
-    given_ck = clusters.override_with_labels(logits_ck, torch.tensor([-1, 2, 0, -1]))
-    torch.testing.assert_close(given_ck[[0, 3]], logits_ck[[0, 3]])
-    torch.testing.assert_close(given_ck[[1, 2]], LABEL_LOGIT * torch.eye(3)[[2, 0]])
-    torch.testing.assert_close(given_ck[[1, 2]].softmax(-1), torch.eye(3)[[2, 0]])
-    assert given_ck.isfinite().all()
+    overridden_ck = clusters.override_with_labels(logits_ck, torch.tensor([-1, 2, 0, -1]))
+    torch.testing.assert_close(overridden_ck[[0, 3]], logits_ck[[0, 3]])
+    torch.testing.assert_close(overridden_ck[[1, 2]], LABEL_LOGIT * torch.eye(3)[[2, 0]])
+    torch.testing.assert_close(overridden_ck[[1, 2]].softmax(-1), torch.eye(3)[[2, 0]])
+    assert overridden_ck.isfinite().all()
 
 
-def test_what_is_not_needed_is_charged_for_and_labels_are_not() -> None:
-    """At the maximum a cluster that n of N cells are in has the weight (n - d) / (N - K d): it pays with d cells."""
+def test_the_weight_prior_penalizes_unlabeled_clusters() -> None:
+    """At the maximum, the weight of a cluster with n of N cells is (n - d) / (N - K d): d cells are the minimum."""
     n_k = torch.tensor([100.0, 60.0, 40.0]).double()
     clusters = make_clusters(n_latent=2)
     clusters.components.logit_k.copy_(((n_k - 2) / (200 - 6)).log()).requires_grad_()
     ((n_k * clusters.log_weight_k).sum() + clusters.log_weight_prior()).backward()
     torch.testing.assert_close(clusters.components.logit_k.grad, torch.zeros(3).double(), atol=1e-2, rtol=0)
-    labelled = make_clusters(n_labels=3)
-    assert labelled.log_weight_prior() == 0
+    labeled = make_clusters(n_labels=3)
+    assert labeled.log_weight_prior() == 0
     some = make_clusters(n_labels=2)
     torch.testing.assert_close(some.log_weight_prior(), -2 * (some.log_weight_k[2].exp() + 1e-5).log())
 
 
-def test_choices_cool_down() -> None:
+def test_the_temperature_falls_geometrically() -> None:
     assert annealed_temperature(0.0) == INITIAL_TEMPERATURE
     assert annealed_temperature(1.0) == pytest.approx(FINAL_TEMPERATURE)
     assert annealed_temperature(0.5) == pytest.approx(math.sqrt(INITIAL_TEMPERATURE * FINAL_TEMPERATURE))
 
 
-# --- Where clusters start ---------------------------------------------------------------------------------------------
+# --- Initialization ---------------------------------------------------------------------------------------------------
 
 
-def test_a_mixture_of_many_draws_is_found_in_some_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mixture_is_fitted_to_a_sample_of_many_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     z_jz = random.normal(np.repeat([[-5.0, 0.0], [5.0, 3.0]], [3000, 1000], axis=0), 1)
     monkeypatch.setattr(clusters, "MAX_DRAWS", 1000)
@@ -205,12 +205,12 @@ def test_a_mixture_of_many_draws_is_found_in_some_of_them(monkeypatch: pytest.Mo
     np.testing.assert_allclose(np.exp(log_scale_kz), 1, atol=0.1)
 
 
-def test_a_search_that_has_not_come_to_an_end_is_a_start_as_well() -> None:
+def test_an_unconverged_mixture_is_accepted() -> None:
     found = clusters.fit_mixture(np.random.default_rng(0).uniform(size=(500, 2)), 40, seed=0)
     assert all(np.isfinite(part).all() for part in found)
 
 
-def test_clusters_start_at_labelled_cells() -> None:
+def test_clusters_are_initialized_at_labeled_cells() -> None:
     random = np.random.default_rng(0)
     center_kz = np.array([[0.0, 0.0], [8.0, 0.0], [0.0, 8.0]])
     truth_j = random.integers(0, 3, 600)
@@ -221,7 +221,7 @@ def test_clusters_start_at_labelled_cells() -> None:
     np.testing.assert_allclose(mean_kz[:2], center_kz[:2], atol=0.3)
     assert np.exp(log_weight_k).sum() == pytest.approx(1)
     np.testing.assert_allclose(np.exp(log_scale_kz), np.exp(log_scale_kz[[0, 0, 0]]))
-    # A label of one cell each, of which there is one draw: as wide as all cells are, not without width.
+    # With one cell and one draw per label, the width is that of all cells, not 0.
     few_j = np.full(600, -1)
     few_j[[np.flatnonzero(truth_j == k)[0] for k in (0, 1)]] = [0, 1]
     found = clusters.initialize_from_labels(z_jz, few_j, 2, seed=0)
@@ -238,11 +238,11 @@ def test_clusters_without_a_label_start_far_from_those_with_one() -> None:
     for seed in range(5):
         log_weight_k, mean_kz, _ = clusters.initialize_from_labels(z_jz, label_j, 4, seed)
         assert sorted(np.linalg.norm(mean_kz[2:, None] - center_kz, axis=2).argmin(1)) == [2, 3]
-        # As common as the others, so that they do not die out at once.
+        # They have the same weight as the others, so that they do not vanish at once.
         np.testing.assert_allclose(np.exp(log_weight_k[2:]), 0.25)
 
 
-# --- Groups are found -------------------------------------------------------------------------------------------------
+# --- Recovery of groups -----------------------------------------------------------------------------------------------
 
 ESTIMATORS: dict[str, dict[str, Any]] = {
     "enumerate": {},
@@ -263,8 +263,8 @@ def test_every_estimator_finds_the_groups(estimator: str) -> None:
     np.testing.assert_allclose(model.module_.clusters.log_weight_k.exp().detach().numpy(), 1 / 3, atol=0.15)
 
 
-def test_all_by_the_score_function_gives_a_model() -> None:
-    """Coordinates are then learned far too slowly to find groups in few epochs."""
+def test_the_score_function_applies_to_coordinates_and_clusters() -> None:
+    """The coordinates are then learned too slowly to find groups in few epochs."""
     adata = simulate_groups((20, 20))
     model = fit(adata, max_epochs=3, n_clusters=2, gradient={"z": "score_function", "cluster": "score_function"})
     assert set(model.module_.baselines) == {"z", "cluster"}
@@ -272,7 +272,7 @@ def test_all_by_the_score_function_gives_a_model() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_clusters_that_are_not_needed_empty_themselves(seed: int) -> None:
+def test_clusters_that_are_not_needed_become_empty(seed: int) -> None:
     adata = simulate_groups((150, 150, 150), seed=seed)
     model = fit(adata, seed=seed, n_latent=5, n_clusters=10)
     assert list(adata.obs[CLUSTER].cat.categories) == list("0123456789")
@@ -282,7 +282,7 @@ def test_clusters_that_are_not_needed_empty_themselves(seed: int) -> None:
     assert (weight_k < 0.01).sum() >= 2
 
 
-def test_many_coordinates_do_not_fall_into_one_cluster() -> None:
+def test_clusters_do_not_merge_with_many_coordinates() -> None:
     adata = simulate_groups()
     fit(adata, max_epochs=40, n_hidden=128, n_latent=20, n_clusters=3)
     assert agreement(adata) > 0.9
@@ -300,12 +300,12 @@ def test_groups_are_found_by_either_modality() -> None:
     assert not np.allclose(by_rna, by_both)
     assert not np.allclose(by_atac, by_both)
     assert (by_rna.idxmax(axis=1) == by_both.idxmax(axis=1)).mean() > 0.9
-    # A cell without peaks is judged by its genes, whether that is said or not.
+    # A cell without peaks is assigned by its genes, with or without `modality`.
     np.testing.assert_allclose(
         model.clusters(adata[:40].copy(), modality="rna"), model.clusters(adata[:40].copy()), atol=1e-5
     )
     with warns(naming=[40, "atac"]):
-        nothing = model.clusters(adata[:40].copy(), modality="atac")
-    np.testing.assert_allclose(nothing, np.tile(model.module_.clusters.log_weight_k.exp().detach(), (40, 1)))
+        without_peaks = model.clusters(adata[:40].copy(), modality="atac")
+    np.testing.assert_allclose(without_peaks, np.tile(model.module_.clusters.log_weight_k.exp().detach(), (40, 1)))
     with raises(KeyError, naming=["'protein'"]):
         model.clusters(adata, modality="protein")

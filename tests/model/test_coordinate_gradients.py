@@ -1,4 +1,4 @@
-"""Gradient estimators of one continuous coordinate, against the integral."""
+"""Gradient estimators of one continuous coordinate, compared with the exact integral."""
 
 import math
 
@@ -18,7 +18,7 @@ def wavy(z_c: Tensor) -> Tensor:
 
 
 def test_the_reparameterized_gradient_of_a_linear_function_is_exact() -> None:
-    """And by the score function it has that which is known: of a z (z - mu) / sigma², for any mu."""
+    """The score function estimate is a z (z - mu) / sigma², for any mu, with a known variance."""
     slope, mu, sigma = 3.0, 1.5, 0.5
     toy = Coordinate(lambda z_c: slope * z_c, mu, sigma)
     by_mu_c = toy.reparameterized()[:, 0]
@@ -35,12 +35,12 @@ def test_the_reparameterized_gradient_of_a_linear_function_is_exact() -> None:
 def test_variances_of_a_quadratic_function(
     sigma: float,
 ) -> None:
-    """4 sigma² here, and mu⁴ / sigma² and more there."""
+    """The variance is 4 sigma² with reparameterization, but at least mu⁴ / sigma² with the score function."""
     mu = 1.5
     toy = Coordinate(torch.square, mu, sigma)
-    through_c, scored_c = toy.reparameterized()[:, 0], toy.score_function()[:, 0]
-    assert_unbiased((through_c - 2 * mu).square()[:, None], torch.tensor([4 * sigma**2]))
-    # (mu + sigma e)² e / sigma: squares of the moments of e, which are 1, 3, 15.
+    reparameterized_c, scored_c = toy.reparameterized()[:, 0], toy.score_function()[:, 0]
+    assert_unbiased((reparameterized_c - 2 * mu).square()[:, None], torch.tensor([4 * sigma**2]))
+    # Second moment of (mu + sigma e)² e / sigma. The even moments of e are 1, 3, 15.
     second = mu**4 / sigma**2 + 6 * mu**2 * 3 + 15 * sigma**2
     assert_unbiased(scored_c.square()[:, None], torch.tensor([second]))
 
@@ -57,7 +57,7 @@ def test_unbiased_estimators_agree_with_the_integral(family: LatentName, diverge
 
 
 @pytest.mark.parametrize("family", ["gaussian", "laplace", "logistic"])
-def test_the_integral_is_that_of_the_formula(family: LatentName) -> None:
+def test_the_exact_gradient_equals_the_closed_form(family: LatentName) -> None:
     """The mean of cos z is the real part of the characteristic function."""
     mu, sigma = 0.6, 0.8
     exact_p = Coordinate(torch.cos, mu, sigma, family).exact()
@@ -79,13 +79,13 @@ def test_a_baseline_reduces_the_variance_and_keeps_the_mean(family: LatentName) 
     drawn = {name: toy.score_function(name) for name in (None, "moving_average", "learned")}
     for drawn_np in drawn.values():
         assert_unbiased(drawn_np, exact_p)
-    # Without one, 1000² times the variance of the score; with one, as if the 1000 were not there.
+    # Without a baseline, the offset adds 1000² times the variance of the score. With one, it adds nothing.
     for name in ("moving_average", "learned"):
         assert (drawn[name].var(0) < 1e-3 * drawn[None].var(0)).all()
 
 
 def test_a_learned_baseline_distinguishes_cells() -> None:
-    """Cells have levels of their own, which it is told; a moving average only knows their mean."""
+    """Each cell has its own level, an input of the learned baseline. A moving average is the same for all cells."""
     n = 6_000
     level_c = torch.linspace(-30, 30, n)
     toy = Coordinate(lambda z_c: wavy(z_c) + 10 * level_c, 0.6, 0.8, n=n)
@@ -111,13 +111,13 @@ def test_a_baseline_tracks_mean_and_deviation_in_training() -> None:
     baseline = Baseline(0)
     for cost_c in cost_tc[:10]:
         baseline.update(cost_c)
-    # At first plain means.
+    # At first, a plain mean.
     torch.testing.assert_close(baseline.mean, cost_tc[:10].mean())
     assert float(baseline.deviation) == pytest.approx(3, abs=0.1)
     assert_close(baseline(torch.zeros(5, 0)), baseline.mean.expand(5))
     for _ in range(200):
         baseline.update(cost_tc[0] + 100)
-    assert float(baseline.mean) == pytest.approx(107, abs=0.5)  # it moves on
+    assert float(baseline.mean) == pytest.approx(107, abs=0.5)  # it follows new values
     before = baseline.mean.clone()
     baseline.eval().update(cost_tc[0])
     assert torch.equal(baseline.mean, before)

@@ -1,4 +1,4 @@
-"""Distributions of the package: the power spherical distribution on the circle, and gates of activity."""
+"""Distributions of the package: the power spherical distribution on the circle, and the activity gate."""
 
 import math
 
@@ -22,13 +22,13 @@ def on_circle(angle: Tensor) -> Tensor:
 
 
 def around(angle: float, kappa: float, n: int = 1) -> PowerSpherical:
-    """Make a batch of `n` equal distributions."""
+    """Return a batch of `n` equal distributions."""
     mean_cu = on_circle(torch.full((n,), angle, dtype=torch.float64))
     return PowerSpherical(mean_cu, torch.full((n,), kappa, dtype=torch.float64))
 
 
 @CONCENTRATIONS
-def test_power_spherical_density_entropy_and_divergence_are_their_integrals(kappa: float) -> None:
+def test_power_spherical_density_entropy_and_divergence_equal_integrals(kappa: float) -> None:
     family = around(1.0, kappa)
     log_p_s = family.log_prob(on_circle(ANGLE_S))
     p_s = log_p_s.exp()
@@ -67,8 +67,8 @@ def test_power_spherical_draws_have_its_moments(kappa: float) -> None:
 
 
 @pytest.mark.parametrize("kappa", [0.5, 3.0, 30.0])
-def test_gradient_of_what_is_drawn_is_that_of_the_expectation(kappa: float) -> None:
-    """The mean of cos and of cos 2Δ are known, and so are their derivatives by κ and by the mean's angle."""
+def test_gradients_through_draws_are_unbiased(kappa: float) -> None:
+    """The means of cos Δ and cos 2Δ are known, and so are their derivatives by κ and by the mean angle."""
     torch.manual_seed(0)
     concentration = torch.tensor(kappa, dtype=torch.float64, requires_grad=True)
     angle = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
@@ -86,7 +86,7 @@ def test_gradient_of_what_is_drawn_is_that_of_the_expectation(kappa: float) -> N
     assert by_angle == pytest.approx([-length * math.sin(0.7), length * math.cos(0.7)], abs=0.01)
 
 
-def test_power_spherical_gradients_are_those_of_finite_differences() -> None:
+def test_power_spherical_gradients_equal_finite_differences() -> None:
     angle_c = torch.tensor([0.3, 2.0, 4.0], dtype=torch.float64, requires_grad=True)
     kappa_c = torch.tensor([0.7, 3.0, 50.0], dtype=torch.float64, requires_grad=True)
     value_cu = on_circle(torch.tensor([0.0, 1.5, 4.5], dtype=torch.float64))
@@ -102,7 +102,7 @@ def test_power_spherical_gradients_are_those_of_finite_differences() -> None:
 
 
 @pytest.mark.parametrize("kappa", [0.0, 1e-3, 4999.0])
-def test_draws_have_finite_gradients_however_sure(kappa: float) -> None:
+def test_draws_have_finite_gradients_at_any_concentration(kappa: float) -> None:
     torch.manual_seed(0)
     mean_cu = on_circle(torch.linspace(0, 6, 2000)).requires_grad_()
     kappa_c = torch.full((2000,), kappa, requires_grad=True)
@@ -110,7 +110,7 @@ def test_draws_have_finite_gradients_however_sure(kappa: float) -> None:
     assert all(part.isfinite().all() for part in gradients)
 
 
-def test_power_spherical_repeats_along_batches() -> None:
+def test_power_spherical_expands() -> None:
     family = PowerSpherical(on_circle(torch.tensor([0.0, 2.0])), torch.tensor([1.0, 5.0]))
     assert (family.batch_shape, family.event_shape) == ((2,), (2,))
     wider = family.expand((3, 2))
@@ -127,7 +127,7 @@ LOGIT_C = torch.tensor([-6.0, -1.0, 0.0, 2.0], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("relaxed", [False, True])
-def test_a_gate_diverges_as_a_bernoulli_does(relaxed: bool) -> None:
+def test_a_gate_has_the_divergence_of_a_bernoulli(relaxed: bool) -> None:
     p_c, prior = LOGIT_C.sigmoid(), torch.tensor(0.8, dtype=torch.float64)
     expected_c = p_c * (p_c / prior).log() + (1 - p_c) * ((1 - p_c) / (1 - prior)).log()
     gate = ActivityGate(LOGIT_C, relaxed)
@@ -138,14 +138,14 @@ def test_a_gate_diverges_as_a_bernoulli_does(relaxed: bool) -> None:
     assert gate.expand((3, 4)).rsample((2,)).shape == (2, 3, 4)
 
 
-def test_a_gate_is_open_or_shut_unless_it_is_relaxed() -> None:
+def test_a_gate_is_0_or_1_unless_it_is_relaxed() -> None:
     torch.manual_seed(0)
     logit_c = LOGIT_C.repeat(10_000).requires_grad_()
     hard_c, soft_c = ActivityGate(logit_c).rsample(), ActivityGate(logit_c, relaxed=True).rsample()
     assert set(hard_c.tolist()) == {0, 1}
     torch.testing.assert_close(hard_c.view(-1, 4).mean(0), LOGIT_C.sigmoid(), atol=0.02, rtol=0)
     assert ((soft_c > 0) & (soft_c < 1)).any()
-    # A relaxed draw is on the side of one half that the Bernoulli would have been on.
+    # A relaxed draw exceeds one half with the probability of the Bernoulli distribution.
     torch.testing.assert_close((soft_c > 0.5).double().view(-1, 4).mean(0), LOGIT_C.sigmoid(), atol=0.02, rtol=0)
     (gradient_c,) = torch.autograd.grad(soft_c.sum(), logit_c)
     assert gradient_c.isfinite().all()

@@ -1,6 +1,6 @@
-"""How gradients are asked for, what baselines learn, and what is said where parts of a latent state do not go together.
+"""Parsing of gradient estimators, baselines, and options that exclude each other.
 
-That gradients have no bias is tested in `test_gradients.py`.
+`test_coordinate_gradients.py` and `test_cluster_gradients.py` test that estimators are unbiased.
 """
 
 import math
@@ -19,7 +19,7 @@ from helpers.assertions import assert_untouched
 from helpers.raises import raises
 from helpers.simulate import simulate
 
-# --- What users say of gradients --------------------------------------------------------------------------------------
+# --- Names of gradient estimators -------------------------------------------------------------------------------------
 
 ACCEPTED: list[tuple[Any, bool, str, str | None]] = [
     ("reparameterized", False, "reparameterized", None),
@@ -38,7 +38,7 @@ ACCEPTED: list[tuple[Any, bool, str, str | None]] = [
 
 
 @pytest.mark.parametrize(("names", "has_clusters", "z", "cluster"), ACCEPTED)
-def test_gradients_that_are_accepted(names: Any, has_clusters: bool, z: str, cluster: str | None) -> None:
+def test_accepted_gradients(names: Any, has_clusters: bool, z: str, cluster: str | None) -> None:
     gradient = parse_gradient(names, has_clusters)
     assert gradient == Gradient(z, cluster)
     assert gradient.score_function_sites == tuple(
@@ -47,7 +47,7 @@ def test_gradients_that_are_accepted(names: Any, has_clusters: bool, z: str, clu
 
 
 FOR_Z, FOR_CLUSTER = ["'reparameterized'", "'score_function'"], ["'enumerate'", "'gumbel_softmax'", "'score_function'"]
-# The parameter, whether there are clusters, and the facts of the error.
+# The parameter, whether the model has clusters, and the facts of the error.
 WRONG: list[tuple[Any, bool, list[Any]]] = [
     (None, False, [None]),
     (3, True, [3]),
@@ -69,7 +69,7 @@ WRONG: list[tuple[Any, bool, list[Any]]] = [
 
 
 @pytest.mark.parametrize(("gradient", "has_clusters", "facts"), WRONG)
-def test_gradients_that_are_refused(gradient: Any, has_clusters: bool, facts: list[Any]) -> None:
+def test_wrong_gradients_are_rejected(gradient: Any, has_clusters: bool, facts: list[Any]) -> None:
     with raises(ValueError, naming=["gradient", *facts]):
         parse_gradient(gradient, has_clusters)
 
@@ -87,7 +87,7 @@ def test_gradients_that_are_refused(gradient: Any, has_clusters: bool, facts: li
         ),
     ],
 )
-def test_coordinates_are_learned_more_slowly_by_the_score_function(parameters: dict[str, Any], slower: int) -> None:
+def test_the_score_function_has_a_lower_learning_rate(parameters: dict[str, Any], slower: int) -> None:
     adata = simulate()
     model = VAE(2, 4, learning_rate=0.01, **parameters).fit(adata, max_epochs=8, batch_size=16, progress=False)
     assert max(model.history_["learning_rate"]) == pytest.approx(0.01 / slower, rel=0.2)
@@ -97,7 +97,7 @@ def test_coordinates_are_learned_more_slowly_by_the_score_function(parameters: d
 # --- Baselines --------------------------------------------------------------------------------------------------------
 
 
-def test_a_moving_average_begins_as_a_plain_mean() -> None:
+def test_a_moving_average_starts_as_a_plain_mean() -> None:
     baseline, costs = Baseline(0), torch.randn(40, 8) + 100
     for n, cost_c in enumerate(costs, 1):
         baseline.update(cost_c)
@@ -105,31 +105,31 @@ def test_a_moving_average_begins_as_a_plain_mean() -> None:
             torch.testing.assert_close(baseline.mean, costs[:n].mean())
     assert baseline.n_updates == 40
     torch.testing.assert_close(baseline(torch.empty(5, 0)), baseline.mean.expand(5))
-    # From then on a twentieth is new.
+    # Later, new values have a weight of 1/20.
     before = baseline.mean.clone()
     baseline.update(torch.zeros(8))
     torch.testing.assert_close(baseline.mean, EMA_DECAY * before)
     assert list(baseline.parameters()) == []
 
 
-def test_a_baseline_learns_in_training_only() -> None:
+def test_a_baseline_is_updated_in_training_only() -> None:
     baseline = Baseline(0).eval()
     baseline.update(torch.ones(3))
     assert (baseline.mean, baseline.n_updates) == (0, 0)
 
 
-def test_a_guess_is_as_it_was_made() -> None:
-    """What is seen before the gradient is taken moves the averages, but not guesses made before."""
+def test_updates_do_not_change_earlier_predictions() -> None:
+    """An update before the backward pass changes the averages, but not earlier predictions."""
     baseline = Baseline(2)
-    guess_c = baseline(torch.randn(6, 2))
-    before_c = guess_c.detach().clone()
+    predicted_c = baseline(torch.randn(6, 2))
+    before_c = predicted_c.detach().clone()
     baseline.update(torch.full((6,), 50.0))
-    torch.testing.assert_close(guess_c, before_c)
-    guess_c.sum().backward()
+    torch.testing.assert_close(predicted_c, before_c)
+    predicted_c.sum().backward()
     assert all(p.grad is not None for p in baseline.parameters())
 
 
-def test_a_learned_baseline_is_a_function_of_what_it_is_told() -> None:
+def test_a_learned_baseline_is_a_function_of_its_inputs() -> None:
     torch.manual_seed(0)
     baseline = Baseline(2)
     input_cp = torch.randn(200, 2) * torch.tensor([1.0, 1000.0]) + torch.tensor([0.0, 5000.0])
@@ -143,7 +143,7 @@ def test_a_learned_baseline_is_a_function_of_what_it_is_told() -> None:
         baseline.update(cost_c)
     error_c = baseline.eval()(input_cp) - cost_c
     assert error_c.square().mean() < 0.05 * cost_c.var()
-    # One cell has no spread to be standardized by.
+    # A single cell has no standard deviation.
     assert baseline.train()(input_cp[:1]).shape == (1,)
     assert baseline(input_cp[:1]).isfinite().all()
 
@@ -162,10 +162,10 @@ def test_detached_draws_have_no_gradient_and_the_same_density() -> None:
     assert detached(sample_shape=torch.Size([5])).shape == (5, 4, 2)
 
 
-# --- What does not go together ----------------------------------------------------------------------------------------
+# --- Options that exclude each other ----------------------------------------------------------------------------------
 
-# Name: parameters, and the facts of the error.
-TOGETHER: dict[str, tuple[dict[str, Any], list[Any]]] = {
+# Parameters and facts of the error by case.
+EXCLUSIVE: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "unknown latent": ({"latent": "normal"}, ["latent", "'normal'", "'gaussian'", "'laplace'"]),
     "latent of another kind": ({"latent": 3}, ["latent", 3]),
     "unknown prior": ({"prior": "vamp"}, ["prior", "'vamp'", "'standard'", "'mixture'", "'flow'"]),
@@ -193,9 +193,9 @@ TOGETHER: dict[str, tuple[dict[str, Any], list[Any]]] = {
 }
 
 
-@pytest.mark.parametrize("case", TOGETHER)
-def test_what_does_not_go_together_is_named_before_anything_is_done(case: str) -> None:
-    parameters, facts = TOGETHER[case]
+@pytest.mark.parametrize("case", EXCLUSIVE)
+def test_exclusive_options_raise_before_fitting(case: str) -> None:
+    parameters, facts = EXCLUSIVE[case]
     adata = simulate()
     before = adata.copy()
     model = VAE(**{"n_latent": 2, "n_hidden": 8, **parameters})
@@ -208,12 +208,12 @@ def test_what_does_not_go_together_is_named_before_anything_is_done(case: str) -
 @pytest.mark.parametrize(
     "parameters",
     [
-        {"n_clusters": 2, "gradient": "score_function", "posterior": "flow"},  # of the clusters alone
+        {"n_clusters": 2, "gradient": "score_function", "posterior": "flow"},  # for the clusters only
         {"latent": "laplace", "n_latent": 1},
         {"n_clusters": np.int64(2), "n_components": np.int64(3)},
     ],
 )
-def test_what_does_go_together(parameters: dict[str, Any]) -> None:
+def test_combinations_that_are_allowed(parameters: dict[str, Any]) -> None:
     adata = simulate()
     model = VAE(**{"n_latent": 2, "n_hidden": 4, **parameters}).fit(adata, max_epochs=2, progress=False)
     assert math.isfinite(model.score(adata))

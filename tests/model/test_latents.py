@@ -36,13 +36,13 @@ def posterior_of(name: LatentName, mu: float, sigma: float, n_cells: int = 1) ->
 
 
 def expectation(name: LatentName, mu: float, sigma: float, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the expectation of functions of u, one a column, by quadrature of the density in the row of the family."""
+    """Return the expectation of functions of u, one per column, by quadrature of the density of the family."""
     q_s = torch.from_numpy(np.exp(LATENT_CASES[name].log_density(ON_LINE.numpy(), mu, sigma)))
     return torch.trapezoid(q_s[:, None] * function(ON_LINE), ON_LINE, dim=0)
 
 
 def divergence(name: LatentName, mu: float, sigma: float) -> float:
-    """KL divergence of a posterior from the standard prior, by quadrature."""
+    """Return the KL divergence of a posterior from the standard prior, by quadrature."""
     log_q, log_p = (LATENT_CASES[name].log_density(ON_LINE.numpy(), *moments) for moments in ((mu, sigma), (0.0, 1.0)))
     return float(integrate.trapezoid(np.exp(log_q) * (log_q - log_p), ON_LINE.numpy()))
 
@@ -127,7 +127,7 @@ def test_draws_are_reparameterized(name: LatentName) -> None:
 @EVERY_FAMILY
 @MOMENTS
 def test_gradients_of_expectations_are_unbiased(name: LatentName, mu: float, sigma: float) -> None:
-    """Through the draws, and by the score function."""
+    """Both through the draws and by the score function."""
 
     def wavy(u_s: Tensor) -> Tensor:
         return torch.cos(2 * u_s) + 0.7 * u_s
@@ -213,7 +213,7 @@ def test_positive_coordinates_increase_with_a_bounded_slope(values: list[float])
     (slope_cz,) = torch.autograd.grad(z_cz.sum(), u_cz)
     assert (slope_cz > 0).all()
     assert (slope_cz <= LINEAR_FROM * (1 + 1e-9)).all()
-    # As long as it is an exponential, the slope is the value.
+    # In the exponential part, the slope equals the value.
     inside_cz = u_cz < math.log(LINEAR_FROM)
     torch.testing.assert_close(slope_cz[inside_cz], z_cz[inside_cz])
 
@@ -232,7 +232,7 @@ def test_shares_sum_to_one_and_round_trip_centered(values: list[float], shift: f
 
 
 @given(COORDINATES, st.floats(-3, 3), st.data())
-def test_a_topic_grows_at_the_expense_of_the_others_in_proportion(
+def test_a_growing_topic_shrinks_the_others_in_proportion(
     values: list[float], step: float, data: st.DataObject
 ) -> None:
     k = data.draw(st.integers(0, len(values) - 1))

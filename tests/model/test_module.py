@@ -1,4 +1,4 @@
-"""The generative story and its ELBO: gradients, Pyro against plain arithmetic, and the exact evidence on a grid."""
+"""The generative model and its ELBO: gradients, Pyro against plain arithmetic, and missing modalities."""
 
 import math
 from collections.abc import Mapping
@@ -75,7 +75,7 @@ def test_every_family_supports_every_likelihood_and_prior(
 @ALL_LIKELIHOODS
 @pytest.mark.parametrize("kl_weight", [1.0, 0.25])
 def test_loss_is_the_weighted_elbo_per_cell(likelihood: str, kl_weight: float) -> None:
-    """Pyro's loss, under the same noise, is the plain sum; the weight is on the KL divergence alone."""
+    """With the same noise, Pyro's loss equals the plain sum; the weight applies to the KL divergence only."""
     cells = simulate_cells(covariates=True)
     module = make_module(cells, likelihood).eval()
     torch.manual_seed(1)
@@ -86,10 +86,10 @@ def test_loss_is_the_weighted_elbo_per_cell(likelihood: str, kl_weight: float) -
     log_likelihood_c = log_likelihood["rna"]
     assert log_likelihood_c.shape == kl_c.shape == (60,)
     torch.testing.assert_close(loss, -(log_likelihood_c - kl_weight * kl_c).mean())
-    assert kl_c.mean() > 0.01  # otherwise its weight would not show
+    assert kl_c.mean() > 0.01  # otherwise the weight would have no visible effect
 
 
-def test_kl_divergence_is_that_of_the_posterior() -> None:
+def test_kl_divergence_equals_the_closed_form() -> None:
     cells = simulate_cells()
     module = make_module(cells).eval()
     posterior = module.posterior(cells)["z"]
@@ -98,7 +98,7 @@ def test_kl_divergence_is_that_of_the_posterior() -> None:
     torch.testing.assert_close(module.elbo(cells)[1], expected_c)
 
 
-def test_log_likelihood_is_that_of_a_draw_from_the_posterior() -> None:
+def test_log_likelihood_is_evaluated_at_a_draw_from_the_posterior() -> None:
     cells = simulate_cells()
     module = make_module(cells).eval()
     torch.manual_seed(1)
@@ -108,7 +108,7 @@ def test_log_likelihood_is_that_of_a_draw_from_the_posterior() -> None:
     torch.testing.assert_close(log_likelihood["rna"], module.decode(z_cz, cells)["rna"].log_prob(cells.counts["rna"]))
 
 
-def test_gradient_of_the_loss_is_that_of_the_elbo() -> None:
+def test_the_loss_has_the_gradient_of_the_elbo() -> None:
     cells = simulate_cells(covariates=True)
     module = make_module(cells).eval()
     torch.manual_seed(1)
@@ -120,11 +120,11 @@ def test_gradient_of_the_loss_is_that_of_the_elbo() -> None:
 
 
 @pytest.mark.parametrize("covariate", ["batch", "donor", "age"])
-def test_covariates_change_what_is_decoded(covariate: str) -> None:
+def test_covariates_change_decoded_values(covariate: str) -> None:
     cells = simulate_cells(covariates=True)
     module = make_module(cells).eval()
     for embedding in (part for part in module.modules() if isinstance(part, torch.nn.Embedding)):
-        torch.nn.init.normal_(embedding.weight)  # all categories start alike
+        torch.nn.init.normal_(embedding.weight)  # all categories have the same effect initially
     category_ck, continuous_ck = cells.category_ck.clone(), cells.continuous_ck.clone()
     if covariate == "age":
         continuous_ck += 1
@@ -139,8 +139,8 @@ def test_covariates_change_what_is_decoded(covariate: str) -> None:
 
 
 @ALL_LIKELIHOODS
-def test_the_start_is_near_the_data(likelihood: str) -> None:
-    """The decoder starts near each gene's share, the dispersions near those of the data: better than from nothing."""
+def test_initialize_improves_the_likelihood(likelihood: str) -> None:
+    """The decoder starts near each gene's share, and the dispersions near those of the data, so the fit is better."""
     cells = simulate_cells()
     started = make_module(cells, likelihood).eval()
     torch.manual_seed(0)
@@ -150,21 +150,21 @@ def test_the_start_is_near_the_data(likelihood: str) -> None:
 
 
 @ALL_LIKELIHOODS
-def test_one_cell_gives_a_loss(likelihood: str) -> None:
+def test_a_single_cell_has_a_finite_loss(likelihood: str) -> None:
     cells = simulate_cells(covariates=True)
     loss = make_module(cells, likelihood).train()(cells.slice(3, 4))
     assert loss.isfinite()
     loss.backward()
 
 
-def test_nothing_is_kept_in_the_global_store_of_pyro() -> None:
+def test_the_global_store_of_pyro_stays_empty() -> None:
     cells = simulate_cells()
     pyro.clear_param_store()
     make_module(cells)(cells).backward()
     assert not list(pyro.get_param_store().keys())
 
 
-def test_validation_of_pyro_is_left_as_it_was() -> None:
+def test_validation_of_pyro_is_restored() -> None:
     cells = simulate_cells()
     module = make_module(cells)
     for enabled in (True, False):
@@ -178,8 +178,8 @@ def test_validation_of_pyro_is_left_as_it_was() -> None:
 # --- Several modalities -----------------------------------------------------------------------------------------------
 
 EVERY_FUSION = pytest.mark.parametrize("fusion", FUSIONS)
-# Of these, the ELBO depends on no draw but that of the latent state, once the module is not training.
-STEADY = pytest.mark.parametrize("fusion", [name for name in FUSIONS if name != "mixture"])
+# Fusions without random subsets outside of training: the only draw is that of the latent state.
+DETERMINISTIC = pytest.mark.parametrize("fusion", [name for name in FUSIONS if name != "mixture"])
 LACKING = {"atac": [0, 1, 2, 17], "rna": [5, 6]}
 LIKELIHOOD_OF_TWO = {"rna": "negative_binomial", "atac": "bernoulli"}
 
@@ -197,7 +197,7 @@ def make_two(
 
 @pytest.fixture
 def fixed_noise(monkeypatch: pytest.MonkeyPatch) -> float:
-    """Let the noise of every normal distribution be this number, so that no result depends on the order of draws."""
+    """Set the noise of every normal distribution to this number, so that no result depends on the order of draws."""
     noise = 0.7
     monkeypatch.setattr(
         "torch.distributions.normal._standard_normal",
@@ -207,7 +207,7 @@ def fixed_noise(monkeypatch: pytest.MonkeyPatch) -> float:
 
 
 def patterns(cells: Cells) -> dict[str, Tensor]:
-    """Give the cells that have both modalities, genes only, peaks only."""
+    """Return the indices of the cells that have both modalities, genes only, peaks only."""
     has_rna, has_atac = cells.mask_with("rna"), cells.mask_with("atac")
     masks = {"both": has_rna & has_atac, "rna": has_rna & ~has_atac, "atac": has_atac & ~has_rna}
     return {name: mask_c.nonzero().squeeze(1) for name, mask_c in masks.items()}
@@ -229,7 +229,7 @@ def test_every_parameter_of_every_modality_gets_a_gradient(fusion: str, covariat
 @EVERY_FUSION
 @pytest.mark.parametrize("only", ["rna", "atac"])
 def test_a_minibatch_in_which_no_cell_has_a_modality(fusion: str, only: str) -> None:
-    """The other modality's parameters get a gradient of 0, as a step on several devices at once needs."""
+    """The parameters of the missing modality get a gradient of 0, which training on several devices requires."""
     cells = simulate_two_cells(covariates=True)
     module = make_two(cells, fusion).train()
     loss = module(cells.keep_modalities(only))
@@ -242,7 +242,7 @@ def test_a_minibatch_in_which_no_cell_has_a_modality(fusion: str, only: str) -> 
 
 
 @EVERY_FUSION
-def test_one_cell_that_lacks_a_modality_gives_a_loss(fusion: str) -> None:
+def test_a_single_cell_with_a_missing_modality_has_a_finite_loss(fusion: str) -> None:
     cells = simulate_two_cells(lacking=LACKING)
     module = make_two(cells, fusion).train()
     for c in (0, 3, 5):
@@ -251,23 +251,23 @@ def test_one_cell_that_lacks_a_modality_gives_a_loss(fusion: str) -> None:
         loss.backward()
 
 
-def test_a_cell_contributes_nothing_of_a_modality_that_it_lacks(fixed_noise: float) -> None:
-    """Exactly nothing, and of the other what it does where nothing else is in the minibatch."""
+def test_a_missing_modality_contributes_nothing(fixed_noise: float) -> None:
+    """The log-likelihood is exactly 0; that of the other modality is as if no other cells were in the minibatch."""
     cells = simulate_two_cells(lacking=LACKING, covariates=True)
     module = make_two(cells).eval()
     log_likelihood, kl_c = module.elbo(cells)
-    for lacked, present in (("atac", "rna"), ("rna", "atac")):
-        index_c = torch.tensor(LACKING[lacked])
-        assert torch.equal(log_likelihood[lacked][index_c], torch.zeros(len(index_c)))
-        assert log_likelihood[lacked].count_nonzero() == 60 - len(index_c)
+    for missing, present in (("atac", "rna"), ("rna", "atac")):
+        index_c = torch.tensor(LACKING[missing])
+        assert torch.equal(log_likelihood[missing][index_c], torch.zeros(len(index_c)))
+        assert log_likelihood[missing].count_nonzero() == 60 - len(index_c)
         alone, alone_kl_c = module.elbo(cells.select(index_c).keep_modalities(present))
         torch.testing.assert_close(alone[present], log_likelihood[present][index_c])
         torch.testing.assert_close(alone_kl_c, kl_c[index_c])
-        assert not alone[lacked].any()
+        assert not alone[missing].any()
 
 
-@STEADY
-def test_the_loss_of_a_mixed_minibatch_is_that_of_its_parts(fusion: str, fixed_noise: float) -> None:
+@DETERMINISTIC
+def test_the_loss_of_a_mosaic_is_the_sum_of_its_parts(fusion: str, fixed_noise: float) -> None:
     cells = simulate_two_cells(lacking=LACKING, covariates=True)
     module = make_two(cells, fusion).eval()
     parts = [cells.select(index_c) for index_c in patterns(cells).values()]
@@ -276,19 +276,19 @@ def test_the_loss_of_a_mixed_minibatch_is_that_of_its_parts(fusion: str, fixed_n
     torch.testing.assert_close(*losses)
     gradients = [torch.autograd.grad(loss, list(module.parameters())) for loss in losses]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
-    # As if each part had been measured so from the start: the masks of all-true and of all-false are the same as none.
-    as_if = [
+    # The same without masks that are entirely true or false.
+    without_masks = [
         parts[0].drop_full_masks(torch.arange(len(parts[0]))),
         parts[1].keep_modalities("rna").drop_full_masks(torch.arange(len(parts[1]))),
         parts[2].keep_modalities("atac").drop_full_masks(torch.arange(len(parts[2]))),
     ]
-    assert [list(part.present) for part in as_if] == [[], ["atac"], ["rna"]]
-    torch.testing.assert_close(losses[0], sum(module(part) * len(part) for part in as_if))
+    assert [list(part.present) for part in without_masks] == [[], ["atac"], ["rna"]]
+    torch.testing.assert_close(losses[0], sum(module(part) * len(part) for part in without_masks))
 
 
 @EVERY_FUSION
-def test_gradient_of_the_loss_is_that_of_the_weighted_elbo(fusion: str) -> None:
-    """Each modality's weight is on its log-likelihood in training alone; `elbo` has none."""
+def test_the_loss_has_the_gradient_of_the_weighted_elbo(fusion: str) -> None:
+    """The weight of a modality applies to its log-likelihood in training only; `elbo` does not use it."""
     cells = simulate_two_cells(lacking=LACKING, covariates=True)
     module = make_two(cells, fusion, modality_weights={"atac": 0.3}).eval()
     torch.manual_seed(1)
@@ -299,7 +299,7 @@ def test_gradient_of_the_loss_is_that_of_the_weighted_elbo(fusion: str) -> None:
     torch.testing.assert_close(found, torch.autograd.grad(loss, list(module.parameters())), rtol=1e-4, atol=1e-6)
 
 
-def test_the_loss_is_the_elbo_written_by_hand(fixed_noise: float) -> None:
+def test_the_loss_equals_the_elbo_in_plain_torch(fixed_noise: float) -> None:
     """Product of experts, reparameterized sample, KL divergence in closed form, dense log-likelihoods."""
     cells = simulate_two_cells(lacking=LACKING, covariates=True)
     module = make_two(cells, modality_weights={"rna": 0.9, "atac": 0.3}).eval()
@@ -344,14 +344,14 @@ def test_the_loss_is_the_elbo_written_by_hand(fixed_noise: float) -> None:
 
 
 @EVERY_FUSION
-def test_a_cell_is_judged_by_what_it_has_whatever_others_have(fusion: str) -> None:
-    """No count where nothing was measured is not a count of zero."""
+def test_the_posterior_of_a_cell_uses_its_own_modalities(fusion: str) -> None:
+    """A missing modality is not the same as a modality with zeros."""
     cells = simulate_two_cells(lacking=LACKING, covariates=True)
     module = make_two(cells, fusion).eval()
     with torch.no_grad():
         posterior = module.posterior(cells)["z"]
-        for lacked, present in (("atac", "rna"), ("rna", "atac")):
-            index_c = torch.tensor(LACKING[lacked])
+        for missing, present in (("atac", "rna"), ("rna", "atac")):
+            index_c = torch.tensor(LACKING[missing])
             for alone in (
                 cells.select(index_c),
                 cells.select(index_c).keep_modalities(present),
@@ -368,7 +368,7 @@ def test_a_cell_is_judged_by_what_it_has_whatever_others_have(fusion: str) -> No
 
 
 @EVERY_FUSION
-def test_a_cell_without_anything_is_judged_by_the_prior(fusion: str) -> None:
+def test_the_posterior_of_an_empty_cell_is_the_prior(fusion: str) -> None:
     cells = simulate_two_cells(lacking={"rna": [4], "atac": [4]})
     module = make_two(cells.select(torch.arange(5, 60)), fusion).eval()
     posterior = module.posterior(cells)["z"]
@@ -381,7 +381,7 @@ def test_a_cell_without_anything_is_judged_by_the_prior(fusion: str) -> None:
 
 
 @EVERY_FUSION
-def test_only_the_elbo_draws_what_is_heard(fusion: str) -> None:
+def test_modalities_are_sampled_on_request_only(fusion: str) -> None:
     cells = simulate_two_cells()
     module = make_two(cells, fusion).eval()
     assert torch.equal(module.posterior(cells)["z"].mean, module.posterior(cells)["z"].mean)
@@ -389,7 +389,7 @@ def test_only_the_elbo_draws_what_is_heard(fusion: str) -> None:
     assert torch.equal(*drawn) == (fusion != "mixture")
 
 
-@STEADY
+@DETERMINISTIC
 def test_order_of_modalities_does_not_matter(fusion: str, fixed_noise: float) -> None:
     cells = simulate_two_cells(lacking=LACKING, covariates=True)
     module = make_two(cells, fusion).eval()
@@ -402,7 +402,7 @@ def test_order_of_modalities_does_not_matter(fusion: str, fixed_noise: float) ->
     torch.testing.assert_close(found_kl_c, expected_kl_c)
 
 
-def test_what_is_decoded_is_of_the_cells_that_have_it() -> None:
+def test_a_modality_is_decoded_for_the_cells_that_have_it() -> None:
     cells = simulate_two_cells(lacking=LACKING, covariates=True)
     module = make_two(cells).eval()
     z_cz = torch.randn(60, 3)
@@ -414,7 +414,7 @@ def test_what_is_decoded_is_of_the_cells_that_have_it() -> None:
 
 
 @pytest.mark.parametrize("name", ["rna", "atac"])
-def test_each_modality_starts_from_the_cells_that_have_it(name: str) -> None:
+def test_each_modality_is_initialized_from_the_cells_that_have_it(name: str) -> None:
     cells = simulate_two_cells(lacking={"atac": range(20), "rna": range(30, 45)})
     index_c = cells.indices_with(name)
     assert index_c is not None
@@ -426,7 +426,7 @@ def test_each_modality_starts_from_the_cells_that_have_it(name: str) -> None:
     assert started.encoder.median_library_size == median > cells.library_size[name].median()
 
 
-def test_balance() -> None:
+def test_default_modality_weights() -> None:
     assert default_modality_weights({"rna": 20}) == {"rna": 1}
     assert default_modality_weights({"rna": 100, "atac": 400}) == {"rna": 1, "atac": 0.5}
     assert default_modality_weights({"rna": 100, "protein": 10, "atac": 900}) == pytest.approx(
@@ -443,7 +443,7 @@ def test_balance() -> None:
         ({"rna": 0.0}, {"rna": 0, "atac": 0.5}),
     ],
 )
-def test_modality_weights_default_to_balance(given: Mapping[str, float] | None, expected: dict[str, float]) -> None:
+def test_modality_weights_override_the_defaults(given: Mapping[str, float] | None, expected: dict[str, float]) -> None:
     module = make_two(simulate_two_cells(n_genes=10, n_peaks=40), modality_weights=given)
     assert module.modality_weights == pytest.approx(expected)
 
@@ -463,6 +463,6 @@ def test_a_modality_may_have_any_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["keys", "type"])
-def test_but_not_one_that_torch_gave_away(name: str) -> None:
+def test_names_that_torch_reserves_are_rejected(name: str) -> None:
     with raises(ValueError, naming=[repr(name)]):
         build_module({"rna": 20, name: 30}, {"rna": "poisson", name: "bernoulli"}, n_latent=3)

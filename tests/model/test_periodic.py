@@ -1,4 +1,4 @@
-"""The circle: what decoders read of it, and the gradients and the loss of a module with it."""
+"""The periodic coordinate: Fourier features, and the gradients and the loss of a module with a circle."""
 
 import math
 from dataclasses import replace
@@ -41,8 +41,8 @@ def test_every_parameter_gets_a_gradient(decoder: DecoderName) -> None:
 
 
 @pytest.mark.parametrize("kl_weight", [1.0, 0.25])
-def test_the_loss_is_at_least_minus_the_elbo(kl_weight: float) -> None:
-    """It exceeds minus the ELBO by the penalty on the dependence of coordinates on the angle."""
+def test_the_loss_is_at_least_the_negative_elbo(kl_weight: float) -> None:
+    """It exceeds the negative ELBO by the penalty on the dependence of coordinates on the angle."""
     cells = simulate_two_cells(covariates=True)
     cells = replace(cells, angle_params_cq=pack_angle_posterior(torch.rand(60) * 6, torch.rand(60), torch.rand(60)))
     module = make_module(cells).eval()
@@ -61,23 +61,23 @@ def test_the_loss_is_at_least_minus_the_elbo(kl_weight: float) -> None:
 
 
 @given(angle=st.floats(-10, 10), activity=st.floats(0.01, 1), turns=st.integers(-2, 2))
-def test_harmonics_of_a_place_on_the_disc(angle: float, activity: float, turns: int) -> None:
+def test_fourier_features_of_a_point(angle: float, activity: float, turns: int) -> None:
     angle_c = torch.tensor([angle + 2 * math.pi * turns], dtype=torch.float64)
-    place_cu = activity * torch.stack([angle_c.cos(), angle_c.sin()], -1)
+    point_cu = activity * torch.stack([angle_c.cos(), angle_c.sin()], -1)
     expected = [*(activity * f(n * angle) / n**2 for n in (1, 2) for f in (math.cos, math.sin)), 1 - activity]
     torch.testing.assert_close(
-        fourier_features(place_cu), torch.tensor([expected], dtype=torch.float64), atol=1e-6, rtol=0
+        fourier_features(point_cu), torch.tensor([expected], dtype=torch.float64), atol=1e-6, rtol=0
     )
 
 
-def test_in_the_middle_of_the_disc_there_is_no_angle() -> None:
-    middle_cu = torch.zeros(1, 2, requires_grad=True)
-    torch.testing.assert_close(fourier_features(middle_cu), torch.tensor([[0.0, 0, 0, 0, 1]]), atol=1e-5, rtol=0)
-    (gradient_cu,) = torch.autograd.grad(fourier_features(middle_cu).sum(), middle_cu)
+def test_fourier_features_of_the_center_have_no_angle() -> None:
+    center_cu = torch.zeros(1, 2, requires_grad=True)
+    torch.testing.assert_close(fourier_features(center_cu), torch.tensor([[0.0, 0, 0, 0, 1]]), atol=1e-5, rtol=0)
+    (gradient_cu,) = torch.autograd.grad(fourier_features(center_cu).sum(), center_cu)
     assert gradient_cu.isfinite().all()
 
 
-def test_the_circle_starts_uniform_and_says_what_it_is_told() -> None:
+def test_prior_and_posterior_of_a_new_circle() -> None:
     circle = Circle()
     assert fourier_features(torch.zeros(1, 2)).shape[1] == N_FOURIER
     assert not list(circle.parameters())
