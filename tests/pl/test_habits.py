@@ -48,31 +48,34 @@ def test_a_plot_looks_as_before(name: str, tmp_path: Path) -> None:
 
 
 @EVERY_PLOT
-def test_panels_are_named_and_labeled(name: str) -> None:
-    panels = plot_of(name)(PLOT_CASES[name].data(), show=False)
-    assert list(panels) == PLOT_CASES[name].panels
-    for panel in panels.values():
-        assert panel.get_title() or (panel.get_xlabel() and panel.get_ylabel())
-
-
-@EVERY_PLOT
-def test_show_and_return_fig(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import scanpy as sc
-
+def test_panels_and_figures_are_returned(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data, plot, shown = PLOT_CASES[name].data(), plot_of(name), []
     monkeypatch.setattr(plt, "show", lambda: shown.append(1))
-    assert plot(data) is None
-    assert plot(data, show=True) is None
-    assert len(shown) == 2
+    panels = plot(data, show=False)
+    assert list(panels) == PLOT_CASES[name].panels
+    for panel in panels.values():
+        assert isinstance(panel, Axes)
+        assert panel.get_title() or (panel.get_xlabel() and panel.get_ylabel())
     assert isinstance(plot(data, return_fig=True), Figure)
+    assert not shown
+    assert plot(data) is None
+    assert len(shown) == 1
+    assert len(plt.get_fignums()) == 3  # one each
+
+
+def test_the_setting_of_scanpy_decides_what_is_shown(adata: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    import scanpy as sc
+
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(1))
     sc.settings.autoshow = False
     try:
-        drawn = plot(data)
+        assert isinstance(pl.history(adata), dict)
+        assert not shown
+        assert pl.history(adata, show=True) is None
     finally:
         sc.settings.autoshow = True
-    assert all(isinstance(panel, Axes) for panel in drawn.values())
-    assert len(shown) == 2
-    assert len(plt.get_fignums()) == 4  # one each
+    assert len(shown) == 1
 
 
 @pytest.mark.parametrize(("name", "layout"), [*((name, None) for name in PLOT_CASES), ("axes", "constrained")])

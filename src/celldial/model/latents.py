@@ -1,6 +1,7 @@
 """Latent families, one class each: the prior, the posterior and the link from coordinates to what the decoder reads.
 
-To add a family, write a subclass of `Latent` and add it to `LatentName` and `LATENTS`. The parametrized tests cover it.
+To add a family, write a subclass of `Latent` and add it to `LatentName` and `LATENTS`. Its tests need one row in
+``tests/helpers/cases.py``.
 
 Axis suffixes: ``c`` cells, ``p`` posterior parameters, ``z`` latent coordinates.
 """

@@ -1,7 +1,7 @@
 """Observation models, one class each: the distribution of the counts given the outputs of the decoder.
 
-To add one, write a subclass of `Likelihood` and add it to `LIKELIHOODS`. The parametrized tests cover it. A fused
-log-likelihood in `celldial.ops.log_likelihoods` makes it faster.
+To add one, write a subclass of `Likelihood` and add it to `LIKELIHOODS`. Its tests need one row in
+``tests/helpers/cases.py``. A fused log-likelihood in `celldial.ops.log_likelihoods` makes it faster.
 
 Axis suffixes: ``c`` cells, ``f`` features, ``n`` stored entries of a sparse matrix.
 """
