@@ -12,6 +12,7 @@ from anndata import AnnData, read_h5ad
 
 from celldial import VAE
 from celldial.datasets._regulation import CELL_CYCLE_GENES
+from celldial.periodic.markers import CELL_CYCLE
 from helpers.periodic import COLUMNS, OPTIONS, PARTS, TURN, fit_once, genes_of, make_cells, make_model
 from helpers.raises import raises, warns
 from helpers.simulate import simulate
@@ -51,6 +52,7 @@ def test_results_in_the_anndata(model: VAE, adata: AnnData) -> None:
     assert described["name"] == "cell_cycle"
     assert list(described["phases"]) == ["G1", "S", "G2M"]
     assert described["direction_probability"] > 0.99
+    assert described["p_value"] < 0.001
     assert described["phase_start"][0] == 0
     assert (np.diff(described["phase_start"]) > 0).all()
     assert set(described["markers"]["S"]) < set(adata.var_names)
@@ -169,6 +171,22 @@ def test_two_phases_leave_the_direction_open() -> None:
         make_model(periodic=CLOCK).fit(cells, max_epochs=1, progress=False)
     assert cells.uns["celldial"]["periodic"]["direction_probability"] == 0.5
     assert list(cells.obs["clock_phase"].cat.categories) == ["first", "second"]
+
+
+def test_cells_without_a_cycle_are_not_active_and_have_no_phase(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    names = [*CELL_CYCLE.markers["S"], *CELL_CYCLE.markers["G2M"]]
+    rate = random.gamma(0.5, 1, (3, len(names)))[random.integers(0, 3, 150)] * random.lognormal(0, 0.4, (150, 1))
+    cells = AnnData(random.poisson(rate).astype(np.float32), var=pd.DataFrame(index=names))
+    cells.obs["cell_cycle_phase"] = "G1"  # of another model
+    cells.uns["celldial"] = {"periodic": {"name": "cell_cycle"}}
+    with warns(naming=["cell_cycle", "0.01"]):
+        model = make_model().fit(cells, max_epochs=1, progress=False)
+    assert model.periodic_["p_value"] > 0.01
+    assert not cells.obs["cell_cycle_active"].any()
+    assert "cell_cycle_phase" not in cells.obs
+    model.save(tmp_path / "model.celldial")
+    assert not VAE.load(tmp_path / "model.celldial").phase(cells)["cell_cycle_active"].any()
 
 
 def test_a_custom_process(tmp_path: Path) -> None:

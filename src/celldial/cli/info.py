@@ -73,6 +73,8 @@ def summarize_periodic(periodic: Mapping[str, Any] | None) -> dict[str, Any] | N
     return {
         "name": periodic["name"],
         "phase_start": {str(phase): float(start) for phase, start in starts},
+        "p_value": periodic.get("p_value"),
+        "direction_probability": periodic.get("direction_probability"),
         "markers": {phase: [str(name) for name in names] for phase, names in markers.items()},
     }
 
@@ -105,6 +107,10 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     if summary["periodic"] is not None:
         starts = ", ".join(f"{name} from {start:.2f} rad" for name, start in summary["periodic"]["phase_start"].items())
         lines.append(f"periodic      {summary['periodic']['name']}{': ' if starts else ''}{starts}")
+        certainty = {"p": summary["periodic"]["p_value"], "direction": summary["periodic"]["direction_probability"]}
+        known = [f"{name} = {value:.3g}" for name, value in certainty.items() if value is not None]
+        if known:
+            lines.append(f"              {', '.join(known)}")
     if summary["clusters"] is not None:
         lines.append(f"clusters      {len(summary['clusters'])}: {head(summary['clusters'], 20)}")
     return "\n  ".join(lines)

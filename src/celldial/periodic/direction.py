@@ -101,7 +101,9 @@ class DirectionEstimate:
         return self.probability < 0.5
 
 
-def estimate_peaks(logged_cg: Array, reference_g: Array, angle_c: Array, weight_c: Array, group_c: Array) -> GenePeaks:
+def estimate_peaks(
+    logged_cg: Array, reference_g: Array, angle_c: Array, weight_c: Array, group_c: NDArray[np.integer]
+) -> GenePeaks:
     """Estimate the angle at which each gene peaks: the mean direction of cells, weighted by the excess expression.
 
     Parameters

@@ -20,7 +20,7 @@ from celldial.periodic.angle_em import AngleEstimate, AngleModel, fit_em, residu
 from celldial.periodic.expression import MAX_VARIABLE_GENES, MIN_STD, mean_and_variance
 from celldial.periodic.markers import PeriodicProcess
 
-__all__ = ["initial_activity", "initial_angles"]
+__all__ = ["angles_from_markers", "initial_activity", "initial_angles"]
 
 Array = NDArray[np.floating]
 
@@ -94,6 +94,25 @@ def initial_angles(
     angle_c = np.concatenate([estimate.angle_c for estimate in estimates])
     resultant_length_c = np.concatenate([estimate.resultant_length_c for estimate in estimates])
     return AngleEstimate(angle_c, resultant_length_c, active_c), candidate_f[fitted.column_f]
+
+
+def angles_from_markers(
+    logged_cf: sparse.csr_matrix, markers: dict[str, NDArray[np.int64]], process: PeriodicProcess
+) -> AngleEstimate:
+    """Return angles of cells that are estimated from markers alone.
+
+    Parameters
+    ----------
+    logged_cf
+        Log-normalized expression of the markers, phase by phase.
+    markers
+        Phase to its markers; only their numbers matter.
+    process
+        The periodic process.
+    """
+    end = np.cumsum([len(column_f) for column_f in markers.values()])
+    own_markers = dict(zip(markers, np.split(np.arange(end[-1]), end[:-1]), strict=True))
+    return _fit(_standardize(logged_cf, logged_cf), own_markers, process, 0).estimate
 
 
 def _candidates(logged_cf: sparse.csr_matrix, marker_f: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix
 from scipy.special import expit
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from celldial.model.angle_posterior import marker_curves
 from celldial.model.module import Module
 from celldial.model.networks import Modality
 from celldial.periodic import initial_angles, unsupervised
+from celldial.periodic.cycle_test import MAX_P_VALUE, CycleTest, assess_process
 from celldial.periodic.direction import MIN_PROBABILITY, DirectionEstimate, estimate_peaks, infer_direction
 from celldial.periodic.expression import log_normalize
 from celldial.periodic.markers import PeriodicProcess
@@ -131,18 +133,28 @@ def orient_circle(module: Module, source: InMemorySource, target: PeriodicTarget
 def direction_of(cells: Cells, target: PeriodicTarget) -> DirectionEstimate:
     """Return direction and rotation of the circle of cells with `angle_params_cq`, by the genes whose peak is known."""
     assert cells.angle_params_cq is not None
-    has_c = cells.mask_with(target.modality).numpy()
-    x_c, y_c, _, logit_c = cells.angle_params_cq.double().numpy()[has_c].T
-    counts_cg = to_csr_matrix(cells.counts[target.modality])[has_c][:, target.reference_f].astype(np.float64)
-    logged_cg = log_normalize(counts_cg, cells.library_size[target.modality].numpy()[has_c].astype(np.float64))
-    peaks = estimate_peaks(
-        logged_cg.toarray(),
-        target.reference_angle_f,
-        np.arctan2(y_c, x_c),
-        expit(logit_c),
-        batch_codes(cells)[has_c],
-    )
+    x_c, y_c, _, logit_c = cells.angle_params_cq.double().numpy()[cells.mask_with(target.modality).numpy()].T
+    logged_cg, batch_c = logged_counts(cells, target.modality, target.reference_f)
+    peaks = estimate_peaks(logged_cg.toarray(), target.reference_angle_f, np.arctan2(y_c, x_c), expit(logit_c), batch_c)
     return infer_direction(peaks, target.process.knots, target.process.has_direction)
+
+
+def evidence_of(cells: Cells, target: PeriodicTarget) -> CycleTest:
+    """Test whether the cells have the process."""
+    column_f = np.unique(np.concatenate([*target.markers.values(), target.reference_f]))
+    logged_cf, batch_c = logged_counts(cells, target.modality, column_f)
+    markers = {phase: np.searchsorted(column_f, own_f) for phase, own_f in target.markers.items()}
+    reference = np.searchsorted(column_f, target.reference_f), target.reference_angle_f
+    return assess_process(logged_cf, batch_c, markers, reference, target.process)
+
+
+def logged_counts(cells: Cells, modality: str, column_f: np.ndarray) -> tuple[csr_matrix, np.ndarray]:
+    """Return log-normalized counts of some features, and batch codes, of the cells that have a modality."""
+    has_c = cells.mask_with(modality).numpy()
+    counts_cf = to_csr_matrix(cells.counts[modality])[has_c][:, column_f].astype(np.float64)
+    library_size_c = cells.library_size[modality].numpy()[has_c].astype(np.float64)
+    batch_c = np.unique(batch_codes(cells)[has_c], return_inverse=True)[1]
+    return log_normalize(counts_cf, library_size_c), batch_c
 
 
 def batch_codes(cells: Cells) -> np.ndarray:
@@ -201,7 +213,7 @@ def first_angles(cells: Cells, target: PeriodicTarget, seed: int) -> tuple[Cells
 def describe_circle(
     module: Module, schema: Schema, source: InMemorySource, target: PeriodicTarget, gene_symbols: str | None
 ) -> dict[str, Any]:
-    """Describe the circle of a trained module, and warn if its direction is open.
+    """Describe the circle of a trained module, and warn if the process is not found or its direction is open.
 
     Parameters
     ----------
@@ -215,28 +227,43 @@ def describe_circle(
     Returns
     -------
     dict[str, Any]
-        The name of the circle; with markers, the markers found, the probability of the direction, the number of genes
-        that it is based on, and, unless the direction is open, the phases and where they start.
+        The name of the circle. With markers, the markers found, the p-value of the process if there are enough genes to
+        test, the probability of the direction, and the number of genes that it is based on. If the process is found
+        and the direction is known, the phases and where they start.
     """
     process = target.process
     described: dict[str, Any] = {"name": process.name}
     if process.phases:
         names = np.array(schema.feature_names[target.modality], dtype=object)
-        direction = direction_of(source.cells, target)
+        described["markers"] = {phase: names[column_f] for phase, column_f in target.markers.items()}
+        evidence, direction = evidence_of(source.cells, target), direction_of(source.cells, target)
+        if not math.isnan(evidence.p_value):
+            described["p_value"] = evidence.p_value
         described["direction_probability"] = direction.probability
         described["direction_genes"] = direction.n_genes
-        described["markers"] = {phase: names[column_f] for phase, column_f in target.markers.items()}
         # Two phases are the same in both directions.
-        if direction.probability >= MIN_PROBABILITY or not process.has_direction:
+        is_open = direction.probability < MIN_PROBABILITY
+        if not evidence.is_rejected and not (is_open and process.has_direction):
             assert module.circle is not None
             curves = marker_curves(dict(module.by_modality())[target.modality].decoder, target.markers)
             described["phases"] = np.array(process.phases, dtype=object)
             described["phase_start"] = find_phase_starts(curves, module.circle.density_j, process)
-        if direction.probability < MIN_PROBABILITY:
+        if evidence.is_rejected:
+            warn(describe_missing_process(process, evidence))
+        elif is_open:
             warn(describe_open_direction(process, direction))
     if gene_symbols is not None:
         described["gene_symbols"] = gene_symbols
     return described
+
+
+def describe_missing_process(process: PeriodicProcess, evidence: CycleTest) -> str:
+    """Return the warning about cells without the process."""
+    return (
+        f"no evidence of {process.name}: its genes do not follow an angle in their known order (p = "
+        f"{evidence.p_value:.2g}, needed: {MAX_P_VALUE}). No cell is called active, and no phases are assigned. Leave "
+        "periodic out if the cells do not have this process"
+    )
 
 
 def describe_open_direction(process: PeriodicProcess, direction: DirectionEstimate) -> str:
