@@ -75,7 +75,7 @@ def check_multiome(adata):
     assert set(adata.uns["latent_traverse"]) == {"cell_cycle"}
     assert adata.obs["cell_cycle_angle"].between(0, 2 * np.pi, inclusive="left").all()
     assert list(adata.obs["cell_cycle_phase"].cat.categories) == ["G1", "S", "G2M"]
-    # The truth is not in the cells that the model sees.
+    # The cells of the model do not contain the truth.
     assert "mean" not in adata.layers
     assert set(adata.obsm) == {"X_celldial", "X_umap"}
 
@@ -99,7 +99,7 @@ def test_colors_are_those_of_the_types():
 
 
 def test_the_report_on_angles():
-    """Only cycling cells count, those with RNA apart from those with ATAC only."""
+    """Only cycling cells are included; cells with RNA are reported separately from cells with ATAC only."""
     true_c = np.linspace(0, 6, 40)
     has_rna = np.arange(40) % 2 == 0
     angle_c = np.where(has_rna, true_c, -true_c)

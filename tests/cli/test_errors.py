@@ -79,7 +79,7 @@ def test_bad_values(
     assert [path.name for path in tmp_path.iterdir()] == ["cells.h5ad"]
 
 
-def test_values_that_are_no_counts(tmp_path: Path, cells: AnnData, capsys: pytest.CaptureFixture[str]) -> None:
+def test_values_that_are_not_counts(tmp_path: Path, cells: AnnData, capsys: pytest.CaptureFixture[str]) -> None:
     adata = AnnData(cells.X.copy(), cells.obs.copy(), cells.var.copy())
     adata.X.data[0] = 0.5
     adata.write_h5ad(tmp_path / "cells.h5ad")
@@ -87,7 +87,7 @@ def test_values_that_are_no_counts(tmp_path: Path, cells: AnnData, capsys: pytes
     assert [path.name for path in tmp_path.iterdir()] == ["cells.h5ad"]
 
 
-def test_files_that_are_no_cells(tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_without_cells(tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outputs = ["--out", tmp_path / "out.h5ad"]
     assert_error(capsys, ["missing.h5ad"], "fit", tmp_path / "missing.h5ad", *outputs)
     (tmp_path / "text.h5ad").write_text("cells")
@@ -113,7 +113,7 @@ def test_files_that_are_no_cells(tmp_path: Path, file: Path, capsys: pytest.Capt
     ],
 )
 def test_a_bug_shows_its_traceback(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bug: object) -> None:
-    """Some bugs have the type of errors that are meant for users."""
+    """Some bugs have the type of errors for users."""
     monkeypatch.setattr(loop, "fit", bug)
     with pytest.raises((KeyError, ValueError, ZeroDivisionError, AttributeError)):
         run("fit", file, *SMALL, "--out", tmp_path / "out.h5ad")

@@ -131,7 +131,7 @@ def test_files_of_an_earlier_layout_are_rewritten(tmp_path: Path, file: Path) ->
     assert {"X_before", "X_celldial"} <= set(out.obsm)
 
 
-def test_a_minimal_file_gets_what_it_lacks(tmp_path: Path, cells: AnnData) -> None:
+def test_results_are_added_to_a_minimal_file(tmp_path: Path, cells: AnnData) -> None:
     AnnData(cells.X).write_h5ad(tmp_path / "bare.h5ad")
     with h5py.File(tmp_path / "bare.h5ad", "r+") as stored:
         del stored["obsm"], stored["uns"]
@@ -150,7 +150,9 @@ def test_the_same_command_resumes_from_a_checkpoint(
     assert run(*command) == 0
     assert len(epochs) == 4  # the third was tried twice
     monkeypatch.undo()
-    assert run("fit", file, *SMALL, "--out", tmp_path / "whole.h5ad") == 0
-    first, second = (anndata.read_h5ad(tmp_path / name).obsm["X_celldial"] for name in ("out.h5ad", "whole.h5ad"))
+    assert run("fit", file, *SMALL, "--out", tmp_path / "uninterrupted.h5ad") == 0
+    first, second = (
+        anndata.read_h5ad(tmp_path / name).obsm["X_celldial"] for name in ("out.h5ad", "uninterrupted.h5ad")
+    )
     np.testing.assert_array_equal(first, second)
     assert run("info", tmp_path / "runs" / "training.checkpoint") == 1

@@ -68,7 +68,7 @@ def test_models_of_earlier_versions(root: Path, capsys: pytest.CaptureFixture[st
         assert json.loads(capsys.readouterr().out)["modalities"]
 
 
-def test_files_that_are_no_models(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_are_not_models(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert_error(capsys, [tmp_path / "missing.celldial"], "info", tmp_path / "missing.celldial")
     assert_error(capsys, [folder / "cells.h5ad", "celldial file"], "info", folder / "cells.h5ad")
     assert_error(capsys, [tmp_path], "info", tmp_path)

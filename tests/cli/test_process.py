@@ -140,7 +140,7 @@ def test_ctrl_c_twice_writes_nothing(
 
 @pytest.mark.usefixtures("foreground")
 def test_ctrl_c_in_a_process(file: Path, tmp_path: Path) -> None:
-    # Training would go on for hours: it must not end before it is interrupted.
+    # Training would take hours, so that it does not end before it is interrupted.
     options = ["--max-epochs", "10000000", "--out", str(tmp_path / "o.h5ad")]
     command = [sys.executable, "-m", "celldial", "fit", str(file), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
@@ -180,7 +180,7 @@ print("drawing:", *{"matplotlib"} & set(sys.modules))
 
 
 def test_version_and_help_import_little() -> None:
-    """Nor does the package, which is imported with the command line. Plots import matplotlib when they are drawn."""
+    """The package, which the command line imports, imports little, too. Plots import matplotlib when called."""
     done = subprocess.run([sys.executable, "-c", IMPORTS_OF_HELP], capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     assert lines[0].startswith(f"celldial {celldial.__version__}")

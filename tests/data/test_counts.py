@@ -92,7 +92,7 @@ def test_negative_integers_are_invalid_counts() -> None:
         rna(build_rna(np.array([[1, 2], [-3, 4]]), np.int64))
 
 
-def test_error_names_the_place_of_counts() -> None:
+def test_error_names_where_counts_are() -> None:
     scaled = SMALL_COUNTS - 0.5
     with raises(ValueError, naming=["adata.X"], omitting=["layer=", "adata.raw"]):
         rna(build_rna(scaled, log=scaled))

@@ -80,8 +80,8 @@ def test_cells_and_schema_are_those_in_memory(tmp_path, adata, suffix, layout):
         block = dataset.read(row_c)
         assert list(block.obs_names) == list(adata.obs_names[row_c])
         assert_same_cells(Cells.from_anndata(block, schema), Cells.from_anndata(adata[row_c].copy(), schema))
-    whole = concatenated(list(dataset.blocks(7)))
-    assert_same_cells(Cells.from_anndata(whole, schema), Cells.from_anndata(adata, schema))
+    concatenated_adata = concatenated(list(dataset.blocks(7)))
+    assert_same_cells(Cells.from_anndata(concatenated_adata, schema), Cells.from_anndata(adata, schema))
 
 
 def test_a_layer_and_obsm_are_read(tmp_path, adata):

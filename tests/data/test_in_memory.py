@@ -53,9 +53,9 @@ def test_ranks_get_each_cell_once_and_equal_numbers(n_cells: int, batch_size: in
 @given(seed=st.integers(0, 99))
 def test_ranks_share_the_minibatches_of_one_process(seed: int) -> None:
     source = InMemorySource(numbered(24), torch.arange(24), torch.arange(0))
-    whole = numbers(source.training_minibatches(8, generator(seed)))
+    full = numbers(source.training_minibatches(8, generator(seed)))
     halves = zip(*(numbers(source.training_minibatches(8, generator(seed), rank, 2)) for rank in range(2)), strict=True)
-    assert [set(one + other) for one, other in halves] == [set(minibatch) for minibatch in whole]
+    assert [set(one + other) for one, other in halves] == [set(minibatch) for minibatch in full]
 
 
 def test_the_next_epoch_has_another_order() -> None:

@@ -142,7 +142,7 @@ def test_known_labels_do_not_change_the_inferred_clusters(fitted: tuple[VAE, Ann
     expected = model.clusters(adata.copy())
     without, wrong = adata.copy(), adata.copy()
     del without.obs["label"]
-    wrong.obs["label"] = "never heard of"
+    wrong.obs["label"] = "unknown label"
     pd.testing.assert_frame_equal(model.clusters(without), expected)
     pd.testing.assert_frame_equal(model.clusters(wrong), expected)
     assert model.score(without) == model.score(adata)

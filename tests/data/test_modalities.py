@@ -421,9 +421,9 @@ def test_new_data_must_have_a_modality() -> None:
     schema = Schema.from_anndata(adata)
     with raises(ValueError, naming=["rna", "'g0'", "'g1'", "'g2'", "atac", "'p0'", "'x0'"]):
         schema.read_counts(AnnData(adata.X, adata.obs, pd.DataFrame(index=[f"x{f}" for f in range(7)])))
-    sole = Schema.from_anndata(build_with_obsm(PROTEINS), modalities={"protein": "obsm/adt"})
+    proteins_only = Schema.from_anndata(build_with_obsm(PROTEINS), modalities={"protein": "obsm/adt"})
     with raises(KeyError, naming=["obsm", "'adt'"]):
-        sole.read_counts(adata)
+        proteins_only.read_counts(adata)
 
 
 def test_new_data_must_have_half_of_the_features_of_a_modality() -> None:

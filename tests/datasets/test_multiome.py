@@ -1,4 +1,4 @@
-"""Simulated multiome cells: what the documentation promises, mostly tested against the true means."""
+"""Simulated multiome cells: properties in the documentation, mostly tested against the true means."""
 
 import runpy
 
@@ -424,7 +424,7 @@ def test_h5ad_round_trip(tmp_path):
             np.testing.assert_array_equal(back.uns["simulation"][key], value)
 
 
-def test_stored_copy_is_what_its_script_makes(root):
+def test_the_stored_copy_equals_the_output_of_its_script(root):
     folder = root / "data"
     if not (folder / "simulated_multiome.h5ad").exists():
         pytest.skip("no data/ here; it is not a part of the source distribution")

@@ -71,7 +71,7 @@ def test_undo_log_normalization_inverts_rounded_logarithms():
 
 
 @pytest.mark.parametrize("broken", [0.01, np.nan, -0.5])
-def test_undo_log_normalization_rejects_values_that_are_no_counts(broken):
+def test_undo_log_normalization_rejects_values_that_are_not_counts(broken):
     count_cf = np.arange(1, 13).reshape(3, 4)
     total_c = np.full(3, 2000.0)
     log_cf = log_normalized(count_cf, total_c)

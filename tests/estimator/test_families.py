@@ -98,7 +98,7 @@ def test_values_outside_of_the_range_are_not_decoded(fitted: tuple[VAE, AnnData]
             model.decode(np.array([inside_cz[0], outside_z]), adata.obs[:2], modality=modality)
 
 
-def test_sparse_and_dense_counts_are_embedded_alike(fitted: tuple[VAE, AnnData]) -> None:
+def test_sparse_and_dense_counts_have_the_same_embedding(fitted: tuple[VAE, AnnData]) -> None:
     model, adata = fitted
     dense = AnnData(adata.X.toarray(), adata.obs, adata.var)
     np.testing.assert_array_equal(model.transform(dense), model.transform(adata))
@@ -183,9 +183,9 @@ def test_a_cell_without_a_modality_is_embedded_by_the_other(fitted: tuple[VAE, A
     model, adata = fitted
     if len(model.schema_.modalities) == 1:
         pytest.skip("a model of one modality")
-    heard = {modality: model.transform(adata[20:], modality=modality) for modality in ("rna", "atac")}
-    assert all(in_range(z_cz, model.latent) for z_cz in heard.values())
-    assert not np.allclose(heard["rna"], heard["atac"])
+    by_modality = {modality: model.transform(adata[20:], modality=modality) for modality in ("rna", "atac")}
+    assert all(in_range(z_cz, model.latent) for z_cz in by_modality.values())
+    assert not np.allclose(by_modality["rna"], by_modality["atac"])
     np.testing.assert_allclose(
         model.transform(adata[:10], modality="rna"), model.transform(adata[:10]), rtol=1e-3, atol=1e-6
     )

@@ -57,15 +57,15 @@ def test_cells_are_embedded_by_the_modalities_they_have(fusion: Any) -> None:
     adata, lacking = simulate_modalities(), every_sixth_cell(*MODALITIES)
     partly = remove_modalities(adata, lacking)
     model = fit(partly, VAE(2, 8, fusion=fusion))
-    whole = model.transform(adata)
+    embedding = model.transform(adata)
     part = model.transform(partly)
     np.testing.assert_array_equal(part, partly.obsm["X_celldial"])
     paired_c = ~np.any(list(lacking.values()), axis=0)
-    np.testing.assert_allclose(part[paired_c], whole[paired_c], atol=1e-5)
+    np.testing.assert_allclose(part[paired_c], embedding[paired_c], atol=1e-5)
     for name, lacks_c in lacking.items():
         expected = model.transform(adata[:, ~feature_mask(adata, name)])
         np.testing.assert_allclose(part[lacks_c], expected[lacks_c], atol=1e-5)
-        assert (np.abs(expected - whole) > 1e-5).any()
+        assert (np.abs(expected - embedding) > 1e-5).any()
     for name in MODALITIES:
         alone = remove_modalities(adata, {other: np.ones(N_CELLS, dtype=bool) for other in MODALITIES if other != name})
         np.testing.assert_allclose(model.transform(alone), model.transform(adata, modality=name), atol=1e-5)

@@ -134,11 +134,11 @@ def test_labels_and_masks(tmp_path: Path) -> None:
 def test_an_interrupted_fit_resumes(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     paths = write_shards(simulate(), tmp_path / "data")
-    whole = fit(paths, max_epochs=4)
+    uninterrupted = fit(paths, max_epochs=4)
     options: dict[str, Any] = {"max_epochs": 4, "checkpoint": tmp_path / "checkpoint", "checkpoint_minutes": 1e-9}
     with interrupt_at(loop.Trainer, "_step", 7, Interrupted()), pytest.raises(Interrupted):
         fit(paths, **options)
-    assert_same_model(fit(paths, **options), whole)
+    assert_same_model(fit(paths, **options), uninterrupted)
 
 
 @pytest.mark.slow
@@ -190,7 +190,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, change: Callable[[P
             use(path)
 
 
-def test_what_needs_cells_in_memory_refuses_files(tmp_path: Path) -> None:
+def test_functions_that_need_cells_in_memory_reject_files(tmp_path: Path) -> None:
     path = write_h5ad(simulate(), tmp_path)
     with raises(ValueError, naming=["periodic", "anndata.read_h5ad"]):
         fit(path, VAE(2, 8, periodic=True))

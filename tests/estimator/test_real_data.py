@@ -32,7 +32,7 @@ def test_held_out_blood_cells_are_explained_as_documented():
 
 
 def test_proteins_of_donors_without_them_are_predicted_from_their_rna(shared_data, tmp_path):
-    """Of four donors one has no protein and one no RNA; each type of cell is predicted as it was measured elsewhere."""
+    """One of four donors has no proteins, and one no RNA. Predictions by cell type agree with other donors."""
     adata = read_h5ad(shared_data / "cite_mosaic.h5ad")
     model = VAE(batch_key="batch").fit(adata, max_epochs=8, progress=False)
     assert model.schema_.presence_keys == {"rna": "has_rna", "protein": "has_protein"}

@@ -41,7 +41,7 @@ def test_round_trip(tmp_path: Path, fusion: Any, likelihood: Any) -> None:
     np.testing.assert_array_equal(loaded.transform(adata), model.transform(adata))
 
 
-def test_what_fit_writes_survives_a_file(tmp_path: Path) -> None:
+def test_results_of_fit_survive_a_file(tmp_path: Path) -> None:
     adata = move_to_obsm("DataFrame", simulate_mosaic())
     parameters = {"likelihood": {"atac": "poisson"}, "modality_weights": {"rna": 2}, "presence_keys": {}}
     model = fit(adata, VAE(2, 8, modalities=IN_OBSM, **parameters))

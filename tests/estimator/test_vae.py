@@ -1,4 +1,4 @@
-"""`VAE` as an estimator: its parameters, its seed, what `fit` writes, and the embedding."""
+"""`VAE` as an estimator: parameters, seed, results of `fit`, and the embedding."""
 
 from collections.abc import Callable
 from copy import copy
@@ -102,7 +102,7 @@ def test_fit_transform_is_fit_and_transform(adata: AnnData) -> None:
 def test_the_same_seed_is_bit_identical(likelihood: str) -> None:
     runs = []
     for noise in (1, 2):
-        torch.manual_seed(noise)  # what was drawn before does not matter
+        torch.manual_seed(noise)  # earlier draws have no effect
         adata = simulate()
         model = fit(adata, VAE(2, 8, likelihood=likelihood, seed=5, **COVARIATES))
         runs.append((adata.obsm["X_celldial"], without_seconds(model.history_)))
@@ -210,14 +210,14 @@ def test_the_embedding_does_not_depend_on_the_storage(storage: str, dtype: Any, 
 
 @pytest.mark.parametrize("storage", STORAGES)
 def test_a_view_is_fitted_like_its_copy(storage: str, adata: AnnData) -> None:
-    whole = with_counts(adata, STORAGES[storage](adata.X.toarray()))
-    before = whole.copy()
-    view = whole[10:50, ::2]
+    full = with_counts(adata, STORAGES[storage](adata.X.toarray()))
+    before = full.copy()
+    view = full[10:50, ::2]
     copied = view.copy()
     fit(view)
     fit(copied)
     np.testing.assert_array_equal(view.obsm["X_celldial"], copied.obsm["X_celldial"])
-    assert_untouched(whole, before)
+    assert_untouched(full, before)
 
 
 def test_counts_in_a_layer(model: VAE, adata: AnnData) -> None:
@@ -234,7 +234,7 @@ def test_counts_in_a_layer(model: VAE, adata: AnnData) -> None:
 def test_training_makes_no_dense_copy_of_the_counts(
     likelihood: str, adata: AnnData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*args: Any, **options: Any) -> Any:
+    def forbid(*args: Any, **options: Any) -> Any:
         raise AssertionError("a dense copy of the counts")
 
     for owner, name in (
@@ -243,7 +243,7 @@ def test_training_makes_no_dense_copy_of_the_counts(
         (sparse.csr_matrix, "toarray"),
         (sparse.csr_matrix, "todense"),
     ):
-        monkeypatch.setattr(owner, name, refuse)
+        monkeypatch.setattr(owner, name, forbid)
     model = fit(adata, VAE(2, 8, likelihood=likelihood, **COVARIATES))
     model.transform(adata)
     model.score(adata)

@@ -27,7 +27,7 @@ def dial_cells() -> AnnData:
 
 
 def with_hostile_names(cells: AnnData) -> AnnData:
-    """Replace all names by HTML, or by text that looks like a placeholder of the template."""
+    """Replace all names by HTML, or by text like a placeholder of the template."""
     stored = cells.uns["latent_traverse"]["CD4 T to CD8 T"]
     stored["axis"] = f"from {HOSTILE} to {{{{script}}}}"
     stored["position_label"] = f"way {HOSTILE}"

@@ -33,12 +33,12 @@ PHASE_START = np.array([0, 2.6, 4.3])
 def difference(figure: Figure, name: str, folder: Path) -> str | None:
     """Compare a figure with the reference image in tests/figures; text is removed, because fonts differ.
 
-    To accept a change: look at the new image, in the folder that the message names, and copy it to tests/figures.
+    To accept a change: inspect the new image, in the folder that the message names, and copy it to tests/figures.
     """
     if mpl.__version_info__ < (3, 11):
         pytest.skip("before matplotlib 3.11, text is measured differently, and some panels are a pixel smaller")
     for legend in figure.findobj(Legend):
-        legend.remove()  # an invisible legend would still take room
+        legend.remove()  # an invisible legend would still take up space
     for text in figure.findobj(Text):
         text.set_visible(False)
         text.set_in_layout(False)

@@ -11,7 +11,7 @@ from celldial import VAE
 
 
 def fit(data: Any, model: VAE | None = None, **options: Any) -> VAE:
-    """Fit a model with two coordinates, or `model`, for two epochs unless `options` say otherwise."""
+    """Fit a model with two coordinates, or `model`, for two epochs unless `options` has another number."""
     model = VAE(2, 8) if model is None else model
     return model.fit(data, **{"max_epochs": 2, "progress": False, **options})
 

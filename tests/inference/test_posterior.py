@@ -37,15 +37,15 @@ def covariates_of(cells: Cells) -> Covariates:
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_the_posterior_uses_the_modalities_of_a_cell(cells: Cells, fusion: str) -> None:
     module = make_module(cells, fusion)
-    whole = posterior.infer(module, cells)
+    together = posterior.infer(module, cells)
     for lacked, present in (("atac", "rna"), ("rna", "atac")):
         alone = posterior.infer(module, cells.keep_modalities(present))
         index_c = [c for c in LACKING[lacked] if c != 4]
-        np.testing.assert_allclose(whole.mean[index_c], alone.mean[index_c], atol=1e-6)
-        np.testing.assert_allclose(whole.standard_deviation[index_c], alone.standard_deviation[index_c], atol=1e-6)
-        assert (np.abs(whole.mean[6:] - alone.mean[6:]).max(1) > 1e-4).all()
-    assert not whole.mean[4].any()
-    assert (whole.standard_deviation[4] == 1).all()
+        np.testing.assert_allclose(together.mean[index_c], alone.mean[index_c], atol=1e-6)
+        np.testing.assert_allclose(together.standard_deviation[index_c], alone.standard_deviation[index_c], atol=1e-6)
+        assert (np.abs(together.mean[6:] - alone.mean[6:]).max(1) > 1e-4).all()
+    assert not together.mean[4].any()
+    assert (together.standard_deviation[4] == 1).all()
     assert not module.training
 
 
@@ -55,10 +55,10 @@ def test_the_posterior_is_deterministic_and_independent_of_blocks(
 ) -> None:
     module = make_module(cells, fusion)
     before = torch.get_rng_state()
-    whole = posterior.infer(module, cells)
+    together = posterior.infer(module, cells)
     assert torch.equal(torch.get_rng_state(), before)
     monkeypatch.setattr(posterior, "MAX_DECODE_CELLS", 2)
-    np.testing.assert_allclose(posterior.infer(module, cells).mean, whole.mean, atol=1e-6)
+    np.testing.assert_allclose(posterior.infer(module, cells).mean, together.mean, atol=1e-6)
 
 
 @pytest.mark.parametrize("modality", ["rna", "atac"])

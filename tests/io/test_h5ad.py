@@ -1,4 +1,4 @@
-"""Writing tables block by block: what is in the file, and that it is whole or not there at all."""
+"""Writing tables block by block: the content of the file, and that it is written completely or not at all."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +28,7 @@ def blocks(*sizes: int) -> Iterator[np.ndarray]:
         start += size
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "table.h5ad"
     write_in_blocks(path, blocks(2, 2, 1), OBS, NAMES)
     found = anndata.read_h5ad(path)
@@ -59,8 +59,8 @@ def test_the_file_is_read_backed(tmp_path: Path) -> None:
         backed.file.close()
 
 
-def test_blocks_are_written_as_they_come(tmp_path: Path) -> None:
-    """No block waits for another: the memory of the last can be used for the next."""
+def test_blocks_are_written_one_by_one(tmp_path: Path) -> None:
+    """Each block is written before the next one is requested, so that the memory can be reused."""
 
     def reused() -> Iterator[np.ndarray]:
         block_cf = np.empty((1, 3), np.float32)
@@ -72,7 +72,7 @@ def test_blocks_are_written_as_they_come(tmp_path: Path) -> None:
     np.testing.assert_array_equal(anndata.read_h5ad(tmp_path / "table.h5ad").X, X)
 
 
-def test_no_cell_is_a_table_too(tmp_path: Path) -> None:
+def test_a_table_without_cells(tmp_path: Path) -> None:
     write_in_blocks(tmp_path / "table.h5ad", iter(()), OBS[:0], NAMES)
     assert anndata.read_h5ad(tmp_path / "table.h5ad").shape == (0, 3)
 
@@ -87,7 +87,7 @@ def interrupted() -> Iterator[np.ndarray]:
     raise KeyboardInterrupt("Ctrl-C")
 
 
-@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("exists", [False, True])
 @pytest.mark.parametrize(
     ("wrong", "error", "words"),
     [
@@ -100,31 +100,31 @@ def interrupted() -> Iterator[np.ndarray]:
         (lambda: iter([X[:, :1]]), ValueError, r"a block of \(5, 1\) from row 0 does not fit into \(5, 3\)"),
     ],
 )
-def test_a_failure_leaves_what_was_there(tmp_path: Path, there: bool, wrong, error, words: str) -> None:
+def test_a_failure_keeps_the_earlier_file(tmp_path: Path, exists: bool, wrong, error, words: str) -> None:
     path = tmp_path / "table.h5ad"
-    if there:
-        path.write_bytes(b"what was there")
+    if exists:
+        path.write_bytes(b"earlier content")
     with pytest.raises(error, match=words):
         write_in_blocks(path, wrong(), OBS, NAMES)
-    assert [file.name for file in tmp_path.iterdir()] == ["table.h5ad"] * there
-    if there:
-        assert path.read_bytes() == b"what was there"
+    assert [file.name for file in tmp_path.iterdir()] == ["table.h5ad"] * exists
+    if exists:
+        assert path.read_bytes() == b"earlier content"
 
 
-def test_what_is_there_is_replaced(tmp_path: Path) -> None:
+def test_an_existing_file_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "table.h5ad"
     AnnData(np.zeros((1, 1), np.float32)).write_h5ad(path)
     write_in_blocks(path, blocks(5), OBS, NAMES)
     np.testing.assert_array_equal(anndata.read_h5ad(path).X, X)
 
 
-def test_others_may_read_the_file_as_they_may_any_other(tmp_path: Path) -> None:
+def test_the_file_has_default_permissions(tmp_path: Path) -> None:
     (tmp_path / "any").touch()
     write_in_blocks(tmp_path / "table.h5ad", blocks(5), OBS, NAMES)
     assert (tmp_path / "table.h5ad").stat().st_mode == (tmp_path / "any").stat().st_mode
 
 
-def test_obs_is_left_as_it_was(tmp_path: Path) -> None:
+def test_obs_does_not_change(tmp_path: Path) -> None:
     obs = OBS.copy()
     write_in_blocks(tmp_path / "table.h5ad", blocks(5), obs, NAMES)
     pd.testing.assert_frame_equal(obs, OBS)

@@ -1,4 +1,4 @@
-"""The file of a model: what comes back, what is refused, and that reading it runs nothing."""
+"""The file of a model: loading, errors, and that reading a file runs no code."""
 
 import copy
 import json
@@ -50,7 +50,7 @@ def content(model: VAE, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-# --- What comes back --------------------------------------------------------------------------------------------------
+# --- Loading ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("covariates", [{}, COVARIATES], ids=["no covariates", "covariates"])
@@ -71,7 +71,7 @@ def test_round_trip(adata: AnnData, tmp_path: Path, covariates: dict[str, Any]) 
     assert (drawn.X != expected.X).nnz == 0
 
 
-def test_an_additive_decoder_comes_back(adata: AnnData, tmp_path: Path) -> None:
+def test_an_additive_decoder_is_restored(adata: AnnData, tmp_path: Path) -> None:
     model = make_model(adata.copy(), decoder="additive", **COVARIATES)
     model.save(tmp_path / "model.celldial")
     loaded = VAE.load(tmp_path / "model.celldial")
@@ -82,7 +82,7 @@ def test_an_additive_decoder_comes_back(adata: AnnData, tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.denoise(adata), model.denoise(adata))
 
 
-def test_parameters_come_back(model: VAE, tmp_path: Path) -> None:
+def test_parameters_are_restored(model: VAE, tmp_path: Path) -> None:
     model.save(tmp_path / "model.celldial")
     found = VAE.load(tmp_path / "model.celldial").get_params()
     expected = model.get_params()
@@ -98,7 +98,7 @@ def test_numpy_parameters_are_saved_as_plain_numbers(adata: AnnData, tmp_path: P
     assert {name: found[name] for name in parameters} == {"n_latent": 2, "n_hidden": 8, "learning_rate": 0.25}
 
 
-def test_a_loaded_model_goes_on_as_the_saved_one_would(adata: AnnData, tmp_path: Path) -> None:
+def test_a_loaded_model_trains_like_the_saved_one(adata: AnnData, tmp_path: Path) -> None:
     model = make_model(adata.copy())
     model.save(tmp_path / "model.celldial")
     loaded = VAE.load(tmp_path / "model.celldial")
@@ -108,7 +108,7 @@ def test_a_loaded_model_goes_on_as_the_saved_one_would(adata: AnnData, tmp_path:
     assert len(loaded.history_["elbo_train"]) == 4
 
 
-def test_loading_leaves_random_numbers_alone(model: VAE, tmp_path: Path) -> None:
+def test_loading_does_not_change_random_numbers(model: VAE, tmp_path: Path) -> None:
     model.save(tmp_path / "model.celldial")
     state = torch.get_rng_state()
     VAE.load(tmp_path / "model.celldial")
@@ -122,7 +122,7 @@ def test_the_path_may_be_a_string(model: VAE, adata: AnnData, tmp_path: Path) ->
 
 
 def test_the_file_is_safetensors_with_json(model: VAE, tmp_path: Path) -> None:
-    """Anyone can read it without celldial: the weights by safetensors, all else as JSON."""
+    """Other programs can read it: the weights as safetensors, everything else as JSON."""
     model.save(tmp_path / "model.celldial")
     with safe_open(tmp_path / "model.celldial", framework="pt") as file:
         about = json.loads(file.metadata()["celldial"])
@@ -169,7 +169,7 @@ def test_a_failed_save_leaves_the_old_file(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_file_is_as_readable_as_any_other(model: VAE, tmp_path: Path) -> None:
+def test_the_file_has_default_permissions(model: VAE, tmp_path: Path) -> None:
     model.save(tmp_path / "model.celldial")
     (tmp_path / "other").touch()
     assert stat.S_IMODE((tmp_path / "model.celldial").stat().st_mode) == stat.S_IMODE(
@@ -177,7 +177,7 @@ def test_the_file_is_as_readable_as_any_other(model: VAE, tmp_path: Path) -> Non
     )
 
 
-# --- What is refused --------------------------------------------------------------------------------------------------
+# --- Rejected files ---------------------------------------------------------------------------------------------------
 
 
 def reseal(content: bytes, change: Callable[[dict[str, Any]], Any], **tensors: torch.Tensor) -> bytes:
@@ -189,15 +189,15 @@ def reseal(content: bytes, change: Callable[[dict[str, Any]], Any], **tensors: t
     return save(load(content) | tensors, {"celldial": json.dumps(about)})
 
 
-def refuse(path: Path, content: bytes, *facts: Any) -> None:
-    """Check that a file is refused by an error that names it."""
+def assert_rejected(path: Path, content: bytes, *facts: Any) -> None:
+    """Check that a file is rejected by an error that names it."""
     path.write_bytes(content)
     with raises(ValueError, naming=[repr(str(path)), *facts]):
         VAE.load(path)
 
 
-def test_an_unchanged_file_is_not_refused(content: bytes, tmp_path: Path) -> None:
-    """Show that `reseal` alone breaks nothing."""
+def test_an_unchanged_file_is_loaded(content: bytes, tmp_path: Path) -> None:
+    """`reseal` alone does not damage the file."""
     (tmp_path / "model.celldial").write_bytes(reseal(content, lambda about: None))
     VAE.load(tmp_path / "model.celldial")
 
@@ -218,17 +218,17 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_what_is_no_model_is_refused(kind: str, tmp_path: Path) -> None:
-    refuse(tmp_path / "model.celldial", FOREIGN[kind])
+def test_files_that_are_not_models_are_rejected(kind: str, tmp_path: Path) -> None:
+    assert_rejected(tmp_path / "model.celldial", FOREIGN[kind])
 
 
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.999])
-def test_a_truncated_file_is_refused(content: bytes, tmp_path: Path, share: float) -> None:
-    refuse(tmp_path / "model.celldial", content[: int(share * len(content))])
+def test_a_truncated_file_is_rejected(content: bytes, tmp_path: Path, share: float) -> None:
+    assert_rejected(tmp_path / "model.celldial", content[: int(share * len(content))])
 
 
-def test_a_file_with_a_tail_is_refused(content: bytes, tmp_path: Path) -> None:
-    refuse(tmp_path / "model.celldial", content + b"\0" * 8)
+def test_a_file_with_additional_bytes_is_rejected(content: bytes, tmp_path: Path) -> None:
+    assert_rejected(tmp_path / "model.celldial", content + b"\0" * 8)
 
 
 CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -263,23 +263,23 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("kind", CHANGES)
-def test_what_does_not_fit_together_is_refused(kind: str, content: bytes, tmp_path: Path) -> None:
-    refuse(tmp_path / "model.celldial", reseal(content, CHANGES[kind]))
+def test_inconsistent_contents_are_rejected(kind: str, content: bytes, tmp_path: Path) -> None:
+    assert_rejected(tmp_path / "model.celldial", reseal(content, CHANGES[kind]))
 
 
-def test_weights_that_are_too_many_or_of_wrong_shape_are_refused(content: bytes, tmp_path: Path) -> None:
-    refuse(tmp_path / "model.celldial", reseal(content, lambda about: None, extra=torch.ones(2)))
+def test_additional_or_wrong_weights_are_rejected(content: bytes, tmp_path: Path) -> None:
+    assert_rejected(tmp_path / "model.celldial", reseal(content, lambda about: None, extra=torch.ones(2)))
     name = sorted(load(content))[0]
     wrong = {name: torch.ones(1, 2, 3)}
-    refuse(tmp_path / "model.celldial", reseal(content, lambda about: None, **wrong))
+    assert_rejected(tmp_path / "model.celldial", reseal(content, lambda about: None, **wrong))
 
 
 @settings(deadline=None, max_examples=200)
 @given(data=st.data())
-def test_a_flipped_byte_is_refused_or_harmless(
+def test_a_flipped_byte_is_rejected_or_harmless(
     data: st.DataObject, content: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Whatever is wrong with the bytes, the error is a ValueError that names the file."""
+    """For any damage, the error is a ValueError that names the file."""
     length = int.from_bytes(content[:8], "little")
     position = data.draw(st.integers(0, 7) | st.integers(8, 7 + length) | st.integers(8 + length, len(content) - 1))
     broken = bytearray(content)
@@ -295,13 +295,13 @@ def test_a_flipped_byte_is_refused_or_harmless(
     assert repr(str(path)) in message
 
 
-def test_a_later_format_is_refused_with_advice(content: bytes, tmp_path: Path) -> None:
+def test_a_later_format_is_rejected(content: bytes, tmp_path: Path) -> None:
     later = reseal(content, lambda about: about.update(format_version=FORMAT_VERSION + 1))
-    refuse(tmp_path / "model.celldial", later, FORMAT_VERSION + 1, FORMAT_VERSION)
+    assert_rejected(tmp_path / "model.celldial", later, FORMAT_VERSION + 1, FORMAT_VERSION)
 
 
 @pytest.mark.parametrize("name", ["missing.celldial", "folder"])
-def test_no_such_file(name: str, tmp_path: Path) -> None:
+def test_a_missing_file(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with raises(FileNotFoundError, naming=[name]):
         VAE.load(tmp_path / name)
@@ -318,7 +318,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("kind", ["pickle", "torch", "npz"])
-def test_a_pickle_is_refused_and_runs_nothing(kind: str, tmp_path: Path) -> None:
+def test_a_pickle_is_rejected_and_runs_nothing(kind: str, tmp_path: Path) -> None:
     marker, path = tmp_path / "marker", tmp_path / "model.celldial"
     with path.open("wb") as file:
         if kind == "pickle":
@@ -327,7 +327,7 @@ def test_a_pickle_is_refused_and_runs_nothing(kind: str, tmp_path: Path) -> None
             torch.save({"weight": Payload(marker)}, file)
         else:
             np.savez(file, weight=np.array([Payload(marker)], dtype=object))
-    refuse(path, path.read_bytes())
+    assert_rejected(path, path.read_bytes())
     assert not marker.exists()
 
 
@@ -342,7 +342,7 @@ def test_the_payload_of_this_test_works(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", range(1, FORMAT_VERSION + 1))
 def test_golden_file(version: int) -> None:
-    """A model that an earlier version saved gives the same answers today."""
+    """A model of an earlier version returns the same results."""
     model_path, cells_path = golden_paths(version)
     adata, model = read_cells(cells_path), VAE.load(model_path)
     with np.load(cells_path, allow_pickle=False) as stored:
@@ -377,7 +377,7 @@ def test_golden_file(version: int) -> None:
 
 
 def check_clusters_and_loadings(model: VAE, adata: AnnData, expected: dict[str, np.ndarray]) -> None:
-    """Check what versions 4 and 5 have: clusters, topics, a flow and latent loadings."""
+    """Check the contents of versions 4 and 5: clusters, topics, a flow and latent loadings."""
     np.testing.assert_allclose(model.transform(adata), expected["states"], atol=1e-5)
     assert model.clusters_["names"] == ["A", "B", "0"]
     np.testing.assert_allclose(model.clusters(adata), expected["cluster_probability"], atol=1e-4)
@@ -386,7 +386,7 @@ def check_clusters_and_loadings(model: VAE, adata: AnnData, expected: dict[str, 
     for name, table in (("loadings", model.loadings()), ("topics", model.topics(covariates=SHOWN))):
         key = ["coordinate" if name == "loadings" else "topic", "modality", "feature"]
         stored = pd.DataFrame({column: expected[f"{name}_{column}"] for column in table})
-        # In one order, whatever ranks are tied.
+        # In the same order, because ranks may be tied.
         found, wanted = (part.sort_values(key).reset_index(drop=True) for part in (table, stored))
         assert found[key].astype(str).to_numpy().tolist() == wanted[key].to_numpy().tolist()
         for column in set(table) - {*TEXT, "rank"}:
@@ -396,8 +396,8 @@ def check_clusters_and_loadings(model: VAE, adata: AnnData, expected: dict[str, 
 
 
 @pytest.mark.parametrize("version", range(1, FORMAT_VERSION + 1))
-def test_a_golden_model_is_not_only_read(version: int, tmp_path: Path) -> None:
-    """It goes on training, and is saved in the present format."""
+def test_a_golden_model_can_be_trained_and_saved(version: int, tmp_path: Path) -> None:
+    """It can be trained further, and is saved in the current format."""
     model_path, cells_path = golden_paths(version)
     adata, model = read_cells(cells_path), VAE.load(model_path)
     model.partial_fit(adata, max_epochs=1, progress=False)
@@ -409,7 +409,7 @@ def test_a_golden_model_is_not_only_read(version: int, tmp_path: Path) -> None:
     assert clone(loaded).fit(adata, max_epochs=1, progress=False).schema_ == model.schema_
 
 
-def test_parameters_set_after_fit_wait_for_the_next_one(adata: AnnData, tmp_path: Path) -> None:
+def test_parameters_set_after_fit_apply_to_the_next_fit(adata: AnnData, tmp_path: Path) -> None:
     model = make_model(adata.copy())
     embedding = model.transform(adata)
     model.set_params(n_latent=5, n_hidden=4)

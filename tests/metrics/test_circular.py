@@ -95,7 +95,7 @@ def test_the_error_after_alignment_is_the_smallest_that_a_search_finds(pair):
 
 
 @given(pair=PAIRS, turn=ANGLE)
-def test_the_error_is_invariant_to_what_it_aligns(pair, turn):
+def test_the_error_is_invariant_to_the_alignment(pair, turn):
     predicted_c, truth_c = pair
     error = angular_error(predicted_c, truth_c)
     assert 0 <= error <= np.pi / 2 + 1e-9

@@ -233,7 +233,7 @@ def test_foscttm_properties():
     assert type(result) is float
     assert 0.02 < result < 0.3
     assert foscttm(y_cz, x_cz) == pytest.approx(result, abs=1e-12)
-    # Transforming both alike, or reordering the cells, does not change the result.
+    # The same transformation of both, or another order of cells, does not change the result.
     rotation_zz = np.linalg.qr(rng.normal(size=(3, 3)))[0]
     assert foscttm(5 * x_cz @ rotation_zz + 2, 5 * y_cz @ rotation_zz + 2) == pytest.approx(result, abs=1e-4)
     order = rng.permutation(300)
@@ -244,10 +244,10 @@ def test_foscttm_properties():
 def test_foscttm_in_blocks(monkeypatch):
     rng = np.random.default_rng(0)
     x_cz, y_cz = rng.normal(size=(2, 50, 3))
-    whole = foscttm(x_cz, y_cz)
+    at_once = foscttm(x_cz, y_cz)
     for entries in (1, 7 * 50):  # one row per block; blocks that do not divide the rows evenly
         monkeypatch.setattr(embedding, "_BLOCK_ENTRIES", entries)
-        assert foscttm(x_cz, y_cz) == whole
+        assert foscttm(x_cz, y_cz) == at_once
 
 
 def test_foscttm_of_wrong_input():

@@ -19,7 +19,7 @@ def test_a_missing_bar_is_seen(tmp_path):
     [(3, ("rna",)), (11, ("rna", "atac")), (51, ("rna", "atac", "protein")), (51, ("atac",))],
     ids=str,
 )
-def test_bars_are_what_is_stored_in_order_of_rank(n, modalities):
+def test_bars_show_stored_values_in_order_of_rank(n, modalities):
     adata = ranked(n, modalities)
     axes = pl.axes(adata, show=False)
     several = [f"share_{name}" for name in modalities] if len(modalities) > 1 else []

@@ -1,4 +1,4 @@
-"""The dial page in Chromium, if it is installed: what is shown as the slider moves."""
+"""The dial page in Chromium, if it is installed: the page as the slider moves."""
 
 import re
 import shutil
@@ -60,7 +60,7 @@ class OpenPage:
             route.abort()
 
     def stop_clock(self) -> None:
-        """Let timers run only in `clock.run_for`, however busy the machine is."""
+        """Run timers only in `clock.run_for`, so that a busy machine has no effect."""
         self.tab.clock.install(time=0)
         self.tab.clock.pause_at(1000)
 
@@ -78,7 +78,7 @@ class OpenPage:
         )
 
     def seen(self) -> dict[str, Any]:
-        """Return what is shown."""
+        """Return the visible content."""
         return self.tab.evaluate(
             """() => {
                 const box = (node) => node.getBoundingClientRect();
@@ -186,7 +186,7 @@ def test_a_circle_has_no_end(cells, tmp_path, open_page):
     at_end = page.check(24)
     page.press("Home")
     at_start = page.check(0)
-    assert at_end["rows"] == at_start["rows"]  # the same place
+    assert at_end["rows"] == at_start["rows"]  # the same position
     page.press("ArrowLeft")
     page.check(23)
     page.press("ArrowRight", "ArrowRight")

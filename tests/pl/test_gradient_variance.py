@@ -24,7 +24,7 @@ def test_a_missing_curve_is_seen(tmp_path, panel):
 
 
 @pytest.mark.parametrize("parameters", [("mu", "sigma"), ("mu", "sigma", "cluster")], ids=str)
-def test_curves_are_what_was_measured(parameters):
+def test_curves_show_the_measurements(parameters):
     table = sweep(parameters)
     for parameter in (None, *parameters):
         panels = pl.gradient_variance(table, parameter=parameter, show=False)
@@ -64,7 +64,7 @@ def test_an_estimator_of_another_name_is_drawn_too():
     assert "mine" in labels(pl.gradient_variance(table, return_fig=True))
 
 
-def test_estimators_that_coincide_are_both_seen():
+def test_estimators_that_coincide_are_both_visible():
     panels = pl.gradient_variance(sweep(("cluster",)), show=False)
     rounded, relaxed = (
         next(line for line in panels["width"].lines if line.get_label() == ESTIMATOR_STYLES[name][0])

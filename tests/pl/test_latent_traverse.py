@@ -45,7 +45,7 @@ def test_a_missing_curve_is_seen(adata, tmp_path, missing):
     assert "Error" in difference(plt.gcf(), "latent_traverse.png", tmp_path)
 
 
-# --- What is drawn ----------------------------------------------------------------------------------------------------
+# --- Content ----------------------------------------------------------------------------------------------------------
 
 
 def test_labels_and_titles(adata):

@@ -23,7 +23,7 @@ docscrape = pytest.importorskip("numpydoc.docscrape")
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "celldial"
 NAMESPACES = ("datasets", "metrics", "pl", "tl")
-# The estimator, and the classes of what the package returns.
+# The estimator, and the classes of returned objects.
 CLASSES = {"VAE": celldial.VAE, "tl.Axis": Axis, "Posterior": Posterior, "Settings": Settings}
 # All parameters are documented, and no others; what is returned is documented; there is an example.
 COMPLETE = {"PR01", "PR02", "RT01", "EX01"}

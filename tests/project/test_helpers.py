@@ -14,7 +14,7 @@ def test_named_facts_are_found(fact):
 
 
 @pytest.mark.parametrize("fact", ["genes", "g", 3, 5, 1.5, 200, "obs['b']"])
-def test_parts_of_words_and_numbers_are_no_facts(fact):
+def test_parts_of_words_and_numbers_are_not_facts(fact):
     with pytest.raises(AssertionError), raises(ValueError, naming=[fact]):
         raise ValueError("adata.X has 0.5 in cell 'c13', gene 'g1': 13 of 2,000 (obs['a'])")
 

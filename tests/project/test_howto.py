@@ -44,7 +44,7 @@ def calls(source: str) -> Iterator[tuple[Any, ast.Call, str]]:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_examples_name_what_exists(path: Path) -> None:
+def test_names_in_examples_exist(path: Path) -> None:
     for source in blocks(path):
         for function, call, name in calls(source):
             parameters = inspect.signature(function).parameters

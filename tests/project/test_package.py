@@ -1,4 +1,4 @@
-"""Promises of the package as a whole: its version, its dependencies and its contents."""
+"""Properties of the package: its version, its dependencies and its contents."""
 
 import re
 import tomllib

@@ -1,4 +1,4 @@
-"""Clusters of a fitted VAE: what is written, new cells, minibatches, histories and bad input."""
+"""Clusters of a fitted VAE: results, new cells, minibatches, histories and bad input."""
 
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,12 @@ def agreement(adata: AnnData) -> float:
     return adjusted_rand_score(adata.obs["group"], adata.obs[CLUSTER].astype(str))
 
 
-# --- What is written --------------------------------------------------------------------------------------------------
+# --- Results ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def model() -> VAE:
-    """Return a model of three groups, of which two are not told apart by their names."""
+    """Return a model of three groups."""
     return fit(simulate_groups(), n_clusters=4)
 
 
@@ -61,7 +61,7 @@ def test_fit_and_clusters_write_the_same(model: VAE, adata: AnnData) -> None:
     assert (set(adata.obs) - set(before.obs), set(adata.obsm)) == ({CLUSTER}, {PROBABILITY})
     assert_untouched(adata, before, but=("obs", "obsm", "uns"))
     fitted = simulate_groups()
-    fit(fitted, n_clusters=4)  # as the model was, so that the same seed gives the same
+    fit(fitted, n_clusters=4)  # with the parameters of the model, so that the result is the same
     pd.testing.assert_frame_equal(fitted.obsm[PROBABILITY], table)
     pd.testing.assert_series_equal(fitted.obs[CLUSTER], adata.obs[CLUSTER])
     table.iloc[:] = 7.0  # is the caller's
@@ -85,7 +85,7 @@ def test_fitting_on_writes_them_again(model: VAE, adata: AnnData, tmp_path: Path
     assert np.abs(adata.obsm[PROBABILITY] - model.clusters(adata.copy())).to_numpy().max() > 0
 
 
-def test_what_is_written_survives_a_file(model: VAE, adata: AnnData, tmp_path: Path) -> None:
+def test_results_survive_a_file(model: VAE, adata: AnnData, tmp_path: Path) -> None:
     fit(adata, max_epochs=2, n_clusters=4, gradient={"cluster": "gumbel_softmax"})
     adata.write_h5ad(tmp_path / "cells.h5ad")
     back = read_h5ad(tmp_path / "cells.h5ad")
@@ -135,7 +135,7 @@ def test_empty_cells_are_in_clusters_as_these_are_common(model: VAE, adata: AnnD
     np.testing.assert_allclose(empty.obsm[PROBABILITY].iloc[[3, 7]], np.tile(weight_k, (2, 1)), rtol=1e-5)
 
 
-def test_a_mudata_is_told_too() -> None:
+def test_results_are_written_into_a_mudata() -> None:
     mudata = pytest.importorskip("mudata")
     cells = simulate_two()
     parts = {name: cells[:, cells.var["feature_types"] == kind].copy() for name, kind in KINDS.items()}
@@ -159,7 +159,7 @@ def test_cells_that_are_drawn_are_of_the_groups(model: VAE, adata: AnnData) -> N
     between = min(((share_gf[i] - share_gf[j]) ** 2).sum() for i in range(3) for j in range(i))
     assert (distance_cg.min(1) < between / 4).mean() > 0.8
     np.testing.assert_allclose(np.bincount(distance_cg.argmin(1)) / 600, 1 / 3, atol=0.15)
-    # They are judged to be of the cluster that they were drawn from.
+    # They are assigned to the cluster from which they were sampled.
     u_cz = model.module_.unconstrained(torch.from_numpy(drawn.obsm["z"]))
     with torch.no_grad():
         of = model.module_.clusters
@@ -197,13 +197,13 @@ def test_the_elbo_sums_clusters_out(model: VAE, adata: AnnData) -> None:
 
 
 def test_one_epoch_is_enough_for_a_model(adata: AnnData) -> None:
-    """Clusters are then placed, and not trained."""
+    """Clusters are then initialized, but not trained."""
     model = fit(adata, max_epochs=1, n_clusters=3)
     assert model.history_["kept"] == [1.0]
     assert np.isfinite(adata.obsm[PROBABILITY].to_numpy()).all()
 
 
-def test_the_history_is_of_both_parts_of_training(adata: AnnData) -> None:
+def test_the_history_has_both_stages_of_training(adata: AnnData) -> None:
     model = fit(adata, max_epochs=8, n_clusters=3)
     assert {len(values) for values in model.history_.values()} == {8}
     assert sum(model.history_["kept"]) == 1
@@ -232,7 +232,7 @@ def test_two_clusters_are_the_least(n: Any, shown: str, adata: AnnData) -> None:
     assert_untouched(adata, before)
 
 
-def test_a_model_without_clusters_says_so(adata: AnnData) -> None:
+def test_a_model_without_clusters_is_an_error(adata: AnnData) -> None:
     model = fit(adata, max_epochs=1)
     before = adata.copy()
     assert CLUSTER not in adata.obs

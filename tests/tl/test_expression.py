@@ -33,11 +33,11 @@ def test_denoised_expression_is_a_table_of_cells_and_genes(conditional: VAE, ada
 
 
 def test_denoised_genes_are_columns_of_the_full_table(conditional: VAE, adata: AnnData) -> None:
-    whole = conditional.denoise(adata)
+    all_features = conditional.denoise(adata)
     genes = ["g7", "g0", "g19"]
-    pd.testing.assert_frame_equal(conditional.denoise(adata, features=genes), whole[genes])
-    pd.testing.assert_frame_equal(conditional.denoise(adata, features=pd.Index(genes)), whole[genes])
-    pd.testing.assert_frame_equal(conditional.denoise(adata, features="g7"), whole[["g7"]])
+    pd.testing.assert_frame_equal(conditional.denoise(adata, features=genes), all_features[genes])
+    pd.testing.assert_frame_equal(conditional.denoise(adata, features=pd.Index(genes)), all_features[genes])
+    pd.testing.assert_frame_equal(conditional.denoise(adata, features="g7"), all_features[["g7"]])
 
 
 def test_denoised_expression_is_near_the_mean_of_the_data(adata: AnnData) -> None:
@@ -172,11 +172,13 @@ def test_imputing_from_one_several_or_all(trimodal: VAE) -> None:
 
 def test_imputing_named_features(bimodal: VAE, multiome: AnnData) -> None:
     adata = multiome.copy()
-    whole = bimodal.impute(adata, "atac", from_="rna")
+    all_features = bimodal.impute(adata, "atac", from_="rna")
     names = ["p7", "p0", "p29"]
-    pd.testing.assert_frame_equal(bimodal.impute(adata, "atac", from_="rna", features=names), whole[names])
-    pd.testing.assert_frame_equal(bimodal.impute(adata, "atac", from_="rna", features=pd.Index(names)), whole[names])
-    pd.testing.assert_frame_equal(bimodal.impute(adata, "atac", from_="rna", features="p7"), whole[["p7"]])
+    pd.testing.assert_frame_equal(bimodal.impute(adata, "atac", from_="rna", features=names), all_features[names])
+    pd.testing.assert_frame_equal(
+        bimodal.impute(adata, "atac", from_="rna", features=pd.Index(names)), all_features[names]
+    )
+    pd.testing.assert_frame_equal(bimodal.impute(adata, "atac", from_="rna", features="p7"), all_features[["p7"]])
     assert list(adata.obsm["imputed_atac"]) == ["p7"]
 
 
@@ -217,7 +219,7 @@ def test_imputing_with_other_covariates(bimodal: VAE, multiome: AnnData, key: st
     assert (np.abs(changed - as_is)[~same_c].max(axis=1) > 1e-6).all()
     if key == "batch":
         pd.testing.assert_frame_equal(bimodal.impute(adata, "atac", from_="rna", transform_batch=value), changed)
-        # Cells of a batch that the model has not seen are asked for as those of one that it has.
+        # Cells of a new batch are decoded as cells of a known batch.
     assert list(adata.obs[key]) == list(multiome.obs[key])
 
 

@@ -1,4 +1,4 @@
-"""`find_axis`: the fitted direction against closed forms, and what is stored."""
+"""`find_axis`: the fitted direction against closed forms, and the stored results."""
 
 import re
 from copy import copy
@@ -53,14 +53,14 @@ def test_the_axis_of_two_groups_connects_their_means(seed: int, n_first: int) ->
 def test_a_linear_target_is_recovered_with_its_strength() -> None:
     z_cz = states(5000)
     slope_z = np.array([1.0, -2.0, 0.5])
-    told_c = z_cz @ slope_z
-    axis = find(z_cz, told_c + np.random.default_rng(2).normal(0, told_c.std(), 5000))
+    target_c = z_cz @ slope_z
+    axis = find(z_cz, target_c + np.random.default_rng(2).normal(0, target_c.std(), 5000))
     assert axis.strength == pytest.approx(0.5, abs=0.03)
     assert axis.p_value == 0.01
-    assert np.corrcoef(axis.score(z_cz), told_c)[0, 1] > 0.999
-    exact = find(z_cz, told_c)
+    assert np.corrcoef(axis.score(z_cz), target_c)[0, 1] > 0.999
+    exact = find(z_cz, target_c)
     assert exact.strength == pytest.approx(1, abs=0.01)
-    np.testing.assert_allclose(exact.score(z_cz), told_c, atol=0.1 * told_c.std())
+    np.testing.assert_allclose(exact.score(z_cz), target_c, atol=0.1 * target_c.std())
 
 
 def test_the_direction_follows_the_cells_and_the_filter_does_not() -> None:

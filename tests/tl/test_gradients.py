@@ -103,9 +103,9 @@ def test_the_table_of_an_estimator_does_not_depend_on_the_others(model: VAE, ada
     weights = {name: tensor.clone() for name, tensor in model.module_.state_dict().items()}
     state = torch.get_rng_state()
     names = ["score_function + learned", "reparameterized"]
-    whole = tl.compare_gradients(model, adata, names, seed=3, **FEW).drop(columns="microseconds")
+    all_estimators = tl.compare_gradients(model, adata, names, seed=3, **FEW).drop(columns="microseconds")
     alone = tl.compare_gradients(model, adata, names[1:], seed=3, **FEW).drop(columns="microseconds")
-    pd.testing.assert_frame_equal(whole.loc[alone.index], alone)
+    pd.testing.assert_frame_equal(all_estimators.loc[alone.index], alone)
     other = tl.compare_gradients(model, adata, names[1:], seed=4, **FEW)
     assert (other["mean"] != alone["mean"]).all()
     assert torch.equal(torch.get_rng_state(), state)

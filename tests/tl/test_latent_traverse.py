@@ -56,7 +56,7 @@ def test_a_traversal_combines_those_of_each_modality(bimodal: VAE, multiome: Ann
     np.testing.assert_allclose(path.layers["log2_fold_change"], ratio, atol=1e-5)
 
 
-# --- What is returned and stored --------------------------------------------------------------------------------------
+# --- Returned and stored results --------------------------------------------------------------------------------------
 
 
 def test_a_coordinate_has_two_names(model_3d: VAE, adata: AnnData) -> None:
@@ -102,9 +102,9 @@ def test_a_named_axis_moves_the_score(model_3d: VAE, adata: AnnData) -> None:
 def test_an_axis_no_better_than_chance_is_a_warning(model_3d: VAE, adata: AnnData) -> None:
     cells = with_axis(adata)
     cells.uns["celldial"]["axes"]["response"] = {**AXIS, "p_value": 0.3}
-    with warns(naming=["'response'", "p = 0.3"]) as told:
+    with warns(naming=["'response'", "p = 0.3"]) as records:
         model_3d.latent_traverse(cells, "response", n_steps=3)
-    assert told[0].filename == __file__
+    assert records[0].filename == __file__
     cells.uns["celldial"]["axes"]["response"]["p_value"] = 0.001
     model_3d.latent_traverse(cells, "response", n_steps=3)
 

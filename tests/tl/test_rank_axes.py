@@ -61,7 +61,7 @@ def test_variance_of_independent_coordinates_is_theirs() -> None:
 
 
 def test_variance_is_streamed() -> None:
-    """Whatever the size of the blocks, the result is the same, and no more than a block is decoded at once."""
+    """The result does not depend on the size of the blocks, and at most one block is decoded at once."""
     random = np.random.default_rng(0)
     z_cz, weight_zf, offset_c = random.normal(size=(11, 2)), random.normal(size=(2, 5)), random.normal(size=11)
     sizes = []

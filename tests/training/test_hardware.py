@@ -1,4 +1,4 @@
-"""Devices and processes to train on: which are used, and which are refused."""
+"""Devices and processes of training: those that are used, and those that are rejected."""
 
 import sys
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Training on several modalities, some of which are missing in some cells."""
+"""Training on several modalities, with modalities missing in some cells."""
 
 import math
 from typing import Any
@@ -75,11 +75,11 @@ def test_masks_are_dropped_if_all_training_cells_have_all_modalities(monkeypatch
 def test_training_on_several_modalities_makes_no_dense_copy(fusion: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = simulate_two_cells(lacking={"atac": [1, 2, 55], "rna": [3]})
 
-    def refuse(*args: Any, **options: Any) -> Any:
+    def forbid(*args: Any, **options: Any) -> Any:
         raise AssertionError("a dense copy of the counts")
 
     for owner in (CSRTensor, Tensor):
-        monkeypatch.setattr(owner, "to_dense", refuse)
+        monkeypatch.setattr(owner, "to_dense", forbid)
     train(make_two(cells, fusion), cells, max_epochs=1)
 
 

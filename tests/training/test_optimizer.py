@@ -43,7 +43,7 @@ def test_matrices_decay_and_loadings_have_a_prior(
     loadings = [head.weight for head in module.modalities["rna"].decoder.heads]
     with_prior = [group for group in groups if not group["decoupled_weight_decay"]]
     assert [id(p) for group in with_prior for p in group["params"]] == [id(p) for p in loadings]
-    # Minus the log of the prior, per cell, is decay / 2 times the sum of squares; 8 hidden units, 50 cells.
+    # The negative log prior per cell is decay / 2 times the sum of squares; 8 hidden units, 50 cells.
     assert with_prior[0]["weight_decay"] == pytest.approx(8 / LIKELIHOODS[likelihood].loading_scale ** 2 / 50)
     others = [group for group in groups if group["decoupled_weight_decay"]]
     decayed = [p for group in others for p in group["params"] if group["weight_decay"] == 0.5]

@@ -37,10 +37,10 @@ def loss_and_gradients(module, cells):
 
 def test_validation_is_not_compiled_and_modules_are_restored(cells, monkeypatch):
     def compile_nothing(function, **_):
-        def refuse(*_):
+        def forbid(*_):
             raise AssertionError("torch.compile was called")
 
-        return refuse
+        return forbid
 
     monkeypatch.setattr(torch, "compile", compile_nothing)
     module, minibatch = built(cells)
