@@ -210,6 +210,7 @@ class VAE(BaseEstimator):
     impute_to_file = tl.impute_to_file
     latent_traverse = tl.latent_traverse
     loadings = tl.loadings
+    name_axes = tl.name_axes
     phase = tl.phase
     sample = tl.sample
     sweep_gradients = tl.sweep_gradients

@@ -29,6 +29,7 @@ from celldial.utils.warnings import warn_once
 __all__ = [
     "FittedModel",
     "check_fitted",
+    "coordinate_names",
     "covariates_to_set",
     "feature_table",
     "features_by_modality",
@@ -164,6 +165,11 @@ def get_modality(model: FittedModel, modality: str | None) -> str:
     if modality not in known:
         raise KeyError(f"the model has no modality {modality!r}; available: {', '.join(map(repr, known))}")
     return modality
+
+
+def coordinate_names(module: Module) -> list[str]:
+    """Return the names of the latent coordinates: ``"axis_0"`` and so on, or ``"topic_0"`` in a topic model."""
+    return [f"{module.latent.coordinate_noun}_{k}" for k in range(module.latent.n_latent)]
 
 
 def library_size_to_decode(model: FittedModel, modality: str, library_size: float | None = None) -> float:

@@ -63,6 +63,7 @@ __all__ = [
     "write_embedding",
     "write_expression",
     "write_fit",
+    "write_gene_sets",
     "write_imputed",
     "write_phase",
     "write_traversal",
@@ -71,7 +72,8 @@ __all__ = [
 
 TRAVERSALS = "latent_traverse"
 CLUSTER, CLUSTER_PROBABILITY = "celldial_cluster", "celldial_cluster_probability"
-COORDINATES = "coordinates"
+# Tables in the record.
+TABLES = COORDINATES, GENE_SETS = "coordinates", "gene_sets"
 # What the record has for each fit, besides the key of its embedding.
 FIT_PARTS = ("version", "model", "parameters", "schema", "history")
 PERIODIC_PARTS = ("angle", "concentration", "active_probability", "active", "phase")
@@ -219,9 +221,9 @@ def _replace_model(adata: Any, model: str, key_added: str) -> None:
     for name, stored in read_axes(adata).items():
         if stored.get("model", before) == before:
             _remove_axis(adata, name)
-    if writer_of(adata, COORDINATES, COORDINATES) in (before, None) and record:
-        adata.uns[RECORD] = {part: value for part, value in read_record(adata).items() if part != COORDINATES}
-        _forget(adata, COORDINATES, COORDINATES)
+    for table in TABLES:
+        if table in record and writer_of(adata, table, table) in (before, None):
+            _remove_table(adata, table)
 
 
 def _mark_traversals(adata: Any, current: str, replaced: str | None) -> None:
@@ -234,6 +236,12 @@ def _mark_traversals(adata: Any, current: str, replaced: str | None) -> None:
             marked[name]["replaced"] = True
     if marked:
         adata.uns[TRAVERSALS] = marked
+
+
+def _remove_table(adata: Any, name: str) -> None:
+    """Remove a table from the record."""
+    adata.uns[RECORD] = {part: value for part, value in read_record(adata).items() if part != name}
+    _forget(adata, name, name)
 
 
 def _remove_axis(adata: Any, name: str) -> None:
@@ -294,9 +302,19 @@ def write_axis(adata: Any, model: str, name: str, score_c: np.ndarray, stored: M
 
 def write_coordinates(adata: Any, model: str, table: pd.DataFrame) -> None:
     """Write the ranking of the latent coordinates to the record."""
+    _write_table(adata, model, COORDINATES, table)
+
+
+def write_gene_sets(adata: Any, model: str, table: pd.DataFrame) -> None:
+    """Write the correlations of axes with gene sets to the record."""
+    _write_table(adata, model, GENE_SETS, table)
+
+
+def _write_table(adata: Any, model: str, name: str, table: pd.DataFrame) -> None:
+    """Write a table to the record."""
     with _silence_view_copy():
-        adata.uns[RECORD] = {**read_record(adata), COORDINATES: table.copy()}
-        _record_writer(adata, model, COORDINATES, COORDINATES)
+        adata.uns[RECORD] = {**read_record(adata), name: table.copy()}
+        _record_writer(adata, model, name, name)
 
 
 def write_expression(adata: Any, model: str, key_added: str, table: pd.DataFrame) -> None:
@@ -358,10 +376,10 @@ def _remove_entry(adata: Any, place: str, key: str) -> bool:
             _remove_axis(adata, key)
             return key not in adata.obs
         return _remove_column(adata, key)
-    _forget(adata, place, key)
-    if place == COORDINATES:
-        adata.uns[RECORD] = {part: value for part, value in read_record(adata).items() if part != COORDINATES}
+    if place in TABLES:
+        _remove_table(adata, place)
         return True
+    _forget(adata, place, key)
     entries = adata.uns.get(TRAVERSALS, {}) if place == TRAVERSALS else getattr(adata, place, {})
     if key not in entries:
         return False

@@ -10,6 +10,7 @@ from celldial.tl.find_axis import find_axis
 from celldial.tl.generate import decode, sample
 from celldial.tl.gradients import compare_gradients, sweep_gradients
 from celldial.tl.latent_traverse import latent_traverse
+from celldial.tl.name_axes import name_axes
 from celldial.tl.phase import phase
 from celldial.tl.rank_axes import axes
 from celldial.tl.remove_results import remove_results
@@ -25,6 +26,7 @@ __all__ = [
     "impute_to_file",
     "latent_traverse",
     "loadings",
+    "name_axes",
     "phase",
     "remove_results",
     "sample",

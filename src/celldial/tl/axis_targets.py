@@ -15,7 +15,7 @@ from scipy import sparse
 from celldial.utils.messages import format_names
 from celldial.utils.warnings import warn
 
-__all__ = ["Target", "expression_target", "find_groups", "obs_target", "resolve_feature_lists"]
+__all__ = ["Target", "expression_target", "find_groups", "match_features", "obs_target", "resolve_feature_lists"]
 
 # A list of features needs at least so many matches, unless it is shorter.
 MIN_MATCHES = 3
@@ -162,36 +162,67 @@ def resolve_feature_lists(features: Any, feature_names: Sequence[str], nouns: st
         raise TypeError(
             f"features is {features!r}: it must be a dict of lists of names, {{'up': [...], 'down': [...]}}"
         )
-    exact = {name: f for f, name in enumerate(feature_names)}
-    folded = {name.casefold(): f for name, f in reversed(exact.items())}
-    positions = {}
-    for side, names in features.items():
-        if isinstance(names, str) or not isinstance(names, Sequence | np.ndarray | pd.Index | pd.Series | set):
-            raise TypeError(f"features[{side!r}] is {names!r}: it must be a list of names")
-        wanted = list(dict.fromkeys(map(str, names)))
-        if not wanted:
-            continue
-        found = {name: exact.get(name, folded.get(name.casefold())) for name in wanted}
-        missing = [name for name, f in found.items() if f is None]
-        summary = f"{len(wanted) - len(missing)} of {len(wanted)} {nouns} of features[{side!r}] are in the model"
-        if len(wanted) - len(missing) < min(MIN_MATCHES, len(wanted)):
-            if len(missing) < len(wanted):
-                remedy = "remove the missing ones, or choose others"
-            else:
-                remedy = "use the same kind of names (symbols or Ensembl ids)"
-            raise ValueError(
-                f"only {summary}; missing: {format_names(missing)}. "
-                f"The model has {format_names(feature_names[:3])}, ...: {remedy}"
-            )
-        if len(missing) > len(wanted) / 2:
-            warn(f"only {summary}; missing: {format_names(missing)}")
-        positions[side] = np.unique([f for f in found.values() if f is not None])
+    positions = {
+        side: match_features(names, f"features[{side!r}]", feature_names, nouns)
+        for side, names in features.items()
+        if isinstance(names, str) or not hasattr(names, "__len__") or len(names) > 0
+    }
     if not positions:
         raise ValueError("features has no names: give {'up': [...], 'down': [...]}, either or both")
     both = sorted(set(positions.get("up", ())) & set(positions.get("down", ())))
     if both:
         raise ValueError(f"{feature_names[both[0]]!r} is in features['up'] and in features['down']: remove it from one")
     return positions
+
+
+def match_features(names: Any, argument: str, feature_names: Sequence[str], nouns: str) -> np.ndarray:
+    """Return the positions of listed features, matched by name, or by name without regard to case.
+
+    Parameters
+    ----------
+    names
+        Names of features.
+    argument
+        What the error message calls the list: ``"features['up']"``.
+    feature_names
+        Names of all features of the modality.
+    nouns
+        Plural noun for the features in messages: ``"genes"``.
+
+    Raises
+    ------
+    TypeError
+        `names` is not a list.
+    ValueError
+        Fewer than 3 features are found (a shorter list must be found completely).
+
+    Warns
+    -----
+    UserWarning
+        Fewer than half of the features are found.
+    """
+    if isinstance(names, str) or not isinstance(names, Sequence | np.ndarray | pd.Index | pd.Series | set):
+        raise TypeError(f"{argument} is {names!r}: it must be a list of names")
+    exact = {name: f for f, name in enumerate(feature_names)}
+    folded = {name.casefold(): f for name, f in reversed(exact.items())}
+    wanted = list(dict.fromkeys(map(str, names)))
+    if not wanted:
+        raise ValueError(f"{argument} has no names: give at least one")
+    found = {name: exact.get(name, folded.get(name.casefold())) for name in wanted}
+    missing = [name for name, f in found.items() if f is None]
+    summary = f"{len(wanted) - len(missing)} of {len(wanted)} {nouns} of {argument} are in the model"
+    if len(wanted) - len(missing) < min(MIN_MATCHES, len(wanted)):
+        if len(missing) < len(wanted):
+            remedy = "remove the missing ones, or choose others"
+        else:
+            remedy = "use the same kind of names (symbols or Ensembl ids)"
+        raise ValueError(
+            f"only {summary}; missing: {format_names(missing)}. "
+            f"The model has {format_names(feature_names[:3])}, ...: {remedy}"
+        )
+    if len(missing) > len(wanted) / 2:
+        warn(f"only {summary}; missing: {format_names(missing)}")
+    return np.unique([f for f in found.values() if f is not None])
 
 
 def expression_target(

@@ -21,12 +21,12 @@ from celldial.data.cells import decode_block_size
 from celldial.inference.fitted_model import (
     FittedModel,
     check_fitted,
+    coordinate_names,
     features_by_modality,
 )
 from celldial.inference.posterior import Covariates, to_eval
 from celldial.model.module import Module
 from celldial.model.networks import Modality
-from celldial.tl.rank_axes import coordinate_names
 from celldial.tl.traversal import HALF_WIDTH, ranks
 from celldial.utils.validation import check_integer
 

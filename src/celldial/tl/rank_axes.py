@@ -14,18 +14,22 @@ from celldial.inference import posterior
 from celldial.inference.fitted_model import (
     FittedModel,
     check_fitted,
+    coordinate_names,
     library_size_to_decode,
     read_cells,
 )
 from celldial.inference.posterior import Covariates
 from celldial.io import results
 from celldial.model.module import Module
+from celldial.tl.name_axes import name_axes, nearest_sets
 from celldial.utils.validation import check_integer
 
-__all__ = ["coordinate_names", "coordinate_table", "kl_divergence", "rank_coordinates", "total_effects"]
+__all__ = ["coordinate_table", "kl_divergence", "rank_coordinates", "total_effects"]
 
 
-def axes(model: FittedModel, adata: AnnData, *, n_cells: int = 500) -> pd.DataFrame:
+def axes(
+    model: FittedModel, adata: AnnData, *, n_cells: int = 500, gene_sets: Mapping[str, Sequence[str]] | None = None
+) -> pd.DataFrame:
     """Rank the latent coordinates by their effect on the decoded output, and mark those that the model does not use.
 
     Parameters
@@ -36,6 +40,9 @@ def axes(model: FittedModel, adata: AnnData, *, n_cells: int = 500) -> pd.DataFr
         Cells; those without any count are not used.
     n_cells
         Number of cells, drawn at random, to decode for the variance, `n_latent` + 1 times each.
+    gene_sets
+        Name to genes, ``{"S": ["MCM5", ...], "G2M": [...]}``: known programs to name the coordinates by, as in
+        `name_axes`.
 
     Returns
     -------
@@ -54,6 +61,8 @@ def axes(model: FittedModel, adata: AnnData, *, n_cells: int = 500) -> pd.DataFr
           ...) and averaged over them.
         - ``used``: whether `kl` is at least 0.1 nats and `share` at least 0.05 %.
         - ``rank``: 0 is the largest share.
+        - with `gene_sets`, ``gene_set``, ``correlation`` and ``p_value`` of the nearest set: the one with the smallest
+          p-value, and among equal ones with the largest correlation. See `name_axes` for what they mean.
 
     Raises
     ------
@@ -79,6 +88,8 @@ def axes(model: FittedModel, adata: AnnData, *, n_cells: int = 500) -> pd.DataFr
     periodic = None if model.periodic_ is None else model.periodic_["name"]
     depth = {modality: library_size_to_decode(model, modality, None) for modality in model.schema_.modalities}
     table = rank_coordinates(model.module_, cells, depth, periodic, n_cells, model.seed)
+    if gene_sets is not None:
+        table = table.join(nearest_sets(name_axes(model, adata, gene_sets)))
     results.write_coordinates(adata, model.fingerprint_, table)
     return table.sort_values("rank")
 
@@ -139,11 +150,6 @@ def rank_coordinates(
         random = np.random.default_rng(seed)  # the same replacements in all modalities
         variance[modality] = total_effects(latent_state.state_cz[chosen], columns, expected, n_block, random)
     return coordinate_table(names, kl_k, variance)
-
-
-def coordinate_names(module: Module) -> list[str]:
-    """Return the names of the latent coordinates: ``"axis_0"`` and so on, or ``"topic_0"`` in a topic model."""
-    return [f"{module.latent.coordinate_noun}_{k}" for k in range(module.latent.n_latent)]
 
 
 # A coordinate is used if the counts inform it and the decoder depends on it. At 0.1 nats the counts reduce the variance
