@@ -53,6 +53,8 @@ def test_results_in_the_anndata(model: VAE, adata: AnnData) -> None:
     assert list(described["phases"]) == ["G1", "S", "G2M"]
     assert described["direction_probability"] > 0.99
     assert described["p_value"] < 0.001
+    assert described["fold_change"]["G2M"] > 2.5
+    assert described["is_found"]
     assert described["phase_start"][0] == 0
     assert (np.diff(described["phase_start"]) > 0).all()
     assert set(described["markers"]["S"]) < set(adata.var_names)
@@ -183,10 +185,22 @@ def test_cells_without_a_cycle_are_not_active_and_have_no_phase(tmp_path: Path) 
     with warns(naming=["cell_cycle", "0.01"]):
         model = make_model().fit(cells, max_epochs=1, progress=False)
     assert model.periodic_["p_value"] > 0.01
+    assert not model.periodic_["is_found"]
     assert not cells.obs["cell_cycle_active"].any()
     assert "cell_cycle_phase" not in cells.obs
     model.save(tmp_path / "model.celldial")
     assert not VAE.load(tmp_path / "model.celldial").phase(cells)["cell_cycle_active"].any()
+
+
+def test_resting_cells_are_not_active() -> None:
+    """The resting cells of the simulation differ in how far they are in G1."""
+    cells = genes_of(make_cells(1200))
+    cells = cells[~cells.obs["is_cycling"]][:300].copy()
+    with warns(naming=["cell_cycle", "2.2"]):
+        make_model().fit(cells, max_epochs=4, progress=False)
+    assert cells.uns["celldial"]["periodic"]["fold_change"]["G2M"] < 2.2
+    assert not cells.obs["cell_cycle_active"].any()
+    assert "cell_cycle_phase" not in cells.obs
 
 
 def test_a_custom_process(tmp_path: Path) -> None:

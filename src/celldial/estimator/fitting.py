@@ -37,8 +37,8 @@ from celldial.model.module import Module
 from celldial.periodic.markers import parse_periodic
 from celldial.tl.phase import phase_table
 from celldial.training import loop, memory
+from celldial.training.circle_description import describe_circle
 from celldial.training.hardware import Hardware, RunContext
-from celldial.training.periodic import describe_circle
 from celldial.training.plan import TrainingPlan
 from celldial.training.stages import choose_batch_size, choose_max_epochs, first_stages, further_stages
 from celldial.utils.prefetch import prefetch

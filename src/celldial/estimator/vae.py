@@ -156,8 +156,9 @@ class VAE(BaseEstimator):
         Description of the periodic coordinate: its ``name``; if it has phases, their names (``phases``), the angles in
         radians where they start (``phase_start``), the ``markers`` found for each, the posterior probability of the
         direction of the angle (``direction_probability``), and the number of genes that it comes from
-        (``direction_genes``); the p-value of the process (``p_value``), if there are enough genes; and ``gene_symbols``
-        if given. If the p-value is above 0.01 or the direction is open, there are no phases.
+        (``direction_genes``); whether the process was found (``is_found``), with its p-value (``p_value``), if there
+        are enough genes to test, and the fold changes of markers (``fold_change``); and ``gene_symbols`` if given. If
+        the process was not found or its direction is open, there are no phases.
     clusters_ : dict of str to object, or None
         Description of the clusters: their ``names``; with labels also ``labels_key``, ``unknown_label`` and
         ``n_labels``.

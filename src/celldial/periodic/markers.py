@@ -45,6 +45,10 @@ PERCENT_KNOTS, ANGLE_KNOTS = (0, 52, 87, 100), (0.0, 2 * pi * 14.3 / 24, 2 * pi 
 """Published positions in percent of the cycle, and their angles. The median gene of the S list is at 52 %, and that of
 the G2M list at 87 %. Positions in between are interpolated."""
 
+MIN_G2M_FOLD_CHANGE = 2.2
+"""Smallest fold change of G2M markers around the circle. It was 2.5 to 15 in cycling cells, real and simulated, and at
+most 2.0 in cells at rest."""
+
 SEGMENT_PERCENT = (0, 34, 60, 74, 100)
 """Segments of the cycle whose lengths differ between cells: early G1, where no gene of the reference peaks; genes of
 the start of S; those of late S; and those of G2 and M."""
@@ -75,6 +79,8 @@ class PeriodicProcess:
         Angles from 0 to 2π that divide the circle into segments, whose lengths may differ between cells.
     has_direction
         Whether the reference has an order. Two phases have none.
+    min_fold_change
+        Phase to the smallest fold change of its markers around the circle, if the cells have the process.
     """
 
     name: str
@@ -85,6 +91,7 @@ class PeriodicProcess:
     reference: dict[str, float] = field(default_factory=dict)
     knots: tuple[float, ...] = (0.0, pi / 2, pi, 3 * pi / 2, 2 * pi)
     has_direction: bool = True
+    min_fold_change: dict[str, float] = field(default_factory=dict)
 
 
 def _angle_of_percent(percent: float) -> float:
@@ -102,6 +109,7 @@ CELL_CYCLE = PeriodicProcess(
     phase_start=(0.0, pi, 2 * pi * 20 / 24),
     reference={gene: _angle_of_percent(percent) for gene, percent in REFERENCE_PERCENT.items()},
     knots=tuple(map(_angle_of_percent, SEGMENT_PERCENT)),
+    min_fold_change={"G2M": MIN_G2M_FOLD_CHANGE},
 )
 
 

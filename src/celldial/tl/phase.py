@@ -12,7 +12,6 @@ from anndata import AnnData
 from celldial.inference.fitted_model import FittedModel, check_fitted, infer_all, is_file_path
 from celldial.inference.posterior import LatentState
 from celldial.io import results
-from celldial.periodic.cycle_test import MAX_P_VALUE
 from celldial.periodic.phases import assign_phases
 
 __all__ = ["phase", "phase_table"]
@@ -43,7 +42,7 @@ def phase(model: FittedModel, adata: AnnData, *, modality: str | None = None) ->
         - ``_concentration``: certainty of the angle, κ of a power spherical distribution. If κ is large, the standard
           deviation of the angle is about :math:`\sqrt{2 / κ}` rad; 0 means that the angle is unknown.
         - ``_active_probability``: probability that the cell is on the circle at all, if there is such a process;
-          ``_active``: whether it is 1/2 or more, and there is evidence of the process.
+          ``_active``: whether it is 1/2 or more, and the process was found.
         - ``_phase``, if the model has phases and the direction of the angle is known: the phase that contains the
           angle. Missing for cells that are not active, or that have a concentration below 1.
 
@@ -84,7 +83,7 @@ def phase_table(latent_state: LatentState, periodic: Mapping[str, Any], names: p
         "angle": angle_c,
         "concentration": concentration_c,
         "active_probability": active_c,
-        "active": (active_c >= MIN_ACTIVE) & (periodic.get("p_value", 0.0) <= MAX_P_VALUE),
+        "active": (active_c >= MIN_ACTIVE) & periodic.get("is_found", True),
     }
     if "phases" in periodic:
         assigned_c = columns["active"] & (concentration_c >= MIN_CONCENTRATION)

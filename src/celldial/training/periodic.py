@@ -12,7 +12,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,22 +21,18 @@ from torch import Tensor
 
 from celldial.data.cells import Cells, to_csr_matrix
 from celldial.data.in_memory import InMemorySource
-from celldial.data.schema import Schema
 from celldial.model import angle_posterior
-from celldial.model.angle_posterior import marker_curves
 from celldial.model.module import Module
 from celldial.model.networks import Modality
 from celldial.periodic import initial_angles, unsupervised
-from celldial.periodic.cycle_test import MAX_P_VALUE, CycleTest, assess_process
-from celldial.periodic.direction import MIN_PROBABILITY, DirectionEstimate, estimate_peaks, infer_direction
+from celldial.periodic.direction import DirectionEstimate, GenePeaks, estimate_peaks, infer_direction
 from celldial.periodic.expression import log_normalize
 from celldial.periodic.markers import PeriodicProcess
-from celldial.periodic.phases import find_phase_starts
 from celldial.training.plan import Stage, StagePlan, TrainingPlan
 from celldial.utils.settings import settings
 from celldial.utils.warnings import warn
 
-__all__ = ["PeriodicTarget", "describe_circle", "first_stages", "further_stages"]
+__all__ = ["PeriodicTarget", "direction_of", "first_stages", "further_stages", "logged_counts", "observed_peaks"]
 
 # Fraction of the epochs before angles are inferred for the first time.
 FIRST_STAGE_FRACTION = 2 / 3
@@ -122,7 +117,7 @@ def orient_circle(module: Module, source: InMemorySource, target: PeriodicTarget
     """Turn the circle to where genes should peak, if any are known, and decorrelate the other coordinates."""
     if target.markers:
         modalities = dict(module.by_modality())
-        direction = direction_of(source.cells, target)
+        direction = direction_of(observed_peaks(source.cells, target), target.process)
         if direction.is_reflected:
             angle_posterior.reflect(modalities)
         angle_posterior.rotate(modalities, direction.rotation)
@@ -130,22 +125,17 @@ def orient_circle(module: Module, source: InMemorySource, target: PeriodicTarget
     return decorrelate(module, source)
 
 
-def direction_of(cells: Cells, target: PeriodicTarget) -> DirectionEstimate:
-    """Return direction and rotation of the circle of cells with `angle_params_cq`, by the genes whose peak is known."""
+def observed_peaks(cells: Cells, target: PeriodicTarget) -> GenePeaks:
+    """Return where the genes of the reference peak on the circle of cells with `angle_params_cq`."""
     assert cells.angle_params_cq is not None
     x_c, y_c, _, logit_c = cells.angle_params_cq.double().numpy()[cells.mask_with(target.modality).numpy()].T
     logged_cg, batch_c = logged_counts(cells, target.modality, target.reference_f)
-    peaks = estimate_peaks(logged_cg.toarray(), target.reference_angle_f, np.arctan2(y_c, x_c), expit(logit_c), batch_c)
-    return infer_direction(peaks, target.process.knots, target.process.has_direction)
+    return estimate_peaks(logged_cg.toarray(), target.reference_angle_f, np.arctan2(y_c, x_c), expit(logit_c), batch_c)
 
 
-def evidence_of(cells: Cells, target: PeriodicTarget) -> CycleTest:
-    """Test whether the cells have the process."""
-    column_f = np.unique(np.concatenate([*target.markers.values(), target.reference_f]))
-    logged_cf, batch_c = logged_counts(cells, target.modality, column_f)
-    markers = {phase: np.searchsorted(column_f, own_f) for phase, own_f in target.markers.items()}
-    reference = np.searchsorted(column_f, target.reference_f), target.reference_angle_f
-    return assess_process(logged_cf, batch_c, markers, reference, target.process)
+def direction_of(peaks: GenePeaks, process: PeriodicProcess) -> DirectionEstimate:
+    """Return direction and rotation of the circle."""
+    return infer_direction(peaks, process.knots, process.has_direction)
 
 
 def logged_counts(cells: Cells, modality: str, column_f: np.ndarray) -> tuple[csr_matrix, np.ndarray]:
@@ -208,74 +198,3 @@ def first_angles(cells: Cells, target: PeriodicTarget, seed: int) -> tuple[Cells
         *(torch.from_numpy(part).float() for part in (angle_c, length_c, active_c))
     )
     return replace(cells, angle_params_cq=packed), torch.from_numpy(feature_f)
-
-
-def describe_circle(
-    module: Module, schema: Schema, source: InMemorySource, target: PeriodicTarget, gene_symbols: str | None
-) -> dict[str, Any]:
-    """Describe the circle of a trained module, and warn if the process is not found or its direction is open.
-
-    Parameters
-    ----------
-    module, schema, source
-        The trained module, the schema of its features, and the cells with their angles.
-    target
-        The periodic process and its markers.
-    gene_symbols
-        Column of ``var`` with the symbols of features, if one was given.
-
-    Returns
-    -------
-    dict[str, Any]
-        The name of the circle. With markers, the markers found, the p-value of the process if there are enough genes to
-        test, the probability of the direction, and the number of genes that it is based on. If the process is found
-        and the direction is known, the phases and where they start.
-    """
-    process = target.process
-    described: dict[str, Any] = {"name": process.name}
-    if process.phases:
-        names = np.array(schema.feature_names[target.modality], dtype=object)
-        described["markers"] = {phase: names[column_f] for phase, column_f in target.markers.items()}
-        evidence, direction = evidence_of(source.cells, target), direction_of(source.cells, target)
-        if not math.isnan(evidence.p_value):
-            described["p_value"] = evidence.p_value
-        described["direction_probability"] = direction.probability
-        described["direction_genes"] = direction.n_genes
-        # Two phases are the same in both directions.
-        is_open = direction.probability < MIN_PROBABILITY
-        if not evidence.is_rejected and not (is_open and process.has_direction):
-            assert module.circle is not None
-            curves = marker_curves(dict(module.by_modality())[target.modality].decoder, target.markers)
-            described["phases"] = np.array(process.phases, dtype=object)
-            described["phase_start"] = find_phase_starts(curves, module.circle.density_j, process)
-        if evidence.is_rejected:
-            warn(describe_missing_process(process, evidence))
-        elif is_open:
-            warn(describe_open_direction(process, direction))
-    if gene_symbols is not None:
-        described["gene_symbols"] = gene_symbols
-    return described
-
-
-def describe_missing_process(process: PeriodicProcess, evidence: CycleTest) -> str:
-    """Return the warning about cells without the process."""
-    return (
-        f"no evidence of {process.name}: its genes do not follow an angle in their known order (p = "
-        f"{evidence.p_value:.2g}, needed: {MAX_P_VALUE}). No cell is called active, and no phases are assigned. Leave "
-        "periodic out if the cells do not have this process"
-    )
-
-
-def describe_open_direction(process: PeriodicProcess, direction: DirectionEstimate) -> str:
-    """Return the warning about a circle whose direction is open."""
-    name = process.name
-    if not process.has_direction:
-        return (
-            f"the direction of {name} is open, because two phases have no order: the angle may run backwards. Add a "
-            "third phase, or add 'peaks', the times at which genes peak"
-        )
-    return (
-        f"the direction of {name} is open: its probability is {direction.probability:.2f}, from {direction.n_genes} "
-        f"genes with a known peak (needed: {MIN_PROBABILITY}). The angle may run backwards, and no phases are "
-        "assigned. Keep more genes of this process among the features, or more cells"
-    )
