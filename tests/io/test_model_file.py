@@ -6,6 +6,7 @@ import os
 import pickle
 import stat
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from sklearn.exceptions import NotFittedError
 from celldial import VAE
 from celldial.io.model_file import FORMAT_VERSION
 from helpers.make_golden import SHOWN, TEXT, golden_paths, read_cells
-from helpers.raises import raises
+from helpers.raises import raises, warns
 from helpers.simulate import COVARIATES, simulate
 
 
@@ -406,7 +407,10 @@ def test_a_golden_model_can_be_trained_and_saved(version: int, tmp_path: Path) -
     loaded = VAE.load(tmp_path / "model.celldial")
     np.testing.assert_array_equal(loaded.transform(adata), adata.obsm["X_celldial"])
     assert loaded.sample(3, {"batch": "b0", "age": 30.0}).shape == (3, adata.n_vars)
-    assert clone(loaded).fit(adata, max_epochs=1, progress=False).schema_ == model.schema_
+    # The periodic process of version 3 has two phases, which do not determine a direction.
+    with warns(naming=["rhythm"]) if version == 3 else nullcontext():
+        fitted = clone(loaded).fit(adata, max_epochs=1, progress=False)
+    assert fitted.schema_ == model.schema_
 
 
 def test_parameters_set_after_fit_apply_to_the_next_fit(adata: AnnData, tmp_path: Path) -> None:
