@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Does the angle run in the right direction, and is the direction said to be open where it is?
+"""Direction of the angle: how often it is right, wrong or open.
 
     python -m benchmarks.peers.circle_direction --data DIR --out circle_direction.json
 
 The fitted direction is right if the angle runs with the truth, or, without a truth, if S genes peak before G2M genes by
 less than half a turn. Each model is fitted once. Its direction is then inferred again from subsets of its genes, after
-the circle was reflected at random. See benchmarks/README.md for what the rows mean.
+the circle was reflected at random. See benchmarks/README.md for the rows.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ DEPTHS = (1.0, 6.0)
 SHORT_G1_HOURS = 9.0
 SUBSETS, N_SUBSETS = (100, 50, 20), 20
 FILES = ("mesc_cell_cycle", "neurosphere", "neurogenesis")
-# Files are cut to the genes that vary most, and those of the cell cycle.
+# Files are cut to the most variable genes, and those of the cell cycle.
 MAX_GENES = 2000
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much to do."""
+    """Sizes of the measurements."""
 
     folder: Path | None
     simulations: int
@@ -96,35 +96,35 @@ def runs_forward(adata: ad.AnnData) -> bool:
     return 0 < (peak["G2M"] - peak["S"]) % (2 * np.pi) < np.pi
 
 
-def judge(probability: float, is_forward: bool) -> str:
-    """Return right, wrong or open."""
+def classify(probability: float, is_forward: bool) -> str:
+    """Return whether a direction is right, wrong or open."""
     certain = max(probability, 1 - probability) >= 0.95
     return "open" if not certain else ("right" if (probability > 0.5) == is_forward else "wrong")
 
 
 def measure(size: Size, name: str, adata: ad.AnnData) -> dict[str, Any]:
-    """Fit a circle, and judge its direction with all genes and with subsets."""
+    """Fit a circle, and classify its direction with all genes and with subsets."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = VAE(periodic="cell_cycle").fit(adata, max_epochs=size.epochs, progress=False)
     forward, peaks = runs_forward(adata), peaks_of(adata)
-    found: dict[str, Any] = {"all": judge(model.periodic_["direction_probability"], forward)}
+    found: dict[str, Any] = {"all": classify(model.periodic_["direction_probability"], forward)}
     random = np.random.default_rng(0)
     for n_genes in SUBSETS:
-        verdicts = []
+        results = []
         for _ in range(N_SUBSETS if n_genes < len(peaks.peak_g) else 0):
             sign, some_g = random.choice([1, -1]), random.choice(len(peaks.peak_g), n_genes, replace=False)
             part = GenePeaks(sign * peaks.peak_g[some_g], peaks.information_g[some_g], peaks.reference_g[some_g])
-            verdicts.append(judge(infer_direction(part, CELL_CYCLE.knots).probability, forward == (sign > 0)))
-        found[f"{n_genes} genes"] = verdicts
+            results.append(classify(infer_direction(part, CELL_CYCLE.knots).probability, forward == (sign > 0)))
+        found[f"{n_genes} genes"] = results
     print(name, found["all"], model.periodic_["direction_probability"], forward, file=sys.stderr, flush=True)
     return found
 
 
-def row(measure: str, verdicts: list[str]) -> Row:
-    """Make a row of the shares of verdicts."""
-    share = {each: verdicts.count(each) / len(verdicts) for each in ("right", "open", "wrong")}
-    beside = f"open {share['open']:.2f}, wrong {share['wrong']:.2f} of {len(verdicts)}"
+def row(measure: str, results: list[str]) -> Row:
+    """Return a row with the shares of right, wrong and open directions."""
+    share = {each: results.count(each) / len(results) for each in ("right", "open", "wrong")}
+    beside = f"open {share['open']:.2f}, wrong {share['wrong']:.2f} of {len(results)}"
     return Row(measure, f"{share['right']:.2f}", beside, share["right"], "none wrong", share["wrong"] == 0)
 
 
@@ -149,9 +149,9 @@ def main() -> None:
     for name, found in groups.items():
         rows.append(row(f"{name}: direction", [each["all"] for each in found]))
         for n_genes in SUBSETS:
-            verdicts = [verdict for each in found for verdict in each[f"{n_genes} genes"]]
-            if verdicts:
-                rows.append(row(f"{name}: direction from {n_genes} genes", verdicts))
+            results = [verdict for each in found for verdict in each[f"{n_genes} genes"]]
+            if results:
+                rows.append(row(f"{name}: direction from {n_genes} genes", results))
     if options.out is not None:
         about = {**asdict(size), "folder": None}
         options.out.write_text(json.dumps({"size": about, "rows": [asdict(each) for each in rows]}, indent=1) + "\n")

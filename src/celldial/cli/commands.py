@@ -1,4 +1,4 @@
-"""What ``celldial fit``, ``traverse`` and ``demo`` do."""
+"""The commands ``celldial fit``, ``traverse`` and ``demo``."""
 
 from __future__ import annotations
 

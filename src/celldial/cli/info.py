@@ -1,4 +1,4 @@
-"""What ``celldial info`` prints about a model file, as text or JSON."""
+"""The output of ``celldial info`` about a model file, as text or JSON."""
 
 from __future__ import annotations
 

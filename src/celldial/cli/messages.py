@@ -25,7 +25,7 @@ def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def is_expected(error: Exception) -> bool:
-    """Return whether an error is meant for the user, and not a bug: the package raised it, or the system did."""
+    """Return whether an error is for the user, and not a bug: the package or the system raised it."""
     import torch
 
     if isinstance(error, OSError | MemoryError | torch.OutOfMemoryError):

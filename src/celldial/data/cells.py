@@ -269,7 +269,7 @@ def minibatches(
         for start in range(first, last, batch_size):
             yield cells.slice(start, min(start + batch_size, last))
     else:
-        # Many minibatches are gathered at once: this takes little memory and hardly more time than one minibatch.
+        # Many minibatches are gathered at once: this takes little memory and little more time than one minibatch.
         order_c = order_c.to(cells.category_ck.device)
         for block_c in order_c.split(MINIBATCHES_PER_GATHER * batch_size):
             yield from cells.select(block_c).split(batch_size)

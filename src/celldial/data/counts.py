@@ -114,7 +114,7 @@ def get_obsm_matrix(adata: AnnData, key: str) -> tuple[Any, tuple[str, ...] | No
         if getattr(dtype, "kind", "O") not in "biuf":
             raise TypeError(f"column {name!r} of {where} has dtype {dtype}, which is not numeric: drop this column")
     if all(isinstance(dtype, pd.SparseDtype) for dtype in stored.dtypes):
-        accessor: Any = stored.sparse  # pandas-stubs do not know its type
+        accessor: Any = stored.sparse  # pandas-stubs lacks its type
         return accessor.to_coo(), tuple(names)
     # Columns with an extension dtype of pandas become float64. Missing values become NaN, which later checks reject.
     plain = all(isinstance(dtype, np.dtype) for dtype in stored.dtypes)
@@ -243,7 +243,7 @@ def check_counts(
 
 
 def suggest_count_source(adata: AnnData, where: str) -> str:
-    """Return a sentence that says where `adata` has raw counts, if those in `where` are invalid."""
+    """Return a sentence with the place of raw counts in `adata`, if those in `where` are invalid."""
     layers = {describe_layer(name): name for name in [None, *layer_names(adata)]}
     if where in layers:  # not in obsm
         for other, name in layers.items():

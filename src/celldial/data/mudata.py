@@ -1,4 +1,4 @@
-"""Conversion of a MuData to an AnnData, so that all other files of the package need to know only AnnData."""
+"""Conversion of a MuData to an AnnData, so that all other files of the package handle only AnnData."""
 
 from __future__ import annotations
 

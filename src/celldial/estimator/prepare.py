@@ -203,7 +203,7 @@ def find_target(
 
 
 def build_module(model: VAE, schema: Schema, clusters: Mapping[str, Any] | None) -> Module:
-    """Make the module that the parameters of a model and the schema of its cells describe, with initial weights."""
+    """Return the module for the parameters of a model and the schema of its cells, with initial weights."""
     config = ModuleConfig(
         n_features={modality: len(names) for modality, names in schema.feature_names.items()},
         likelihood=schema.likelihood,

@@ -31,7 +31,7 @@ def save(model: VAE, path: Path) -> None:
         "celldial_version": importlib.metadata.version("celldial"),
         "parameters": model.parameters_,
         "schema": model.schema_.to_dict(),
-        # JSON has no NaN, which stands for quantities of validation in epochs without validation cells.
+        # JSON has no NaN, the value of validation quantities in epochs without validation cells.
         "history": {k: [None if math.isnan(v) else v for v in values] for k, values in model.history_.items()},
         "library_size_quantiles": {name: q.tolist() for name, q in model.library_size_quantiles_.items()},
         "periodic": to_json(model.periodic_),

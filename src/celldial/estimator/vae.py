@@ -361,8 +361,8 @@ class VAE(BaseEstimator):
         Raises
         ------
         ValueError, TypeError, KeyError
-            The arguments, counts or covariates are invalid; the message says what is wrong, where, and what to do. The
-            AnnData is left unchanged.
+            The arguments, counts or covariates are invalid; the message names the problem, its place and the solution.
+            The AnnData is left unchanged.
         MemoryError
             Training would need more memory than is available; the message has the numbers.
         FloatingPointError
@@ -539,8 +539,8 @@ class VAE(BaseEstimator):
         NotFittedError
             The model is not fitted yet.
         ValueError, TypeError, KeyError
-            Counts, features, covariates or modalities of the cells do not match the model; the message says what is
-            wrong, and what to do.
+            Counts, features, covariates or modalities of the cells do not match the model; the message names the
+            problem and the solution.
         FloatingPointError
             A latent state is not finite.
         OSError

@@ -192,7 +192,7 @@ def covariates_to_set(model: FittedModel, transform_batch: Any) -> Mapping[str, 
         return transform_batch
     if model.schema_.batch_key is None:
         raise ValueError(
-            f"transform_batch is {transform_batch!r}, but the model was fitted without batch_key: give a dict of "
+            f"transform_batch is {transform_batch!r}, but the model was fitted without batch_key: pass a dict of "
             "covariate to value"
         )
     return {model.schema_.batch_key: transform_batch}

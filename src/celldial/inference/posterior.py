@@ -170,7 +170,7 @@ def infer(module: Module, cells: Cells) -> LatentState:
     if not finite_c.all():
         raise FloatingPointError(
             f"the latent states of {(~finite_c).sum()} of {len(cells)} cells are not finite because the training "
-            "diverged: try a lower learning_rate, and look for features with extreme counts"
+            "diverged: try a lower learning_rate, and check for features with extreme counts"
         )
     embedding_cz = module.latent.link(torch.from_numpy(mean_cz)).numpy()
     return LatentState(mean_cz, deviation_cz, embedding_cz, CirclePosterior(*others) if others else None, cluster_ck)

@@ -1,1 +1,1 @@
-"""Files, and what is written to an AnnData."""
+"""Files, and results in an AnnData."""

@@ -18,7 +18,7 @@ MAX_VALUE_LENGTH = 60
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a training writes its state, and finds the state of an earlier call.
+    """The file to which a training writes its state, and from which a later call resumes.
 
     Parameters
     ----------

@@ -61,13 +61,13 @@ def content_of(adata: Any, column: str) -> np.ndarray:
 
 
 def is_unchanged(adata: Any, column: str) -> bool:
-    """Return whether a column of ``obs`` is as a model wrote it; records of earlier versions cannot tell."""
+    """Return whether a column of ``obs`` is as a model wrote it; True for records of earlier versions."""
     content = read_record(adata).get("content", {}).get(column)
     return content is None or bool(np.isin(content_of(adata, column), content).all())
 
 
 def check_key(adata: Any, place: str, key: Any) -> None:
-    """Raise if a result cannot be written to a key of ``obsm`` or ``layers`` without loss of what is there.
+    """Raise if a result cannot be written to a key of ``obsm`` or ``layers`` without loss of existing data.
 
     Parameters
     ----------

@@ -74,7 +74,7 @@ TRAVERSALS = "latent_traverse"
 CLUSTER, CLUSTER_PROBABILITY = "celldial_cluster", "celldial_cluster_probability"
 # Tables in the record.
 TABLES = COORDINATES, GENE_SETS = "coordinates", "gene_sets"
-# What the record has for each fit, besides the key of its embedding.
+# Keys of the record of each fit, other than the key of its embedding.
 FIT_PARTS = ("version", "model", "parameters", "schema", "history")
 PERIODIC_PARTS = ("angle", "concentration", "active_probability", "active", "phase")
 
@@ -227,7 +227,7 @@ def _replace_model(adata: Any, model: str, key_added: str) -> None:
 
 
 def _mark_traversals(adata: Any, current: str, replaced: str | None) -> None:
-    """Mark the traversals of a replaced model, so that plots refuse them, and those of the current model as valid."""
+    """Mark the traversals of a replaced model, so that plots reject them, and those of the current model as valid."""
     marked: dict[str, Any] = {}
     for name, stored in read_traversals(adata).items():
         marked[name] = {part: value for part, value in stored.items() if part != "replaced"}
@@ -436,7 +436,7 @@ def _without_none(value: Any) -> Any:
 
 @contextmanager
 def _silence_view_copy() -> Iterator[None]:
-    """Let a view become an AnnData of its own without a warning, since the user asked to write to it."""
+    """Turn a view into an AnnData without a warning, because the user requested to write to it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImplicitModificationWarning)
         yield

@@ -198,7 +198,7 @@ def cyclic_order(
 ) -> float:
     """Return the share of cell triples whose three labels are in the expected cyclic order.
 
-    A triple has one cell of each label. It counts as correct if increasing angles meet the labels in the given order,
+    A triple has one cell of each label. It counts as correct if increasing angles pass the labels in the given order,
     from any starting point. On a line, the corresponding measure is the volume under a three-class ROC surface [1]_.
     Triples with two equal angles count half. All triples are counted, in O(n log n) time for n cells.
 
@@ -209,7 +209,7 @@ def cyclic_order(
     label_c
         Label of each cell. Cells with other labels, or without a label, are ignored.
     order
-        Three labels, in the order in which increasing angles should meet them.
+        Three labels, in the order in which increasing angles should pass them.
 
     Returns
     -------

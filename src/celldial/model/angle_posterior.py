@@ -284,7 +284,7 @@ def _log_fold_change(cells: Cells, name: str, weight_cj: Tensor) -> Tensor:
 
 @torch.no_grad()
 def rotate(modalities: Mapping[str, Modality], angle: float) -> None:
-    """Rotate the circle: what is decoded at θ becomes what is decoded at θ + `angle`.
+    """Rotate the circle: the values decoded at θ become those decoded at θ + `angle`.
 
     The prior of the angle must be learned again afterwards. Rotate before `decorrelate_from_angle`.
     """
@@ -299,14 +299,14 @@ def rotate(modalities: Mapping[str, Modality], angle: float) -> None:
 
 @torch.no_grad()
 def reflect(modalities: Mapping[str, Modality]) -> None:
-    """Reflect the circle: what is decoded at θ becomes what is decoded at -θ; as `rotate`."""
+    """Reflect the circle: the values decoded at θ become those decoded at -θ; as `rotate`."""
     for modality in modalities.values():
         modality.decoder.harmonic_weight_fk[:, 1 : 2 * N_HARMONICS : 2] *= -1
 
 
 @torch.no_grad()
 def decorrelate_from_angle(modalities: Mapping[str, Modality], cells: Cells, mean_cz: Tensor) -> None:
-    """Remove from the coordinates the part that depends on the angle, and let the decoders add it back.
+    """Remove from the coordinates the part that depends on the angle, which the decoders add back.
 
     This is a shear of the latent space, so decoded values do not change. The coordinates are regressed on the harmonics
     of the angle.

@@ -264,7 +264,7 @@ def _check_one_species(
 ) -> None:
     """Raise if several markers are among the features in two spellings, such as PCNA and Pcna.
 
-    Their expression would tell the species apart, and the angle would follow the species.
+    Their expression would distinguish the species, and the angle would follow the species.
     """
     wanted = {name.upper() for markers in process.markers.values() for name in markers}
     twice = [

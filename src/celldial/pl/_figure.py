@@ -1,4 +1,4 @@
-"""Figures and panels: where a plot is drawn, the size of its text, and what is returned at the end."""
+"""Figures and panels: the axes of a plot, the size of its text, and its return value."""
 
 from __future__ import annotations
 

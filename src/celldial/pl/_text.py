@@ -1,4 +1,4 @@
-"""Text in figures: numbers, percentages, counts of things, and shortened names."""
+"""Text in figures: numbers, percentages, counts of objects, and shortened names."""
 
 from __future__ import annotations
 

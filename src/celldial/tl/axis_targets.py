@@ -17,7 +17,7 @@ from celldial.utils.warnings import warn
 
 __all__ = ["Target", "expression_target", "find_groups", "match_features", "obs_target", "resolve_feature_lists"]
 
-# A list of features needs at least so many matches, unless it is shorter.
+# Minimum number of matches of a list of features, unless the list is shorter.
 MIN_MATCHES = 3
 # A numeric target goes from 0 to 1 between these quantiles, so that a few extreme cells do not set its scale.
 SCALE = (0.05, 0.95)
@@ -168,7 +168,7 @@ def resolve_feature_lists(features: Any, feature_names: Sequence[str], nouns: st
         if isinstance(names, str) or not hasattr(names, "__len__") or len(names) > 0
     }
     if not positions:
-        raise ValueError("features has no names: give {'up': [...], 'down': [...]}, either or both")
+        raise ValueError("features has no names: pass {'up': [...], 'down': [...]}, either or both")
     both = sorted(set(positions.get("up", ())) & set(positions.get("down", ())))
     if both:
         raise ValueError(f"{feature_names[both[0]]!r} is in features['up'] and in features['down']: remove it from one")

@@ -40,7 +40,7 @@ def select_cells(obs: pd.DataFrame, at: Any) -> tuple[np.ndarray, str]:
         return np.arange(len(obs)), "all cells"
     if isinstance(at, tuple):
         if len(at) != 2:
-            raise ValueError(f"at is {at!r}: give (column, value), a dict from column to value, or the name of a cell")
+            raise ValueError(f"at is {at!r}: pass (column, value), a dict from column to value, or the name of a cell")
         at = {at[0]: at[1]}
     if not isinstance(at, Mapping):
         return np.array([cell_position(obs, at)]), f"cell {at}"
@@ -87,7 +87,7 @@ def select_endpoints(obs: pd.DataFrame, ends: tuple[Any, Any], groupby: str | No
         columns = [str(name) for name in obs.columns if all((obs[name].astype(object) == end).any() for end in ends)]
         if len(columns) > 1:
             raise ValueError(
-                f"{ends[0]!r} and {ends[1]!r} are in several columns ({format_names(columns)}): give groupby"
+                f"{ends[0]!r} and {ends[1]!r} are in several columns ({format_names(columns)}): pass groupby"
             )
         if not columns:
             raise KeyError(

@@ -37,7 +37,7 @@ N_DRAWS = 64
 
 @dataclass(frozen=True)
 class Sampling:
-    """How many steps, cells and posterior samples a traversal has; see `celldial.tl.latent_traverse`."""
+    """Numbers of steps, cells and posterior samples of a traversal; see `celldial.tl.latent_traverse`."""
 
     n_steps: int
     n_cells: int

@@ -70,7 +70,7 @@ def check_traversal(span: Any, key_added: Any) -> None:
 
 
 def resolve_axis(axis: Any, model: FittedModel, named: Mapping[str, Any]) -> TraversalAxis:
-    """Return the axis that the user asked for.
+    """Return the axis that the user requests.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def resolve_axis(axis: Any, model: FittedModel, named: Mapping[str, Any]) -> Tra
         if found is None:
             known = [*named, *([] if periodic is None else [periodic["name"]])]
             raise KeyError(
-                f"there is no axis {axis!r}: give the number of a latent coordinate, a pair of cells or groups, or a "
+                f"there is no axis {axis!r}: pass the number of a latent coordinate, a pair of cells or groups, or a "
                 f"named axis (available: {format_names(known)}; find_axis adds others)"
             )
         axis = int(found[1])

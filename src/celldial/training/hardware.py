@@ -1,4 +1,4 @@
-"""Where training runs, by Lightning Fabric: devices, precision, loggers, worker processes and what they exchange."""
+"""Hardware of training, with Lightning Fabric: devices, precision, loggers, worker processes and their results."""
 
 from __future__ import annotations
 

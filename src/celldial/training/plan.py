@@ -1,4 +1,4 @@
-"""How to train, as data: epochs, batch size and rates of a stage, and the stages of a training."""
+"""Plans of training: epochs, batch size and rates of a stage, and the stages of a training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Hook = Callable[["Module", Any], Any]
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How to train in one stage.
+    """The plan of one stage of training.
 
     Parameters
     ----------

@@ -26,7 +26,7 @@ CLOCK_CHECK_STEPS = 50
 
 @dataclass
 class TrainerState:
-    """How far a training has come, in JSON types: all that changes except weights, optimizer and random numbers."""
+    """The progress of a training in JSON types: all state except weights, optimizer and random numbers."""
 
     epoch: int = 0  # number of complete epochs
     n_minibatches: int = 0  # done in the current epoch

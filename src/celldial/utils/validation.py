@@ -1,4 +1,4 @@
-"""Checks of single arguments. Their errors name the argument and say what to do."""
+"""Checks of single arguments. Their errors name the argument and the solution."""
 
 from __future__ import annotations
 
