@@ -14,7 +14,7 @@ from anndata import AnnData, read_h5ad
 
 from celldial import VAE
 from celldial.data.cells import Cells
-from celldial.data.labels import encode_labels, find_labels, name_clusters, probability_columns
+from celldial.data.labels import encode_labels, find_labels, hold_out_labels, name_clusters, probability_columns
 from celldial.data.schema import Schema
 from celldial.data.splits import train_validation_split
 from celldial.inference.fitted_model import to_anndata
@@ -54,6 +54,27 @@ def test_labels_of_every_kind(kind: str) -> None:
     assert found.dtype == torch.int64
     assert found.tolist() == expected
     pd.testing.assert_frame_equal(obs, before)
+
+
+@pytest.mark.parametrize("spelling", ["", " ", "nan", "NaN", "NA", "n/a", "None", "Unknown", "UNKNOWN", "Unassigned"])
+def test_other_spellings_of_unknown_are_unknown_and_named(spelling: str) -> None:
+    obs = table("a", spelling, "b", "unknown", spelling, None)
+    with warns(naming=["'label'", f"{spelling!r} (2 cells)"]):
+        assert find_labels(obs, "label", "unknown") == ["a", "b"]
+    described = {"names": ["a", "b"], "labels_key": "label", "unknown_label": "unknown"}
+    assert encode_labels(obs, described).tolist() == [0, -1, 1, -1, -1, -1]
+
+
+def test_held_out_labels_are_a_fifth_of_each_frequent_label() -> None:
+    label_c = torch.tensor([0] * 50 + [1] * 5 + [2] * 4 + [-1] * 10)
+    train_c = torch.arange(69)[torch.arange(69) != 3]
+    masked_c = hold_out_labels(label_c, train_c, seed=0)
+    held_out_c = (label_c >= 0) & (masked_c < 0)
+    assert [int(held_out_c[label_c == label].sum()) for label in range(3)] == [10, 1, 0]
+    assert not held_out_c[3]
+    assert (masked_c[~held_out_c] == label_c[~held_out_c]).all()
+    assert (hold_out_labels(label_c, train_c, seed=0) == masked_c).all()
+    assert (hold_out_labels(label_c, train_c, seed=1) != masked_c).any()
 
 
 @pytest.mark.parametrize(
@@ -125,7 +146,7 @@ def fitted() -> tuple[VAE, AnnData]:
 
 def test_cells_without_a_label_get_one(fitted: tuple[VAE, AnnData]) -> None:
     _, adata = fitted
-    assert list(adata.obs[CLUSTER].cat.categories) == ["type A", "type B", "type C"]
+    assert list(adata.obs[CLUSTER].cat.categories) == ["type A", "type B", "type C", "unassigned"]
     assert list(adata.obsm[CLUSTER_PROBABILITY].columns) == ["type A", "type B", "type C"]
     assert accuracy(adata, adata.obs["label"] == "unknown") > 0.9
 
@@ -154,8 +175,10 @@ def test_one_cell_of_each_label_is_enough() -> None:
     adata.obs["label"] = None
     for group, cell in first.items():
         adata.obs.iloc[cell, adata.obs.columns.get_loc("label")] = f"type {group}"
-    fit(adata, max_epochs=40, labels_key="label")
+    with warns(naming=["'label'", 5]):  # too few labels to hold some out
+        model = fit(adata, max_epochs=40, labels_key="label")
     assert accuracy(adata) > 0.9
+    assert model.clusters(adata).attrs["calibration_error"] is None
 
 
 def test_all_labels_may_be_known() -> None:
@@ -170,7 +193,7 @@ def test_all_labels_may_be_known() -> None:
 def test_a_group_without_a_label_gets_a_cluster_of_its_own() -> None:
     adata = with_labels(simulate_groups(), without="C")
     fit(adata, labels_key="label", n_clusters=3)
-    assert list(adata.obs[CLUSTER].cat.categories) == ["type A", "type B", "0"]
+    assert list(adata.obs[CLUSTER].cat.categories) == ["type A", "type B", "0", "unassigned"]
     predicted = adata.obs[CLUSTER].astype(str)[adata.obs["group"] == "C"]
     assert (predicted == "0").mean() > 0.9
     assert accuracy(adata, adata.obs["group"] != "C") > 0.9
@@ -232,14 +255,15 @@ def test_labeled_cells_are_training_cells_unless_most_have_a_label(share: float,
 
 
 def test_a_label_of_only_an_empty_cell() -> None:
-    adata = with_labels(simulate_groups((20, 20)))
+    adata = with_labels(simulate_groups((20, 20)), share=0.3)
     adata.obs.iloc[0, adata.obs.columns.get_loc("label")] = "type Z"
     x = adata.X.toarray()
     x[0] = 0
     adata.X = type(adata.X)(x)
     with warns(naming=[1, 40]):
         fit(adata, max_epochs=2, labels_key="label")
-    assert list(adata.obs[CLUSTER].cat.categories) == ["type A", "type B", "type Z"]
+    assert list(adata.obs[CLUSTER].cat.categories) == ["type A", "type B", "type Z", "unassigned"]
+    assert adata.obs[CLUSTER].iloc[0] == "unassigned"
     assert np.isfinite(adata.obsm[CLUSTER_PROBABILITY].to_numpy()).all()
 
 
@@ -269,7 +293,7 @@ def test_partial_fit_uses_new_labels(fitted: tuple[VAE, AnnData], tmp_path: Path
     found = []
     for cells in (labeled, unlabeled):
         reloaded(model, tmp_path).partial_fit(cells, max_epochs=2, validation_size=0, progress=False)
-        assert list(cells.obs[CLUSTER].cat.categories) == ["type A", "type B", "type C"]
+        assert list(cells.obs[CLUSTER].cat.categories) == ["type A", "type B", "type C", "unassigned"]
         assert accuracy(cells) > 0.9
         found.append(cells.obsm[CLUSTER_PROBABILITY])
     assert (found[0] != found[1]).any(axis=None)
@@ -288,10 +312,10 @@ def test_partial_fit_refuses_unknown_labels(fitted: tuple[VAE, AnnData], tmp_pat
 
 
 def test_labels_with_a_slash_can_be_written(tmp_path: Path) -> None:
-    adata = with_labels(simulate_groups((20, 20)))
+    adata = with_labels(simulate_groups((20, 20)), share=0.3)
     adata.obs["label"] = adata.obs["label"].replace({"type A": "CD4+/CD25 T Reg"})
     model = fit(adata, max_epochs=2, labels_key="label")
-    assert list(adata.obs[CLUSTER].cat.categories) == ["CD4+/CD25 T Reg", "type B"]
+    assert list(adata.obs[CLUSTER].cat.categories) == ["CD4+/CD25 T Reg", "type B", "unassigned"]
     assert list(adata.obsm[CLUSTER_PROBABILITY].columns) == ["CD4+-CD25 T Reg", "type B"]
     assert list(model.clusters(adata).columns) == ["CD4+/CD25 T Reg", "type B"]
     adata.write_h5ad(tmp_path / "cells.h5ad")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -47,6 +48,15 @@ class InMemorySource:
         """Checksum of the number of nonzero counts of each cell, of the library sizes, and of the split."""
         indptrs = [rows.indptr_c for rows in self.cells.counts.values()]
         return checksum([*indptrs, *self.cells.library_size.values(), self.train_c, self.validation_c])
+
+    @property
+    def label_c(self) -> Tensor | None:
+        """Known cluster of each cell, for a model with labels; see `celldial.data.cells.Cells`."""
+        return self.cells.label_c
+
+    def with_labels(self, label_c: Tensor) -> Self:
+        """Return a source of the same cells with other labels."""
+        return replace(self, cells=replace(self.cells, label_c=label_c))
 
     def to(self, device: torch.device) -> InMemorySource:
         """Return a source of the same cells with minibatches on `device`."""

@@ -1,4 +1,4 @@
-"""Partly known labels of cells: names of labels and clusters, and labels as codes.
+"""Partly known labels of cells: names of labels and clusters, labels as codes, labels to hold out.
 
 Axis suffix: ``c`` cells.
 """
@@ -15,8 +15,30 @@ from torch import Tensor
 
 from celldial.io.results import probability_columns
 from celldial.utils.messages import format_names, get_column
+from celldial.utils.warnings import warn
 
-__all__ = ["encode_labels", "find_labels", "name_clusters"]
+__all__ = [
+    "MIN_CELLS_TO_HOLD_OUT",
+    "UNASSIGNED",
+    "encode_labels",
+    "find_labels",
+    "hold_out_labels",
+    "name_clusters",
+    "warn_unknown_spellings",
+]
+
+# Name of cells that get none of the labels.
+UNASSIGNED = "unassigned"
+# Other spellings of an unknown label, in lower case and without spaces at the ends.
+UNKNOWN_SPELLINGS = frozenset(
+    [
+        *("", "?", "-", "na", "n/a", "nan", "<na>", "none", "null", "not available"),
+        *("unknown", UNASSIGNED, "unlabeled", "unlabelled", "unannotated", "undefined", "undetermined"),
+    ]
+)
+# Fraction of the known labels that are held out from training to calibrate probabilities; the least number of cells of
+# such a label, and the largest number that is held out of it.
+HELD_OUT_FRACTION, MIN_CELLS_TO_HOLD_OUT, MAX_HELD_OUT = 0.2, 5, 200
 
 
 def find_labels(obs: pd.DataFrame, key: str, unknown: str) -> list[str]:
@@ -29,7 +51,8 @@ def find_labels(obs: pd.DataFrame, key: str, unknown: str) -> list[str]:
     key
         Column of labels.
     unknown
-        Value of the column for cells without a known label. Missing values mean the same.
+        Value of the column for cells without a known label. Missing values and other spellings, such as ``"NA"``, mean
+        the same. A warning lists the spellings.
 
     Raises
     ------
@@ -38,6 +61,7 @@ def find_labels(obs: pd.DataFrame, key: str, unknown: str) -> list[str]:
     ValueError
         There are fewer than two labels.
     """
+    warn_unknown_spellings(obs, key, unknown)
     label_c = _read_labels(obs, key, unknown)
     names = sorted(label_c.dropna().unique())
     if len(names) < 2:
@@ -113,9 +137,56 @@ def encode_labels(obs: pd.DataFrame, clusters: Mapping[str, Any] | None) -> Tens
     return torch.from_numpy(code_c.astype(np.int64))
 
 
+def hold_out_labels(label_c: Tensor, train_c: Tensor, seed: int) -> Tensor:
+    """Return the labels with -1 for a fraction of the labeled training cells, at random within each label.
+
+    Labels with few cells are not held out, because the model needs them.
+
+    Parameters
+    ----------
+    label_c
+        Known label of each cell; -1 if it is unknown.
+    train_c
+        Indices of the training cells.
+    seed
+        Seed of the choice.
+    """
+    generator = np.random.default_rng(seed)
+    result_c, train = label_c.clone(), train_c.numpy()
+    known_c = label_c.numpy()[train]
+    for label in np.unique(known_c[known_c >= 0]):
+        index_c = train[known_c == label]
+        if len(index_c) >= MIN_CELLS_TO_HOLD_OUT:
+            n_held_out = min(round(HELD_OUT_FRACTION * len(index_c)), MAX_HELD_OUT)
+            result_c[torch.from_numpy(generator.choice(index_c, n_held_out, replace=False))] = -1
+    return result_c
+
+
+def warn_unknown_spellings(obs: pd.DataFrame, key: str, unknown: str) -> None:
+    """Warn about values that are read as an unknown label, because they are another spelling of it."""
+    text_c = _as_text(obs, key)
+    is_spelling_c = text_c.map(_is_spelling_of_unknown).astype(bool) & (text_c != str(unknown))
+    if is_spelling_c.any():
+        counts = text_c[is_spelling_c].value_counts()
+        found = ", ".join(f"{value!r} ({number} cells)" for value, number in counts.items())
+        warn(
+            f"adata.obs[{key!r}] has {found}: these cells are taken as unlabeled, like cells with {unknown!r}; rename "
+            "the values if they are labels",
+        )
+
+
+def _is_spelling_of_unknown(text: Any) -> bool:
+    return isinstance(text, str) and text.strip().lower() in UNKNOWN_SPELLINGS
+
+
+def _as_text(obs: pd.DataFrame, key: str) -> pd.Series[Any]:
+    """Return the values of the column as text; missing values stay missing."""
+    label_c = get_column(obs, key, "labels_key").astype(object)
+    return label_c.where(label_c.isna(), label_c.astype(str))
+
+
 def _read_labels(obs: pd.DataFrame, key: str, unknown: str) -> pd.Series[Any]:
     """Return the labels as text; missing for cells without a known label."""
-    column_c = get_column(obs, key, "labels_key")
-    label_c = column_c.astype(object)
-    text_c = label_c.where(label_c.isna(), label_c.astype(str))
-    return text_c.where((text_c != str(unknown)) & (label_c != unknown))
+    text_c, value_c = _as_text(obs, key), obs[key].astype(object)
+    is_spelling_c = text_c.map(_is_spelling_of_unknown).astype(bool)
+    return text_c.where((text_c != str(unknown)) & (value_c != unknown) & ~is_spelling_c)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -138,6 +138,15 @@ class OnDiskSource:
     def library_size(self) -> dict[str, Tensor]:
         """Modality to the total count of each cell, float32."""
         return self.summary.library_size
+
+    @property
+    def label_c(self) -> Tensor | None:
+        """Known cluster of each cell, for a model with labels; see `celldial.data.cells.Cells`."""
+        return self.summary.label_c
+
+    def with_labels(self, label_c: Tensor) -> Self:
+        """Return a source of the same cells with other labels."""
+        return replace(self, summary=replace(self.summary, label_c=label_c))
 
     @cached_property
     def fingerprint(self) -> str:

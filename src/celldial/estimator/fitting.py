@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 
 from celldial.data import cell_checks, labels
@@ -24,6 +23,7 @@ from celldial.data.schema import Schema
 from celldial.data.source import Source
 from celldial.data.splits import train_validation_split
 from celldial.estimator import validation
+from celldial.estimator.label_transfer import fit_labels, hold_out, refit_labels
 from celldial.estimator.prepare import EXCLUDED_FROM_TRAINING, build_module, prepare_training_data
 from celldial.inference import posterior
 from celldial.inference.fitted_model import is_file_path, read_cells
@@ -35,6 +35,7 @@ from celldial.io.results import to_json
 from celldial.model.elbo import parse_gradient
 from celldial.model.module import Module
 from celldial.periodic.markers import parse_periodic
+from celldial.tl.clusters import find_clusters
 from celldial.tl.phase import phase_table
 from celldial.training import loop, memory
 from celldial.training.circle_description import describe_circle
@@ -121,8 +122,10 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
         module.initialize(sample, len(source.train_c))
         del sample, held
         stages = first_stages(module, plan, model.seed, target)
-        history, source = loop.fit(module, source, stages, model.seed, run)
+        trained = hold_out(source, model.seed)
+        history, source = loop.fit(module, trained, stages, model.seed, run)
         latent_state = _infer_source(module, source, adata)
+        classifier = fit_labels(module, found.source, trained, schema, found.clusters, model.seed)
         sample = source.training_sample(MAX_CELLS_TO_MEASURE)
         fit_laplace(module, sample, torch.arange(len(sample)), len(source.train_c) / len(sample))
         periodic = None
@@ -131,7 +134,7 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
             periodic = describe_circle(module, schema, source, target, model.gene_symbols)
     model.parameters_, model.schema_, model.module_, model.history_ = to_json(parameters), schema, module, history
     model.periodic_ = periodic
-    model.clusters_ = found.clusters
+    model.clusters_, model.label_classifier_ = found.clusters, classifier
     model.library_size_quantiles_ = _library_size_quantiles(found.cells, source.train_c)
     model.fingerprint_ = checksum(module.state_dict().values())
     if latent_state is not None:
@@ -146,6 +149,8 @@ def partial_fit(model: VAE, adata: Any, options: FitOptions) -> None:
     name = None if model.periodic_ is None else model.periodic_["name"]
     results.check_fit(adata, options.key_added, name, model.clusters_ is not None)
     table, cells = read_cells(model, adata)
+    if model.labels_key is not None and model.labels_key in table.obs:
+        labels.warn_unknown_spellings(table.obs, model.labels_key, model.unknown_label)
     cells = replace(cells, label_c=labels.encode_labels(table.obs, model.clusters_))
     cell_checks.check_has_counts(cells)
     cell_checks.warn_empty_cells(table.obs_names.__getitem__, cells, EXCLUDED_FROM_TRAINING)
@@ -162,12 +167,14 @@ def partial_fit(model: VAE, adata: Any, options: FitOptions) -> None:
         for name, modality in module.by_modality():
             # Weight decay would erase a modality that no training cell has: nothing in the loss counteracts it.
             modality.requires_grad_(bool(cells.mask_with(name)[train_c].any()))
-        source = InMemorySource(cells, train_c, validation_c)
-        history, source = loop.fit(module, source, further_stages(module, plan), seed)
-        latent_state = posterior.infer(module, source.cells)
-        fit_laplace(module, source.cells, train_c)
+        known = InMemorySource(cells, train_c, validation_c)
+        trained = hold_out(known, seed)
+        history, _ = loop.fit(module, trained, further_stages(module, plan), seed)
+        latent_state = posterior.infer(module, cells)
+        classifier = refit_labels(model, module, known, trained, seed)
+        fit_laplace(module, cells, train_c)
         module.requires_grad_(True)
-    model.module_ = module
+    model.module_, model.label_classifier_ = module, classifier
     model.history_ = _extend_history(model.history_, history)
     model.fingerprint_ = checksum(module.state_dict().values())
     _write(model, adata, latent_state, options)
@@ -243,5 +250,5 @@ def _write(model: VAE, adata: Any, latent_state: LatentState, options: FitOption
         table = phase_table(latent_state, model.periodic_, adata.obs_names)
         results.write_phase(adata, model.fingerprint_, table, model.periodic_)
     if model.clusters_ is not None:
-        table = pd.DataFrame(latent_state.cluster, adata.obs_names, columns=model.clusters_["names"])
-        results.write_clusters(adata, model.fingerprint_, table)
+        found = find_clusters(model, latent_state, adata.obs)
+        results.write_clusters(adata, model.fingerprint_, *found)

@@ -14,6 +14,7 @@ from celldial.data.cells import checksum
 from celldial.data.schema import Schema
 from celldial.estimator import validation
 from celldial.estimator.prepare import build_module
+from celldial.inference.label_classifier import LabelClassifier
 from celldial.io import model_file
 from celldial.io.results import to_json
 from celldial.model.laplace import Loadings
@@ -36,6 +37,7 @@ def save(model: VAE, path: Path) -> None:
         "library_size_quantiles": {name: q.tolist() for name, q in model.library_size_quantiles_.items()},
         "periodic": to_json(model.periodic_),
         "clusters": to_json(model.clusters_),
+        "label_classifier": None if model.label_classifier_ is None else model.label_classifier_.to_dict(),
     }
     model_file.write(path, about, model.module_.state_dict())
 
@@ -50,6 +52,9 @@ def load(cls: type[VAE], path: Path) -> VAE:
         model.parameters_ = to_json(model.get_params(deep=False))  # includes parameters that the file does not have
         model.schema_ = Schema.from_dict(about["schema"])
         model.clusters_ = about["clusters"]
+        # Files of earlier versions have no classifier; their labels are the clusters of the mixture.
+        classifier = about.get("label_classifier")
+        model.label_classifier_ = None if classifier is None else LabelClassifier.from_dict(classifier)
         model.module_ = build_module(model, model.schema_, model.clusters_)
         for name, modality in model.module_.by_modality():
             prefix = f"modalities.{name}.loadings."

@@ -15,6 +15,7 @@ from celldial.estimator import fitting, serialization
 from celldial.estimator.fitting import FitOptions
 from celldial.inference import posterior
 from celldial.inference.fitted_model import check_fitted, feature_table, infer_all, is_file_path, nonempty_blocks
+from celldial.inference.label_classifier import LabelClassifier
 from celldial.inference.posterior import Posterior
 from celldial.io import results
 from celldial.model.elbo import BaselineName
@@ -162,6 +163,9 @@ class VAE(BaseEstimator):
     clusters_ : dict of str to object, or None
         Description of the clusters: their ``names``; with labels also ``labels_key``, ``unknown_label`` and
         ``n_labels``.
+    label_classifier_ : LabelClassifier or None
+        The labeled cells in latent space, and the calibration of label probabilities; see
+        `celldial.inference.label_classifier`.
     fingerprint_ : str
         Checksum of the weights. It is stored with each result in an AnnData, so you can see which model wrote the
         result.
@@ -198,6 +202,7 @@ class VAE(BaseEstimator):
     library_size_quantiles_: dict[str, np.ndarray]
     periodic_: dict[str, Any] | None
     clusters_: dict[str, Any] | None
+    label_classifier_: LabelClassifier | None
     fingerprint_: str
 
     # Analyses, each documented in `celldial.tl`.

@@ -19,6 +19,7 @@ from celldial.data.modalities import obsm_key
 from celldial.data.mudata import mudata_to_anndata
 from celldial.data.schema import Schema
 from celldial.inference import posterior
+from celldial.inference.label_classifier import LabelClassifier
 from celldial.inference.posterior import LatentState
 from celldial.model.likelihoods import LIKELIHOODS
 from celldial.model.module import Module
@@ -53,6 +54,7 @@ class FittedModel(Protocol):
     library_size_quantiles_: dict[str, np.ndarray]
     periodic_: dict[str, Any] | None
     clusters_: dict[str, Any] | None
+    label_classifier_: LabelClassifier | None
     fingerprint_: str
     seed: int
 

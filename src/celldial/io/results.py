@@ -4,7 +4,8 @@
 |---|---|---|
 | ``obsm`` | ``X_celldial``, or `key_added` | embedding |
 | ``obsm`` | ``celldial_cluster_probability`` | probability of each cluster |
-| ``obs`` | ``celldial_cluster`` | most probable cluster |
+| ``obs`` | ``celldial_cluster`` | most probable cluster; ``"unassigned"`` if none of the labels is sure |
+| ``obs`` | ``celldial_cluster_disputed`` | whether the nearest labeled cells have another label |
 | ``obs`` | ``<periodic>_angle``, ``_concentration``, ``_active_probability``, ``_active``, ``_phase`` | angle, phase |
 | ``obs`` | the name of an axis | score of each cell on it |
 | ``layers`` or ``obsm`` | `key_added` | denoised or imputed values |
@@ -42,6 +43,7 @@ from celldial.utils.messages import format_names
 
 __all__ = [
     "CLUSTER",
+    "CLUSTER_DISPUTED",
     "CLUSTER_PROBABILITY",
     "check_axis_column",
     "check_clusters",
@@ -72,6 +74,7 @@ __all__ = [
 
 TRAVERSALS = "latent_traverse"
 CLUSTER, CLUSTER_PROBABILITY = "celldial_cluster", "celldial_cluster_probability"
+CLUSTER_DISPUTED = "celldial_cluster_disputed"
 # Tables in the record.
 TABLES = COORDINATES, GENE_SETS = "coordinates", "gene_sets"
 # Keys of the record of each fit, other than the key of its embedding.
@@ -150,8 +153,9 @@ def check_periodic_columns(adata: Any, periodic: str | None) -> None:
 
 
 def check_clusters(adata: Any) -> None:
-    """Raise if the most probable cluster would replace a column that is not as a model wrote it."""
-    check_column(adata, CLUSTER, is_own=CLUSTER_PROBABILITY in adata.obsm)
+    """Raise if the clusters would replace a column that is not as a model wrote it."""
+    for column in (CLUSTER, CLUSTER_DISPUTED):
+        check_column(adata, column, is_own=CLUSTER_PROBABILITY in adata.obsm)
 
 
 def check_axis_column(adata: Any, name: str) -> None:
@@ -282,14 +286,44 @@ def write_phase(adata: Any, model: str, table: pd.DataFrame, periodic: Mapping[s
         _record_writer(adata, model, "obs", *table)
 
 
-def write_clusters(adata: Any, model: str, table: pd.DataFrame) -> None:
-    """Write the probability of each cluster to ``adata.obsm``, and the most probable one to ``adata.obs``."""
-    names = list(table.columns)
+def write_clusters(
+    adata: Any,
+    model: str,
+    table: pd.DataFrame,
+    cluster_c: pd.Categorical,
+    disputed_c: np.ndarray | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the probability of each cluster to ``adata.obsm``, and the cluster of each cell to ``adata.obs``.
+
+    Parameters
+    ----------
+    adata
+        Cells.
+    model
+        Identifier of the model.
+    table
+        Probabilities, cells × clusters.
+    cluster_c
+        Cluster of each cell.
+    disputed_c
+        For labels, whether the nearest labeled cells have another label.
+    about
+        For labels, calibration and thresholds, for the record.
+    """
+    names, columns = list(table.columns), [CLUSTER]
     with _silence_view_copy():
         adata.obsm[CLUSTER_PROBABILITY] = table.set_axis(probability_columns(names), axis=1)
-        adata.obs[CLUSTER] = pd.Categorical.from_codes(np.argmax(table.to_numpy(), axis=1), pd.Index(names))
+        adata.obs[CLUSTER] = cluster_c
+        if disputed_c is not None:
+            adata.obs[CLUSTER_DISPUTED] = disputed_c
+            columns.append(CLUSTER_DISPUTED)
+        elif writer_of(adata, "obs", CLUSTER_DISPUTED) is not None:  # of a model with labels
+            adata.obs = adata.obs.drop(columns=CLUSTER_DISPUTED, errors="ignore")
+        record = {part: value for part, value in read_record(adata).items() if part != "labels"}
+        adata.uns[RECORD] = record | ({} if about is None else {"labels": dict(about)})
         _record_writer(adata, model, "obsm", CLUSTER_PROBABILITY)
-        _record_writer(adata, model, "obs", CLUSTER)
+        _record_writer(adata, model, "obs", *columns)
 
 
 def write_axis(adata: Any, model: str, name: str, score_c: np.ndarray, stored: Mapping[str, Any]) -> None:

@@ -28,8 +28,9 @@ from celldial.utils.settings import settings
 
 __all__ = ["first_stages"]
 
-# Fraction of the epochs before clusters are initialized.
-COORDINATES_FRACTION = 0.25
+# Fraction of the epochs before clusters are initialized, without and with labels. Labels of the cells of one batch pull
+# the clusters towards these cells. They must not do so before the cells of all batches share the latent space.
+COORDINATES_FRACTION, COORDINATES_FRACTION_WITH_LABELS = 0.25, 0.6
 # Minimum and maximum number of draws of latent states to which the mixture is fitted.
 MIN_DRAWS, MAX_DRAWS = 5_000, 20_000
 # Maximum number of cells from whose posteriors these are drawn.
@@ -38,9 +39,10 @@ MAX_INITIALIZATION_CELLS = 100_000
 N_RESTARTS = 10
 
 
-def first_stages(plan: TrainingPlan, seed: int) -> StagePlan:
+def first_stages(plan: TrainingPlan, seed: int, has_labels: bool = False) -> StagePlan:
     """Return the stages that train a new module with clusters; parameters as in `celldial.training.stages`."""
-    n_first = math.ceil(COORDINATES_FRACTION * plan.max_epochs)
+    fraction = COORDINATES_FRACTION_WITH_LABELS if has_labels else COORDINATES_FRACTION
+    n_first = math.ceil(fraction * plan.max_epochs)
     start = partial(start_clusters, seed=seed)
     coordinates = Stage("coordinates", replace(plan, max_epochs=n_first), before=freeze_clusters, after=start)
     if plan.max_epochs == n_first:

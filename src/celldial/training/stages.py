@@ -44,7 +44,7 @@ def first_stages(module: Module, plan: TrainingPlan, seed: int, target: Periodic
         The periodic process to infer, if any.
     """
     if module.clusters is not None:
-        return clusters.first_stages(plan, seed)
+        return clusters.first_stages(plan, seed, has_labels=module.clusters.n_labels > 0)
     if target is not None:
         return periodic.first_stages(plan, seed, target)
     return StagePlan((Stage("training", plan),))
