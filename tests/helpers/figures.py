@@ -58,9 +58,15 @@ def shows(figure: Figure, *facts: str) -> bool:
     return any(all(fact.lower() in text.lower() for fact in facts) for text in texts(figure))
 
 
+def lay_out(figure: Figure) -> None:
+    """Give all texts and panels their places, unless nothing has changed since."""
+    if figure.stale:
+        figure.draw_without_rendering()
+
+
 def all_inside(figure: Figure) -> bool:
     """Return whether nothing is cut off."""
-    figure.draw_without_rendering()
+    lay_out(figure)
     box = figure.get_tightbbox()
     width, height = figure.get_size_inches()
     slack = 0.5 / figure.dpi  # half a pixel
@@ -75,7 +81,7 @@ def ink(text: Text) -> Any:
 
 def overlapping(figure: Figure) -> list[str]:
     """Return the tick labels that overlap another label of their axis."""
-    figure.draw_without_rendering()
+    lay_out(figure)
     touching = []
     for panel in figure.findobj(Axes):
         for axis in (panel.xaxis, panel.yaxis):

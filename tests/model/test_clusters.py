@@ -271,7 +271,7 @@ def test_the_score_function_applies_to_coordinates_and_clusters() -> None:
     assert np.isfinite(adata.obsm[PROBABILITY].to_numpy()).all()
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_clusters_that_are_not_needed_become_empty(seed: int) -> None:
     adata = simulate_groups((150, 150, 150), seed=seed)
     model = fit(adata, seed=seed, n_latent=5, n_clusters=10)

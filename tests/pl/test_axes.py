@@ -16,7 +16,7 @@ def test_a_missing_bar_is_seen(tmp_path):
 
 @pytest.mark.parametrize(
     ("n", "modalities"),
-    [(3, ("rna",)), (11, ("rna", "atac")), (51, ("rna", "atac", "protein")), (51, ("atac",))],
+    [(3, ("rna",)), (11, ("rna", "atac")), (51, ("rna", "atac", "protein")), (24, ("atac",))],
     ids=str,
 )
 def test_bars_show_stored_values_in_order_of_rank(n, modalities):

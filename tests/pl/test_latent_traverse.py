@@ -106,12 +106,12 @@ def test_constant_and_absent_genes_can_be_drawn(adata):
     stored["log2_fold_change"][:, 5], stored["log2_fold_change"][:, 6] = 0, np.nan
     stored["log2_fold_change"][3, 7] = -np.inf
     axes = pl.latent_traverse(adata, "axis_3", ["GENE5", "GENE6"], n_heatmap=40, show=False)
-    plt.gcf().canvas.draw()
+    plt.gcf().draw_without_rendering()
     assert np.isfinite(axes["heatmap"].collections[0].get_array()).all()
     assert axes["GENE6"].get_ylim()[1] > 0
 
 
-@pytest.mark.parametrize("kind", ["coordinate", "direction", "periodic", "path"])
+@pytest.mark.parametrize("kind", ["coordinate", "periodic", "path"])
 def test_two_steps_are_enough(kind):
     figure = pl.latent_traverse(stored_in(short=traversal(kind, n_steps=2)), return_fig=True)
     assert all_inside(figure)
@@ -125,7 +125,7 @@ def test_all_peak_at_one_step():
     assert all_inside(figure)
 
 
-@pytest.mark.parametrize("n", [1, 7, 20])
+@pytest.mark.parametrize("n", [1, 7, 14])
 def test_any_number_of_features(adata, n):
     axes = pl.latent_traverse(adata, "axis_3", n_features=n, n_heatmap=3 * n, show=False)
     assert len(axes) == min(n, 40) + 1
