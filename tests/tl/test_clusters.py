@@ -32,7 +32,7 @@ def agreement(adata: AnnData) -> float:
 @pytest.fixture(scope="module")
 def model() -> VAE:
     """Return a model of three groups."""
-    return fit(simulate_groups(), n_clusters=4)
+    return fit(simulate_groups(), max_epochs=60, n_clusters=4)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_fit_and_clusters_write_the_same(model: VAE, adata: AnnData) -> None:
     assert (set(adata.obs) - set(before.obs), set(adata.obsm)) == ({CLUSTER}, {PROBABILITY})
     assert_untouched(adata, before, but=("obs", "obsm", "uns"))
     fitted = simulate_groups()
-    fit(fitted, n_clusters=4)  # with the parameters of the model, so that the result is the same
+    fit(fitted, max_epochs=60, n_clusters=4)  # with the parameters of the model, so that the result is the same
     pd.testing.assert_frame_equal(fitted.obsm[PROBABILITY], table)
     pd.testing.assert_series_equal(fitted.obs[CLUSTER], adata.obs[CLUSTER])
     table.iloc[:] = 7.0  # is the caller's

@@ -85,7 +85,7 @@ def check_key(adata: Any, place: str, key: Any) -> None:
     """
     if not isinstance(key, str) or not key or "/" in key:
         raise ValueError(f"key_added is {key!r}: it must be a name without a slash, such as 'X_celldial'")
-    if key in OWN_KEYS or writer_of(adata, place, key) is not None or key not in getattr(adata, place, {}):
+    if key in OWN_KEYS or writer_of(adata, place, key) is not None or key not in (getattr(adata, place, None) or {}):
         return
     raise ValueError(
         f"adata.{place}[{key!r}] was not written by a model, and the result would replace it: choose another "
