@@ -11,10 +11,9 @@ from anndata import AnnData
 
 from celldial import VAE
 from celldial.cli import files, info
-from celldial.periodic.markers import G2M_GENES, S_GENES
 from helpers.cli import SMALL, assert_usage_error, count_epochs, fit_in_python, run
+from helpers.periodic import genes_of, make_cells
 from helpers.raises import raises
-from helpers.simulate import simulate
 
 
 def test_fit_does_what_python_does(folder: Path, cells: AnnData) -> None:
@@ -69,8 +68,9 @@ def test_options_are_the_parameters_of_python(
 
 
 def test_a_periodic_coordinate_and_another_key(tmp_path: Path) -> None:
-    adata = simulate(80, 40)
-    adata.var["symbol"] = [*S_GENES.split()[:20], *G2M_GENES.split()[:20]]
+    adata = genes_of(make_cells(300))
+    adata.var["symbol"] = list(adata.var_names)
+    adata.var_names = [f"ENSG{gene:05}" for gene in range(adata.n_vars)]
     adata.write_h5ad(tmp_path / "cells.h5ad")
     paths = ["--out", tmp_path / "out.h5ad", "--model", tmp_path / "m.celldial"]
     periodic = ["--periodic", "cell_cycle", "--gene-symbols", "symbol", "--key-added", "X_here"]
