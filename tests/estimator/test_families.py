@@ -158,7 +158,7 @@ def test_axes_can_be_traversed_and_plotted(fitted: tuple[VAE, AnnData]) -> None:
     what = "topic" if model.latent == "logistic_normal" else "axis"
     assert set(table.index) == {f"{what}_{k}" for k in range(3)}
     axis = model.find_axis(adata, "ageing", obs="age")
-    assert np.isfinite([*axis.direction_z, *axis.filter_z, *adata.obs["ageing"]]).all()
+    assert np.isfinite([*axis.direction_z, *axis.weight_z, *adata.obs["ageing"]]).all()
     adata.obsm["X_umap"] = np.random.default_rng(0).normal(size=(60, 2))
     for dial in (1, "ageing", ("A", "B")):
         path = model.latent_traverse(adata, dial, n_steps=4, n_cells=5, groupby="type" if dial == ("A", "B") else None)

@@ -126,14 +126,14 @@ def test_the_file_is_safetensors_with_json(model: VAE, tmp_path: Path) -> None:
     """Other programs can read it: the weights as safetensors, everything else as JSON."""
     model.save(tmp_path / "model.celldial")
     with safe_open(tmp_path / "model.celldial", framework="pt") as file:
-        about = json.loads(file.metadata()["celldial"])
+        metadata = json.loads(file.metadata()["celldial"])
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     expected = model.module_.state_dict()
     assert set(weights) == set(expected)
     assert all(torch.equal(weights[name], expected[name]) for name in weights)
-    assert about["format_version"] == FORMAT_VERSION
-    assert about["parameters"]["n_latent"] == 2
-    assert about["schema"]["feature_names"]["rna"][:2] == ["g0", "g1"]
+    assert metadata["format_version"] == FORMAT_VERSION
+    assert metadata["parameters"]["n_latent"] == 2
+    assert metadata["schema"]["feature_names"]["rna"][:2] == ["g0", "g1"]
 
 
 def test_an_unfitted_model_is_not_saved(tmp_path: Path) -> None:
@@ -184,10 +184,10 @@ def test_the_file_has_default_permissions(model: VAE, tmp_path: Path) -> None:
 def reseal(content: bytes, change: Callable[[dict[str, Any]], Any], **tensors: torch.Tensor) -> bytes:
     """Write a good file again with something changed."""
     length = int.from_bytes(content[:8], "little")
-    about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["celldial"])
-    about = copy.deepcopy(about)
-    change(about)
-    return save(load(content) | tensors, {"celldial": json.dumps(about)})
+    metadata = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["celldial"])
+    metadata = copy.deepcopy(metadata)
+    change(metadata)
+    return save(load(content) | tensors, {"celldial": json.dumps(metadata)})
 
 
 def assert_rejected(path: Path, content: bytes, *facts: Any) -> None:
@@ -199,7 +199,7 @@ def assert_rejected(path: Path, content: bytes, *facts: Any) -> None:
 
 def test_an_unchanged_file_is_loaded(content: bytes, tmp_path: Path) -> None:
     """`reseal` alone does not damage the file."""
-    (tmp_path / "model.celldial").write_bytes(reseal(content, lambda about: None))
+    (tmp_path / "model.celldial").write_bytes(reseal(content, lambda metadata: None))
     VAE.load(tmp_path / "model.celldial")
 
 
@@ -233,33 +233,35 @@ def test_a_file_with_additional_bytes_is_rejected(content: bytes, tmp_path: Path
 
 
 CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "version is text": lambda about: about.update(format_version="one"),
-    "version is null": lambda about: about.update(format_version=None),
-    "no parameters": lambda about: about.pop("parameters"),
-    "parameters are a list": lambda about: about.update(parameters=[]),
-    "unknown parameter": lambda about: about["parameters"].update(evil=1),
-    "unknown likelihood": lambda about: about["schema"]["likelihood"].update(rna="os.system"),
-    "likelihood is a list": lambda about: about["schema"].update(likelihood=[]),
-    "likelihood of no modality": lambda about: about["schema"].update(likelihood={}),
-    "parameter of an unknown likelihood": lambda about: about["parameters"].update(likelihood="os.system"),
-    "unknown fusion": lambda about: about["parameters"].update(fusion="sum"),
-    "weights are a number": lambda about: about["parameters"].update(modality_weights=3),
-    "another modality": lambda about: about["schema"]["modalities"].append("atac"),
-    "modality with a dot": lambda about: about["schema"].update(modalities=["a.b"], feature_names={"a.b": ["g0"]}),
-    "no quantiles of a modality": lambda about: about.update(library_size_quantiles={"atac": [1.0]}),
-    "n_latent is another": lambda about: about["parameters"].update(n_latent=3),
-    "n_latent is gigantic": lambda about: about["parameters"].update(n_latent=10**15),
-    "n_latent is more than gigantic": lambda about: about["parameters"].update(n_latent=10**25),
-    "n_latent is text": lambda about: about["parameters"].update(n_latent="2"),
-    "n_layers is negative": lambda about: about["parameters"].update(n_layers=-1),
-    "no schema": lambda about: about.pop("schema"),
-    "features are a number": lambda about: about["schema"]["feature_names"].update(rna=5),
-    "a feature less": lambda about: about["schema"]["feature_names"]["rna"].pop(),
-    "modalities are null": lambda about: about["schema"].update(modalities=None),
-    "a category more": lambda about: about["schema"]["categories"]["batch"].append("b2"),
-    "no mean of a covariate": lambda about: about["schema"]["continuous"].update(age=[]),
-    "no history": lambda about: about.pop("history"),
-    "no library sizes": lambda about: about.pop("library_size_quantiles"),
+    "version is text": lambda metadata: metadata.update(format_version="one"),
+    "version is null": lambda metadata: metadata.update(format_version=None),
+    "no parameters": lambda metadata: metadata.pop("parameters"),
+    "parameters are a list": lambda metadata: metadata.update(parameters=[]),
+    "unknown parameter": lambda metadata: metadata["parameters"].update(evil=1),
+    "unknown likelihood": lambda metadata: metadata["schema"]["likelihood"].update(rna="os.system"),
+    "likelihood is a list": lambda metadata: metadata["schema"].update(likelihood=[]),
+    "likelihood of no modality": lambda metadata: metadata["schema"].update(likelihood={}),
+    "parameter of an unknown likelihood": lambda metadata: metadata["parameters"].update(likelihood="os.system"),
+    "unknown fusion": lambda metadata: metadata["parameters"].update(fusion="sum"),
+    "weights are a number": lambda metadata: metadata["parameters"].update(modality_weights=3),
+    "another modality": lambda metadata: metadata["schema"]["modalities"].append("atac"),
+    "modality with a dot": lambda metadata: metadata["schema"].update(
+        modalities=["a.b"], feature_names={"a.b": ["g0"]}
+    ),
+    "no quantiles of a modality": lambda metadata: metadata.update(library_size_quantiles={"atac": [1.0]}),
+    "n_latent is another": lambda metadata: metadata["parameters"].update(n_latent=3),
+    "n_latent is gigantic": lambda metadata: metadata["parameters"].update(n_latent=10**15),
+    "n_latent is more than gigantic": lambda metadata: metadata["parameters"].update(n_latent=10**25),
+    "n_latent is text": lambda metadata: metadata["parameters"].update(n_latent="2"),
+    "n_layers is negative": lambda metadata: metadata["parameters"].update(n_layers=-1),
+    "no schema": lambda metadata: metadata.pop("schema"),
+    "features are a number": lambda metadata: metadata["schema"]["feature_names"].update(rna=5),
+    "a feature less": lambda metadata: metadata["schema"]["feature_names"]["rna"].pop(),
+    "modalities are null": lambda metadata: metadata["schema"].update(modalities=None),
+    "a category more": lambda metadata: metadata["schema"]["categories"]["batch"].append("b2"),
+    "no mean of a covariate": lambda metadata: metadata["schema"]["continuous"].update(age=[]),
+    "no history": lambda metadata: metadata.pop("history"),
+    "no library sizes": lambda metadata: metadata.pop("library_size_quantiles"),
 }
 
 
@@ -269,10 +271,10 @@ def test_inconsistent_contents_are_rejected(kind: str, content: bytes, tmp_path:
 
 
 def test_additional_or_wrong_weights_are_rejected(content: bytes, tmp_path: Path) -> None:
-    assert_rejected(tmp_path / "model.celldial", reseal(content, lambda about: None, extra=torch.ones(2)))
+    assert_rejected(tmp_path / "model.celldial", reseal(content, lambda metadata: None, extra=torch.ones(2)))
     name = sorted(load(content))[0]
     wrong = {name: torch.ones(1, 2, 3)}
-    assert_rejected(tmp_path / "model.celldial", reseal(content, lambda about: None, **wrong))
+    assert_rejected(tmp_path / "model.celldial", reseal(content, lambda metadata: None, **wrong))
 
 
 @settings(deadline=None, max_examples=200)
@@ -297,7 +299,7 @@ def test_a_flipped_byte_is_rejected_or_harmless(
 
 
 def test_a_later_format_is_rejected(content: bytes, tmp_path: Path) -> None:
-    later = reseal(content, lambda about: about.update(format_version=FORMAT_VERSION + 1))
+    later = reseal(content, lambda metadata: metadata.update(format_version=FORMAT_VERSION + 1))
     assert_rejected(tmp_path / "model.celldial", later, FORMAT_VERSION + 1, FORMAT_VERSION)
 
 

@@ -57,7 +57,7 @@ CLUSTERED = {"n_clusters": 3, "gradient": Gradient(cluster="enumerate")}
     ids=str,
 )
 def test_unbiased_estimators_agree_on_a_module(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradients, "WARM_UP", 60)
+    monkeypatch.setattr(gradients, "N_BASELINE_STEPS", 60)
     cells = simulate_cells(4, 12)
     module = make_module(cells, **options)
     with torch.no_grad():

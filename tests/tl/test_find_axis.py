@@ -41,7 +41,7 @@ def test_the_axis_of_two_groups_connects_their_means(seed: int, n_first: int) ->
     first_z, second_z = z_cz[group_c == 0].mean(0), z_cz[group_c == 1].mean(0)
     np.testing.assert_allclose(axis.origin_z, first_z, atol=1e-4)
     np.testing.assert_allclose(axis.direction_z, second_z - first_z, atol=1e-4)
-    np.testing.assert_allclose(axis.filter_z @ axis.direction_z, 1, atol=1e-3)
+    np.testing.assert_allclose(axis.weight_z @ axis.direction_z, 1, atol=1e-3)
     score_c = axis.score(z_cz)
     assert score_c.dtype == np.float32
     np.testing.assert_allclose([score_c[group_c == group].mean() for group in (0, 1)], [0, 1], atol=1e-3)
@@ -69,7 +69,7 @@ def test_the_direction_follows_the_cells_and_the_filter_does_not() -> None:
     group_c, noise_c = np.repeat([0.0, 1.0], 2000), random.normal(0, 2, 4000)
     axis = find(np.stack([group_c + noise_c, noise_c + random.normal(0, 0.1, 4000)], axis=1), group_c)
     np.testing.assert_allclose(axis.direction_z, [1, 0], atol=0.2)
-    np.testing.assert_allclose(axis.filter_z, [1, -1], atol=0.15)
+    np.testing.assert_allclose(axis.weight_z, [1, -1], atol=0.15)
     assert axis.strength > 0.9
 
 
@@ -108,7 +108,7 @@ def test_batch_shifts_and_cell_order_do_not_matter(seed: int, shift: int) -> Non
         find(z_cz[::-1], target_c[::-1], batch_c[::-1], n=1),
     ):
         np.testing.assert_allclose(same.direction_z, axis.direction_z, atol=1e-4)
-        np.testing.assert_allclose(same.filter_z, axis.filter_z, atol=1e-3)
+        np.testing.assert_allclose(same.weight_z, axis.weight_z, atol=1e-3)
         assert same.strength == pytest.approx(axis.strength, abs=1e-6)
 
 
@@ -116,7 +116,7 @@ def test_cells_without_a_target_are_scored_but_not_fitted() -> None:
     z_cz, target_c = states(100), np.random.default_rng(1).normal(size=100)
     without_c = np.where(np.arange(100) < 30, np.nan, target_c)
     axis, of_rest = find(z_cz, without_c), find(z_cz[30:], target_c[30:])
-    for name in ("origin_z", "direction_z", "filter_z", "strength", "p_value"):
+    for name in ("origin_z", "direction_z", "weight_z", "strength", "p_value"):
         np.testing.assert_array_equal(getattr(axis, name), getattr(of_rest, name))
     np.testing.assert_allclose(axis.quantiles[2], np.median(axis.score(z_cz)), rtol=1e-3)
 
@@ -126,7 +126,7 @@ def test_collapsed_coordinates_are_ignored() -> None:
     z_cz[:, 1] = 1e-5 * (
         group_c + np.random.default_rng(0).normal(0, 0.1, 100)
     )  # informative, but its variance is negligible
-    assert abs(find(z_cz, group_c).filter_z[1]) < 1
+    assert abs(find(z_cz, group_c).weight_z[1]) < 1
     flat = find(np.zeros((100, 2), dtype=np.float32), group_c)
     np.testing.assert_array_equal(flat.score(z_cz), 0)
     assert (flat.strength, flat.p_value) == (0, 1)
@@ -224,7 +224,7 @@ def test_cells_without_counts_or_target_are_ignored(axis_model: VAE, axis_adata:
     with warns(naming=[20, 300, "'c0'"]):
         axis = axis_model.find_axis(emptied, "identity", obs="type")
     of_rest = axis_model.find_axis(axis_adata[50:].copy(), "identity", obs="type")
-    for key in ("origin_z", "direction_z", "filter_z"):
+    for key in ("origin_z", "direction_z", "weight_z"):
         np.testing.assert_allclose(getattr(axis, key), getattr(of_rest, key), atol=1e-4)
     assert not emptied.obs["identity"].isna().any()
     np.testing.assert_allclose(emptied.obs["identity"].iloc[:20], axis.score(np.zeros((1, 3)))[0])
@@ -240,7 +240,7 @@ def test_a_loaded_model_finds_axes_in_new_cells(axis_model: VAE, axis_adata: Ann
     axis = VAE.load(tmp_path / "a.celldial").find_axis(new, "identity", obs="type")
     assert list(new.uns["celldial"]) == ["axes", "written", "content"]
     np.testing.assert_array_equal(
-        axis.filter_z, axis_model.find_axis(axis_adata[:200].copy(), "identity", obs="type").filter_z
+        axis.weight_z, axis_model.find_axis(axis_adata[:200].copy(), "identity", obs="type").weight_z
     )
 
 

@@ -32,7 +32,7 @@ gradients = importlib.import_module("celldial.tl.gradients")
 @pytest.fixture(autouse=True)
 def as_in_training(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Compute without checks by Pyro, and train baselines for a short time."""
-    monkeypatch.setattr(gradients, "WARM_UP", 60)
+    monkeypatch.setattr(gradients, "N_BASELINE_STEPS", 60)
     with pyro.validation_enabled(False):
         yield
 

@@ -42,13 +42,13 @@ def test_a_coordinate_is_set_and_the_others_stay(z_cz: np.ndarray, coordinate: i
     np.testing.assert_array_equal(z_cz, before)
 
 
-@given(z_cz=STATES, filter_z=hnp.arrays(np.float32, 2, elements=st.integers(-3, 3)))
-def test_along_a_direction_the_score_is_the_position(z_cz: np.ndarray, filter_z: np.ndarray) -> None:
+@given(z_cz=STATES, weight_z=hnp.arrays(np.float32, 2, elements=st.integers(-3, 3)))
+def test_along_a_direction_the_score_is_the_position(z_cz: np.ndarray, weight_z: np.ndarray) -> None:
     origin_z, direction_z = np.array([1, -2], dtype=np.float32), np.array([0.5, 0.25], dtype=np.float32)
-    if not filter_z @ direction_z:
-        filter_z = np.array([2, 0], dtype=np.float32)
-    state_scz = traversal.along_direction(z_cz, origin_z, filter_z, direction_z, POSITIONS)
-    score_sc = (state_scz[:, :, :2] - origin_z) @ filter_z
+    if not weight_z @ direction_z:
+        weight_z = np.array([2, 0], dtype=np.float32)
+    state_scz = traversal.along_direction(z_cz, origin_z, weight_z, direction_z, POSITIONS)
+    score_sc = (state_scz[:, :, :2] - origin_z) @ weight_z
     np.testing.assert_allclose(score_sc, np.broadcast_to(POSITIONS[:, None], score_sc.shape), atol=1e-2)
     moved_scz = state_scz[:, :, :2] - z_cz[:, :2]
     np.testing.assert_allclose(moved_scz[..., 0] * 0.25, moved_scz[..., 1] * 0.5, atol=1e-3)

@@ -239,13 +239,13 @@ def _extend_history(before: Mapping[str, list[float]], new: Mapping[str, list[fl
 
 def _write(model: VAE, adata: Any, latent_state: LatentState, options: FitOptions) -> None:
     """Write embedding, record, phases and clusters to the AnnData."""
-    about = {
+    record = {
         "parameters": model.parameters_,
         "schema": model.schema_.to_dict(),
         "history": {name: np.array(values) for name, values in model.history_.items()},
     }
     embedding_cz = latent_state.embedding_with_circle if options.include_periodic else latent_state.embedding
-    results.write_fit(adata, model.fingerprint_, embedding_cz, options.key_added, about)
+    results.write_fit(adata, model.fingerprint_, embedding_cz, options.key_added, record)
     if model.periodic_ is not None:
         table = phase_table(latent_state, model.periodic_, adata.obs_names)
         results.write_phase(adata, model.fingerprint_, table, model.periodic_)

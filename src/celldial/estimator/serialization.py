@@ -28,7 +28,7 @@ __all__ = ["load", "save"]
 
 def save(model: VAE, path: Path) -> None:
     """Write a fitted model to a file."""
-    about = {
+    metadata = {
         "celldial_version": importlib.metadata.version("celldial"),
         "parameters": model.parameters_,
         "schema": model.schema_.to_dict(),
@@ -39,21 +39,21 @@ def save(model: VAE, path: Path) -> None:
         "clusters": to_json(model.clusters_),
         "label_classifier": None if model.label_classifier_ is None else model.label_classifier_.to_dict(),
     }
-    model_file.write(path, about, model.module_.state_dict())
+    model_file.write(path, metadata, model.module_.state_dict())
 
 
 def load(cls: type[VAE], path: Path) -> VAE:
     """Read a model from a file that this version or an earlier one wrote."""
-    about, tensors = model_file.read_model(path)
+    metadata, tensors = model_file.read_model(path)
     # Weights are initialized before they are replaced; the seed keeps the caller's random state as it was.
     with model_file.wrap_file_errors(path), isolate_rng(0):
-        model = cls(**about["parameters"])
+        model = cls(**metadata["parameters"])
         validation.check_parameters(model.get_params(deep=False))
         model.parameters_ = to_json(model.get_params(deep=False))  # includes parameters that the file does not have
-        model.schema_ = Schema.from_dict(about["schema"])
-        model.clusters_ = about["clusters"]
+        model.schema_ = Schema.from_dict(metadata["schema"])
+        model.clusters_ = metadata["clusters"]
         # Files of earlier versions have no classifier; their labels are the clusters of the mixture.
-        classifier = about.get("label_classifier")
+        classifier = metadata.get("label_classifier")
         model.label_classifier_ = None if classifier is None else LabelClassifier.from_dict(classifier)
         model.module_ = build_module(model, model.schema_, model.clusters_)
         for name, modality in model.module_.by_modality():
@@ -61,9 +61,11 @@ def load(cls: type[VAE], path: Path) -> VAE:
             found = {key.removeprefix(prefix): part for key, part in tensors.items() if key.startswith(prefix)}
             modality.loadings = Loadings(**found) if found else None
         model.module_.load_state_dict(tensors)
-        model.history_ = {k: [math.nan if v is None else v for v in values] for k, values in about["history"].items()}
-        model.periodic_ = None if about["periodic"] is None else _periodic_from_json(about["periodic"])
-        quantiles = about["library_size_quantiles"]
+        model.history_ = {
+            k: [math.nan if v is None else v for v in values] for k, values in metadata["history"].items()
+        }
+        model.periodic_ = None if metadata["periodic"] is None else _periodic_from_json(metadata["periodic"])
+        quantiles = metadata["library_size_quantiles"]
         model.library_size_quantiles_ = {name: np.array(quantiles[name]) for name in model.schema_.modalities}
         model.fingerprint_ = checksum(model.module_.state_dict().values())
     model.module_.eval()

@@ -171,8 +171,8 @@ class Axis:
         Point with score 0, shape ``(n_latent,)``.
     direction_z
         Change of the mean latent state while the score goes from 0 to 1.
-    filter_z
-        Weights of the score: ``score_c = (z_cz - origin_z) @ filter_z``.
+    weight_z
+        Weights of the score: ``score_c = (z_cz - origin_z) @ weight_z``.
     strength
         Fraction of the target's variance that the score explains.
     p_value
@@ -193,7 +193,7 @@ class Axis:
     >>> axis = model.find_axis(adata, "B or T", groups=("CD4+/CD25 T Reg", "CD19+ B"))
     >>> axis.name, axis.direction_z.shape
     ('B or T', (10,))
-    >>> round(float(axis.filter_z @ axis.direction_z), 3)
+    >>> round(float(axis.weight_z @ axis.direction_z), 3)
     1.0
     """
 
@@ -201,7 +201,7 @@ class Axis:
     description: str
     origin_z: np.ndarray = field(repr=False)
     direction_z: np.ndarray = field(repr=False)
-    filter_z: np.ndarray = field(repr=False)
+    weight_z: np.ndarray = field(repr=False)
     strength: float
     p_value: float
     n_permutations: int
@@ -232,7 +232,7 @@ class Axis:
         >>> bool((axis.score(mean_cz) == adata.obs["B or T"]).all())
         True
         """
-        score_c: np.ndarray = (z_cz[:, : len(self.origin_z)] - self.origin_z) @ self.filter_z
+        score_c: np.ndarray = (z_cz[:, : len(self.origin_z)] - self.origin_z) @ self.weight_z
         return score_c.astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:
@@ -257,7 +257,7 @@ class Axis:
             "description": self.description,
             "origin": self.origin_z.copy(),
             "direction": self.direction_z.copy(),
-            "filter": self.filter_z.copy(),
+            "filter": self.weight_z.copy(),
             "strength": self.strength,
             "p_value": self.p_value,
             "n_permutations": self.n_permutations,
@@ -297,7 +297,7 @@ class Axis:
             str(stored["description"]),
             origin_z=np.array(stored["origin"], dtype=np.float32),
             direction_z=np.array(stored["direction"], dtype=np.float32),
-            filter_z=np.array(stored["filter"], dtype=np.float32),
+            weight_z=np.array(stored["filter"], dtype=np.float32),
             strength=float(stored["strength"]),
             p_value=float(stored["p_value"]),
             n_permutations=int(stored["n_permutations"]),
@@ -418,12 +418,12 @@ def fit_axis(
     n_as_large = sum(bool(explained(permuted_c) >= observed * (1 - 1e-9)) for permuted_c in permuted)
     covariance_z = within_c @ within_cz / n_cells
     direction_z = covariance_z / variance
-    filter_z = whitener_zz.T @ (whitener_zz @ covariance_z)
-    score_c = within_cz @ filter_z
+    weight_z = whitener_zz.T @ (whitener_zz @ covariance_z)
+    score_c = within_cz @ weight_z
     squares = score_c @ score_c
     r_squared = (score_c @ within_c) ** 2 / (squares * variance * n_cells) if squares > 0 else 0.0
     if observed > 0:
-        filter_z = filter_z / (filter_z @ direction_z)
+        weight_z = weight_z / (weight_z @ direction_z)
     # Relative to the mean of all cells: batches with unequal group sizes must not shift it.
     origin_z = mean_z - direction_z * mean
     return Axis(
@@ -431,11 +431,11 @@ def fit_axis(
         description,
         origin_z.astype(np.float32),
         direction_z.astype(np.float32),
-        filter_z.astype(np.float32),
+        weight_z.astype(np.float32),
         strength=float(max(0.0, 1 - (1 - r_squared) * n_free / (n_free - n_latent))),
         p_value=(1 + n_as_large) / (1 + n_permutations),
         n_permutations=n_permutations,
-        quantiles=np.quantile((z_cz - origin_z) @ filter_z, QUANTILES),
+        quantiles=np.quantile((z_cz - origin_z) @ weight_z, QUANTILES),
     )
 
 

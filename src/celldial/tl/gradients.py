@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["compare_gradients", "sweep_gradients"]
 
 # Steps and peak learning rate for fitting the baselines.
-WARM_UP, LEARNING_RATE = 500, 3e-2
+N_BASELINE_STEPS, LEARNING_RATE = 500, 3e-2
 
 
 @dataclass(frozen=True)
@@ -354,12 +354,14 @@ def fit_baselines(module: Module, cells: Cells, encoded: EncoderOutput, temperat
     module.baselines.train().requires_grad_(True)
     learned = list(module.baselines.parameters())
     optimizer = torch.optim.Adam(learned, lr=LEARNING_RATE) if learned else None
-    schedule = None if optimizer is None else torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, WARM_UP)
+    schedule = (
+        None if optimizer is None else torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, N_BASELINE_STEPS)
+    )
     # The inputs of baselines are standardized over cells, which needs at least two.
     n = 2 if len(cells) == 1 else 1
     cells = repeat_cells(cells, n)
     parameters = {name: part.repeat(n, 1) for name, part in posterior_of(encoded).items()}
-    for _ in range(WARM_UP):
+    for _ in range(N_BASELINE_STEPS):
         loss = estimate(module, cells, parameters, temperature)
         if optimizer is not None and schedule is not None:
             optimizer.zero_grad()

@@ -129,8 +129,8 @@ def _movement(
         position_s = traversal.evenly_spaced(state_cz[:, axis.coordinate], span, sampling.n_steps)
         return position_s, partial(traversal.along_coordinate, coordinate=axis.coordinate, position_s=position_s)
     if axis.kind == "direction":
-        origin_z, filter_z, direction_z = axis.direction
-        score_c = (state_cz[:, : len(origin_z)] - origin_z) @ filter_z
+        origin_z, weight_z, direction_z = axis.direction
+        score_c = (state_cz[:, : len(origin_z)] - origin_z) @ weight_z
         if sampling.span is None and axis.default_span is not None:
             position_s = np.linspace(*axis.default_span, sampling.n_steps)
         else:
@@ -138,7 +138,7 @@ def _movement(
         return position_s, partial(
             traversal.along_direction,
             origin_z=origin_z,
-            filter_z=filter_z,
+            weight_z=weight_z,
             direction_z=direction_z,
             position_s=position_s,
         )

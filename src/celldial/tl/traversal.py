@@ -46,7 +46,7 @@ def along_coordinate(state_cz: np.ndarray, coordinate: int, position_s: np.ndarr
 
 
 def along_direction(
-    state_cz: np.ndarray, origin_z: np.ndarray, filter_z: np.ndarray, direction_z: np.ndarray, position_s: np.ndarray
+    state_cz: np.ndarray, origin_z: np.ndarray, weight_z: np.ndarray, direction_z: np.ndarray, position_s: np.ndarray
 ) -> np.ndarray:
     """Move every cell along a direction until its score equals each position, shape ``(s, c, z)``.
 
@@ -54,16 +54,16 @@ def along_direction(
     ----------
     state_cz
         Latent states. Columns beyond those of the direction stay unchanged.
-    origin_z, filter_z
-        The score of a cell is (state − origin) · filter.
+    origin_z, weight_z
+        The score of a cell is (state − origin) · weight.
     direction_z
         Direction of the movement.
     position_s
         Target scores.
     """
     n_columns = len(direction_z)
-    score_c = (state_cz[:, :n_columns] - origin_z) @ filter_z
-    shift_sc = (position_s[:, None] - score_c) / (filter_z @ direction_z)
+    score_c = (state_cz[:, :n_columns] - origin_z) @ weight_z
+    shift_sc = (position_s[:, None] - score_c) / (weight_z @ direction_z)
     state_scz = np.repeat(state_cz[None], len(position_s), axis=0)
     state_scz[:, :, :n_columns] += (shift_sc[:, :, None] * direction_z).astype(state_cz.dtype)
     return state_scz

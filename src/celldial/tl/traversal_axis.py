@@ -36,7 +36,7 @@ class TraversalAxis:
     coordinate
         Index of a latent coordinate.
     direction
-        Origin, filter and direction of a named axis.
+        Origin, weight and direction of a named axis.
     ends
         Groups or cells at the ends of a path.
     phases
@@ -151,8 +151,8 @@ def _named_axis(name: str, stored: Mapping[str, Any], n_latent: int, model: str)
             "...) with this model, or traverse it with the other model"
         )
     parts = tuple(np.asarray(stored[part], dtype=np.float32) for part in ("origin", "filter", "direction"))
-    _, filter_z, direction_z = parts
-    if any(part.shape != (n_latent,) for part in parts) or not filter_z @ direction_z:
+    _, weight_z, direction_z = parts
+    if any(part.shape != (n_latent,) for part in parts) or not weight_z @ direction_z:
         raise ValueError(
             f"axis {name!r} belongs to another model (this one has {n_latent} latent coordinates): call "
             f"find_axis(adata, {name!r}, ...) with this model"
