@@ -124,8 +124,8 @@ def measure(size: Size, name: str, adata: ad.AnnData) -> dict[str, Any]:
 def row(measure: str, results: list[str]) -> Row:
     """Return a row with the shares of right, wrong and open directions."""
     share = {each: results.count(each) / len(results) for each in ("right", "open", "wrong")}
-    beside = f"open {share['open']:.2f}, wrong {share['wrong']:.2f} of {len(results)}"
-    return Row(measure, f"{share['right']:.2f}", beside, share["right"], "none wrong", share["wrong"] == 0)
+    comparison = f"open {share['open']:.2f}, wrong {share['wrong']:.2f} of {len(results)}"
+    return Row(measure, f"{share['right']:.2f}", comparison, share["right"], "none wrong", share["wrong"] == 0)
 
 
 def main() -> None:

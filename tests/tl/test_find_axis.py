@@ -206,10 +206,10 @@ def test_genes_make_an_axis_along_which_they_change(axis_model: VAE, axis_adata:
     is_b = (axis_adata.obs["type"] == "B").to_numpy()
     order = np.argsort(np.log((share_cf[is_b].mean(0) + 1e-3) / (share_cf[~is_b].mean(0) + 1e-3)))
     up, down = (list(axis_adata.var_names[part]) for part in (order[-4:], order[:4]))
-    axis = axis_model.find_axis(axis_adata, "programme", features={"up": [name.upper() for name in up], "down": down})
+    axis = axis_model.find_axis(axis_adata, "program", features={"up": [name.upper() for name in up], "down": down})
     assert axis.description == "4 features up and 4 features down"
     assert axis.strength > 0.5
-    assert axis_adata.obs["programme"].groupby(axis_adata.obs["type"].to_numpy()).mean().diff().iloc[-1] > 0.3
+    assert axis_adata.obs["program"].groupby(axis_adata.obs["type"].to_numpy()).mean().diff().iloc[-1] > 0.3
     path = np.stack([axis.origin_z, axis.origin_z + axis.direction_z])
     covariates = {"batch": "b0", "donor": "x", "age": 40.0}
     change = pd.Series(np.log(np.divide(*axis_model.decode(path, covariates)[::-1])), axis_adata.var_names)

@@ -1,4 +1,4 @@
-"""Which model wrote which key of an AnnData, and whether a column is still as it was written.
+"""Provenance of results: the model that wrote a key of an AnnData, and whether a column has changed since.
 
 The record is in ``adata.uns["celldial"]``:
 

@@ -50,7 +50,7 @@ DOWNSTREAM = {"cluster": ("cluster", "z"), "z": ("z", "counts")}
 
 @dataclass(frozen=True)
 class Gradient:
-    """How the gradient is estimated with respect to the posteriors of the coordinates and of the clusters, if any."""
+    """Estimators of the gradient with respect to the posteriors of the coordinates and of the clusters, if any."""
 
     z: LatentGradient = "reparameterized"
     cluster: ClusterGradient | None = None

@@ -35,7 +35,7 @@ MIN_RELATIVE_DENSITY = 0.02
 
 @dataclass(frozen=True)
 class Findings:
-    """What is known about a circle.
+    """Properties of a fitted circle.
 
     Parameters
     ----------
