@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import sparse
@@ -80,6 +80,7 @@ def test_correlation_of_unrelated_and_of_constant_angles():
 # --- Error ------------------------------------------------------------------------------------------------------------
 
 
+@settings(max_examples=40)
 @given(pair=PAIRS)
 def test_the_error_after_alignment_is_the_smallest_that_a_search_finds(pair):
     predicted_c, truth_c = pair

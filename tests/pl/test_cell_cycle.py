@@ -48,7 +48,7 @@ def test_labels_and_titles(cells):
 
 
 def test_shares_are_of_all_cells(cells):
-    pl.cell_cycle(cells, show=False)
+    pl.cell_cycle(cells, features="MCM5", show=False)
     share = cells.obs["cell_cycle_phase"].value_counts() / 240
     assert {f"{phase}\n{share[phase]:.0%}" for phase in PHASES} | {"no phase\n25%"} <= texts(plt.gcf())
     assert share.sum() == 0.75
@@ -58,13 +58,13 @@ def test_active_cells_without_a_phase_are_not_counted(cells):
     cells = cells.copy()
     active = np.flatnonzero(cells.obs["cell_cycle_active"])[:24]
     cells.obs.iloc[active, cells.obs.columns.get_loc("cell_cycle_phase")] = np.nan
-    pl.cell_cycle(cells, show=False)
+    pl.cell_cycle(cells, features="MCM5", show=False)
     assert shows(plt.gcf(), "156 of 240 cells")
     assert "no phase\n35%" in texts(plt.gcf())
 
 
 def test_active_cells_are_at_their_angle_and_others_in_the_middle(cells):
-    panel = pl.cell_cycle(cells, show=False)["circle"]
+    panel = pl.cell_cycle(cells, features="MCM5", show=False)["circle"]
     assert panel.get_theta_offset() == pytest.approx(np.pi / 2)
     assert panel.get_theta_direction() == -1
     inactive, around = (np.asarray(dots.get_offsets()) for dots in panel.collections[:2])
@@ -78,7 +78,7 @@ def test_active_cells_are_at_their_angle_and_others_in_the_middle(cells):
 def test_the_density_is_highest_where_most_cells_are(cells):
     angle_c = np.random.default_rng(0).vonmises(2.0, 4, len(cells)) % TWO_PI
     cells.obs["cell_cycle_angle"] = angle_c
-    panel = pl.cell_cycle(cells, show=False)["circle"]
+    panel = pl.cell_cycle(cells, features="MCM5", show=False)["circle"]
     theta, radius = panel.lines[0].get_data()
     assert theta[radius.argmax()] == pytest.approx(2, abs=0.3)
     assert radius[0] == radius[-1]
@@ -86,17 +86,17 @@ def test_the_density_is_highest_where_most_cells_are(cells):
 
 
 def test_cells_are_colored_by_a_column(cells):
-    drawn = pl.cell_cycle(cells, color="cell_type", show=False)
+    drawn = pl.cell_cycle(cells, features="MCM5", color="cell_type", show=False)
     assert {"T cell", "B cell", "monocyte", "cell_type"} <= texts(plt.gcf())
     assert len(points_of(drawn["circle"])) == 240
     assert all_inside(plt.gcf())
-    pl.cell_cycle(cells, color="score", show=False)
+    pl.cell_cycle(cells, features="MCM5", color="score", show=False)
     assert [bar.ax.get_xlabel() for bar in bars_of(plt.gcf())] == ["score"]
 
 
 def test_cells_have_the_colors_that_scanpy_stored(cells):
     cells.uns["cell_type_colors"] = ["#111111", "#222222", "#333333"]
-    panel = pl.cell_cycle(cells, color="cell_type", show=False)["circle"]
+    panel = pl.cell_cycle(cells, features="MCM5", color="cell_type", show=False)["circle"]
     used = {round(float(255 * color[0])) for color in panel.collections[0].get_facecolors()}
     assert used == {0x11, 0x22, 0x33}
 
@@ -106,25 +106,25 @@ def test_any_number_of_active_cells(phases, active):
     cells = cycling(phases=phases)
     cells.obs["cell_cycle_active"] = np.arange(240) < active
     cells.obs = cells.obs.drop(columns="cell_cycle_phase", errors="ignore")  # it follows from the angles
-    figure = pl.cell_cycle(cells, return_fig=True)
+    figure = pl.cell_cycle(cells, features="MCM5", return_fig=True)
     assert shows(figure, f"{active} of 240 cells")
     assert all_inside(figure)
 
 
 def test_cells_without_an_angle_have_no_phase(cells):
     cells.obs.loc[cells.obs_names[:100], "cell_cycle_angle"] = np.nan
-    assert shows(pl.cell_cycle(cells, return_fig=True), "105 of 240 cells")
+    assert shows(pl.cell_cycle(cells, features="MCM5", return_fig=True), "105 of 240 cells")
 
 
 def test_phases_are_derived_from_angles_without_a_column(cells):
-    before = texts(pl.cell_cycle(cells, return_fig=True))
+    before = texts(pl.cell_cycle(cells, features="MCM5", return_fig=True))
     del cells.obs["cell_cycle_phase"]
-    assert texts(pl.cell_cycle(cells, return_fig=True)) == before
+    assert texts(pl.cell_cycle(cells, features="MCM5", return_fig=True)) == before
 
 
 def test_without_phases(tmp_path):
     cells = cycling(phases=False)
-    figure = pl.cell_cycle(cells, return_fig=True)
+    figure = pl.cell_cycle(cells, features="MCM5", return_fig=True)
     assert not set(PHASES) & texts(figure)
     assert not shows(figure, "phase")
     assert shows(figure, "180 of 240 cells", "active")
@@ -237,7 +237,7 @@ def test_peaks_are_fractions_of_cells(cells):
 
 
 def test_20_000_cells_are_drawn():
-    figure = pl.cell_cycle(cycling(20_000), color="cell_type", return_fig=True)
+    figure = pl.cell_cycle(cycling(20_000), features="MCM5", color="cell_type", return_fig=True)
     assert shows(figure, "15,000 of 20,000 cells")
 
 
@@ -259,6 +259,6 @@ def test_missing_names_are_reported(cells):
 
 def test_a_category_without_cells_and_missing_values(cells):
     cells.obs["cell_type"] = pd.Categorical([None, *["T cell"] * 239], ["T cell", "nobody"])
-    written = texts(pl.cell_cycle(cells, color="cell_type", return_fig=True))
+    written = texts(pl.cell_cycle(cells, features="MCM5", color="cell_type", return_fig=True))
     assert "T cell" in written
     assert "nobody" not in written

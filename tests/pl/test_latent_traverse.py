@@ -60,7 +60,7 @@ def test_labels_and_titles(adata):
 
 def test_the_legend_has_the_stored_interval(adata):
     adata.uns["latent_traverse"]["axis_3"]["interval"] = 0.5
-    pl.latent_traverse(adata, show=False)
+    pl.latent_traverse(adata, n_features=1, show=False)
     assert shows(plt.gcf(), "50%", "interval")
 
 
@@ -95,7 +95,7 @@ def test_an_axis_without_effect_looks_pale(adata):
     stored = adata.uns["latent_traverse"]["axis_3"]
     stored["mean"] = 10 + 0.01 * stored["position"][:, None] * np.ones(40)
     stored["log2_fold_change"] = np.log2(stored["mean"] / stored["mean"][0])
-    mesh = pl.latent_traverse(adata, "axis_3", show=False)["heatmap"].collections[0]
+    mesh = pl.latent_traverse(adata, "axis_3", n_features=1, show=False)["heatmap"].collections[0]
     assert np.abs(mesh.get_array()).max() < 0.01 * mesh.get_clim()[1]
 
 
@@ -113,7 +113,7 @@ def test_constant_and_absent_genes_can_be_drawn(adata):
 
 @pytest.mark.parametrize("kind", ["coordinate", "periodic", "path"])
 def test_two_steps_are_enough(kind):
-    figure = pl.latent_traverse(stored_in(short=traversal(kind, n_steps=2)), return_fig=True)
+    figure = pl.latent_traverse(stored_in(short=traversal(kind, n_steps=2)), n_features=2, return_fig=True)
     assert all_inside(figure)
 
 
@@ -121,7 +121,7 @@ def test_all_peak_at_one_step():
     stored = traversal()
     stored["log2_fold_change"] = np.outer(np.eye(25)[11], np.linspace(1, 6, 40))
     stored["peak_step"] = np.full(40, 11)
-    figure = pl.latent_traverse(stored_in(spike=stored), return_fig=True)
+    figure = pl.latent_traverse(stored_in(spike=stored), n_features=2, return_fig=True)
     assert all_inside(figure)
 
 
@@ -137,7 +137,7 @@ def test_any_number_of_features(adata, n):
 def test_long_names_leave_room_for_the_plot(adata):
     stored = adata.uns["latent_traverse"]["axis_3"]
     stored["feature_names"] = np.array([f"chr{i}:{i}00000000-{i}00001000-of-the-first-assembly" for i in range(40)])
-    axes = pl.latent_traverse(adata, show=False)
+    axes = pl.latent_traverse(adata, n_features=3, show=False)
     assert all(len(label) <= 28 for label in rows_of(axes["heatmap"]))
     assert rows_of(axes["heatmap"])[0].startswith("chr")
     assert axes["heatmap"].get_window_extent().width > 150
@@ -149,26 +149,26 @@ def test_long_names_leave_room_for_the_plot(adata):
 
 def test_without_a_name_the_last_traversal_is_drawn():
     adata = stored_in(interferon=traversal("direction"), axis_3=traversal())
-    pl.latent_traverse(adata, show=False)
+    pl.latent_traverse(adata, n_features=1, show=False)
     assert shows(plt.gcf(), "changes", "latent coordinate 3")
     del adata.uns["latent_traverse"]["axis_3"]
-    pl.latent_traverse(adata, show=False)
+    pl.latent_traverse(adata, n_features=1, show=False)
     assert shows(plt.gcf(), "changes", "interferon")
     assert "interferon score" in texts(plt.gcf())
 
 
 def test_a_path_has_the_names_of_its_ends():
     stored = traversal("path")
-    figure = pl.latent_traverse(stored_in(path=stored), return_fig=True)
+    figure = pl.latent_traverse(stored_in(path=stored), n_features=2, return_fig=True)
     assert not overlapping(figure)
     assert shows(figure, "changes", "from CD4 T to CD8 T")
     assert {"CD4 T", "\nCD8 T"} <= texts(figure)
     stored["axis"] = "from CD4+ naive T cells of the blood to CD8+ effector memory T cells"
-    figure = pl.latent_traverse(stored_in(path=stored), return_fig=True)
+    figure = pl.latent_traverse(stored_in(path=stored), n_features=2, return_fig=True)
     assert not overlapping(figure)
     assert all_inside(figure)
     stored["axis"] = "from A to B to C"  # it is unknown which "to" separates the names
-    panel = pl.latent_traverse(stored_in(path=stored), show=False)["heatmap"]
+    panel = pl.latent_traverse(stored_in(path=stored), n_features=1, show=False)["heatmap"]
     assert [label.get_text() for label in panel.get_xticklabels()] == ["start", "\nend"]
 
 
@@ -200,7 +200,7 @@ def test_a_phase_may_contain_angle_0():
 def test_a_circle_without_phases_has_no_strip():
     stored = traversal("periodic")
     del stored["phases"]
-    assert "phases" not in pl.latent_traverse(stored_in(circle=stored), show=False)
+    assert "phases" not in pl.latent_traverse(stored_in(circle=stored), n_features=1, show=False)
 
 
 # --- Several modalities -----------------------------------------------------------------------------------------------
@@ -244,7 +244,9 @@ def test_three_modalities_fit(kind):
 
 
 def test_a_modality_with_another_name():
-    axes = pl.latent_traverse(stored_in(it=traversal(n_features={"rna": 10, "methylation": 10})), show=False)
+    axes = pl.latent_traverse(
+        stored_in(it=traversal(n_features={"rna": 10, "methylation": 10})), n_features=2, show=False
+    )
     assert "heatmap_methylation" in axes
     assert "features" in texts(plt.gcf())
     assert shows(plt.gcf(), "10 features")
@@ -255,7 +257,7 @@ def test_a_modality_with_another_name():
 )
 def test_peaks_with_a_count_likelihood_have_counts(multiome, stored):
     multiome.uns["latent_traverse"]["axis_3"] |= stored
-    pl.latent_traverse(multiome, "axis_3", show=False)
+    pl.latent_traverse(multiome, "axis_3", n_features=2, show=False)
     assert {"counts per 10,000", "counts per 900"} <= texts(plt.gcf())
     assert not shows(plt.gcf(), "probability")
 
@@ -265,7 +267,7 @@ def test_the_unit_is_stored_with_the_traversal(multiome):
         "likelihood": {"rna": "another", "atac": "another"},
         "unit": {"rna": "counts", "atac": "probability"},
     }
-    pl.latent_traverse(multiome, "axis_3", show=False)
+    pl.latent_traverse(multiome, "axis_3", n_features=2, show=False)
     assert {"counts per 10,000", "probability open"} <= texts(plt.gcf())
 
 

@@ -61,7 +61,7 @@ def make_cells(n_cells: int, n_features: int, per_cell: int) -> Cells:
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize(
     ("n_cells", "n_features", "per_cell", "n_hidden", "batch_size"),
-    [(40, 3000, 5, 128, 8), (150, 4000, 5, 4, 128), (1000, 300, 100, 4, 16)],
+    [(40, 3000, 5, 128, 8), (150, 4000, 5, 4, 128), (400, 300, 100, 4, 16)],
     ids=["weights", "matrices", "counts"],
 )
 def test_estimate_is_close_to_the_memory_used(
