@@ -106,7 +106,7 @@ def test_columns_are_recognized_in_a_part_of_the_cells(change: Callable[[AnnData
     adata = cells()
     write_all(adata, "A")
     table = pd.DataFrame([[0.9, 0.1]] * 3 + [[0.2, 0.8]] * 3, adata.obs_names, columns=["T", "B"])
-    results.write_clusters(adata, "A", table)
+    results.write_clusters(adata, "A", table, pd.Categorical(table.idxmax(axis=1), table.columns))
     part = change(adata)
     write_axis(part, "A", "axis of A")
     results.check_clusters(part)
