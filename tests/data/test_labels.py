@@ -18,7 +18,7 @@ from celldial.data.labels import encode_labels, find_labels, hold_out_labels, na
 from celldial.data.schema import Schema
 from celldial.data.splits import train_validation_split
 from celldial.inference.fitted_model import to_anndata
-from celldial.io.results import CLUSTER, CLUSTER_PROBABILITY
+from celldial.io.results import CLUSTER, CLUSTER_DISPUTED, CLUSTER_PROBABILITY
 from celldial.model.module import LABEL_WEIGHT
 from helpers.assertions import assert_untouched
 from helpers.fit import fit_clusters as fit
@@ -197,6 +197,46 @@ def test_a_group_without_a_label_gets_a_cluster_of_its_own() -> None:
     predicted = adata.obs[CLUSTER].astype(str)[adata.obs["group"] == "C"]
     assert (predicted == "0").mean() > 0.9
     assert accuracy(adata, adata.obs["group"] != "C") > 0.9
+
+
+@pytest.mark.parametrize("is_new", [False, True], ids=["in the cells of fit", "in new cells"])
+def test_a_group_without_a_label_is_unassigned(is_new: bool) -> None:
+    adata = with_labels(simulate_groups(), share=0.5, without="C")
+    is_left_out_c = (adata.obs["group"] == "C").to_numpy()
+    trained = adata[~is_left_out_c].copy() if is_new else adata
+    model = fit(trained, labels_key="label")
+    table = model.clusters(adata)
+    is_unassigned_c = (adata.obs[CLUSTER] == "unassigned").to_numpy()
+    assert is_unassigned_c[is_left_out_c].mean() > 0.8
+    assert is_unassigned_c[~is_left_out_c].mean() < 0.15
+    assert accuracy(adata, ~is_left_out_c & ~is_unassigned_c) > 0.95
+    model.clusters(adata, min_probability=0)
+    assert adata.obs[CLUSTER].astype(str).tolist() == table.idxmax(axis=1).tolist()
+
+
+def test_the_record_of_labels(fitted: tuple[VAE, AnnData]) -> None:
+    model, adata = fitted
+    record = adata.uns["celldial"]["labels"]
+    assert (record["n_held_out"], record["min_probability"]) == (3, 0.5)
+    assert np.isnan(record["calibration_error"])  # of three cells
+    assert adata.obs[CLUSTER_DISPUTED].dtype == bool
+    cells = adata.copy()
+    model.clusters(cells, min_probability=1)
+    assert (cells.obs[CLUSTER] == "unassigned").all()
+    with raises(ValueError, naming=["min_probability", 1.5]):
+        model.clusters(cells, min_probability=1.5)
+    fit(cells, max_epochs=1, n_clusters=2)
+    assert CLUSTER_DISPUTED not in cells.obs
+    assert "labels" not in cells.uns["celldial"]
+
+
+def test_the_same_seed_gives_the_same_labels() -> None:
+    tables = []
+    for seed in (0, 0, 1):
+        adata = with_labels(simulate_groups((40, 40)), share=0.5)
+        tables.append(fit(adata, max_epochs=3, seed=seed, labels_key="label").clusters(adata))
+    pd.testing.assert_frame_equal(tables[0], tables[1])
+    assert not np.allclose(tables[0], tables[2])
 
 
 @pytest.mark.parametrize("gradient", ["gumbel_softmax", "score_function"])

@@ -136,3 +136,9 @@ def test_calibration_error_of_known_cases() -> None:
     probability_ck = np.tile([0.8, 0.2], (100, 1))
     assert calibration_error(probability_ck, np.arange(100) % 5 == 0) == pytest.approx(0)
     assert calibration_error(probability_ck, np.zeros(100, dtype=int)) == pytest.approx(0.2)
+
+
+def test_a_calibration_error_needs_cells() -> None:
+    z_cz, type_c, _ = simulate((60, 60))
+    classifier = fit(z_cz, type_c)
+    assert (classifier.calibration_error, classifier.n_held_out) == (None, 24)

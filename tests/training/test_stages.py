@@ -83,8 +83,9 @@ def test_plain_training_is_one_stage(cells: Cells) -> None:
     [
         ({}, {"training": 8}, {"training": 8}),
         ({"n_clusters": 3}, {"coordinates": 2, "clusters": 6}, {"training": 8}),
+        ({"n_clusters": 3, "n_labels": 2}, {"coordinates": 5, "clusters": 3}, {"training": 8}),
     ],
-    ids=["plain", "clusters"],
+    ids=["plain", "clusters", "labels"],
 )
 def test_stages_share_the_epochs(options: dict[str, int], first: dict[str, int], further: dict[str, int]) -> None:
     module = build_module({"rna": 20}, "poisson", **options)

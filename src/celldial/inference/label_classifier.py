@@ -40,8 +40,9 @@ SMOOTHING = 1e-3
 TYPICAL_FRACTION = 0.95
 # Prior of the standard deviation of log distances, and the number of cells that it counts for.
 PRIOR_DEVIATION, PRIOR_CELLS = 0.3, 4
-# Standard deviation of the log temperature in its prior, and bounds of the log temperature.
-TEMPERATURE_PRIOR, LOG_TEMPERATURE_BOUNDS = 0.25, (-1.5, 1.5)
+# Prior of the temperature: its median, as found on data with many labels, and the standard deviation of its logarithm.
+# Bounds of the logarithm.
+USUAL_TEMPERATURE, TEMPERATURE_DEVIATION, LOG_TEMPERATURE_BOUNDS = 1.2, 0.25, (-1.5, 1.5)
 # Quantile of the distances in a batch that is compared with that of the held-out labeled cells, and upper bound of the
 # ratio. A low quantile, because a part of the cells of a batch may have none of the labels.
 BATCH_QUANTILE, MAX_BATCH_SCALE = 0.25, 2.0
@@ -97,7 +98,7 @@ class LabelClassifier:
     batch_scale
         Batch to the factor by which distances of its cells exceed those of the held-out labeled cells.
     calibration_error
-        Expected calibration error on the held-out labeled cells; None if there are none.
+        Expected calibration error on the held-out labeled cells; None if there are fewer than 50.
     n_held_out
         Number of held-out labeled cells.
     """
@@ -106,7 +107,7 @@ class LabelClassifier:
     label_r: Array
     n_k: Array
     spread_z: Array
-    temperature: float = 1.0
+    temperature: float = USUAL_TEMPERATURE
     max_distance: float = np.inf
     n_context: int = 0
     batch_scale: Mapping[str, float] = field(default_factory=dict)
@@ -212,7 +213,7 @@ class LabelClassifier:
         seed
             Seed of the folds.
         """
-        classifier = replace(self, n_context=len(z_cz))
+        classifier = replace(self, n_context=len(z_cz), temperature=1.0)
         distance_c = classifier._distance(z_cz, self._nearest(z_cz)[0])
         expected_c = distance_c[held_out_c]
         scale = {}
@@ -223,12 +224,15 @@ class LabelClassifier:
                 ratio = np.quantile(distance_c[~held_out_c & (batch_c == name)], BATCH_QUANTILE) / usual
                 scale[str(name)] = float(np.clip(ratio, 1.0, MAX_BATCH_SCALE))
         probability_ck, known_c = classifier.classify(z_cz[held_out_c]).probability_ck, label_c[held_out_c]
+        error = None
+        if len(known_c) >= CELLS_PER_BIN:
+            error = calibration_error(temper_in_folds(probability_ck, known_c, seed), known_c)
         return replace(
             classifier,
             temperature=fit_temperature(probability_ck, known_c),
             max_distance=typical_limit(expected_c),
             batch_scale=scale,
-            calibration_error=calibration_error(temper_in_folds(probability_ck, known_c, seed), known_c),
+            calibration_error=error,
             n_held_out=len(known_c),
         )
 
@@ -346,14 +350,15 @@ def without_self(distance_ci: Array, index_ci: Array, tolerance: float) -> tuple
 
 
 def fit_temperature(probability_ck: Array, label_c: Array) -> float:
-    """Return the temperature that maximizes the posterior density, given the labels; 1 without cells."""
+    """Return the temperature of the highest posterior density, given the labels of cells."""
     log_p_ck = np.log(np.maximum(probability_ck, 1e-12))
 
     def loss(log_temperature: float) -> float:
         tempered_ck = log_p_ck / np.exp(log_temperature)
         chosen_c = tempered_ck[np.arange(len(label_c)), label_c]
         log_sum_c = np.logaddexp.reduce(tempered_ck, axis=1)
-        return float((log_sum_c - chosen_c).sum() + 0.5 * (log_temperature / TEMPERATURE_PRIOR) ** 2)
+        deviation = (log_temperature - np.log(USUAL_TEMPERATURE)) / TEMPERATURE_DEVIATION
+        return float((log_sum_c - chosen_c).sum() + 0.5 * deviation**2)
 
     return float(np.exp(minimize_scalar(loss, bounds=LOG_TEMPERATURE_BOUNDS, method="bounded").x))
 

@@ -59,7 +59,7 @@ def clusters(
     -------
     pandas.DataFrame
         Probabilities, cells × clusters. With labels, ``table.attrs["calibration_error"]`` is the expected calibration
-        error on the held-out labels, or None if there were too few.
+        error on the held-out labels, or None if there are fewer than 50 of them.
 
         Written: the same to ``adata.obsm["celldial_cluster_probability"]``, and the most probable cluster to
         ``adata.obs["celldial_cluster"]``. Clusters with a label have its name; the others are called ``"0"``, ``"1"``
