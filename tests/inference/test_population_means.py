@@ -89,4 +89,15 @@ def test_the_variance_of_a_change_is_that_of_its_loadings(bimodal_3d: VAE) -> No
     first_f = torch.zeros(len(found.change_variance_f), dtype=torch.int64)
     expected_f = loadings.variance_of_change(at_sh, first_f, first_f + 1)
     assert (expected_f > 1e-4).any()
+    np.testing.assert_allclose(found.state_variance_f, 0, atol=1e-9)
+    contrast_ks = np.array([[-1.0, 1.0], [1.0, 0.0]])
+    covariance_fkk = population_means.contrast_covariance(
+        module, "rna", state_sjz, covariates, contrast_ks, found.mean_sf
+    )
+    np.testing.assert_allclose(covariance_fkk[:, 0, 0], expected_f, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(covariance_fkk[:, 1, 1], found.variance_sf[0], rtol=1e-3)
+    np.testing.assert_allclose(covariance_fkk[:, 0, 1], covariance_fkk[:, 1, 0], rtol=1e-4, atol=1e-7)
+    # The variance of the second state follows from those of the first one and of the change.
+    variance_f = covariance_fkk[:, 0, 0] + covariance_fkk[:, 1, 1] + 2 * covariance_fkk[:, 0, 1]
+    np.testing.assert_allclose(variance_f, found.variance_sf[1], rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(found.change_variance_f, expected_f, rtol=1e-3, atol=1e-6)

@@ -298,10 +298,10 @@ def test_decorrelation_does_not_change_decoded_values() -> None:
         return float(torch.corrcoef(torch.cat([z_cz, harmonic_ck], 1).T)[:2, 2:].abs().max())
 
     z_before_cz, before_cf = decoded()
-    assert max_correlation(z_before_cz) > 0.1
+    assert max_correlation(z_before_cz) > 0.3
     angle_posterior.decorrelate_from_angle(*for_update(module, cells))
     z_cz, after_cf = decoded()
-    assert max_correlation(z_cz) < 0.02  # not exactly 0, because of the ridge
+    assert max_correlation(z_cz) < 0.1  # not 0, because of the ridge, and because groups and harmonics overlap
     assert module.modalities["rna"].decoder.angle_offset_kz.any()
     torch.testing.assert_close(after_cf, before_cf, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(z_cz.mean(0), z_before_cz.mean(0), atol=1.0, rtol=0)
@@ -311,6 +311,22 @@ def test_decorrelation_does_not_change_decoded_values() -> None:
     angle_offset_kz = module.modalities["rna"].decoder.angle_offset_kz.clone()
     angle_posterior.decorrelate_from_angle(*for_update(module, cells))
     torch.testing.assert_close(module.modalities["rna"].decoder.angle_offset_kz, angle_offset_kz)
+
+
+def test_differences_between_groups_with_other_angles_stay_in_the_coordinates() -> None:
+    """One coordinate separates two groups whose angles differ; a second one follows the angle in both."""
+    random, n_cells = np.random.default_rng(0), 600
+    group_c = np.arange(n_cells) % 2
+    angle_c = random.vonmises(np.where(group_c == 0, 0.0, np.pi), 1.0)
+    cells = simulate_cells(n_cells=n_cells)
+    params_cq = torch.tensor(np.stack([np.cos(angle_c), np.sin(angle_c), 0 * angle_c, 12 + 0 * angle_c], 1)).float()
+    mean_cz = np.stack([4.0 * group_c + 0.3 * random.normal(size=n_cells), np.cos(angle_c)], 1)
+    module = make_module({"rna": 20})
+    cells = replace(cells, angle_params_cq=params_cq)
+    angle_posterior.decorrelate_from_angle(dict(module.by_modality()), cells, torch.tensor(mean_cz))
+    offset_kz = module.modalities["rna"].decoder.angle_offset_kz
+    assert float(offset_kz[:, 0].abs().max()) < 0.2  # 1.5 across all cells
+    torch.testing.assert_close(offset_kz[:, 1], torch.tensor([1.0, 0.0, 0.0, 0.0]), atol=0.05, rtol=0)
 
 
 def test_curves_agree_with_decoded_rates() -> None:

@@ -91,7 +91,8 @@ def curves(
     mean_sf = np.array(mean_sf, dtype=float)
     variance_sf = np.broadcast_to(np.square(sd), mean_sf.shape)
     change_f = np.broadcast_to(np.square(change_sd), mean_sf.shape[1:])
-    return Traversal(mean_sf, variance_sf, change_f, np.full(mean_sf.shape[1], largest), closed)
+    z_f = np.log(mean_sf.max(0) / mean_sf.min(0)) / np.sqrt(change_f)
+    return Traversal(mean_sf, variance_sf, change_f, np.full(mean_sf.shape[1], largest), 2 * stats.norm.sf(z_f), closed)
 
 
 def test_summaries_of_curves() -> None:
@@ -132,6 +133,17 @@ def test_s_values_are_running_means_of_false_sign_rates(lfsr_f: np.ndarray) -> N
         means = [(surer[0] + k * lfsr) / (surer[1] + k) for k in range(1, tied + 1)]
         assert np.isclose(means, s_value, atol=1e-9).any()
     assert (s_value_f <= lfsr_f + 1e-12).all()
+
+
+@given(hnp.arrays(float, st.integers(1, 30), elements=st.floats(0, 1)))
+def test_around_a_circle_fdr_is_the_adjusted_p_value(p_value_f: np.ndarray) -> None:
+    one_f = np.ones(len(p_value_f))
+    found = Traversal(one_f[None], one_f[None], one_f, one_f, p_value_f, closed=True)
+    np.testing.assert_allclose(found.lfsr_f, p_value_f / 2)
+    for p_value, fdr in zip(p_value_f, found.fdr_f, strict=True):
+        cutoffs = p_value_f[p_value_f >= p_value]
+        expected = min(len(p_value_f) * cutoff / (p_value_f <= cutoff).sum() for cutoff in cutoffs)
+        assert fdr == pytest.approx(min(expected, 1), abs=1e-9)
 
 
 def test_ranks_follow_certain_changes_of_expressed_features() -> None:

@@ -26,7 +26,7 @@ from celldial.model.laplace import BLOCK_FEATURES
 from celldial.model.module import Module
 from celldial.model.networks import Modality
 
-__all__ = ["PopulationMeans", "mean_along_path"]
+__all__ = ["PopulationMeans", "contrast_covariance", "mean_along_path"]
 
 # Number of float32 values that fit into the cache: 1 MB.
 CACHED_ENTRIES = 2**18
@@ -45,11 +45,14 @@ class PopulationMeans(NamedTuple):
         Posterior variance of their natural logarithms.
     change_variance_f
         Posterior variance of each feature's log change from its lowest to its highest step.
+    state_variance_f
+        The part of it that is not due to the loadings.
     """
 
     mean_sf: np.ndarray
     variance_sf: np.ndarray
     change_variance_f: np.ndarray
+    state_variance_f: np.ndarray
 
 
 @torch.no_grad()
@@ -83,9 +86,52 @@ def mean_along_path(
     """
     along = _PathDecoder(module, name, states_sjz, covariates, library_size, n_samples, n_group)
     mean_sf, variance_sf, log_total_sj = along.steps()
+    state_variance_f = along.state_variance_of_change(mean_sf, log_total_sj)
+    change_variance_f = state_variance_f + along.loadings_variance_of_change(mean_sf)
     return PopulationMeans(
-        mean_sf.cpu().numpy(), variance_sf.cpu().numpy(), along.change_variance(mean_sf, log_total_sj).cpu().numpy()
+        *(part.cpu().numpy() for part in (mean_sf, variance_sf, change_variance_f, state_variance_f))
     )
+
+
+@torch.no_grad()
+def contrast_covariance(
+    module: Module,
+    name: str,
+    states_sjz: np.ndarray,
+    covariates: Covariates,
+    contrast_ks: np.ndarray,
+    mean_sf: np.ndarray,
+) -> np.ndarray:
+    """Return the posterior covariance of contrasts of the log mean due to the loadings, shape ``(f, k, k)``.
+
+    Parameters
+    ----------
+    module, name, states_sjz, covariates
+        As in `mean_along_path`.
+    contrast_ks
+        Weights of the steps in each contrast.
+    mean_sf
+        Means at each step.
+    """
+    modality = module.modalities[name]
+    assert isinstance(modality, Modality)
+    n_contrasts = len(contrast_ks)
+    if modality.loadings is None:
+        return np.zeros((mean_sf.shape[1], n_contrasts, n_contrasts), dtype=np.float32)
+    input_sjh = decoder_inputs(module, modality, states_sjz, covariates)
+    weight_ks = torch.from_numpy(contrast_ks).to(input_sjh)
+    covariance_fkk = modality.loadings.covariance_of_contrasts(input_sjh.mean(1), weight_ks)
+    elasticity_f = modality.likelihood.elasticity(torch.from_numpy(mean_sf).to(input_sjh)).mean(0)
+    result_fkk: np.ndarray = (covariance_fkk * elasticity_f.square()[:, None, None]).cpu().numpy()
+    return result_fkk
+
+
+def decoder_inputs(module: Module, modality: Modality, states_sjz: np.ndarray, covariates: Covariates) -> Tensor:
+    """Return the inputs of the decoder's last layer at each step, shape ``(s, j, h)``."""
+    device = to_eval(module)
+    category_jk, continuous_jk = (torch.from_numpy(part).to(device) for part in covariates)
+    states = (torch.from_numpy(z_jz).to(device) for z_jz in states_sjz)
+    return torch.stack([modality.decoder.inputs(z_jz, category_jk, continuous_jk) for z_jz in states])
 
 
 class _PathDecoder:
@@ -101,16 +147,12 @@ class _PathDecoder:
         n_samples: int,
         n_group: int,
     ) -> None:
-        device = to_eval(module)
         modality = module.modalities[name]
         assert isinstance(modality, Modality)
-        self.likelihood, self.loadings, decoder = modality.likelihood, modality.loadings, modality.decoder
-        self.weight_fh, self.bias_f = decoder.loadings()
+        self.likelihood, self.loadings = modality.likelihood, modality.loadings
         self.n_samples, self.n_group, self.n_features = n_samples, n_group, module.n_features[name]
-        category_jk, continuous_jk = (torch.from_numpy(part).to(device) for part in covariates)
-        self.input_sjh = torch.stack(
-            [decoder.inputs(torch.from_numpy(z_jz).to(device), category_jk, continuous_jk) for z_jz in states_sjz]
-        )
+        self.input_sjh = decoder_inputs(module, modality, states_sjz, covariates)
+        self.weight_fh, self.bias_f = modality.decoder.loadings()
         self.library_size = self.input_sjh.new_tensor([library_size])
         self.n_draws = self.input_sjh.shape[1]
         # Matrices that subtract the mean over samples of the same cell, by their number of rows.
@@ -145,8 +187,8 @@ class _PathDecoder:
                 variance_sf[step] += loadings_variance_sf[step] * self.likelihood.elasticity(mean_f).square_()
         return mean_sf, variance_sf, log_total_sj
 
-    def change_variance(self, mean_sf: Tensor, log_total_sj: Tensor) -> Tensor:
-        """Return the variance of the log change from the lowest to the highest step of each feature.
+    def state_variance_of_change(self, mean_sf: Tensor, log_total_sj: Tensor) -> Tensor:
+        """Return the variance of the log change from the lowest to the highest step that is due to the states.
 
         Both steps use the same samples, so that their common part cancels.
         """
@@ -160,11 +202,16 @@ class _PathDecoder:
                 change_jf -= self._relative(lowest_f, part, block, mean_sf, log_total_sj)
                 self._accumulate(change_jf, sums_3f)
             variance_f[part] = self._variance_of_mean(sums_3f)
-        if self.loadings is not None:
-            ends_2f = mean_sf.gather(0, torch.stack([lowest_f, highest_f]))
-            loadings_variance_f = self.loadings.variance_of_change(self.input_sjh.mean(1), lowest_f, highest_f)
-            variance_f += loadings_variance_f * self.likelihood.elasticity(ends_2f).mean(0).square_()
         return variance_f
+
+    def loadings_variance_of_change(self, mean_sf: Tensor) -> Tensor:
+        """Return the variance of the log change from the lowest to the highest step that is due to the loadings."""
+        if self.loadings is None:
+            return torch.zeros_like(mean_sf[0])
+        lowest_f, highest_f = mean_sf.argmin(0), mean_sf.argmax(0)
+        ends_2f = mean_sf.gather(0, torch.stack([lowest_f, highest_f]))
+        variance_f = self.loadings.variance_of_change(self.input_sjh.mean(1), lowest_f, highest_f)
+        return variance_f * self.likelihood.elasticity(ends_2f).mean(0).square_()
 
     def _relative(self, step_f: Tensor, part: slice, block: slice, mean_sf: Tensor, log_total_sj: Tensor) -> Tensor:
         """Return expected values relative to their mean, with a separate step for each feature, shape ``(j, f)``."""

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
+from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -51,6 +52,12 @@ MAX_LENGTH = 0.9998
 SMOOTHING, N_STEPS = 10.0, 30
 # Concentration of the von Mises kernel that assigns cells to angles when harmonics are initialized.
 NEIGHBOR_CONCENTRATION = 6.0
+# Number of groups of similar cells, and least number of cells in a group on average, when the other coordinates are
+# decorrelated from the angle; and how often groups and regression are updated in turn.
+N_GROUPS, MIN_GROUP_CELLS, N_GROUPINGS = 8, 50, 5
+# The start without the part that depends on the angle must have smaller residuals by this factor. Groups that divide a
+# continuum by the angle have about the same residuals as others.
+MIN_GAIN = 0.9
 # Bound of the log odds of being active.
 MAX_LOGIT = 12.0
 
@@ -305,11 +312,14 @@ def reflect(modalities: Mapping[str, Modality]) -> None:
 
 
 @torch.no_grad()
-def decorrelate_from_angle(modalities: Mapping[str, Modality], cells: Cells, mean_cz: Tensor) -> None:
+def decorrelate_from_angle(modalities: Mapping[str, Modality], cells: Cells, mean_cz: Tensor, seed: int = 0) -> None:
     """Remove from the coordinates the part that depends on the angle, which the decoders add back.
 
     This is a shear of the latent space, so decoded values do not change. The coordinates are regressed on the harmonics
-    of the angle.
+    of the angle within groups of similar cells. Across all cells, differences between cell types with other angles
+    would become a part of the circle. Groups and regression are updated in turn: groups are found in the coordinates
+    without the part that depends on the angle, so that they are not phases. The start is the regression across
+    all cells, or no regression if that leads to clearly smaller residuals.
 
     Parameters
     ----------
@@ -319,16 +329,48 @@ def decorrelate_from_angle(modalities: Mapping[str, Modality], cells: Cells, mea
         The training cells, with `angle_params_cq`.
     mean_cz
         Means of their other coordinates, as the encoders return them.
+    seed
+        Seed of the search for groups.
     """
     assert cells.angle_params_cq is not None
     point_cu = cells.angle_params_cq[:, :2] * cells.angle_params_cq[:, 3:].sigmoid()
     harmonic_ck = fourier_features(point_cu)[:, :-1]
-    harmonic_ck = (harmonic_ck - harmonic_ck.mean(0)).double()
-    gram_kk = harmonic_ck.T @ harmonic_ck
-    ridge_k = 1e-3 * gram_kk.diagonal() + 1e-9  # for cells that cover only a part of the circle
-    offset_kz = torch.linalg.solve(gram_kk + ridge_k.diag(), harmonic_ck.T @ mean_cz.double())
+    harmonic_ck, mean_cz = harmonic_ck.double(), mean_cz.double()
+    one_group_c = torch.zeros(len(mean_cz), dtype=torch.int64, device=mean_cz.device)
+    across_kz, _ = regress_within_groups(harmonic_ck, mean_cz, one_group_c)
+    offset_kz, residual = group_and_regress(harmonic_ck, mean_cz, across_kz, seed)
+    from_zero_kz, residual_from_zero = group_and_regress(harmonic_ck, mean_cz, 0 * across_kz, seed)
+    if residual_from_zero < MIN_GAIN * residual:
+        offset_kz = from_zero_kz
     for modality in modalities.values():
         modality.decoder.angle_offset_kz.copy_(offset_kz)
+
+
+def group_and_regress(harmonic_ck: Tensor, mean_cz: Tensor, offset_kz: Tensor, seed: int) -> tuple[Tensor, float]:
+    """Update groups and regression in turn from a start; return the coefficients and the sum of squared residuals."""
+    residual = math.inf
+    for _ in range(N_GROUPINGS):
+        group_c = similar_cells(mean_cz - harmonic_ck @ offset_kz, seed)
+        offset_kz, residual = regress_within_groups(harmonic_ck, mean_cz, group_c)
+    return offset_kz, residual
+
+
+def regress_within_groups(harmonic_ck: Tensor, mean_cz: Tensor, group_c: Tensor) -> tuple[Tensor, float]:
+    """Regress coordinates on harmonics, each minus its mean in the group; as `group_and_regress`."""
+    member_cg = torch.nn.functional.one_hot(group_c).to(mean_cz.dtype)
+    share_gc = (member_cg / member_cg.sum(0).clamp_min(1)).T
+    harmonic_ck, mean_cz = (value - member_cg @ (share_gc @ value) for value in (harmonic_ck, mean_cz))
+    gram_kk = harmonic_ck.T @ harmonic_ck
+    ridge_k = 1e-3 * gram_kk.diagonal() + 1e-9  # for cells that cover only a part of the circle
+    offset_kz = torch.linalg.solve(gram_kk + ridge_k.diag(), harmonic_ck.T @ mean_cz)
+    return offset_kz, float((mean_cz - harmonic_ck @ offset_kz).square().sum())
+
+
+def similar_cells(value_cz: Tensor, seed: int) -> Tensor:
+    """Return the number of the group of each cell, by k-means."""
+    n_groups = min(N_GROUPS, max(1, len(value_cz) // MIN_GROUP_CELLS))
+    groups = KMeans(n_groups, n_init=5, random_state=seed).fit(value_cz.cpu().numpy())
+    return torch.from_numpy(groups.labels_).to(value_cz.device, torch.int64)
 
 
 @torch.no_grad()

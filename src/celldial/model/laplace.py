@@ -84,6 +84,25 @@ class Loadings(nn.Module):
             variance_f[block] += (pair_fq * self.covariance_fq[block]).sum(1).clamp_min(0)
         return variance_f
 
+    def covariance_of_contrasts(self, input_sh: Tensor, contrast_ks: Tensor) -> Tensor:
+        """Return the posterior covariance of contrasts of each feature's log rate between states, shape ``(f, k, k)``.
+
+        Parameters
+        ----------
+        input_sh
+            Inputs at the states.
+        contrast_ks
+            Weights of the states in each contrast.
+        """
+        offset_sh, position_sr = self._project(input_sh)
+        residual_kh = contrast_ks @ (offset_sh - position_sr @ self.basis_hr.T)
+        slope_kr = contrast_ks @ torch.cat([torch.ones_like(position_sr[:, :1]), position_sr], 1)
+        row_q, column_q = torch.triu_indices(slope_kr.shape[1], slope_kr.shape[1], device=slope_kr.device)
+        product_kkq = slope_kr[:, None, row_q] * slope_kr[None, :, column_q]
+        product_kkq = product_kkq + (row_q != column_q) * product_kkq.transpose(0, 1)
+        covariance_fkk = torch.einsum("fq,klq->fkl", self.covariance_fq, product_kkq)
+        return covariance_fkk + residual_kh @ residual_kh.T
+
     def _project(self, input_sh: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scaled offsets of inputs from the center, and their positions along the directions."""
         offset_sh = (input_sh - self.center_h) * self.scale_h

@@ -163,11 +163,6 @@ def _notes(traversal: StoredTraversal, by_rank: bool, n_neighbors: int | None) -
     decoded_as = f" All cells are decoded with {covariates}." if covariates else ""
     periodic = traversal.periodic
     reference = "the average around the circle (of the logarithms)" if periodic else "the start of the path"
-    caution = (
-        " For a periodic coordinate, it is too optimistic: rely on features that change at least twofold."
-        if periodic
-        else ""
-    )
     rows = (
         "The top-ranked features of each modality, in the order in which they peak along the path. The rank favors "
         "large and certain changes."
@@ -201,8 +196,8 @@ def _notes(traversal: StoredTraversal, by_rank: bool, n_neighbors: int | None) -
         ["log2", f"Change relative to {reference}: +1 is twice as much, \N{MINUS SIGN}1 is half as much."],
         [
             "lfsr",
-            "Local false sign rate: the probability that the change along the path has the opposite sign. The bar is "
-            f"hollow if it is {LFSR_CUTOFF:.0%} or more.{caution}",
+            "Local false sign rate: half the p-value of a flat curve. The bar is "
+            f"hollow if it is {LFSR_CUTOFF:.0%} or more.",
         ],
         ["Rows", rows],
         ["Map", cell_map],

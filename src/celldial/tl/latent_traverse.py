@@ -23,7 +23,7 @@ from celldial.inference.fitted_model import (
     to_anndata,
 )
 from celldial.io import results
-from celldial.tl import traversal
+from celldial.tl import flat_curves, traversal
 from celldial.tl.moved_cells import MovedCells, Sampling, move_along, move_between
 from celldial.tl.traversal_axis import TraversalAxis, check_traversal, resolve_axis
 from celldial.utils.random import isolate_rng
@@ -109,10 +109,11 @@ def latent_traverse(
         - ``var["effect_size"]``: log2 fold change of the highest step against the lowest; ``var["change"]``: log2 fold
           change of the last step against the first (0 around a circle), on a named axis between two groups that from
           group to group; ``var["peak_step"]``: the highest step.
-        - ``var["lfsr"]``: local false sign rate, the posterior probability that the highest step is not above the
-          lowest; ``var["fdr"]``: mean lfsr of this feature and of all features with a smaller lfsr [1]_. The two steps
-          are chosen from the curve itself, and lfsr does not account for this: around a circle, also require a twofold
-          change.
+        - ``var["lfsr"]``: local false sign rate. For two steps it is the posterior probability that the change has the
+          other sign [1]_. In general it is half the p-value of the hypothesis that the curve is flat, by a chi-squared
+          test of polynomials of the position, or of harmonics of the angle. ``var["fdr"]``: false discovery rate among
+          this feature and all features with a smaller lfsr: their mean lfsr, and around a circle the share of flat
+          curves.
         - ``var["rank"]``: 0 is the feature with the largest credible change, by the lower end of the interval of its
           log2 fold change from lowest to highest step. The fold change is moderated by the mean level of the modality's
           features, so that rare features count little. The features that rise most are ``path.var.query("change >
@@ -234,7 +235,15 @@ def decode_traversal(
     modality_f = np.repeat(np.array(schema.modalities, dtype=object), [part.mean_sf.shape[1] for part in parts])
     likelihoods = {name: part.likelihood for name, part in model.module_.by_modality()}
     upper_bound_f = np.array([likelihoods[modality].upper_bound for modality in modality_f], dtype=np.float32)
-    curves = traversal.Traversal(*traversal.concat_modalities(parts), upper_bound_f, axis.kind == "periodic")
+    closed = axis.kind == "periodic"
+    flat_p_value_f = np.concatenate(
+        [
+            _flat_p_value(model, name, moved.state_sjz, encoded, part, closed)
+            for name, part in zip(library_size, parts, strict=True)
+        ]
+    )
+    mean_sf, variance_sf, change_variance_f, _ = traversal.concat_modalities(parts)
+    curves = traversal.Traversal(mean_sf, variance_sf, change_variance_f, upper_bound_f, flat_p_value_f, closed)
     by_step, by_feature = _summaries(curves, modality_f)
     about = {
         "axis": axis.title,
@@ -274,11 +283,29 @@ def decode_traversal(
     return result, stored
 
 
+def _flat_p_value(
+    model: FittedModel,
+    name: str,
+    state_sjz: np.ndarray,
+    covariates: posterior.Covariates,
+    means: population_means.PopulationMeans,
+    closed: bool,
+) -> np.ndarray:
+    """Return the p-value of a flat curve for each feature of a modality."""
+    contrast_ks = flat_curves.contrasts(len(state_sjz), closed)
+    covariance_fkl = population_means.contrast_covariance(
+        model.module_, name, state_sjz, covariates, contrast_ks, means.mean_sf
+    )
+    # A contrast is the coefficient of a function with a range of 2, so this much of it is due to the states.
+    state_variance_f = means.state_variance_f / 4
+    covariance_fkl = covariance_fkl + state_variance_f[:, None, None] * np.eye(len(contrast_ks))
+    return flat_curves.flat_p_value(means.mean_sf, contrast_ks, covariance_fkl, closed)
+
+
 def _summaries(
     curves: traversal.Traversal, modality_f: np.ndarray
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return the curves by step, and the summaries of each feature's curve."""
-    lfsr_f = curves.lfsr_f
     by_step = {
         "mean": curves.mean_sf,
         "lower": curves.lower_sf,
@@ -289,8 +316,8 @@ def _summaries(
         "effect_size": curves.effect_size_f,
         "change": curves.change_f,
         "peak_step": curves.peak_step_f,
-        "lfsr": lfsr_f,
-        "fdr": traversal.s_value(lfsr_f),
+        "lfsr": curves.lfsr_f,
+        "fdr": curves.fdr_f,
         "rank": traversal.ranks(curves.score_f(modality_f)),
     }
     return by_step, by_feature

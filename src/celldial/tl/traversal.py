@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
-from scipy.special import ndtr
+from scipy.stats import false_discovery_control
 
 __all__ = [
     "INTERVAL",
@@ -119,6 +119,8 @@ class Traversal:
         Posterior variance of the log change from the lowest to the highest step.
     upper_bound_f
         Largest possible expected value: 1 for probabilities, otherwise infinite.
+    flat_p_value_f
+        P-value of the hypothesis that the curve is flat; see `celldial.tl.flat_curves`.
     closed
         Whether the path ends where it starts.
     """
@@ -127,6 +129,7 @@ class Traversal:
     variance_sf: np.ndarray
     change_variance_f: np.ndarray
     upper_bound_f: np.ndarray
+    flat_p_value_f: np.ndarray
     closed: bool = False
 
     @property
@@ -163,15 +166,31 @@ class Traversal:
 
     @property
     def lfsr_f(self) -> np.ndarray:
-        """Local false sign rate: posterior probability that the highest step is not above the lowest [1]_.
+        """Local false sign rate [1]_: half the p-value of a flat curve.
+
+        For a path of two steps, this is the posterior probability that the change has the other sign.
 
         References
         ----------
         .. [1] Stephens (2017), False discovery rates: a new deal, doi:10.1093/biostatistics/kxw041.
         """
-        effect_f = np.log(2) * self.effect_size_f.astype(float)
-        lfsr_f: np.ndarray = ndtr(-effect_f / np.sqrt(np.maximum(self.change_variance_f, 1e-12)))
-        return lfsr_f
+        return self.flat_p_value_f / 2
+
+    @property
+    def fdr_f(self) -> np.ndarray:
+        """False discovery rate among this feature and all features with a smaller lfsr.
+
+        On an open path, it is the mean lfsr of these features: the expected share of false signs [1]_. A closed path
+        has no sign, and most features do not change along it, so flat curves are counted as false [2]_.
+
+        References
+        ----------
+        .. [1] Stephens (2017), False discovery rates: a new deal, doi:10.1093/biostatistics/kxw041.
+        .. [2] Benjamini and Hochberg (1995), Controlling the false discovery rate,
+           doi:10.1111/j.2517-6161.1995.tb02031.x.
+        """
+        fdr_f: np.ndarray = false_discovery_control(self.flat_p_value_f) if self.closed else s_value(self.lfsr_f)
+        return fdr_f
 
     def score_f(self, modality_f: np.ndarray) -> np.ndarray:
         """Return the smallest credible change of each feature, to rank the features by.
@@ -193,7 +212,7 @@ class Traversal:
 
 
 def s_value(lfsr_f: np.ndarray) -> np.ndarray:
-    """Return the mean local false sign rate of each feature and of all features with a smaller rate."""
+    """Return the mean local false sign rate of each feature and all features with a smaller one."""
     order_f = np.argsort(lfsr_f, kind="stable")
     s_value_f = np.empty_like(lfsr_f, dtype=float)
     s_value_f[order_f] = np.cumsum(lfsr_f[order_f]) / np.arange(1, len(lfsr_f) + 1)
@@ -207,9 +226,6 @@ def ranks(score_f: np.ndarray) -> np.ndarray:
     return rank_f
 
 
-def concat_modalities(
-    parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Concatenate the population means of several modalities along the features."""
-    mean, variance, change = zip(*parts, strict=True)
-    return np.concatenate(mean, 1), np.concatenate(variance, 1), np.concatenate(change)
+def concat_modalities(parts: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+    """Concatenate arrays of several modalities along the features, their last axis."""
+    return [np.concatenate(arrays, -1) for arrays in zip(*parts, strict=True)]
