@@ -39,9 +39,21 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.import_plugin("helpers.fixtures")
 
 
-# The neighbor graph of scanpy imports umap-learn, which compiles functions for half a minute. These files need it, so
-# they run in one process.
-NEED_UMAP = ("tests/metrics/test_embedding.py", "tests/project/test_examples.py")
+# Groups of files that run in one process. The neighbor graph of scanpy imports umap-learn, which compiles functions for
+# half a minute: only one process should. Files with few, long tests would run last, when the other process has nothing
+# left to do.
+GROUPS = {
+    "umap": ("metrics/test_embedding.py", "project/test_examples.py"),
+    "long": (
+        "cli/test_process.py",
+        "estimator/test_real_data.py",
+        "model/test_ppca.py",
+        "tl/test_known_response.py",
+        "training/test_checkpoint.py",
+        "training/test_distributed.py",
+    ),
+}
+GROUP_OF = {f"tests/{file}": name for name, files in GROUPS.items() for file in files}
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -52,7 +64,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::", 1)[0]
-            return "umap" if file in NEED_UMAP else file
+            return GROUP_OF.get(file, file)
 
     return ByFile(config, log) if config.getoption("dist") == "loadscope" else None
 

@@ -282,7 +282,10 @@ def test_the_policy_holds(cells, tmp_path, browser):
             document.body.append(picture);
         }"""
     )
-    page.tab.wait_for_timeout(100)
+    for _ in range(1000):
+        page.tab.wait_for_timeout(20)
+        if len(page.messages) == 2:  # one for each that was blocked
+            break
     assert page.tab.evaluate("window.hostile") is None
     assert len(page.messages) == 2
     assert page.requests == [page.file.as_uri()]

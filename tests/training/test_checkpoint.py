@@ -110,7 +110,8 @@ def test_a_killed_process_can_be_resumed(tmp_path: Path, n_kills: int, max_epoch
         time.sleep(generator.uniform(0, 0.1))
         process.kill()
         process.join()
-        assert process.exitcode == -signal.SIGKILL
+        # On a busy machine, training may have ended before.
+        assert process.exitcode in (-signal.SIGKILL, 0)
     uninterrupted = tmp_path / "uninterrupted"
     uninterrupted.mkdir()
     for folder in (tmp_path, uninterrupted):

@@ -36,7 +36,7 @@ def torchrun(task: str, folder: Path) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(TESTS), str(Path(celldial.__file__).parents[1])])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return subprocess.run(
-        [sys.executable, "-m", *command], env=environment, capture_output=True, text=True, timeout=240
+        [sys.executable, "-m", *command], env=environment, capture_output=True, text=True, timeout=1800
     )
 
 

@@ -14,7 +14,7 @@ def test_exactly_one_item_is_prefetched():
         for item in range(4):
             made.append(item)
             if item == 2:
-                assert used.wait(60)
+                assert used.wait(600)
             yield item
 
     generator = prefetch(items())
