@@ -1,6 +1,7 @@
 """Fixtures and rules for all tests."""
 
 import functools
+import gc
 import importlib.metadata
 import os
 from pathlib import Path
@@ -79,6 +80,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what exists before the first test from garbage collection, which would examine it many times."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

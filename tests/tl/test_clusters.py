@@ -30,9 +30,15 @@ def agreement(adata: AnnData) -> float:
 
 
 @pytest.fixture(scope="module")
-def model() -> VAE:
-    """Return a model of three groups."""
-    return fit(simulate_groups(), max_epochs=60, n_clusters=4)
+def fitted() -> tuple[VAE, AnnData]:
+    """Return a model of three groups, and the cells that it was fitted to."""
+    adata = simulate_groups()
+    return fit(adata, max_epochs=60, n_clusters=4), adata
+
+
+@pytest.fixture(scope="module")
+def model(fitted: tuple[VAE, AnnData]) -> VAE:
+    return fitted[0]
 
 
 @pytest.fixture
@@ -52,7 +58,8 @@ def assert_written(adata: AnnData, table: pd.DataFrame) -> None:
     assert list(table.index) == list(adata.obs_names)
 
 
-def test_fit_and_clusters_write_the_same(model: VAE, adata: AnnData) -> None:
+def test_fit_and_clusters_write_the_same(fitted: tuple[VAE, AnnData], adata: AnnData) -> None:
+    model, _ = fitted
     before = adata.copy()
     table = model.clusters(adata)
     assert table.shape == (180, 4)
@@ -60,10 +67,9 @@ def test_fit_and_clusters_write_the_same(model: VAE, adata: AnnData) -> None:
     assert_written(adata, table)
     assert (set(adata.obs) - set(before.obs), set(adata.obsm)) == ({CLUSTER}, {PROBABILITY})
     assert_untouched(adata, before, but=("obs", "obsm", "uns"))
-    fitted = simulate_groups()
-    fit(fitted, max_epochs=60, n_clusters=4)  # with the parameters of the model, so that the result is the same
-    pd.testing.assert_frame_equal(fitted.obsm[PROBABILITY], table)
-    pd.testing.assert_series_equal(fitted.obs[CLUSTER], adata.obs[CLUSTER])
+    by_fit = fitted[1]
+    pd.testing.assert_frame_equal(by_fit.obsm[PROBABILITY], table)
+    pd.testing.assert_series_equal(by_fit.obs[CLUSTER], adata.obs[CLUSTER])
     table.iloc[:] = 7.0  # is the caller's
     assert (adata.obsm[PROBABILITY].to_numpy() <= 1).all()
 
