@@ -17,7 +17,7 @@ def response() -> AnnData:
 @pytest.mark.parametrize("role", ["batch", "covariate"])
 def test_decoding_another_condition_gives_the_known_response(response: AnnData, role: str) -> None:
     keys = {"batch_key": "condition"} if role == "batch" else {"categorical_covariate_keys": ["condition"]}
-    model = VAE(3, 32, **keys).fit(response.copy(), max_epochs=40, progress=False)
+    model = VAE(3, 32, **keys).fit(response.copy(), max_epochs=40, batch_size=100, progress=False)
     control = response[response.obs["condition"] == "control"].copy()
     as_is = model.denoise(control, transform_batch={"condition": "control"})
     pd.testing.assert_frame_equal(model.denoise(control), as_is)
@@ -34,7 +34,7 @@ def test_decoding_another_condition_gives_the_known_response(response: AnnData, 
 def test_a_traversal_goes_from_one_cell_type_to_the_other(response: AnnData) -> None:
     """With one coordinate, and the condition known, there is nothing else for the coordinate to be."""
     adata = response.copy()
-    model = VAE(1, 32, batch_key="condition").fit(adata, max_epochs=40, progress=False)
+    model = VAE(1, 32, batch_key="condition").fit(adata, max_epochs=40, batch_size=100, progress=False)
     path = model.latent_traverse(adata, 0)
     shares = pd.DataFrame(adata.X.toarray() / adata.X.sum(1)).groupby(adata.obs["type"].to_numpy()).mean()
     known_f = np.log2(shares.loc["B"] / shares.loc["A"])
@@ -46,7 +46,7 @@ def test_a_traversal_goes_from_one_cell_type_to_the_other(response: AnnData) -> 
 def test_the_change_of_a_group_axis_is_that_from_group_to_group(response: AnnData) -> None:
     """Single cells lie farther apart on the axis than the means of the groups."""
     adata = response.copy()
-    model = VAE(3, 32).fit(adata, max_epochs=40, progress=False)
+    model = VAE(3, 32).fit(adata, max_epochs=40, batch_size=100, progress=False)
     model.find_axis(adata, "axis", obs="type", groups=("B", "A"))
     share_cf = adata.X.toarray() / adata.X.toarray().sum(1, keepdims=True)
     first_c, last_c = ((adata.obs["type"] == group).to_numpy() for group in ("B", "A"))

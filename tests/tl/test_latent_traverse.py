@@ -322,7 +322,7 @@ def test_nine_in_ten_true_means_are_in_the_band() -> None:
     x_cf = random.poisson(150 * share_kf[type_c])
     obs = pd.DataFrame({"type": np.array(["A", "B"])[type_c]}, [f"c{cell}" for cell in range(n_cells)])
     adata = AnnData(sparse.csr_matrix(x_cf, dtype=np.float32), obs)
-    model = VAE(2, 32, likelihood="poisson").fit(adata, max_epochs=60, progress=False)
+    model = VAE(2, 32, likelihood="poisson").fit(adata, max_epochs=60, batch_size=100, progress=False)
     path = model.latent_traverse(adata, ("A", "B"), n_steps=2, n_cells=150)
     inside = (path.layers["lower"] <= 1e4 * share_kf) & (1e4 * share_kf <= path.layers["upper"])
     assert 0.8 <= inside.mean() <= 0.99
