@@ -254,7 +254,12 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+SLOW = {"straight through", "moving average", "no baseline"}
+
+
+@pytest.mark.parametrize(
+    "estimator", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in ESTIMATORS]
+)
 def test_every_estimator_finds_the_groups(estimator: str) -> None:
     adata = simulate_groups()
     model = fit(adata, n_clusters=3, **ESTIMATORS[estimator])

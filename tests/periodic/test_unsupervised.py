@@ -71,6 +71,7 @@ def test_cell_types_and_batches_alone_are_not_a_circle(seed: int) -> None:
     assert discover_angles(logged_cf, batch_c)[2] < MIN_CIRCULARITY
 
 
+@pytest.mark.slow
 def test_two_independent_programs_are_not_a_circle() -> None:
     logged_cf, batch_c, _ = drawn(0, cycles=False)
     rng = np.random.default_rng(1)

@@ -39,6 +39,7 @@ def test_the_cells_are_unchanged(cells, tmp_path):
     assert list(cells.obsm) == list(kept.obsm)
 
 
+@pytest.mark.slow
 def test_a_million_cells_make_a_small_page(tmp_path):
     n_cells = 1_000_000
     angle_c = np.random.default_rng(0).uniform(0, 2 * np.pi, n_cells)

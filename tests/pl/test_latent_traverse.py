@@ -125,7 +125,7 @@ def test_all_peak_at_one_step():
     assert all_inside(figure)
 
 
-@pytest.mark.parametrize("n", [1, 7, 14])
+@pytest.mark.parametrize("n", [1, 7, pytest.param(20, marks=pytest.mark.slow)])
 def test_any_number_of_features(adata, n):
     axes = pl.latent_traverse(adata, "axis_3", n_features=n, n_heatmap=3 * n, show=False)
     assert len(axes) == min(n, 40) + 1
@@ -234,7 +234,7 @@ def test_modalities_get_equal_numbers_of_features(multiome):
     assert len(pl.latent_traverse(multiome, "axis_3", n_features=1, n_heatmap=1, show=False)) == 4
 
 
-@pytest.mark.parametrize("kind", ["periodic", "path"])
+@pytest.mark.parametrize("kind", ["periodic", pytest.param("path", marks=pytest.mark.slow)])
 def test_three_modalities_fit(kind):
     axes = pl.latent_traverse(stored_in(it=traversal(kind, THREE)), show=False)
     assert [name for name in axes if name.startswith("heatmap")] == ["heatmap_rna", "heatmap_atac", "heatmap_protein"]

@@ -88,7 +88,8 @@ def fit_and_save(folder: Path, max_epochs: int) -> None:
     fit(simulate(), folder / "checkpoint", **options).save(folder / "model")
 
 
-@pytest.mark.parametrize(("n_kills", "max_epochs"), [(1, 20), pytest.param(20, 100, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("n_kills", "max_epochs"), [(1, 20), (20, 100)])
 def test_a_killed_process_can_be_resumed(tmp_path: Path, n_kills: int, max_epochs: int) -> None:
     """Processes are killed by SIGKILL at random moments after they have written a checkpoint; the last one finishes."""
     context = multiprocessing.get_context("forkserver")
