@@ -52,6 +52,7 @@ def write(request: pytest.FixtureRequest) -> Callable[[AnnData, Path], Any]:
     return WAYS[request.param]
 
 
+@pytest.mark.slow
 def test_held_out_cells_are_explained_as_well_from_files(tmp_path: Path) -> None:
     """To half a percent, which is less than the difference between seeds."""
     adata = datasets.pbmc68k_reduced()

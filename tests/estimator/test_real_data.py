@@ -9,6 +9,7 @@ from celldial.datasets import pbmc68k_reduced
 from helpers.raises import warns
 
 
+@pytest.mark.slow
 def test_control_cells_decoded_as_stimulated_change_as_stimulated_cells_do(shared_data):
     adata = read_h5ad(shared_data / "kang_ifnb.h5ad")
     adata = adata[:, np.asarray(adata.X.sum(0)).ravel() >= 200].copy()

@@ -187,7 +187,7 @@ def test_other_models_have_neither_topics_nor_loadings(method: str) -> None:
     ("bayesian", "dispersed"),
     [
         (False, True),
-        (True, False),
+        pytest.param(True, False, marks=pytest.mark.slow),
         pytest.param(False, False, marks=pytest.mark.slow),
         pytest.param(True, True, marks=pytest.mark.slow),
     ],
