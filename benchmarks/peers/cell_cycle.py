@@ -101,6 +101,13 @@ def fit(size: Size, adata: ad.AnnData, **arguments: Any) -> ad.AnnData:
     return adata
 
 
+def phases_of(adata: ad.AnnData) -> pd.Series:
+    """Return the phases of fitted cells, all missing if no cycle was found or its direction is open."""
+    if f"{CIRCLE}_phase" in adata.obs:
+        return adata.obs[f"{CIRCLE}_phase"]
+    return pd.Series(pd.Categorical([None] * adata.n_obs, CELL_CYCLE.phases), adata.obs_names)
+
+
 def genes_of(adata: ad.AnnData) -> ad.AnnData:
     if "feature_types" not in adata.var:
         return adata
@@ -282,7 +289,7 @@ def score_simulated(
             anchored = not who.startswith(("atan2", "PCA"))
             for name, score in angle_scores(angle_c, true_c[which_c], anchored).items():
                 table.setdefault(f"{name} of {which}", {})[who] = score
-    phase_c, found_c = adata.obs["phase"], fitted.obs[f"{CIRCLE}_phase"]
+    phase_c, found_c = adata.obs["phase"], phases_of(fitted)
     best_c = np.digitize(oracle.angle(modalities, cycling_c), [np.pi, 5 * np.pi / 3])
     table["share of cycling cells whose cell_cycle_phase is true"] = {
         "celldial": float(np.mean(found_c.to_numpy() == phase_c.to_numpy(), where=cycling_c)),
@@ -344,8 +351,8 @@ def measure_mesc(size: Size) -> tuple[list[Row], Measured]:
     runs = []
     for seed in range(size.seeds):
         fitted = fit_file(size, "mesc_cell_cycle", seed)
-        angle_c, found_c = fitted.obs[f"{CIRCLE}_angle"].to_numpy(), fitted.obs[f"{CIRCLE}_phase"].astype(object)
-        table = pd.crosstab(fitted.obs[f"{CIRCLE}_phase"], phase_c)
+        angle_c, found_c = fitted.obs[f"{CIRCLE}_angle"].to_numpy(), phases_of(fitted).astype(object)
+        table = pd.crosstab(phases_of(fitted), phase_c)
         runs.append(
             {
                 "f1": knn_f1(on_circle(angle_c), phase_c),
@@ -511,7 +518,7 @@ def measure_active(size: Size) -> tuple[list[Row], Measured]:
     for name in ("balf", "kang_ifnb", "neurosphere", "mesc_cell_cycle"):
         fitted = fit_file(size, name, 0)
         share = float(fitted.obs[f"{CIRCLE}_active"].mean())
-        phases = fitted.obs[f"{CIRCLE}_phase"].value_counts(normalize=True, sort=False)
+        phases = phases_of(fitted).value_counts(normalize=True, sort=False)
         comparison = "phases: " + ", ".join(f"{phase} {part:.2f}" for phase, part in phases.items())
         rows.append(Row(f"`{name}`: share of cells that are active", f"{share:.3f}", comparison, share))
         measured[name] = {"active": share, "phases": phases.to_dict(), "seconds": fitted.uns["seconds"]}

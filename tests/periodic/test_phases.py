@@ -6,58 +6,45 @@ import numpy as np
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from celldial.periodic.direction import GenePeaks
 from celldial.periodic.markers import CELL_CYCLE, PeriodicProcess, parse_periodic
 from celldial.periodic.phases import assign_phases, find_phase_starts
 
 TURN = 2 * math.pi
-PEAK = CELL_CYCLE.peak_angle
-N_GRID = 64
-GRID_J = np.arange(N_GRID) * TURN / N_GRID
 
 
-def waves(peak: dict[str, float], rotation: float = 0) -> dict[str, np.ndarray]:
-    """Return curves of three markers per phase, around its peak, on a rotated circle."""
-    amplitudes = ((-0.4, 0.3), (0.0, 1.0), (0.4, 0.3))
-    return {
-        phase: np.stack([a * np.cos(GRID_J - rotation - at - shift) for shift, a in amplitudes])
-        for phase, at in peak.items()
-    }
+def peaks_with(delay: dict[str, float], process: PeriodicProcess = CELL_CYCLE, outliers: int = 0) -> GenePeaks:
+    """Return the peaks of 20 genes in each phase with markers, with a delay."""
+    reference_g = np.repeat([process.peak_angle[phase] for phase in delay], 20)
+    peak_g = (reference_g + np.repeat(list(delay.values()), 20)) % TURN
+    peak_g[:outliers] += 2.5
+    return GenePeaks(peak_g, np.full(len(peak_g), 10.0), reference_g)
 
 
-UNIFORM_J = np.full(N_GRID, 1 / N_GRID)
+def test_phases_start_as_in_the_process_if_genes_peak_where_they_should() -> None:
+    starts = find_phase_starts(peaks_with({"S": 0.0, "G2M": 0.0}), CELL_CYCLE)
+    np.testing.assert_allclose(starts, CELL_CYCLE.phase_start, atol=1e-9)
 
 
-def test_curves_without_cells_have_no_weight() -> None:
-    curve = waves(PEAK)
-    empty_j = np.abs(np.angle(np.exp(1j * (GRID_J - 1.5)))) < 0.5
-    curve["S"][:, empty_j] += 5
-    density_j = np.where(empty_j, 0, 1) / (~empty_j).sum()
-    starts = find_phase_starts(curve, density_j, CELL_CYCLE)
-    np.testing.assert_allclose(starts, CELL_CYCLE.phase_start, atol=0.25)
+def test_the_start_of_a_phase_follows_its_genes() -> None:
+    starts = find_phase_starts(peaks_with({"S": 0.4, "G2M": -0.3}), CELL_CYCLE)
+    np.testing.assert_allclose(starts - CELL_CYCLE.phase_start, [0, 0.3, -0.225], atol=1e-6)
 
 
-def test_phases_start_as_far_before_their_peaks_as_in_the_process() -> None:
-    np.testing.assert_allclose(find_phase_starts(waves(PEAK), UNIFORM_J, CELL_CYCLE), CELL_CYCLE.phase_start, atol=0.1)
-    late = find_phase_starts(waves({"S": PEAK["S"] + 0.4, "G2M": PEAK["G2M"] - 0.3}), UNIFORM_J, CELL_CYCLE)
-    np.testing.assert_allclose(late - CELL_CYCLE.phase_start, [0, 0.4, -0.3], atol=0.1)
+def test_few_outliers_have_little_weight() -> None:
+    starts = find_phase_starts(peaks_with({"S": 0.4, "G2M": -0.3}, outliers=3), CELL_CYCLE)
+    np.testing.assert_allclose(starts - CELL_CYCLE.phase_start, [0, 0.3, -0.225], atol=0.05)
+
+
+def test_genes_without_information_have_no_weight() -> None:
+    peaks = peaks_with({"S": 0.4, "G2M": -0.3})
+    flat = GenePeaks(peaks.peak_g, np.zeros(40), peaks.reference_g)
+    np.testing.assert_array_equal(find_phase_starts(flat, CELL_CYCLE), CELL_CYCLE.phase_start)
 
 
 def test_phases_in_another_order_start_as_in_the_process() -> None:
-    starts = find_phase_starts(waves({"S": PEAK["G2M"], "G2M": PEAK["S"]}), UNIFORM_J, CELL_CYCLE)
+    starts = find_phase_starts(peaks_with({"S": 1.5, "G2M": -1.5}), CELL_CYCLE)
     np.testing.assert_array_equal(starts, CELL_CYCLE.phase_start)
-
-
-@given(level=st.floats(-5, 5), scale=st.floats(0.1, 10))
-def test_level_and_scale_of_markers_do_not_matter(level: float, scale: float) -> None:
-    curve = waves(PEAK, rotation=0.3)
-    other = {"S": level + scale * curve["S"], "G2M": curve["G2M"] / scale - level}
-    parts = (find_phase_starts(part, UNIFORM_J, CELL_CYCLE) for part in (curve, other))
-    np.testing.assert_allclose(*parts, atol=1e-6)
-
-
-def test_flat_markers_give_finite_angles() -> None:
-    flat = {"S": np.zeros((2, N_GRID)), "G2M": np.zeros((2, N_GRID))}
-    assert np.isfinite(find_phase_starts(flat, UNIFORM_J, CELL_CYCLE)).all()
 
 
 @given(
@@ -80,5 +67,5 @@ def test_many_phases_keep_their_order() -> None:
     phases = {f"part {part}": [f"a{part}", f"b{part}"] for part in range(4)}
     process = parse_periodic({"name": "ring", "phases": phases})
     assert isinstance(process, PeriodicProcess)
-    starts = find_phase_starts(waves(process.peak_angle), UNIFORM_J, process)
-    np.testing.assert_allclose(starts % 6.2, process.phase_start, atol=0.1)
+    starts = find_phase_starts(peaks_with(dict.fromkeys(process.phases, 0.1), process), process)
+    np.testing.assert_allclose(starts, np.array(process.phase_start) + 0.075, atol=1e-6)

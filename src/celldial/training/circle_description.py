@@ -47,12 +47,15 @@ class Findings:
         Phase to the fold change of its markers around the circle, for phases that should have a smallest one.
     direction
         Direction of the circle.
+    peaks
+        Where the genes of the reference peak on the circle.
     """
 
     process: PeriodicProcess
     evidence: CycleTest
     fold_change: dict[str, float]
     direction: DirectionEstimate
+    peaks: GenePeaks
 
     @property
     def flat_phases(self) -> list[str]:
@@ -142,10 +145,8 @@ def describe_circle(
         described["direction_probability"] = findings.direction.probability
         described["direction_genes"] = findings.direction.n_genes
         if findings.has_phases:
-            assert module.circle is not None
-            curves = marker_curves(dict(module.by_modality())[target.modality].decoder, target.markers)
             described["phases"] = np.array(target.process.phases, dtype=object)
-            described["phase_start"] = find_phase_starts(curves, module.circle.density_j, target.process)
+            described["phase_start"] = find_phase_starts(findings.peaks, target.process)
         message = findings.warning()
         if message is not None:
             warn(message)
@@ -163,7 +164,7 @@ def find_process(module: Module, cells: Cells, target: PeriodicTarget) -> Findin
     evidence = assess_process(logged_cf, batch_c, markers, reference, target.process)
     peaks = periodic.observed_peaks(cells, target)
     fold_change = {phase: fold_change_of(module, target, peaks, phase) for phase in target.process.min_fold_change}
-    return Findings(target.process, evidence, fold_change, periodic.direction_of(peaks, target.process))
+    return Findings(target.process, evidence, fold_change, periodic.direction_of(peaks, target.process), peaks)
 
 
 def fold_change_of(module: Module, target: PeriodicTarget, peaks: GenePeaks, phase: str) -> float:
