@@ -88,12 +88,14 @@ class Findings:
                 "assigned. Leave periodic out if the cells do not have this process"
             )
         if self.flat_phases:
-            changes = " and ".join(f"{phase} markers {self.fold_change[phase]:.2f}-fold" for phase in self.flat_phases)
+            changes = " and ".join(
+                f"{phase} markers change {self.fold_change[phase]:.2f}-fold" for phase in self.flat_phases
+            )
             needed = " and ".join(f"{self.process.min_fold_change[phase]:g}-fold" for phase in self.flat_phases)
             return (
-                f"the cells do not go through {name}: around the circle, {changes} change too little (needed: "
-                f"{needed}). No cell is called active, and no phases are assigned. The cells may be at rest, or there "
-                "are too few cells or counts"
+                f"the cells do not go through {name}: around the circle, {changes}, which is too little "
+                f"(needed: {needed}). No cell is called active, and no phases are assigned. The cells may "
+                "be at rest, or there are too few cells or counts"
             )
         if self.is_open and not self.process.has_direction:
             return (
