@@ -61,9 +61,10 @@ reads:
 
 writes:
   --table   one row per feature, by rank (large and certain changes first):
-            change and effect_size (log2), lfsr (local false sign rate: half the
-            p-value of a flat curve), fdr, and means with 90 % intervals at start and
-            end (on a circle, where the feature is lowest and highest)
+            change and effect_size (log2), lfsr (local false sign rate: half
+            the p-value of a flat curve), fdr, and means with 90 % intervals at
+            start and end (on a circle, where the feature is lowest and
+            highest)
   --figure  curves of some features, and a heatmap of more
   --dial    an interactive page for the browser; it needs a map of the cells,
             obsm["X_umap"] or the matrix that --basis names
