@@ -12,11 +12,14 @@ import argparse
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
+from scipy.special import ndtr
 
 import celldial
 from celldial import VAE
+from celldial.tl import traversal
 
 N_GENES, N_PEAKS, N_TYPES, N_BATCHES = 500, 600, 3, 2
 PARTS = {"genes": slice(0, N_GENES), "peaks": slice(N_GENES, None)}
@@ -28,8 +31,10 @@ def measure(seed: int, depth: float, n_cells: int) -> list[dict[str, Any]]:
     """Simulate, fit and traverse; return one record for genes and one for peaks."""
     adata = celldial.datasets.simulate_multiome(n_cells, N_GENES, N_PEAKS, N_TYPES, N_BATCHES, depth=depth, seed=seed)
     model = VAE(batch_key="batch", periodic="cell_cycle", seed=seed).fit(adata, progress=False)
-    table = model.latent_traverse(adata, "cell_cycle").var
+    with mock.patch.object(traversal, "Traversal", wraps=traversal.Traversal) as made:
+        table = model.latent_traverse(adata, "cell_cycle").var
     called_f = table["fdr"].to_numpy() < FDR
+    extremes_f = called_by_extremes(traversal.Traversal(*made.call_args.args))
     p_value_f = 2 * table["lfsr"].to_numpy()
     range_f = 2 * adata.var["cell_cycle_amplitude"].to_numpy() / np.log(2)
     cycling_c = adata.obs["is_cycling"].to_numpy()
@@ -44,12 +49,20 @@ def measure(seed: int, depth: float, n_cells: int) -> list[dict[str, Any]]:
                 "features": name,
                 "called": int(called.sum()),
                 "flat_called": int((called & flat).sum()),
+                "called_by_extremes": int(extremes_f[part].sum()),
+                "flat_called_by_extremes": int((extremes_f[part] & flat).sum()),
                 "found": float(called[strong].mean()),
                 "flat_p_below_005": float((p_value_f[part][flat] < 0.05).mean()),
                 "angle_error": float(celldial.metrics.angular_error(true_c, angle_c)),
             }
         )
     return records
+
+
+def called_by_extremes(curves: traversal.Traversal) -> np.ndarray:
+    """Return the features that are called if the highest and the lowest step count as chosen beforehand."""
+    z_f = np.log(2) * curves.effect_size_f.astype(float) / np.sqrt(np.maximum(curves.change_variance_f, 1e-12))
+    return traversal.s_value(ndtr(-z_f)) < FDR
 
 
 def main() -> None:
@@ -60,15 +73,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     records: list[dict[str, Any]] = []
-    print("| depth | seed | features | called | of these flat | cyclers found | flat with p < 0.05 | angle error |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| depth | seed | features | called | of these flat | cyclers found | flat with p < 0.05 | angle error | "
+        "called by extremes | of these flat |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for depth in options.depths:
         for seed in options.seeds:
             for record in measure(seed, depth, options.cells):
                 records.append(record)
                 print(
                     f"| {depth:g} | {seed} | {record['features']} | {record['called']} | {record['flat_called']} | "
-                    f"{record['found']:.2f} | {record['flat_p_below_005']:.3f} | {record['angle_error']:.2f} |",
+                    f"{record['found']:.2f} | {record['flat_p_below_005']:.3f} | {record['angle_error']:.2f} | "
+                    f"{record['called_by_extremes']} | {record['flat_called_by_extremes']} |",
                     flush=True,
                 )
             if options.out is not None:

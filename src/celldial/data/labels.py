@@ -165,7 +165,7 @@ def hold_out_labels(label_c: Tensor, train_c: Tensor, seed: int) -> Tensor:
 def warn_unknown_spellings(obs: pd.DataFrame, key: str, unknown: str) -> None:
     """Warn about values that are read as an unknown label, because they are another spelling of it."""
     text_c = _as_text(obs, key)
-    is_spelling_c = text_c.map(_is_spelling_of_unknown).astype(bool) & (text_c != str(unknown))
+    is_spelling_c = _is_spelling_of_unknown(text_c) & (text_c != str(unknown))
     if is_spelling_c.any():
         counts = text_c[is_spelling_c].value_counts()
         found = ", ".join(f"{value!r} ({number} cells)" for value, number in counts.items())
@@ -175,8 +175,9 @@ def warn_unknown_spellings(obs: pd.DataFrame, key: str, unknown: str) -> None:
         )
 
 
-def _is_spelling_of_unknown(text: Any) -> bool:
-    return isinstance(text, str) and text.strip().lower() in UNKNOWN_SPELLINGS
+def _is_spelling_of_unknown(text_c: pd.Series[Any]) -> pd.Series[Any]:
+    """Return whether each value spells an unknown label."""
+    return text_c.isin([text for text in text_c.dropna().unique() if text.strip().lower() in UNKNOWN_SPELLINGS])
 
 
 def _as_text(obs: pd.DataFrame, key: str) -> pd.Series[Any]:
@@ -188,5 +189,5 @@ def _as_text(obs: pd.DataFrame, key: str) -> pd.Series[Any]:
 def _read_labels(obs: pd.DataFrame, key: str, unknown: str) -> pd.Series[Any]:
     """Return the labels as text; missing for cells without a known label."""
     text_c, value_c = _as_text(obs, key), obs[key].astype(object)
-    is_spelling_c = text_c.map(_is_spelling_of_unknown).astype(bool)
+    is_spelling_c = _is_spelling_of_unknown(text_c)
     return text_c.where((text_c != str(unknown)) & (value_c != unknown) & ~is_spelling_c)

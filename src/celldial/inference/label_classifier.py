@@ -123,7 +123,8 @@ class LabelClassifier:
         probability_ck = sharpen(normalize(self._density(z_cz) + vote_ck), self.temperature)
         scale_c = np.ones(len(z_cz))
         if batch_c is not None:
-            scale_c = np.array([self.batch_scale.get(str(batch), 1.0) for batch in batch_c])
+            name_b, code_c = np.unique(np.asarray(batch_c, dtype=str), return_inverse=True)
+            scale_c = np.array([self.batch_scale.get(name, 1.0) for name in name_b.tolist()])[code_c]
         relative_c = np.zeros(len(z_cz))
         if np.isfinite(self.max_distance):
             relative_c = self._distance(z_cz, distance_ci) / (self.max_distance * scale_c)

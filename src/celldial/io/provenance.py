@@ -45,7 +45,7 @@ def writer_of(adata: Any, place: str, key: str) -> str | None:
 
 def content_of(adata: Any, column: str) -> np.ndarray:
     """Return the checksums of the entries of a column of ``obs``, each of the cell's name and its value, uint32."""
-    names_c = np.array([str(name) for name in adata.obs_names], dtype=object)
+    names_c = adata.obs_names.astype(str).to_numpy(dtype=object)
     values = adata.obs[column]
     if isinstance(values.dtype, pd.CategoricalDtype):
         names = np.array([*map(str, values.cat.categories), ""], dtype=object)

@@ -312,7 +312,7 @@ def reflect(modalities: Mapping[str, Modality]) -> None:
 
 
 @torch.no_grad()
-def decorrelate_from_angle(modalities: Mapping[str, Modality], cells: Cells, mean_cz: Tensor, seed: int = 0) -> None:
+def decorrelate_from_angle(modalities: Mapping[str, Modality], cells: Cells, mean_cz: Tensor) -> None:
     """Remove from the coordinates the part that depends on the angle, which the decoders add back.
 
     This is a shear of the latent space, so decoded values do not change. The coordinates are regressed on the harmonics
@@ -329,8 +329,6 @@ def decorrelate_from_angle(modalities: Mapping[str, Modality], cells: Cells, mea
         The training cells, with `angle_params_cq`.
     mean_cz
         Means of their other coordinates, as the encoders return them.
-    seed
-        Seed of the search for groups.
     """
     assert cells.angle_params_cq is not None
     point_cu = cells.angle_params_cq[:, :2] * cells.angle_params_cq[:, 3:].sigmoid()
@@ -338,19 +336,19 @@ def decorrelate_from_angle(modalities: Mapping[str, Modality], cells: Cells, mea
     harmonic_ck, mean_cz = harmonic_ck.double(), mean_cz.double()
     one_group_c = torch.zeros(len(mean_cz), dtype=torch.int64, device=mean_cz.device)
     across_kz, _ = regress_within_groups(harmonic_ck, mean_cz, one_group_c)
-    offset_kz, residual = group_and_regress(harmonic_ck, mean_cz, across_kz, seed)
-    from_zero_kz, residual_from_zero = group_and_regress(harmonic_ck, mean_cz, 0 * across_kz, seed)
+    offset_kz, residual = group_and_regress(harmonic_ck, mean_cz, across_kz)
+    from_zero_kz, residual_from_zero = group_and_regress(harmonic_ck, mean_cz, 0 * across_kz)
     if residual_from_zero < MIN_GAIN * residual:
         offset_kz = from_zero_kz
     for modality in modalities.values():
         modality.decoder.angle_offset_kz.copy_(offset_kz)
 
 
-def group_and_regress(harmonic_ck: Tensor, mean_cz: Tensor, offset_kz: Tensor, seed: int) -> tuple[Tensor, float]:
+def group_and_regress(harmonic_ck: Tensor, mean_cz: Tensor, offset_kz: Tensor) -> tuple[Tensor, float]:
     """Update groups and regression in turn from a start; return the coefficients and the sum of squared residuals."""
     residual = math.inf
     for _ in range(N_GROUPINGS):
-        group_c = similar_cells(mean_cz - harmonic_ck @ offset_kz, seed)
+        group_c = similar_cells(mean_cz - harmonic_ck @ offset_kz)
         offset_kz, residual = regress_within_groups(harmonic_ck, mean_cz, group_c)
     return offset_kz, residual
 
@@ -366,10 +364,10 @@ def regress_within_groups(harmonic_ck: Tensor, mean_cz: Tensor, group_c: Tensor)
     return offset_kz, float((mean_cz - harmonic_ck @ offset_kz).square().sum())
 
 
-def similar_cells(value_cz: Tensor, seed: int) -> Tensor:
-    """Return the number of the group of each cell, by k-means."""
+def similar_cells(value_cz: Tensor) -> Tensor:
+    """Return the number of the group of each cell, by k-means from fixed starts: equal cells give equal groups."""
     n_groups = min(N_GROUPS, max(1, len(value_cz) // MIN_GROUP_CELLS))
-    groups = KMeans(n_groups, n_init=5, random_state=seed).fit(value_cz.cpu().numpy())
+    groups = KMeans(n_groups, n_init=5, random_state=0).fit(value_cz.cpu().numpy())
     return torch.from_numpy(groups.labels_).to(value_cz.device, torch.int64)
 
 

@@ -12,12 +12,11 @@ import numpy as np
 from numpy.polynomial import legendre
 from scipy.stats import chi2
 
+from celldial.model.periodic import N_HARMONICS
 from celldial.utils.fourier import fourier_features
 
 __all__ = ["TOLERANCE", "contrasts", "flat_p_value"]
 
-# Contrasts of a closed path: cosine and sine of this number of harmonics, as many as the decoder has.
-N_HARMONICS = 2
 # Contrasts of an open path: polynomials up to this degree.
 MAX_DEGREE = 2
 # Standard deviation of the coefficients of a closed curve that count as flat, on the scale of natural logarithms.
@@ -28,9 +27,9 @@ TOLERANCE = 0.05
 def contrasts(n_steps: int, closed: bool) -> np.ndarray:
     """Return the weights of the steps in each contrast, shape ``(k, s)``; those of a contrast sum to 0.
 
-    A contrast is the coefficient of a function of the position, which has a range of at most 2: harmonics on a closed
-    path, whose last step repeats the first and has no weight; Legendre polynomials on an open path. There are fewer
-    contrasts than distinct steps.
+    A contrast is the coefficient of a function of the position, which has a range of at most 2: the harmonics of the
+    decoder on a closed path, whose last step repeats the first and has no weight; Legendre polynomials on an open path.
+    There are fewer contrasts than distinct steps.
     """
     n_distinct = n_steps - 1 if closed else n_steps
     if closed:
