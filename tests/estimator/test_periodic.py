@@ -188,6 +188,8 @@ def test_cells_without_a_cycle_are_not_active_and_have_no_phase(tmp_path: Path) 
     assert not model.periodic_["is_found"]
     assert not cells.obs["cell_cycle_active"].any()
     assert "cell_cycle_phase" not in cells.obs
+    with warns(naming=["cell_cycle", "fdr"]):
+        model.latent_traverse(cells, "cell_cycle", n_steps=3)
     model.save(tmp_path / "model.celldial")
     assert not VAE.load(tmp_path / "model.celldial").phase(cells)["cell_cycle_active"].any()
 

@@ -133,7 +133,8 @@ def latent_traverse(
     -----
     UserWarning
         The model was saved by an earlier version without the uncertainty of the loadings, so the intervals only cover
-        the uncertainty of the latent states; or a named axis predicts its target no better than chance.
+        the uncertainty of the latent states; a named axis predicts its target no better than chance; or the model found
+        no periodic process in its cells.
 
     Notes
     -----

@@ -131,8 +131,13 @@ def _path(ends: tuple[Any, ...]) -> TraversalAxis:
 
 
 def _periodic_axis(periodic: Mapping[str, Any]) -> TraversalAxis:
-    """Return the periodic coordinate of a model."""
+    """Return the periodic coordinate of a model, and warn if the cells do not have the process."""
     title = periodic["name"].replace("_", " ")
+    if not periodic.get("is_found", True):
+        warn(
+            f"the model found no {periodic['name']} in its cells, so its circle shows another difference between them: "
+            "do not take features with a small lfsr or fdr for features that follow the process"
+        )
     phases = {}
     if "phases" in periodic:
         phases = {
