@@ -155,6 +155,17 @@ def test_draws_have_the_mean_and_the_variance(name: str) -> None:
     assert ((square_sf.mean(0) - variance_f).abs() < 5 * square_sf.std(0) / n_draws**0.5).all()
 
 
+def test_moments_and_zeros_are_those_of_the_case(name: str) -> None:
+    one = make_observation(name, n_cells=1)
+    x_s1 = support_of(one.likelihood)[:, None]
+    p_sf = log_pmf(name, one, x_s1).exp()
+    mean_f = (p_sf * x_s1).sum(0)
+    arguments = one.heads, one.library_size_c
+    torch.testing.assert_close(one.likelihood.observed_mean(*arguments)[0], mean_f)
+    torch.testing.assert_close(one.likelihood.variance(*arguments)[0], (p_sf * (x_s1 - mean_f) ** 2).sum(0))
+    torch.testing.assert_close(one.likelihood.zero_probability(*arguments)[0], p_sf[0])
+
+
 def test_draws_are_counts(name: str) -> None:
     observation = make_observation(name)
     observation.heads[0][:, 0] = -1e4

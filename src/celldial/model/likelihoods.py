@@ -98,6 +98,18 @@ class Likelihood(nn.Module):
         """Return the expected Fisher information of each count about its log rate, shape ``(c, f)``."""
         raise NotImplementedError
 
+    def variance(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Return the variance of every count given the decoder outputs, shape ``(c, f)``."""
+        raise NotImplementedError
+
+    def zero_probability(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Return the probability that a count is 0, shape ``(c, f)``."""
+        raise NotImplementedError
+
+    def observed_mean(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Return the mean of every count as it is observed, after dropout if there is any, shape ``(c, f)``."""
+        return self.mean(heads, library_size_c)
+
     def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: CSRTensor) -> Tensor:
         """Return the log-likelihood in nats, shape ``(c,)``."""
         raise NotImplementedError
@@ -129,6 +141,14 @@ class Poisson(Likelihood):
     def fisher_information(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
         """Return the expected Fisher information about the log rate, shape ``(c, f)``: the mean."""
         return self.mean(heads, library_size_c)
+
+    def variance(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Return the variance of every count, shape ``(c, f)``: the mean."""
+        return self.mean(heads, library_size_c)
+
+    def zero_probability(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Return the probability that a count is 0, shape ``(c, f)``: exp(−μ)."""
+        return self.mean(heads, library_size_c).neg().exp()
 
     def sample(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
         """Sample counts, shape ``(c, f)``."""
@@ -176,6 +196,16 @@ class NegativeBinomial(Likelihood):
         mu_cf, theta_f = self.mean(heads, library_size_c), self.log_inverse_dispersion_f.exp()
         return mu_cf * theta_f / (mu_cf + theta_f)
 
+    def variance(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Return the variance of every count, shape ``(c, f)``: μ + μ² / θ."""
+        mu_cf = self.mean(heads, library_size_c)
+        return mu_cf + mu_cf.square() / self.log_inverse_dispersion_f.exp()
+
+    def zero_probability(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Return the probability that a count is 0, shape ``(c, f)``: (θ / (θ + μ))^θ."""
+        theta_f = self.log_inverse_dispersion_f.exp()
+        return torch.log1p(self.mean(heads, library_size_c) / theta_f).mul(-theta_f).exp()
+
     def sample(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
         """Sample counts as a Gamma mixture of Poissons, shape ``(c, f)``."""
         theta_f = self.log_inverse_dispersion_f.exp()
@@ -207,6 +237,20 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         kept_cf = torch.sigmoid(-heads[1])
         lost_fraction_cf = (1 - kept_cf) / (1 - kept_cf * (1 - zero_cf))  # fraction of the zeros that are lost counts
         return kept_cf * (kept_information_cf - lost_fraction_cf * zero_cf * kept_information_cf.square())
+
+    def observed_mean(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Return the mean of every count as it is observed, after dropout, shape ``(c, f)``."""
+        return self.mean(heads, library_size_c) * torch.sigmoid(-heads[1])
+
+    def variance(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Return the variance of every count, shape ``(c, f)``: that of kept counts, and that of being kept."""
+        kept_cf, mu_cf = torch.sigmoid(-heads[1]), self.mean(heads, library_size_c)
+        return kept_cf * (super().variance(heads, library_size_c) + (1 - kept_cf) * mu_cf.square())
+
+    def zero_probability(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Return the probability that a count is 0, shape ``(c, f)``, lost or not."""
+        kept_cf = torch.sigmoid(-heads[1])
+        return 1 - kept_cf * (1 - super().zero_probability(heads, library_size_c))
 
     def sample(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
         """Sample counts, shape ``(c, f)``."""
@@ -270,6 +314,15 @@ class Bernoulli(Likelihood):
         """Return the expected Fisher information about the log rate, shape ``(c, f)``: λ² / (exp λ − 1)."""
         rate_cf = self.log_exposure(library_size_c).exp()[:, None] * torch.softmax(heads[0], -1)
         return rate_cf.square() / torch.expm1(rate_cf).clamp_min(1e-30)
+
+    def variance(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Return the variance of every count, shape ``(c, f)``: p (1 − p)."""
+        p_cf = self.mean(heads, library_size_c)
+        return p_cf * (1 - p_cf)
+
+    def zero_probability(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Return the probability that a feature is absent, shape ``(c, f)``."""
+        return 1 - self.mean(heads, library_size_c)
 
     def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: CSRTensor) -> Tensor:
         """Return the log-likelihood in nats, shape ``(c,)``; every stored entry is a success."""
