@@ -85,6 +85,22 @@ def test_a_new_axis_gets_its_name(
     np.testing.assert_allclose(found["change"], path.var.loc[found.index, "change"], rtol=1e-3, atol=1e-6)
 
 
+def test_counts_of_a_layer_and_averages_over_batches(folder: Path, tmp_path: Path) -> None:
+    adata = anndata.read_h5ad(folder / "out.h5ad")
+    expected = VAE.load(folder / "m.celldial").latent_traverse(
+        adata.copy(), 0, n_steps=3, transform_batch={"batch": "all", "donor": ["x", "z"]}
+    )
+    adata.X = adata.X.log1p()
+    adata.write_h5ad(tmp_path / "normalized.h5ad")
+    command = ["traverse", tmp_path / "normalized.h5ad", "--model", folder / "m.celldial", "--axis", "0"]
+    command += ["--n-steps", "3", "--out", tmp_path / "moved.h5ad"]
+    covariates = ["--covariate", "batch=all", "--covariate", "donor=x", "--covariate", "donor=z"]
+    assert run(*command, *covariates) == 1
+    assert run(*command, *covariates, "--layer", "counts") == 0
+    stored = anndata.read_h5ad(tmp_path / "moved.h5ad").uns["latent_traverse"]["axis_0"]
+    np.testing.assert_array_equal(stored["mean"], expected.X)
+
+
 @pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
 def test_figures_of_chosen_features(folder: Path, tmp_path: Path, suffix: str) -> None:
     figure = tmp_path / f"figure.{suffix}"

@@ -24,7 +24,7 @@ def test_population_means_equal_those_of_the_decoder(
     state_sjz = np.random.default_rng(0).normal(size=(n_steps, n_cells * n_samples, 3)).astype(np.float32)
     covariates = Covariates(np.zeros((15, 0), dtype=np.int64), np.zeros((15, 0), dtype=np.float32))
     with without_loadings(bimodal_3d):
-        found = population_means.mean_along_path(module, name, state_sjz, covariates, 100.0, n_samples, n_cells)
+        found = population_means.mean_along_path(module, name, state_sjz, [covariates], 100.0, n_samples, n_cells)
     value_sjf = np.stack(
         [np.concatenate(list(posterior.decode_mean(module, name, z_jz, covariates, 100.0))) for z_jz in state_sjz]
     ).astype(float)
@@ -52,7 +52,7 @@ def test_fewer_cells_give_wider_intervals(bimodal_3d: VAE) -> None:
     with without_loadings(bimodal_3d):
         found_f, of_all_f = (
             population_means.mean_along_path(
-                bimodal_3d.module_, "rna", state_jz[None], covariates, 1e4, n_samples, n
+                bimodal_3d.module_, "rna", state_jz[None], [covariates], 1e4, n_samples, n
             ).variance_sf[0]
             for n in (n_group, n_cells)
         )
@@ -69,7 +69,7 @@ def test_intervals_add_the_variances_of_states_and_loadings(bimodal_3d: VAE) -> 
     module = bimodal_3d.module_
     state_sjz = np.zeros((2, 4, 3), dtype=np.float32)  # draws that do not differ
     covariates = Covariates(np.zeros((4, 0), dtype=np.int64), np.zeros((4, 0), dtype=np.float32))
-    found = population_means.mean_along_path(module, "rna", state_sjz, covariates, 1e4, 2, 2)
+    found = population_means.mean_along_path(module, "rna", state_sjz, [covariates], 1e4, 2, 2)
     decoder, loadings = module.modalities["rna"].decoder, module.modalities["rna"].loadings
     with torch.no_grad():
         inputs = decoder.inputs(torch.zeros(1, 3), *(torch.from_numpy(part[:1]) for part in covariates))
@@ -82,7 +82,7 @@ def test_the_variance_of_a_change_is_that_of_its_loadings(bimodal_3d: VAE) -> No
     state_sjz = np.zeros((2, 4, 3), dtype=np.float32)  # samples that do not differ, at two positions
     state_sjz[1] = 1.5
     covariates = Covariates(np.zeros((4, 0), dtype=np.int64), np.zeros((4, 0), dtype=np.float32))
-    found = population_means.mean_along_path(module, "rna", state_sjz, covariates, 1e4, 2, 2)
+    found = population_means.mean_along_path(module, "rna", state_sjz, [covariates], 1e4, 2, 2)
     decoder, loadings = module.modalities["rna"].decoder, module.modalities["rna"].loadings
     with torch.no_grad():
         at_sh = decoder.inputs(torch.from_numpy(state_sjz[:, 0]), *(torch.from_numpy(part[:2]) for part in covariates))
@@ -92,7 +92,7 @@ def test_the_variance_of_a_change_is_that_of_its_loadings(bimodal_3d: VAE) -> No
     np.testing.assert_allclose(found.state_variance_f, 0, atol=1e-9)
     contrast_ks = np.array([[-1.0, 1.0], [1.0, 0.0]])
     covariance_fkk = population_means.contrast_covariance(
-        module, "rna", state_sjz, covariates, contrast_ks, found.mean_sf
+        module, "rna", state_sjz, [covariates], contrast_ks, found.mean_sf
     )
     np.testing.assert_allclose(covariance_fkk[:, 0, 0], expected_f, rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(covariance_fkk[:, 1, 1], found.variance_sf[0], rtol=1e-3)

@@ -1,4 +1,4 @@
-"""`denoise`, `impute` and `impute_to_file`: expected expression of genes, peaks and proteins."""
+"""`denoise`, `impute` and their variants that write files: expected expression of genes, peaks and proteins."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -350,6 +350,71 @@ def test_denoising_a_modality(bimodal: VAE, multiome: AnnData, tmp_path: Path) -
         bimodal.denoise(adata, modality="protein")
     adata.write_h5ad(tmp_path / "cells.h5ad")
     pd.testing.assert_frame_equal(read_h5ad(tmp_path / "cells.h5ad").obsm["open"], table)
+
+
+def test_a_large_denoised_table_needs_dense(
+    conditional: VAE, adata: AnnData, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(celldial.tl.expression, "MAX_ENTRIES", 60 * 20 - 1)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    before = adata.copy()
+    for cells in (adata, tmp_path / "cells.h5ad"):
+        with raises(ValueError, naming=[60, 20, "features", "denoise_to_file", "dense=True"]):
+            conditional.denoise(cells)
+    with raises(ValueError, naming=["denoise_to_file"]):
+        conditional.denoise(adata, key_added="denoised")
+    assert_untouched(adata, before)
+    assert conditional.denoise(adata, dense=True).shape == (60, 20)
+    assert conditional.denoise(adata, ["g1"]).shape == (60, 1)
+
+
+def test_the_size_of_a_table_is_checked_before_cells_are_read(
+    conditional: VAE, adata: AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(celldial.tl.expression, "MAX_ENTRIES", 1)
+    monkeypatch.setattr(celldial.tl.expression, "infer_all", None)
+    with raises(ValueError, naming=["denoise_to_file"]):
+        conditional.denoise(adata)
+
+
+def test_denoising_to_a_file_equals_denoising(
+    conditional: VAE, adata: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"features": ["g7", "g0"], "transform_batch": "all", "library_size": 100}
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    before = adata.copy()
+    tables = [conditional.denoise(adata, dense=True), conditional.denoise(adata, **options)]
+    # No table of all cells is made, and its size is not checked.
+    monkeypatch.setattr(celldial.data.cells, "MAX_DECODE_CELLS", 7)
+    monkeypatch.setattr(celldial.tl.expression, "MAX_ENTRIES", 1)
+    monkeypatch.setattr(celldial.tl.expression.CellsToDecode, "table", None)
+    for cells in (adata, tmp_path / "cells.h5ad"):
+        for expected, given in zip(tables, ({}, options), strict=True):
+            conditional.denoise_to_file(cells, tmp_path / "denoised.h5ad", **given)
+            found = read_h5ad(tmp_path / "denoised.h5ad")
+            assert found.X.dtype == np.float32
+            pd.testing.assert_frame_equal(found.to_df(), expected, rtol=1e-5)
+            assert list(found.obs["batch"]) == list(adata.obs["batch"])
+    assert_untouched(adata, before)
+
+
+def test_a_denoised_file_is_complete_or_missing(
+    conditional: VAE, adata: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with raises(KeyError, naming=["gene 'CD4'"]):
+        conditional.denoise_to_file(adata, tmp_path / "denoised.h5ad", ["CD4"])
+    with raises(ValueError, naming=["'b7'"]):
+        conditional.denoise_to_file(adata, tmp_path / "denoised.h5ad", transform_batch=["b0", "b7"])
+    expected_of = celldial.inference.posterior.decode_mean
+
+    def blocks(*args: Any) -> Iterator[np.ndarray]:
+        yield next(iter(expected_of(*args)))
+        raise MemoryError("in the middle")
+
+    monkeypatch.setattr(celldial.inference.posterior, "decode_mean", blocks)
+    with pytest.raises(MemoryError, match="in the middle"):
+        conditional.denoise_to_file(adata, tmp_path / "denoised.h5ad")
+    assert not list(tmp_path.iterdir())
 
 
 def test_denoising_a_missing_modality(bimodal: VAE) -> None:

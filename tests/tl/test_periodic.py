@@ -44,6 +44,8 @@ def test_phases_of_new_cells_leave_the_model_unchanged(model: VAE, new: AnnData,
     assert fisher_lee(*(cells.obs[name][cells.obs["is_cycling"]] for name in ("cell_cycle_angle", "truth"))) > 0.5
     assert all(torch.equal(part, before[name]) for name, part in model.module_.state_dict().items())
     pd.testing.assert_frame_equal(model.phase(cells), table)  # again: the columns in obs are those of the model
+    cells.layers["counts"], cells.X = cells.X, cells.X.log1p()
+    pd.testing.assert_frame_equal(model.phase(cells, layer="counts"), table)
 
 
 def test_the_angle_of_a_cell_does_not_depend_on_other_cells(model: VAE, new: AnnData) -> None:

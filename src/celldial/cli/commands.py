@@ -129,7 +129,9 @@ def run_traversal(model: VAE, adata: AnnData, options: argparse.Namespace) -> An
     features = {name: getattr(options, name) for name in ("up", "down") if getattr(options, name)}
     if features or options.obs or options.groups:
         groups = options.groups and tuple(parse_value(adata.obs, options.obs, group) for group in options.groups)
-        found = model.find_axis(adata, options.axis, obs=options.obs, groups=groups, features=features or None)
+        found = model.find_axis(
+            adata, options.axis, obs=options.obs, groups=groups, features=features or None, layer=options.layer
+        )
         if not options.quiet:
             echo(
                 f"celldial: axis {found.name!r} ({found.description}): R² {found.strength:.2f}, p = {found.p_value:.3g}"
@@ -138,16 +140,17 @@ def run_traversal(model: VAE, adata: AnnData, options: argparse.Namespace) -> An
     if at is not None and at not in adata.obs_names and "=" in at:
         column, _, text = at.partition("=")
         at = {column: parse_value(adata.obs, column, text)}
-    covariates = {
-        name: parse_number(name, text) if name in model.schema_.continuous else text for name, text in options.covariate
-    }
+    covariates: dict[str, Any] = {}
+    for name, text in options.covariate:
+        covariates.setdefault(name, []).append(parse_number(name, text) if name in model.schema_.continuous else text)
     return model.latent_traverse(
         adata,
         axis,
         n_steps=options.n_steps,
         at=at,
         groupby=options.groupby,
-        transform_batch=covariates or None,
+        transform_batch={name: values[0] if len(values) == 1 else values for name, values in covariates.items()},
+        layer=options.layer,
         seed=options.seed,
     )
 

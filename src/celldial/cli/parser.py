@@ -57,7 +57,8 @@ examples:
 TRAVERSE_EPILOG = """\
 reads:
   The model, and an .h5ad file or a .zarr store with cells. Their raw counts are
-  in X, or in the layer that the model was fitted to. Neither is changed.
+  in the layer that the model was fitted to, or in the one that --layer names.
+  Neither is changed.
 
 writes:
   --table   one row per feature, by rank (large and certain changes first):
@@ -233,8 +234,9 @@ def add_traverse_options(parser: argparse.ArgumentParser) -> None:
         type=parse_pair,
         default=[],
         metavar="NAME=VALUE",
-        help="decode all cells with this batch or other covariate",
+        help="decode all cells with this batch or other covariate; NAME=all, or several, for an average",
     )
+    group.add_argument("--layer", metavar="NAME", help="layer with raw counts, or X (that of the model)")
     group.add_argument("--n-steps", type=integer_at_least(2), default=25, metavar="N", help="number of steps (25)")
     group.add_argument("--seed", type=integer_at_least(0), metavar="N", help="random seed (that of the model)")
     group = parser.add_argument_group("results, at least one of them")

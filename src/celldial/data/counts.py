@@ -76,6 +76,12 @@ def describe_obsm(key: str) -> str:
     return f"adata.obsm[{key!r}]"
 
 
+def layer_arguments(name: str | None) -> str:
+    """Return the arguments that read counts from a layer, in a fit and with a fitted model, for messages."""
+    argument, argument_of_method = ("None", '"X"') if name is None else (f'"{name}"', f'"{name}"')
+    return f"VAE(layer={argument}) in a fit, or layer={argument_of_method} with a fitted model"
+
+
 def layer_names(adata: AnnData) -> list[str]:
     """Return the names of the layers, except None, which is ``adata.X`` since anndata 0.13."""
     return [name for name in adata.layers if name is not None]
@@ -85,10 +91,13 @@ def get_count_matrix(adata: AnnData, layer: str | None) -> Any:
     """Return the matrix of counts in X or in a layer. Its type is checked, but not its values."""
     layers = layer_names(adata)
     if layer is not None and layer not in layers:
-        raise KeyError(f"adata has no layer {layer!r}; its layers: {format_names(layers)}. For adata.X, use layer=None")
+        raise KeyError(
+            f"adata has no layer {layer!r}; its layers: {format_names(layers)}. For adata.X, use VAE(layer=None) in a "
+            'fit, and layer="X" with a fitted model'
+        )
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
-        remedy = f'choose the layer of raw counts, VAE(layer="{layers[0]}")' if layers else "store raw counts there"
+        remedy = f"choose the layer of raw counts, {layer_arguments(layers[0])}" if layers else "store raw counts there"
         raise ValueError(f"adata.X is None; layers: {format_names(layers)}. Please {remedy}")
     check_matrix_type(matrix, describe_layer(layer))
     return matrix
@@ -248,8 +257,7 @@ def suggest_count_source(adata: AnnData, where: str) -> str:
     if where in layers:  # not in obsm
         for other, name in layers.items():
             if other != where and contains_counts(adata.X if name is None else adata.layers[name]):
-                argument = "None" if name is None else f'"{name}"'
-                return f"{other} has counts: use VAE(layer={argument})"
+                return f"{other} has counts: use {layer_arguments(name)}"
         if adata.raw is not None and contains_counts(adata.raw.X):
             return "adata.raw has counts: use adata.raw.to_adata()"
     return "Use the data from before normalization, log transform and scaling"

@@ -26,7 +26,7 @@ from celldial.estimator import validation
 from celldial.estimator.label_transfer import fit_labels, hold_out, refit_labels
 from celldial.estimator.prepare import EXCLUDED_FROM_TRAINING, build_module, prepare_training_data
 from celldial.inference import posterior
-from celldial.inference.fitted_model import is_file_path, read_cells
+from celldial.inference.fitted_model import is_file_path, read_cells, read_from
 from celldial.inference.laplace import fit_laplace
 from celldial.inference.posterior import LatentState
 from celldial.io import results
@@ -141,14 +141,14 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
         _write(model, adata, latent_state, options)
 
 
-def partial_fit(model: VAE, adata: Any, options: FitOptions) -> None:
-    """Continue to fit a fitted model, and write the results to the AnnData."""
+def partial_fit(model: VAE, adata: Any, options: FitOptions, layer: str | None = None) -> None:
+    """Continue to fit a fitted model with the counts of a layer, and write the results to the AnnData."""
     validation.check_parameters(model.get_params(deep=False))
     check_integer("max_epochs", options.max_epochs)
     validation.check_options(options.max_epochs, options.batch_size, options.key_added)
     name = None if model.periodic_ is None else model.periodic_["name"]
     results.check_fit(adata, options.key_added, name, model.clusters_ is not None)
-    table, cells = read_cells(model, adata)
+    table, cells = read_cells(read_from(model, layer), adata)
     if model.labels_key is not None and model.labels_key in table.obs:
         labels.warn_unknown_spellings(table.obs, model.labels_key, model.unknown_label)
     cells = replace(cells, label_c=labels.encode_labels(table.obs, model.clusters_))

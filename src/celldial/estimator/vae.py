@@ -14,7 +14,14 @@ from celldial.data.schema import Schema
 from celldial.estimator import fitting, serialization
 from celldial.estimator.fitting import FitOptions
 from celldial.inference import posterior
-from celldial.inference.fitted_model import check_fitted, feature_table, infer_all, is_file_path, nonempty_blocks
+from celldial.inference.fitted_model import (
+    check_fitted,
+    feature_table,
+    infer_all,
+    is_file_path,
+    nonempty_blocks,
+    read_from,
+)
 from celldial.inference.label_classifier import LabelClassifier
 from celldial.inference.posterior import Posterior
 from celldial.io import results
@@ -211,6 +218,7 @@ class VAE(BaseEstimator):
     compare_gradients = tl.compare_gradients
     decode = tl.decode
     denoise = tl.denoise
+    denoise_to_file = tl.denoise_to_file
     find_axis = tl.find_axis
     impute = tl.impute
     impute_to_file = tl.impute_to_file
@@ -456,6 +464,7 @@ class VAE(BaseEstimator):
         early_stopping: bool = True,
         key_added: str = "X_celldial",
         include_periodic: bool = False,
+        layer: str | None = None,
         progress: bool = True,
     ) -> VAE:
         """Continue the training from the current weights, on the same cells or on new ones with the same schema.
@@ -469,7 +478,11 @@ class VAE(BaseEstimator):
             Cells with raw counts, and the features and covariates of the model.
         max_epochs
             Further passes over the cells.
-        batch_size, validation_size, validation_cells, early_stopping, key_added, include_periodic, progress
+        batch_size, validation_size, validation_cells, early_stopping, key_added, include_periodic
+            As in `fit`.
+        layer
+            As in `transform`; only for a model that is fitted.
+        progress
             As in `fit`.
 
         Returns
@@ -502,7 +515,9 @@ class VAE(BaseEstimator):
             progress=progress,
         )
         if self.__sklearn_is_fitted__():
-            fitting.partial_fit(self, adata, options)
+            fitting.partial_fit(self, adata, options, layer)
+        elif layer is not None:
+            raise ValueError(f"layer is {layer!r}, but the model is not fitted yet: set VAE(layer={layer!r})")
         else:
             fitting.fit(self, adata, options)
         return self
@@ -514,6 +529,7 @@ class VAE(BaseEstimator):
         modality: str | None = None,
         key_added: str | None = None,
         include_periodic: bool = False,
+        layer: str | None = None,
     ) -> np.ndarray:
         """Return the embedding of cells: the posterior mean of the latent coordinates.
 
@@ -532,6 +548,8 @@ class VAE(BaseEstimator):
             Key of ``adata.obsm`` to write the embedding to, such as ``"X_celldial_rna"``. By default it is not written.
         include_periodic
             Whether to append two columns with the point on the circle: activity times cosine and sine of the angle.
+        layer
+            Layer with raw counts, if they are not in the layer that the model was fitted to; ``"X"`` for ``adata.X``.
 
         Returns
         -------
@@ -562,13 +580,13 @@ class VAE(BaseEstimator):
         check_writable(adata, key_added)
         if key_added is not None:
             results.check_key(adata, "obsm", key_added)
-        latent_state, _ = infer_all(self, adata, modality)
+        latent_state, _ = infer_all(read_from(self, layer), adata, modality)
         embedding_cz = latent_state.embedding_with_circle if include_periodic else latent_state.embedding
         if key_added is not None:
             results.write_embedding(adata, self.fingerprint_, key_added, embedding_cz)
         return embedding_cz
 
-    def latent_posterior(self, adata: Any, *, modality: str | None = None) -> Posterior:
+    def latent_posterior(self, adata: Any, *, modality: str | None = None, layer: str | None = None) -> Posterior:
         """Return mean and standard deviation of the posterior of each cell's latent coordinates.
 
         The posterior of cells without any count is the prior, mean 0 and standard deviation 1. A warning reports how
@@ -576,7 +594,7 @@ class VAE(BaseEstimator):
 
         Parameters
         ----------
-        adata, modality
+        adata, modality, layer
             As in `transform`.
 
         Returns
@@ -601,10 +619,10 @@ class VAE(BaseEstimator):
         >>> mean.shape, standard_deviation.shape
         ((700, 10), (700, 10))
         """
-        latent_state, _ = infer_all(self, adata, modality)
+        latent_state, _ = infer_all(read_from(self, layer), adata, modality)
         return Posterior(latent_state.mean, latent_state.standard_deviation)
 
-    def score(self, adata: Any, y: None = None, *, n_samples: int = 1) -> float:
+    def score(self, adata: Any, y: None = None, *, n_samples: int = 1, layer: str | None = None) -> float:
         """Return the mean ELBO of held-out cells in nats per cell; higher is better.
 
         Latent samples come from `seed`, and the KL term has full weight. Cells without any count are left out.
@@ -619,6 +637,8 @@ class VAE(BaseEstimator):
             Latent samples per cell. With more than one, the result is the importance-weighted bound [1]_. It approaches
             the log probability of the counts as the number grows, and can be used to compare models with different
             posteriors.
+        layer
+            As in `transform`.
 
         Returns
         -------
@@ -647,10 +667,10 @@ class VAE(BaseEstimator):
         >>> bool(model.score(held_out) < model.score(held_out, n_samples=10) < 0)
         True
         """
-        check_fitted(self)
+        model = read_from(self, layer)
         check_integer("n_samples", n_samples)
         with isolate_rng(self.seed):
-            blocks = nonempty_blocks(self, adata)
+            blocks = nonempty_blocks(model, adata)
             if n_samples > 1:
                 return posterior.importance_weighted_bound(self.module_, blocks, n_samples)
             return loop.evaluate(self.module_, blocks)["elbo_validation"]

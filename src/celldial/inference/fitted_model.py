@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,7 +33,6 @@ __all__ = [
     "FittedModel",
     "check_fitted",
     "coordinate_names",
-    "covariates_to_set",
     "feature_table",
     "features_by_modality",
     "get_modality",
@@ -40,6 +41,7 @@ __all__ = [
     "library_size_to_decode",
     "nonempty_blocks",
     "read_cells",
+    "read_from",
     "to_anndata",
 ]
 
@@ -67,6 +69,35 @@ def check_fitted(model: FittedModel) -> None:
 def is_file_path(data: Any) -> bool:
     """Return whether the cells are only in files, so that nothing can be written to them."""
     return is_on_disk(data) and not isinstance(data, AnnData)
+
+
+def read_from(model: FittedModel, layer: str | None) -> FittedModel:
+    """Return a view of a fitted model that reads counts from another layer; it shares everything else with the model.
+
+    Parameters
+    ----------
+    model
+        A fitted model.
+    layer
+        The layer with raw counts; ``"X"`` for ``adata.X``, and None for the layer that the model was fitted to.
+
+    Raises
+    ------
+    NotFittedError
+        The model is not fitted yet.
+    TypeError
+        `layer` is not a name.
+    """
+    check_fitted(model)
+    if layer is None:
+        return model
+    if not isinstance(layer, str):
+        raise TypeError(f'layer is {layer!r}: it must be the name of a layer, or "X" for adata.X')
+    name = None if layer == "X" else layer
+    view = copy.copy(model)
+    view.schema_ = replace(model.schema_, layer=name)
+    view.parameters_ = {**model.parameters_, "layer": name}
+    return view
 
 
 def to_anndata(model: FittedModel, adata: Any) -> AnnData:
@@ -180,24 +211,6 @@ def library_size_to_decode(model: FittedModel, modality: str, library_size: floa
         return check_library_size(library_size)
     likelihood = LIKELIHOODS[model.schema_.likelihood[modality]]
     return likelihood.default_library_size(model.library_size_quantiles_[modality])
-
-
-def covariates_to_set(model: FittedModel, transform_batch: Any) -> Mapping[str, Any] | None:
-    """Return `transform_batch`, a batch or a dict that maps covariates to values, as a dict.
-
-    Raises
-    ------
-    ValueError
-        It is a batch, and the model has no batch key.
-    """
-    if isinstance(transform_batch, Mapping | None):
-        return transform_batch
-    if model.schema_.batch_key is None:
-        raise ValueError(
-            f"transform_batch is {transform_batch!r}, but the model was fitted without batch_key: pass a dict of "
-            "covariate to value"
-        )
-    return {model.schema_.batch_key: transform_batch}
 
 
 def feature_table(schema: Schema) -> pd.DataFrame:

@@ -7,13 +7,16 @@ loadings of the decoder were learned from noisy counts: a Laplace approximation 
 
 Only sums over cells are kept, so that memory grows with steps × features and not with the number of cells.
 
-Axis suffixes: ``c`` cells, ``f`` features, ``h`` inputs of the last layer, ``j`` samples (those of one cell side by
-side), ``k`` covariates, ``n`` samples of one cell, ``s`` steps, ``z`` columns of the latent state.
+Expected values can be averaged over several conditions, such as all batches: each sample is then decoded under each of
+them, and everything else refers to the average.
+
+Axis suffixes: ``b`` conditions, ``c`` cells, ``f`` features, ``h`` inputs of the last layer, ``j`` samples (those of
+one cell side by side), ``k`` covariates, ``n`` samples of one cell, ``s`` steps, ``z`` columns of the latent state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -60,7 +63,7 @@ def mean_along_path(
     module: Module,
     name: str,
     states_sjz: np.ndarray,
-    covariates: Covariates,
+    conditions: Sequence[Covariates],
     library_size: float,
     n_samples: int,
     n_group: int,
@@ -75,8 +78,8 @@ def mean_along_path(
         Modality to decode.
     states_sjz
         Latent states, float32: `n_samples` samples of each cell side by side.
-    covariates
-        Covariates of the same samples.
+    conditions
+        Covariates of the same samples under each condition, at least one.
     library_size
         Library size of every cell in this modality.
     n_samples
@@ -84,9 +87,9 @@ def mean_along_path(
     n_group
         Number of cells in the population.
     """
-    along = _PathDecoder(module, name, states_sjz, covariates, library_size, n_samples, n_group)
-    mean_sf, variance_sf, log_total_sj = along.steps()
-    state_variance_f = along.state_variance_of_change(mean_sf, log_total_sj)
+    along = _PathDecoder(module, name, states_sjz, conditions, library_size, n_samples, n_group)
+    mean_sf, variance_sf, log_total_bsj = along.steps()
+    state_variance_f = along.state_variance_of_change(mean_sf, log_total_bsj)
     change_variance_f = state_variance_f + along.loadings_variance_of_change(mean_sf)
     return PopulationMeans(
         *(part.cpu().numpy() for part in (mean_sf, variance_sf, change_variance_f, state_variance_f))
@@ -98,7 +101,7 @@ def contrast_covariance(
     module: Module,
     name: str,
     states_sjz: np.ndarray,
-    covariates: Covariates,
+    conditions: Sequence[Covariates],
     contrast_ks: np.ndarray,
     mean_sf: np.ndarray,
 ) -> np.ndarray:
@@ -106,7 +109,7 @@ def contrast_covariance(
 
     Parameters
     ----------
-    module, name, states_sjz, covariates
+    module, name, states_sjz, conditions
         As in `mean_along_path`.
     contrast_ks
         Weights of the steps in each contrast.
@@ -118,20 +121,25 @@ def contrast_covariance(
     n_contrasts = len(contrast_ks)
     if modality.loadings is None:
         return np.zeros((mean_sf.shape[1], n_contrasts, n_contrasts), dtype=np.float32)
-    input_sjh = decoder_inputs(module, modality, states_sjz, covariates)
-    weight_ks = torch.from_numpy(contrast_ks).to(input_sjh)
-    covariance_fkk = modality.loadings.covariance_of_contrasts(input_sjh.mean(1), weight_ks)
-    elasticity_f = modality.likelihood.elasticity(torch.from_numpy(mean_sf).to(input_sjh)).mean(0)
+    input_bsjh = decoder_inputs(module, modality, states_sjz, conditions)
+    weight_ks = torch.from_numpy(contrast_ks).to(input_bsjh)
+    covariance_fkk = modality.loadings.covariance_of_contrasts(input_bsjh.mean(2).mean(0), weight_ks)
+    elasticity_f = modality.likelihood.elasticity(torch.from_numpy(mean_sf).to(input_bsjh)).mean(0)
     result_fkk: np.ndarray = (covariance_fkk * elasticity_f.square()[:, None, None]).cpu().numpy()
     return result_fkk
 
 
-def decoder_inputs(module: Module, modality: Modality, states_sjz: np.ndarray, covariates: Covariates) -> Tensor:
-    """Return the inputs of the decoder's last layer at each step, shape ``(s, j, h)``."""
+def decoder_inputs(
+    module: Module, modality: Modality, states_sjz: np.ndarray, conditions: Sequence[Covariates]
+) -> Tensor:
+    """Return the inputs of the decoder's last layer at each step under each condition, shape ``(b, s, j, h)``."""
     device = to_eval(module)
-    category_jk, continuous_jk = (torch.from_numpy(part).to(device) for part in covariates)
-    states = (torch.from_numpy(z_jz).to(device) for z_jz in states_sjz)
-    return torch.stack([modality.decoder.inputs(z_jz, category_jk, continuous_jk) for z_jz in states])
+    parts = []
+    for covariates in conditions:
+        category_jk, continuous_jk = (torch.from_numpy(part).to(device) for part in covariates)
+        states = (torch.from_numpy(z_jz).to(device) for z_jz in states_sjz)
+        parts.append(torch.stack([modality.decoder.inputs(z_jz, category_jk, continuous_jk) for z_jz in states]))
+    return torch.stack(parts)
 
 
 class _PathDecoder:
@@ -142,7 +150,7 @@ class _PathDecoder:
         module: Module,
         name: str,
         states_sjz: np.ndarray,
-        covariates: Covariates,
+        conditions: Sequence[Covariates],
         library_size: float,
         n_samples: int,
         n_group: int,
@@ -151,10 +159,12 @@ class _PathDecoder:
         assert isinstance(modality, Modality)
         self.likelihood, self.loadings = modality.likelihood, modality.loadings
         self.n_samples, self.n_group, self.n_features = n_samples, n_group, module.n_features[name]
-        self.input_sjh = decoder_inputs(module, modality, states_sjz, covariates)
+        self.input_bsjh = decoder_inputs(module, modality, states_sjz, conditions)
         self.weight_fh, self.bias_f = modality.decoder.loadings()
-        self.library_size = self.input_sjh.new_tensor([library_size])
-        self.n_draws = self.input_sjh.shape[1]
+        self.library_size = self.input_bsjh.new_tensor([library_size])
+        self.n_conditions, self.n_steps, self.n_draws = self.input_bsjh.shape[:3]
+        # The loadings act linearly on the log rates, so their uncertainty is that at the mean input.
+        self.mean_input_sh = self.input_bsjh.mean(2).mean(0)
         # Matrices that subtract the mean over samples of the same cell, by their number of rows.
         self.centering: dict[int, Tensor] = {}
         # A feature with a share above 0 everywhere, from which the sum over all features follows.
@@ -162,32 +172,42 @@ class _PathDecoder:
 
     def steps(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean over samples, variance of its logarithm, and log sum of rates over features of each sample."""
-        n_steps, n_draws = len(self.input_sjh), self.n_draws
-        mean_sf = self.input_sjh.new_empty((n_steps, self.n_features))
+        mean_sf = self.input_bsjh.new_empty((self.n_steps, self.n_features))
         variance_sf = torch.empty_like(mean_sf)
-        log_total_sj = self.input_sjh.new_empty((n_steps, n_draws))
-        first = next(self._blocks(n_draws, MAX_DECODE_VALUES))
-        logits_buffer_jf = mean_sf.new_empty((first.stop, self.n_features))
-        for step, input_jh in enumerate(self.input_sjh):
+        log_total_bsj = self.input_bsjh.new_empty((self.n_conditions, self.n_steps, self.n_draws))
+        blocks = list(self._blocks(self.n_draws, MAX_DECODE_VALUES // self.n_conditions))
+        logits_buffer_bjf = mean_sf.new_empty((self.n_conditions, blocks[0].stop, self.n_features))
+        for step in range(self.n_steps):
             sums_3f = mean_sf.new_zeros((3, self.n_features))
-            for block in self._blocks(n_draws, MAX_DECODE_VALUES):
-                logits_jf = logits_buffer_jf[: block.stop - block.start]
-                torch.addmm(self.bias_f, input_jh[block], self.weight_fh.T, out=logits_jf)
+            for block in blocks:
+                logits_bjf = logits_buffer_bjf[:, : block.stop - block.start]
+                for logits_jf, input_jh in zip(logits_bjf, self.input_bsjh[:, step, block], strict=True):
+                    torch.addmm(self.bias_f, input_jh, self.weight_fh.T, out=logits_jf)
                 # One large matrix product, then a few samples at a time, which stay in the processor's cache.
-                for few in self._blocks(len(logits_jf), CACHED_ENTRIES):
-                    share_jf = torch.softmax(logits_jf[few], -1)
-                    log_total_j = logits_jf[few, self.anchor] - share_jf[:, self.anchor].log()
-                    log_total_sj[step, block][few] = log_total_j
-                    self._accumulate(self.likelihood.expected(share_jf, self.library_size), sums_3f)
-            torch.div(sums_3f[0], n_draws, out=mean_sf[step]).clamp_min_(TINY)
+                for few in self._blocks(logits_bjf.shape[1], CACHED_ENTRIES):
+                    self._accumulate(
+                        self._average_of_step(logits_bjf[:, few], log_total_bsj[:, step, block][:, few]), sums_3f
+                    )
+            torch.div(sums_3f[0], self.n_draws, out=mean_sf[step]).clamp_min_(TINY)
             variance_sf[step] = self._variance_of_mean(sums_3f) / mean_sf[step].square()
         if self.loadings is not None:
-            loadings_variance_sf = self.loadings.variance(self.input_sjh.mean(1))
+            loadings_variance_sf = self.loadings.variance(self.mean_input_sh)
             for step, mean_f in enumerate(mean_sf):
                 variance_sf[step] += loadings_variance_sf[step] * self.likelihood.elasticity(mean_f).square_()
-        return mean_sf, variance_sf, log_total_sj
+        return mean_sf, variance_sf, log_total_bsj
 
-    def state_variance_of_change(self, mean_sf: Tensor, log_total_sj: Tensor) -> Tensor:
+    def _average_of_step(self, logits_bjf: Tensor, log_total_bj: Tensor) -> Tensor:
+        """Return expected values averaged over conditions, shape ``(j, f)``, and set the log sums of rates."""
+        total_jf: Tensor | None = None
+        for logits_jf, log_total_j in zip(logits_bjf, log_total_bj, strict=True):
+            share_jf = torch.softmax(logits_jf, -1)
+            log_total_j.copy_(logits_jf[:, self.anchor] - share_jf[:, self.anchor].log())
+            expected_jf = self.likelihood.expected(share_jf, self.library_size)
+            total_jf = expected_jf if total_jf is None else total_jf.add_(expected_jf)
+        assert total_jf is not None
+        return total_jf if self.n_conditions == 1 else total_jf.div_(self.n_conditions)
+
+    def state_variance_of_change(self, mean_sf: Tensor, log_total_bsj: Tensor) -> Tensor:
         """Return the variance of the log change from the lowest to the highest step that is due to the states.
 
         Both steps use the same samples, so that their common part cancels.
@@ -198,8 +218,8 @@ class _PathDecoder:
             part = slice(start, start + BLOCK_FEATURES)
             sums_3f = variance_f.new_zeros((3, len(variance_f[part])))
             for block in self._blocks(self.n_draws, MAX_DECODE_VALUES):
-                change_jf = self._relative(highest_f, part, block, mean_sf, log_total_sj)
-                change_jf -= self._relative(lowest_f, part, block, mean_sf, log_total_sj)
+                change_jf = self._relative(highest_f, part, block, mean_sf, log_total_bsj)
+                change_jf -= self._relative(lowest_f, part, block, mean_sf, log_total_bsj)
                 self._accumulate(change_jf, sums_3f)
             variance_f[part] = self._variance_of_mean(sums_3f)
         return variance_f
@@ -210,19 +230,24 @@ class _PathDecoder:
             return torch.zeros_like(mean_sf[0])
         lowest_f, highest_f = mean_sf.argmin(0), mean_sf.argmax(0)
         ends_2f = mean_sf.gather(0, torch.stack([lowest_f, highest_f]))
-        variance_f = self.loadings.variance_of_change(self.input_sjh.mean(1), lowest_f, highest_f)
+        variance_f = self.loadings.variance_of_change(self.mean_input_sh, lowest_f, highest_f)
         return variance_f * self.likelihood.elasticity(ends_2f).mean(0).square_()
 
-    def _relative(self, step_f: Tensor, part: slice, block: slice, mean_sf: Tensor, log_total_sj: Tensor) -> Tensor:
+    def _relative(self, step_f: Tensor, part: slice, block: slice, mean_sf: Tensor, log_total_bsj: Tensor) -> Tensor:
         """Return expected values relative to their mean, with a separate step for each feature, shape ``(j, f)``."""
         weight_fh, bias_f, step_of_f = self.weight_fh[part], self.bias_f[part], step_f[part]
-        share_jf = self.input_sjh.new_empty((len(self.input_sjh[0, block]), len(bias_f)))
-        for step in step_of_f.unique().tolist():
-            column = (step_of_f == step).nonzero()[:, 0]
-            logits_jf = torch.addmm(bias_f[column], self.input_sjh[step, block], weight_fh[column].T)
-            share_jf[:, column] = (logits_jf - log_total_sj[step, block, None]).exp_()
         mean_f = mean_sf[:, part].gather(0, step_of_f[None])[0]
-        return self.likelihood.expected(share_jf, self.library_size) / mean_f
+        total_jf: Tensor | None = None
+        for input_sjh, log_total_sj in zip(self.input_bsjh[:, :, block], log_total_bsj[:, :, block], strict=True):
+            share_jf = input_sjh.new_empty((input_sjh.shape[1], len(bias_f)))
+            for step in step_of_f.unique().tolist():
+                column = (step_of_f == step).nonzero()[:, 0]
+                logits_jf = torch.addmm(bias_f[column], input_sjh[step], weight_fh[column].T)
+                share_jf[:, column] = (logits_jf - log_total_sj[step, :, None]).exp_()
+            relative_jf = self.likelihood.expected(share_jf, self.library_size) / mean_f
+            total_jf = relative_jf if total_jf is None else total_jf.add_(relative_jf)
+        assert total_jf is not None
+        return total_jf if self.n_conditions == 1 else total_jf.div_(self.n_conditions)
 
     def _accumulate(self, value_jf: Tensor, sums_3f: Tensor) -> None:
         """Add values, squared deviations from the mean of the same cell, and squares to running sums over samples."""

@@ -4,7 +4,7 @@ They are also methods of the estimator: ``cd.tl.latent_traverse(model, adata)`` 
 """
 
 from celldial.tl.clusters import clusters
-from celldial.tl.expression import denoise, impute, impute_to_file
+from celldial.tl.expression import denoise, denoise_to_file, impute, impute_to_file
 from celldial.tl.feature_tables import loadings, topics
 from celldial.tl.find_axis import find_axis
 from celldial.tl.generate import decode, sample
@@ -21,6 +21,7 @@ __all__ = [
     "compare_gradients",
     "decode",
     "denoise",
+    "denoise_to_file",
     "find_axis",
     "impute",
     "impute_to_file",

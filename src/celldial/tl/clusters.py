@@ -9,7 +9,7 @@ import pandas as pd
 from anndata import AnnData
 
 from celldial.data.labels import UNASSIGNED
-from celldial.inference.fitted_model import FittedModel, check_fitted, infer_all, is_file_path
+from celldial.inference.fitted_model import FittedModel, infer_all, is_file_path, read_from
 from celldial.inference.posterior import LatentState
 from celldial.io import results
 
@@ -29,7 +29,12 @@ class FoundClusters(NamedTuple):
 
 
 def clusters(
-    model: FittedModel, adata: AnnData, *, min_probability: float = MIN_PROBABILITY, modality: str | None = None
+    model: FittedModel,
+    adata: AnnData,
+    *,
+    min_probability: float = MIN_PROBABILITY,
+    modality: str | None = None,
+    layer: str | None = None,
 ) -> pd.DataFrame:
     """Infer the probability of each cluster or label for each cell, and write it to the AnnData.
 
@@ -52,7 +57,7 @@ def clusters(
     min_probability
         Least probability of an assigned label. With 0, each cell gets its most probable label, however far it is from
         the labeled cells. It has no effect on clusters without labels.
-    modality
+    modality, layer
         As in `transform`.
 
     Returns
@@ -88,7 +93,7 @@ def clusters(
     >>> bool((table.max(axis=1)[assigned] >= 0.8).all())
     True
     """
-    check_fitted(model)
+    model = read_from(model, layer)
     if model.clusters_ is None:
         raise ValueError("this model has no clusters: fit one with VAE(n_clusters=...) or VAE(labels_key=...)")
     if not 0 <= min_probability <= 1:

@@ -19,9 +19,9 @@ from celldial.data.cells import Cells, to_csr_matrix
 from celldial.inference import posterior
 from celldial.inference.fitted_model import (
     FittedModel,
-    check_fitted,
     get_modality,
     read_cells,
+    read_from,
 )
 from celldial.io import results
 from celldial.tl import axis_targets
@@ -47,6 +47,7 @@ def find_axis(
     features: Mapping[str, Sequence[str]] | None = None,
     modality: str | None = None,
     n_permutations: int = 999,
+    layer: str | None = None,
 ) -> Axis:
     """Find a named axis: the direction in latent space along which a target changes, and a score for every cell.
 
@@ -80,6 +81,8 @@ def find_axis(
     n_permutations
         Number of permutations of the target for the p-value, within batches if the model has a `batch_key`. The
         smallest possible p-value is 1 / (1 + `n_permutations`).
+    layer
+        As in `transform`.
 
     Returns
     -------
@@ -122,7 +125,7 @@ def find_axis(
     (True, 0.001)
     >>> axis = model.find_axis(adata, "cytotoxicity", features={"up": ["NKG7", "GNLY", "PRF1"], "down": ["CD79A"]})
     """
-    check_fitted(model)
+    model = read_from(model, layer)
     check_integer("n_permutations", n_permutations)
     reserved = [] if model.periodic_ is None else [model.periodic_["name"]]
     check_axis_name(name, reserved)

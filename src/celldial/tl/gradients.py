@@ -19,7 +19,7 @@ from torch import Tensor
 from celldial.data import cell_checks
 from celldial.data.cells import Cells, decode_block_size
 from celldial.inference import posterior
-from celldial.inference.fitted_model import FittedModel, check_fitted, read_cells
+from celldial.inference.fitted_model import FittedModel, read_cells, read_from
 from celldial.model.clusters import FINAL_TEMPERATURE
 from celldial.model.elbo import Baseline, BaselineName, Gradient
 from celldial.model.latent_parts import EncoderOutput
@@ -76,6 +76,7 @@ def compare_gradients(
     n_cells: int = 64,
     n_reference: int = 4000,
     temperature: float = FINAL_TEMPERATURE,
+    layer: str | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Compare estimators of the gradient of the negative ELBO on cells of a fitted model.
@@ -106,6 +107,8 @@ def compare_gradients(
         ``"reparameterized"``, or ``"enumerate"`` in a model with clusters.
     temperature
         Temperature of relaxed choices; by default that at the end of training.
+    layer
+        As in `transform`.
     seed
         Seed of all random numbers.
 
@@ -156,7 +159,7 @@ def compare_gradients(
     """
     for name, value in {"n_samples": n_samples, "n_reference": n_reference}.items():
         check_integer(name, value, minimum=2)
-    chosen, cells, encoded = prepare_inputs(model, adata, estimators, n_cells, temperature, seed)
+    chosen, cells, encoded = prepare_inputs(read_from(model, layer), adata, estimators, n_cells, temperature, seed)
     reference = {name: Moments() for name in posterior_of(encoded)}
     with isolate_rng(seed):
         best = next(iter(available_estimators(model.module_).values()))
@@ -200,6 +203,7 @@ def sweep_gradients(
     n_samples: int = 512,
     n_cells: int = 64,
     temperature: float = FINAL_TEMPERATURE,
+    layer: str | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Measure the variance of gradient estimators for wider and narrower posteriors, and for averages of samples.
@@ -216,7 +220,7 @@ def sweep_gradients(
         Numbers of samples to average, at the posterior's own width.
     n_samples
         Samples of each estimator for each cell and width, at least twice the largest number to average.
-    n_cells, temperature, seed
+    n_cells, temperature, layer, seed
         As in `compare_gradients`.
 
     Returns
@@ -244,7 +248,7 @@ def sweep_gradients(
     check_integer("n_samples", n_samples, minimum=2 * max(n_averaged, default=1))
     if not all(width > 0 for width in widths):
         raise ValueError(f"widths are {list(widths)}: each must be above 0")
-    chosen, cells, encoded = prepare_inputs(model, adata, estimators, n_cells, temperature, seed)
+    chosen, cells, encoded = prepare_inputs(read_from(model, layer), adata, estimators, n_cells, temperature, seed)
     rows = []
     for estimator, config in chosen.items():
         for width in sorted({*map(float, widths), 1.0}):
@@ -271,7 +275,6 @@ def prepare_inputs(
     seed: int,
 ) -> tuple[dict[str, EstimatorConfig], Cells, EncoderOutput]:
     """Return the requested estimators, some cells, and the encoder output for these cells."""
-    check_fitted(model)
     module = model.module_
     check_integer("n_cells", n_cells)
     if module.circle is not None:

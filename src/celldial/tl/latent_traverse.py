@@ -6,20 +6,20 @@ Axis suffixes: ``f`` features, ``s`` steps, ``z`` columns of the latent state.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from celldial.inference import population_means, posterior
+from celldial.inference import population_means
+from celldial.inference.conditions import Conditions, describe_conditions, resolve_transform_batch
 from celldial.inference.fitted_model import (
     FittedModel,
-    check_fitted,
-    covariates_to_set,
     feature_table,
     library_size_to_decode,
+    read_from,
     to_anndata,
 )
 from celldial.io import results
@@ -47,6 +47,7 @@ def latent_traverse(
     n_samples: int | None = None,
     library_size: float | None = None,
     key_added: str | None = None,
+    layer: str | None = None,
     seed: int | None = None,
 ) -> AnnData:
     r"""Move cells along an axis of latent space, and return which genes and peaks change, with credible intervals.
@@ -81,7 +82,7 @@ def latent_traverse(
     groupby
         Column of ``adata.obs`` with the groups of a path. Needed if several columns contain both groups.
     transform_batch
-        Decode as if all cells came from this batch; or a dict that maps covariates to values. By default each cell
+        Batch to decode under, several batches to average over, or ``"all"``, as in `denoise`. By default each cell
         keeps its own covariates.
     n_cells
         Number of cells to move, chosen at random from the population.
@@ -93,6 +94,8 @@ def latent_traverse(
     key_added
         Name of the result in ``adata.uns["latent_traverse"]``. By default ``"axis_3"`` (``"topic_3"`` for a topic),
         the name of the axis, or ``"CD4 T to CD8 T"``.
+    layer
+        As in `transform`.
     seed
         Seed of the choice of cells and of the posterior samples; the model's seed by default.
 
@@ -165,12 +168,12 @@ def latent_traverse(
     >>> list(adata.uns["latent_traverse"])
     ['axis_3', 'CD14+ Monocyte to Dendritic']
     """
-    check_fitted(model)
+    model = read_from(model, layer)
     for name, count, least in (("n_steps", n_steps, 2), ("n_cells", n_cells, 1), ("n_samples", n_samples, 2)):
         if count is not None or name != "n_samples":
             check_integer(name, count, least)
     check_traversal(span, key_added)
-    covariates = covariates_to_set(model, transform_batch)
+    conditions = resolve_transform_batch(model, transform_batch)
     seed = model.seed if seed is None else seed
     check_integer("seed", seed, 0)
     depth = {
@@ -194,7 +197,7 @@ def latent_traverse(
             "this model was saved by an earlier version, without the uncertainty of its loadings: the intervals only "
             "cover the uncertainty of the latent states; fit or partial_fit adds the rest",
         )
-    result, stored = decode_traversal(model, resolved, moved, covariates, depth)
+    result, stored = decode_traversal(model, resolved, moved, conditions, depth)
     results.write_traversal(adata, model.fingerprint_, resolved.name if key_added is None else key_added, stored)
     return result
 
@@ -203,7 +206,7 @@ def decode_traversal(
     model: FittedModel,
     axis: TraversalAxis,
     moved: MovedCells,
-    covariates: Mapping[str, Any] | None,
+    conditions: Sequence[Mapping[str, Any]],
     library_size: Mapping[str, float],
 ) -> tuple[AnnData, dict[str, Any]]:
     """Decode moved cells, and summarize the change of every feature.
@@ -214,8 +217,8 @@ def decode_traversal(
         A fitted model.
     axis, moved
         The axis, and the cells along it.
-    covariates
-        Covariate to one value for all cells.
+    conditions
+        Conditions to decode under, as `resolve_transform_batch` returns them.
     library_size
         Modality to the library size to decode with.
 
@@ -225,9 +228,8 @@ def decode_traversal(
         Steps × features, as `latent_traverse` returns them, and the same as arrays to store.
     """
     schema = model.schema_
-    encoded = posterior.Covariates(
-        *(np.repeat(part, moved.n_samples, axis=0) for part in schema.encode_covariates(moved.cells, covariates))
-    )
+    sample_of_cell_j = np.repeat(np.arange(moved.cells.n_obs), moved.n_samples)
+    encoded = Conditions.encode(schema, moved.cells, conditions).cells(sample_of_cell_j)
     sizes = (moved.n_samples, moved.n_group)
     parts = [
         population_means.mean_along_path(model.module_, name, moved.state_sjz, encoded, depth, *sizes)
@@ -258,7 +260,7 @@ def decode_traversal(
         "n_cells": moved.cells.n_obs,
         "n_samples": moved.n_samples,
         "at": moved.at,
-        "covariates": {key: str(value) for key, value in (covariates or {}).items()},
+        "covariates": describe_conditions(conditions),
         **({"phases": axis.phases} if axis.phases else {}),
     }
     names = feature_table(schema).index
@@ -288,14 +290,14 @@ def _flat_p_value(
     model: FittedModel,
     name: str,
     state_sjz: np.ndarray,
-    covariates: posterior.Covariates,
+    conditions: Conditions,
     means: population_means.PopulationMeans,
     closed: bool,
 ) -> np.ndarray:
     """Return the p-value of a flat curve for each feature of a modality."""
     contrast_ks = flat_curves.contrasts(len(state_sjz), closed)
     covariance_fkl = population_means.contrast_covariance(
-        model.module_, name, state_sjz, covariates, contrast_ks, means.mean_sf
+        model.module_, name, state_sjz, conditions, contrast_ks, means.mean_sf
     )
     # A contrast is the coefficient of a function with a range of 2, so this much of it is due to the states.
     state_variance_f = means.state_variance_f / 4

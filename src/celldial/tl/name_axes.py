@@ -18,7 +18,7 @@ from scipy import sparse
 from celldial.data import cell_checks
 from celldial.data.cells import Cells, to_csr_matrix
 from celldial.inference import posterior
-from celldial.inference.fitted_model import FittedModel, check_fitted, coordinate_names, get_modality, read_cells
+from celldial.inference.fitted_model import FittedModel, coordinate_names, get_modality, read_cells, read_from
 from celldial.io import results
 from celldial.tl.axis_targets import PER_TEN_THOUSAND, match_features
 from celldial.utils.messages import feature_noun
@@ -41,6 +41,7 @@ def name_axes(
     *,
     modality: str | None = None,
     n_permutations: int = 999,
+    layer: str | None = None,
 ) -> pd.DataFrame:
     """Test which latent coordinates and named axes follow known gene sets.
 
@@ -61,6 +62,8 @@ def name_axes(
         Modality of the genes; by default ``"rna"``, or the first modality of a model without RNA.
     n_permutations
         Number of random sets for each gene set. The smallest possible p-value is 1 / (1 + `n_permutations`).
+    layer
+        As in `transform`.
 
     Returns
     -------
@@ -116,7 +119,7 @@ def name_axes(
     >>> sorted(table["axis"])
     ['axis_0', 'axis_1', 'axis_2']
     """
-    check_fitted(model)
+    model = read_from(model, layer)
     check_integer("n_permutations", n_permutations)
     modality = get_modality(model, "rna" if modality is None and "rna" in model.schema_.modalities else modality)
     names = model.schema_.feature_names[modality]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from celldial.inference.fitted_model import FittedModel, check_fitted, infer_all, is_file_path
+from celldial.inference.fitted_model import FittedModel, infer_all, is_file_path, read_from
 from celldial.inference.posterior import LatentState
 from celldial.io import results
 from celldial.periodic.phases import assign_phases
@@ -21,14 +21,14 @@ __all__ = ["phase", "phase_table"]
 MIN_ACTIVE, MIN_CONCENTRATION = 0.5, 1.0
 
 
-def phase(model: FittedModel, adata: AnnData, *, modality: str | None = None) -> pd.DataFrame:
+def phase(model: FittedModel, adata: AnnData, *, modality: str | None = None, layer: str | None = None) -> pd.DataFrame:
     r"""Infer angle, activity and phase of cells on the periodic coordinate, and write them to ``adata.obs``.
 
     Parameters
     ----------
     model
         A fitted `VAE`; omitted in the method call ``model.phase(adata)``.
-    adata, modality
+    adata, modality, layer
         As in `transform`.
 
     Returns
@@ -63,7 +63,7 @@ def phase(model: FittedModel, adata: AnnData, *, modality: str | None = None) ->
     >>> model.phase(adata)["cell_cycle_phase"].cat.categories.tolist()
     ['G1', 'S', 'G2M']
     """
-    check_fitted(model)
+    model = read_from(model, layer)
     if model.periodic_ is None:
         raise ValueError("this model has no periodic coordinate: fit one with VAE(periodic='cell_cycle')")
     if not is_file_path(adata):

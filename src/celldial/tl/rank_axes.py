@@ -13,10 +13,10 @@ from celldial.data.cells import Cells, decode_block_size
 from celldial.inference import posterior
 from celldial.inference.fitted_model import (
     FittedModel,
-    check_fitted,
     coordinate_names,
     library_size_to_decode,
     read_cells,
+    read_from,
 )
 from celldial.inference.posterior import Covariates
 from celldial.io import results
@@ -28,7 +28,12 @@ __all__ = ["coordinate_table", "kl_divergence", "rank_coordinates", "total_effec
 
 
 def axes(
-    model: FittedModel, adata: AnnData, *, n_cells: int = 500, gene_sets: Mapping[str, Sequence[str]] | None = None
+    model: FittedModel,
+    adata: AnnData,
+    *,
+    n_cells: int = 500,
+    gene_sets: Mapping[str, Sequence[str]] | None = None,
+    layer: str | None = None,
 ) -> pd.DataFrame:
     """Rank the latent coordinates by their effect on the decoded output, and mark those that the model does not use.
 
@@ -43,6 +48,8 @@ def axes(
     gene_sets
         Name to genes, ``{"S": ["MCM5", ...], "G2M": [...]}``: known programs to name the coordinates by, as in
         `name_axes`.
+    layer
+        As in `transform`.
 
     Returns
     -------
@@ -81,7 +88,7 @@ def axes(
     >>> list(model.axes(adata).columns)
     ['kl', 'variance', 'share', 'share_rna', 'used', 'rank']
     """
-    check_fitted(model)
+    model = read_from(model, layer)
     check_integer("n_cells", n_cells, 2)
     _, cells = read_cells(model, adata)
     cell_checks.check_has_counts(cells)
