@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -257,6 +257,27 @@ class Schema:
             },
         )
 
+    def extend(self, obs: pd.DataFrame) -> Schema:
+        """Return the schema with the categories of further cells added; known categories keep their codes.
+
+        Parameters
+        ----------
+        obs
+            Table of cells with the categorical covariates of the schema.
+
+        Raises
+        ------
+        KeyError
+            A covariate is missing.
+        ValueError
+            A value is missing.
+        """
+        categories = {}
+        for key, known in self.categories.items():
+            found = find_categories(get_column(obs, key), key)
+            categories[key] = (*known, *(name for name in found if name not in known))
+        return replace(self, categories=categories)
+
     def read_counts(self, adata: AnnData) -> dict[str, sparse.csr_matrix]:
         """Return the checked counts of the model's features.
 
@@ -396,7 +417,10 @@ class Schema:
         }
         category_ck = np.empty((len(table), len(self.categories)), dtype=np.int64)
         for k, (key, categories) in enumerate(self.categories.items()):
-            remedy = f"fit a model with these cells, or set adata.obs[{key!r}] to the most similar category"
+            remedy = (
+                "learn them with model.map_query(adata), fit a model with these cells, or set "
+                f"adata.obs[{key!r}] to the most similar category"
+            )
             if key in overrides:
                 remedy = "choose one of them"
             category_ck[:, k] = encode_categories(columns[key], key, categories, remedy)

@@ -50,7 +50,7 @@ from celldial.utils.validation import check_integer
 if TYPE_CHECKING:
     from celldial.estimator.vae import VAE
 
-__all__ = ["FitOptions", "fit", "partial_fit"]
+__all__ = ["FitOptions", "extend_history", "fit", "infer_source", "partial_fit", "write_results"]
 
 # Factor by which the learning rate is lower if coordinates are learned by the score function.
 SCORE_FUNCTION_LR_DIVISOR = 4
@@ -124,7 +124,7 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
         stages = first_stages(module, plan, model.seed, target)
         trained = hold_out(source, model.seed)
         history, source = loop.fit(module, trained, stages, model.seed, run)
-        latent_state = _infer_source(module, source, adata)
+        latent_state = infer_source(module, source, adata)
         classifier = fit_labels(module, found.source, trained, schema, found.clusters, model.seed)
         sample = source.training_sample(MAX_CELLS_TO_MEASURE)
         fit_laplace(module, sample, torch.arange(len(sample)), len(source.train_c) / len(sample))
@@ -138,7 +138,7 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
     model.library_size_quantiles_ = _library_size_quantiles(found.cells, source.train_c)
     model.fingerprint_ = checksum(module.state_dict().values())
     if latent_state is not None:
-        _write(model, adata, latent_state, options)
+        write_results(model, adata, latent_state, options)
 
 
 def partial_fit(model: VAE, adata: Any, options: FitOptions, layer: str | None = None) -> None:
@@ -175,9 +175,9 @@ def partial_fit(model: VAE, adata: Any, options: FitOptions, layer: str | None =
         fit_laplace(module, cells, train_c)
         module.requires_grad_(True)
     model.module_, model.label_classifier_ = module, classifier
-    model.history_ = _extend_history(model.history_, history)
+    model.history_ = extend_history(model.history_, history)
     model.fingerprint_ = checksum(module.state_dict().values())
-    _write(model, adata, latent_state, options)
+    write_results(model, adata, latent_state, options)
 
 
 def _plan(model: VAE, n_train: int, options: FitOptions, device: str = "cpu") -> TrainingPlan:
@@ -212,7 +212,7 @@ def _checkpoint(
     return Checkpoint(Path(options.checkpoint), identity, options.checkpoint_minutes)
 
 
-def _infer_source(module: Module, source: InMemorySource | OnDiskSource, adata: Any) -> LatentState | None:
+def infer_source(module: Module, source: InMemorySource | OnDiskSource, adata: Any) -> LatentState | None:
     """Infer the latent states of all cells, including those not trained on; None if there is no AnnData to write to."""
     if isinstance(source, InMemorySource):
         return posterior.infer(module, source.cells)
@@ -228,7 +228,7 @@ def _library_size_quantiles(cells: Cells, train_c: torch.Tensor) -> dict[str, np
     return {modality: np.quantile(total_c[total_c > 0], np.linspace(0, 1, 101)) for modality, total_c in totals.items()}
 
 
-def _extend_history(before: Mapping[str, list[float]], new: Mapping[str, list[float]]) -> dict[str, list[float]]:
+def extend_history(before: Mapping[str, list[float]], new: Mapping[str, list[float]]) -> dict[str, list[float]]:
     """Append the history of a continued training; values that one of the two lacks are NaN."""
     n_before = len(before["seconds"])
     missing_before, missing_new = [math.nan] * n_before, [math.nan] * len(new["seconds"])
@@ -237,7 +237,7 @@ def _extend_history(before: Mapping[str, list[float]], new: Mapping[str, list[fl
     return history
 
 
-def _write(model: VAE, adata: Any, latent_state: LatentState, options: FitOptions) -> None:
+def write_results(model: VAE, adata: Any, latent_state: LatentState, options: FitOptions) -> None:
     """Write embedding, record, phases and clusters to the AnnData."""
     record = {
         "parameters": model.parameters_,

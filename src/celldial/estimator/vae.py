@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator
 
 from celldial import tl
 from celldial.data.schema import Schema
-from celldial.estimator import fitting, serialization
+from celldial.estimator import fitting, mapping, serialization
 from celldial.estimator.fitting import FitOptions
 from celldial.inference import posterior
 from celldial.inference.fitted_model import (
@@ -229,6 +229,8 @@ class VAE(BaseEstimator):
     sample = tl.sample
     sweep_gradients = tl.sweep_gradients
     topics = tl.topics
+
+    map_query = mapping.map_query
 
     def __init__(
         self,

@@ -129,9 +129,10 @@ def _train_in_process(
     fabric: Fabric, module: Module, source: Source, plan: TrainingPlan, seed: int, run: RunContext
 ) -> StageResult:
     """Train in this process, which may be one of several."""
-    trainer = Trainer(fabric, module, source, plan, seed, run.checkpoint)
-    with compiled_networks(module) if run.hardware.compile else nullcontext():
-        return trainer.run()
+    with nullcontext() if plan.trainable is None else plan.trainable.only(module):
+        trainer = Trainer(fabric, module, source, plan, seed, run.checkpoint)
+        with compiled_networks(module) if run.hardware.compile else nullcontext():
+            return trainer.run()
 
 
 class _Loss(nn.Module):
@@ -180,6 +181,8 @@ class Trainer:
         self.fabric, self.module, self.plan = fabric, module, plan
         self.n_steps = plan.max_epochs * math.ceil(n_train / max(1, plan.batch_size // fabric.world_size))
         self.adam = make_optimizer(module, plan.learning_rate, plan.weight_decay, len(source.train_c))
+        if plan.trainable is not None:
+            plan.trainable.protect(module, self.adam)
         peak_rates = [group["lr"] for group in self.adam.param_groups]
         self.schedule = OneCycleLR(
             self.adam, peak_rates, total_steps=self.n_steps + 1, pct_start=LR_WARMUP_FRACTION, div_factor=10

@@ -32,7 +32,15 @@ from celldial.training.plan import Stage, StagePlan, TrainingPlan
 from celldial.utils.settings import settings
 from celldial.utils.warnings import warn
 
-__all__ = ["PeriodicTarget", "direction_of", "first_stages", "further_stages", "logged_counts", "observed_peaks"]
+__all__ = [
+    "PeriodicTarget",
+    "direction_of",
+    "first_stages",
+    "further_stages",
+    "logged_counts",
+    "mapping_stages",
+    "observed_peaks",
+]
 
 # Fraction of the epochs before angles are inferred for the first time.
 FIRST_STAGE_FRACTION = 2 / 3
@@ -87,6 +95,16 @@ def further_stages(plan: TrainingPlan) -> StagePlan:
     """
     stage = Stage("turn-1", plan, before=start_from_model, after=partial(infer_angles, select_features=False))
     return StagePlan((stage,), finish=decorrelate)
+
+
+def mapping_stages(plan: TrainingPlan) -> StagePlan:
+    """Return the stages that map new cells: their angles are inferred once, and the circle stays as it is."""
+    return StagePlan((Stage("mapping", plan, before=start_from_angles),))
+
+
+def start_from_angles(module: Module, source: InMemorySource) -> InMemorySource:
+    """Infer the angles with the fitted module."""
+    return replace(source, cells=update_angles(module, source.cells))
 
 
 def initialize_angles(module: Module, source: InMemorySource, target: PeriodicTarget, seed: int) -> InMemorySource:

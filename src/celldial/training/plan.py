@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from celldial.model.module import Module
+    from celldial.training.trainable import TrainableRows
 
 __all__ = [
     "History",
@@ -45,6 +46,8 @@ class TrainingPlan:
         Whether the weight of the KL term starts near 0 and rises to 1.
     progress
         Whether to show a progress bar on stderr.
+    trainable
+        The only values that training changes; None to train the whole module.
     """
 
     max_epochs: int
@@ -54,6 +57,7 @@ class TrainingPlan:
     early_stopping: bool = True
     kl_warmup: bool = True
     progress: bool = False
+    trainable: TrainableRows | None = None
 
 
 @dataclass(frozen=True)

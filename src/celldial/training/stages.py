@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from celldial.model.module import Module
     from celldial.training.periodic import PeriodicTarget
 
-__all__ = ["choose_batch_size", "choose_max_epochs", "first_stages", "further_stages"]
+__all__ = ["choose_batch_size", "choose_max_epochs", "first_stages", "further_stages", "mapping_stages"]
 
 
 def choose_max_epochs(n_cells: int) -> int:
@@ -53,3 +53,8 @@ def first_stages(module: Module, plan: TrainingPlan, seed: int, target: Periodic
 def further_stages(module: Module, plan: TrainingPlan) -> StagePlan:
     """Return the stages that continue the training of a fitted module."""
     return StagePlan((Stage("training", plan),)) if module.circle is None else periodic.further_stages(plan)
+
+
+def mapping_stages(module: Module, plan: TrainingPlan) -> StagePlan:
+    """Return the stages that learn the effects of new categories, while everything else stays as it is."""
+    return StagePlan((Stage("mapping", plan),)) if module.circle is None else periodic.mapping_stages(plan)
