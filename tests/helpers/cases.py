@@ -13,7 +13,7 @@ from scipy import stats
 
 from celldial.model.latents import LatentName
 from celldial.model.priors import PriorName
-from helpers.figures import cycling, fitted, ranked, stored_in, sweep, traversal
+from helpers.figures import checked, cycling, fitted, ranked, stored_in, sweep, traversal
 
 # --- Likelihoods ------------------------------------------------------------------------------------------------------
 
@@ -113,6 +113,11 @@ PLOT_CASES: dict[str, PlotCase] = {
         cycling,
         ["circle", "MCM5", "PCNA", "MCM6", "UBE2C", "TOP2A", "CDK1"],
         ["'cell_cycle_angle'", "VAE(periodic='cell_cycle')"],
+    ),
+    "check": PlotCase(
+        checked,
+        ["zeros", "dispersion", "library_size", "correlations", "coverage", "doublets", "importance_weights"],
+        ["model.check(adata)"],
     ),
     "gradient_variance": PlotCase(sweep, ["width", "n_averaged"], ["'parameter'", "celldial.tl.sweep_gradients"]),
     "history": PlotCase(fitted, ["elbo", "kl"], ["model.fit(adata)"]),

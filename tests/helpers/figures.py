@@ -223,6 +223,25 @@ def ranked(n: int = 6, modalities: tuple[str, ...] = ("rna",)) -> AnnData:
     return AnnData(np.zeros((2, 1), dtype=np.float32), uns={"celldial": {"coordinates": coordinates(n, modalities)}})
 
 
+def checked(batches: tuple[str, ...] = ("all", "b1", "b2"), modality: str = "rna") -> AnnData:
+    """Return cells that have only a table of checks, of which the last batch fails two."""
+    rows = [
+        (check, modality, batch, center + (4 if fails else 0.5) * width, center - width, center + width, 0.5, fails)
+        for check, center, width in (
+            *(("zeros", 0.0, 0.01), ("library_size", 0.0, 0.02), ("correlations", 0.03, 0.03)),
+            *(("dispersion", 1.0, 0.05), ("coverage", 0.9, 0.01)),
+        )
+        for batch in batches
+        for fails in [batch == batches[-1] and check in ("zeros", "dispersion")]
+    ]
+    rows += [("doublets", modality, "all", 0.2, -0.3, 0.3, 0.4, False)]
+    rows += [("importance_weights", "all", "all", 0.1, 0.0, 0.5, np.nan, False)]
+    columns = ["check", "modality", "batch", "observed", "lower", "upper", "p_value", "failed"]
+    table = pd.DataFrame(rows, columns=columns).assign(advice="")
+    table.index = table.index.astype(str)
+    return AnnData(np.zeros((2, 1), dtype=np.float32), uns={"celldial": {"check": table}})
+
+
 def sweep(parameters: tuple[str, ...] = ("mu", "sigma")) -> pd.DataFrame:
     """Return a table as of `tl.sweep_gradients`: powers of the width, and averages slightly off their line."""
     estimators = ["score_function + learned", "reparameterized", "score_function"]

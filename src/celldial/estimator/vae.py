@@ -214,6 +214,7 @@ class VAE(BaseEstimator):
 
     # Analyses, each documented in `celldial.tl`.
     axes = tl.axes
+    check = tl.check
     clusters = tl.clusters
     compare_gradients = tl.compare_gradients
     decode = tl.decode
@@ -226,6 +227,7 @@ class VAE(BaseEstimator):
     loadings = tl.loadings
     name_axes = tl.name_axes
     phase = tl.phase
+    posterior_predictive = tl.posterior_predictive
     sample = tl.sample
     sweep_gradients = tl.sweep_gradients
     topics = tl.topics

@@ -19,7 +19,7 @@ from scipy import sparse
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from celldial.data.cells import MAX_DECODE_CELLS, Cells, decode_block_size, minibatches
+from celldial.data.cells import MAX_DECODE_CELLS, Cells, decode_block_size, decode_blocks, minibatches
 from celldial.model.likelihoods import SparseObservation
 from celldial.model.module import Module
 from celldial.utils.random import isolate_rng
@@ -32,6 +32,7 @@ __all__ = [
     "decode_mean",
     "importance_weighted_bound",
     "infer",
+    "log_weights",
     "sample_cells",
     "sample_latent",
     "to_eval",
@@ -223,6 +224,15 @@ def importance_weighted_bound(module: Module, blocks: Iterable[Cells], n_samples
         total += float((log_weight_nc.double().logsumexp(0) - math.log(n_samples)).sum())
         n_cells += len(block)
     return total / n_cells
+
+
+@torch.no_grad()
+def log_weights(module: Module, cells: Cells, n_samples: int) -> np.ndarray:
+    """Return the logs of importance weights at draws from each cell's posterior, with torch's generator, ``(n, c)``."""
+    device = to_eval(module)
+    blocks = [module.log_weights(block.to(device), n_samples).cpu().numpy() for block in decode_blocks(cells)]
+    weight_nc: np.ndarray = np.concatenate(blocks, axis=1)
+    return weight_nc
 
 
 @torch.no_grad()

@@ -60,6 +60,7 @@ __all__ = [
     "read_traversals",
     "remove",
     "write_axis",
+    "write_check",
     "write_clusters",
     "write_coordinates",
     "write_embedding",
@@ -76,7 +77,7 @@ TRAVERSALS = "latent_traverse"
 CLUSTER, CLUSTER_PROBABILITY = "celldial_cluster", "celldial_cluster_probability"
 CLUSTER_DISPUTED = "celldial_cluster_disputed"
 # Tables in the record.
-TABLES = COORDINATES, GENE_SETS = "coordinates", "gene_sets"
+TABLES = COORDINATES, GENE_SETS, CHECK = "coordinates", "gene_sets", "check"
 # Keys of the record of each fit, other than the key of its embedding.
 FIT_PARTS = ("version", "model", "parameters", "schema", "history")
 PERIODIC_PARTS = ("angle", "concentration", "active_probability", "active", "phase")
@@ -342,6 +343,11 @@ def write_coordinates(adata: Any, model: str, table: pd.DataFrame) -> None:
 def write_gene_sets(adata: Any, model: str, table: pd.DataFrame) -> None:
     """Write the correlations of axes with gene sets to the record."""
     _write_table(adata, model, GENE_SETS, table)
+
+
+def write_check(adata: Any, model: str, table: pd.DataFrame) -> None:
+    """Write the results of posterior predictive checks to the record."""
+    _write_table(adata, model, CHECK, table)
 
 
 def _write_table(adata: Any, model: str, name: str, table: pd.DataFrame) -> None:

@@ -7,6 +7,7 @@ leave the settings of matplotlib unchanged.
 from celldial.pl.axes import axes
 from celldial.pl.axis_features import axis_features
 from celldial.pl.cell_cycle import cell_cycle
+from celldial.pl.check import check
 from celldial.pl.dial import dial
 from celldial.pl.gradient_variance import gradient_variance
 from celldial.pl.history import history
@@ -17,6 +18,7 @@ __all__ = [
     "axes",
     "axis_features",
     "cell_cycle",
+    "check",
     "dial",
     "gradient_variance",
     "history",

@@ -3,6 +3,7 @@
 They are also methods of the estimator: ``cd.tl.latent_traverse(model, adata)`` is ``model.latent_traverse(adata)``.
 """
 
+from celldial.tl.check import check
 from celldial.tl.clusters import clusters
 from celldial.tl.expression import denoise, denoise_to_file, impute, impute_to_file
 from celldial.tl.feature_tables import loadings, topics
@@ -12,11 +13,13 @@ from celldial.tl.gradients import compare_gradients, sweep_gradients
 from celldial.tl.latent_traverse import latent_traverse
 from celldial.tl.name_axes import name_axes
 from celldial.tl.phase import phase
+from celldial.tl.posterior_predictive import posterior_predictive
 from celldial.tl.rank_axes import axes
 from celldial.tl.remove_results import remove_results
 
 __all__ = [
     "axes",
+    "check",
     "clusters",
     "compare_gradients",
     "decode",
@@ -29,6 +32,7 @@ __all__ = [
     "loadings",
     "name_axes",
     "phase",
+    "posterior_predictive",
     "remove_results",
     "sample",
     "sweep_gradients",
