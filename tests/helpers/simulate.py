@@ -124,14 +124,16 @@ N_CELLS = 60
 def simulate_modalities(*modalities: str, n_cells: int = N_CELLS, seed: int = 0) -> AnnData:
     """Draw paired counts of some modalities, or of all: genes g0, g1, ..., peaks p0, ... and proteins a0, ...
 
-    Some counts of peaks are above 1.
+    A few counts of peaks are above 1.
     """
     adata = simulate(n_cells, sum(MODALITY_SIZES.values()), seed)
     modality_f = np.repeat(MODALITIES, list(MODALITY_SIZES.values()))
     adata.var_names = [f"{FEATURE_LETTERS[name]}{f}" for name in MODALITIES for f in range(MODALITY_SIZES[name])]
     adata.var["feature_types"] = [FEATURE_TYPES[name] for name in modality_f]
     x = adata.X.toarray()
-    x[:, modality_f == "atac"] //= 4
+    open_cf = x[:, modality_f == "atac"] // 4
+    is_counted_cf = np.arange(open_cf.size).reshape(open_cf.shape) % 20 == 0
+    x[:, modality_f == "atac"] = np.where(is_counted_cf, open_cf, np.minimum(open_cf, 1))
     adata.X = sparse.csr_matrix(x)
     return adata[:, np.isin(modality_f, modalities or MODALITIES)].copy()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from celldial.data import cell_checks, labels
+from celldial.data import cell_checks, labels, peak_checks
 from celldial.data.cell_checks import check_modalities_connected
 from celldial.data.cells import Cells
 from celldial.data.counts import is_on_disk
@@ -40,6 +40,7 @@ SCHEMA_PARAMETERS = (
     *("layer", "batch_key", "categorical_covariate_keys", "continuous_covariate_keys"),
     *("likelihood", "modalities", "modality_key", "presence_keys"),
 )
+RUN_CELLS = 50  # neighboring cells that are read together to check counts
 EXCLUDED_FROM_TRAINING = "they are not used for training, and their posterior is the prior"
 
 
@@ -109,6 +110,7 @@ def prepare_training_data(
     cell_checks.check_n_clusters(clusters, cells)
     check_modalities_connected(cells)
     cell_checks.warn_empty_cells(table.obs_names.__getitem__, cells, EXCLUDED_FROM_TRAINING)
+    _warn_peaks(table.n_obs, table.__getitem__, schema, parameters)
     train_c, validation_c = train_validation_split(table, cells, validation_size, validation_cells, parameters["seed"])
     check_modalities_connected(cells, train_c)
     target = None if process is None else find_target(table, schema, cells, process, parameters["gene_symbols"])
@@ -155,7 +157,21 @@ def _prepare_from_files(
         return str(dataset.read(np.array([cell])).obs_names[0])
 
     cell_checks.warn_empty_cells(name_of, source.summary, EXCLUDED_FROM_TRAINING)
+    _warn_peaks(dataset.n_cells, dataset.read, schema, parameters)
     return TrainingData(schema, source.summary, source, clusters)
+
+
+def _warn_peaks(
+    n_cells: int, read: Callable[[np.ndarray], AnnData], schema: Schema, parameters: Mapping[str, Any]
+) -> None:
+    """Warn of counts of peaks that are read as 1, and of peaks that are read as genes."""
+    peak_checks.warn_interval_names(schema, parameters["modality_key"])
+    if any(schema.binary.values()):
+        # Evenly spaced runs of neighboring cells: files are read in runs, and samples often follow each other.
+        n_runs = max(1, peak_checks.MAX_CHECKED_CELLS // RUN_CELLS)
+        run_c = np.arange(n_cells) // RUN_CELLS
+        chosen_c = np.flatnonzero(np.isin(run_c, np.linspace(0, run_c[-1], n_runs, dtype=int)))
+        peak_checks.warn_counts_read_as_one(read(chosen_c), schema, parameters["likelihood"])
 
 
 def describe_clusters(obs: pd.DataFrame, parameters: Mapping[str, Any]) -> dict[str, Any] | None:

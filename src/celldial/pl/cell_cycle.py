@@ -104,7 +104,8 @@ def cell_cycle(
     --------
     >>> import celldial as cd
     >>> adata = cd.datasets.simulate_multiome(600, 100, 200, depth=6)
-    >>> model = cd.VAE(periodic="cell_cycle").fit(adata, max_epochs=8, progress=False)
+    >>> model = cd.VAE(periodic="cell_cycle", likelihood={"atac": "poisson"})
+    >>> model = model.fit(adata, max_epochs=8, progress=False)
     >>> axes = cd.pl.cell_cycle(adata, features=["MCM6", "UBE2C"], show=False)
     >>> list(axes)
     ['circle', 'MCM6', 'UBE2C']

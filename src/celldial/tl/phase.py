@@ -59,7 +59,8 @@ def phase(model: FittedModel, adata: AnnData, *, modality: str | None = None, la
     --------
     >>> import celldial
     >>> adata = celldial.datasets.simulate_multiome(600, 100, 200, depth=6)
-    >>> model = celldial.VAE(periodic="cell_cycle").fit(adata, max_epochs=8, progress=False)
+    >>> model = celldial.VAE(periodic="cell_cycle", likelihood={"atac": "poisson"})
+    >>> model = model.fit(adata, max_epochs=8, progress=False)
     >>> model.phase(adata)["cell_cycle_phase"].cat.categories.tolist()
     ['G1', 'S', 'G2M']
     """
