@@ -4,8 +4,10 @@ Run once for a format version, ``PYTHONPATH=tests python tests/helpers/make_gold
 never written again: `test_model_file.py` compares all later versions with them.
 
 Version 1 has only genes; version 2 has genes and peaks, and some cells have only one of both; version 3 also has a
-circle and an additive decoder. Versions 4 and 5 have topics and no circle, a linear decoder with latent loadings, a
-flow posterior, and three clusters, two of them labeled, learned by the score function with a baseline.
+circle and an additive decoder. Versions 4 to 6 have topics and no circle, a linear decoder with latent loadings, a flow
+posterior, and three clusters, two of them labeled, learned by the score function with a baseline. Version 6 also has
+effects of batches
+ on single features.
 """
 
 from pathlib import Path

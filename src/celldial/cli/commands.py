@@ -31,6 +31,7 @@ PARAMETERS = (
     "n_clusters",
     "labels_key",
     "batch_key",
+    "integration",
     "layer",
     "gene_symbols",
     "seed",

@@ -178,6 +178,13 @@ def add_fit_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument("--layer", metavar="NAME", help="layer with raw counts (X)")
     group.add_argument("--batch-key", metavar="COLUMN", help="obs column of the batch, for batch correction")
+    group.add_argument(
+        "--integration",
+        type=float,
+        default=1.0,
+        metavar="STRENGTH",
+        help="how strongly batches are pulled together, from 0 (1)",
+    )
     for kind in ("categorical", "continuous"):
         group.add_argument(
             f"--{kind}-covariates",

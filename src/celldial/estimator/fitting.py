@@ -117,7 +117,9 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
     with override_settings(options.device, options.precision), isolate_rng(model.seed):
         sample = source.training_sample(MAX_CELLS_TO_START)
         held = source.cells if isinstance(source, InMemorySource) else sample
-        memory.check_memory(held, schema.likelihood, model.n_hidden, plan.batch_size, hardware.torch_device)
+        n_categories = sum(len(names) for names in schema.categories.values())
+        sizes = (model.n_hidden, plan.batch_size)
+        memory.check_memory(held, schema.likelihood, *sizes, hardware.torch_device, n_categories)
         module = build_module(model, schema, found.clusters)
         module.initialize(sample, len(source.train_c))
         del sample, held

@@ -243,5 +243,6 @@ def build_module(model: VAE, schema: Schema, clusters: Mapping[str, Any] | None)
         gradient=parse_gradient(model.gradient, clusters is not None),
         baseline=model.baseline,
         straight_through=model.straight_through,
+        integration=0.0 if schema.batch_key is None else model.integration,
     )
     return Module(config)

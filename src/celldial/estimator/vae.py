@@ -128,6 +128,10 @@ class VAE(BaseEstimator):
         samples.
     batch_key
         Column of ``adata.obs`` with the technical batch to correct for.
+    integration
+        How strongly the batches are pulled together in latent space, at least 0. With 0, only the effects of the batch
+        on the counts are modeled. 1 suits most data; if batches that share cell types still do not mix, try 3 or 10.
+        Cell types that only one batch has are not pulled; see `celldial.model.integration`.
     categorical_covariate_keys, continuous_covariate_keys
         Further columns of ``adata.obs`` that the decoder depends on, and that can be set to other values in decoding.
     layer
@@ -259,6 +263,7 @@ class VAE(BaseEstimator):
         baseline: BaselineName | None = "learned",
         straight_through: bool = False,
         batch_key: str | None = None,
+        integration: float = 1.0,
         categorical_covariate_keys: Sequence[str] = (),
         continuous_covariate_keys: Sequence[str] = (),
         layer: str | None = None,
@@ -290,6 +295,7 @@ class VAE(BaseEstimator):
         self.baseline = baseline
         self.straight_through = straight_through
         self.batch_key = batch_key
+        self.integration = integration
         self.categorical_covariate_keys = categorical_covariate_keys
         self.continuous_covariate_keys = continuous_covariate_keys
         self.layer = layer

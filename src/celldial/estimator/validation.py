@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +45,11 @@ def check_parameters(parameters: dict[str, Any]) -> None:
     check_latent(parameters, process is not None)
     if not (isinstance(dropout_rate, float | int | np.number) and 0 <= dropout_rate < 1):
         raise ValueError(f"dropout_rate is {dropout_rate!r}: it must be at least 0 and below 1")
+    integration = parameters["integration"]
+    if not (isinstance(integration, float | int | np.number) and 0 <= integration < math.inf):
+        raise ValueError(
+            f"integration is {integration!r}: it must be a number from 0, which leaves batches where they are"
+        )
     if not (isinstance(learning_rate, float | int | np.number) and learning_rate > 0):
         raise ValueError(f"learning_rate is {learning_rate!r}: it must be above 0")
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -20,7 +21,10 @@ __all__ = ["FORMAT_VERSION", "read_file", "read_model", "wrap_file_errors", "wri
 
 # Increase it when earlier versions of celldial cannot read the files of this one. `read_model` must keep reading the
 # files of all earlier versions.
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
+
+# Prior standard deviation of effects of categories on features, for models that were trained without them.
+NARROW_SCALE = 0.01
 
 # Patterns of tensor names in format versions 1 to 4, and the names since version 5.
 RENAMED_TENSORS = {
@@ -86,7 +90,21 @@ def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if metadata["format_version"] < 5:
             tensors = {current_name(name): tensor for name, tensor in tensors.items()}
         _add_missing_metadata(metadata)
+        if metadata["format_version"] < 6:
+            tensors |= zero_feature_effects(metadata["schema"])
     return metadata, tensors
+
+
+def zero_feature_effects(schema: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the effects of categories on features for a model without such effects: zeros, with a narrow prior."""
+    n_categories = [len(names) for names in schema["categories"].values()]
+    found: dict[str, Tensor] = {}
+    for modality, features in schema["feature_names"].items() if n_categories else ():
+        prefix = f"modalities.{modality}.decoder.feature_effects"
+        found[f"{prefix}.scale_k"] = torch.full((len(n_categories),), NARROW_SCALE)
+        for k, n in enumerate(n_categories):
+            found[f"{prefix}.categorical.{k}.weight"] = torch.zeros(n, len(features))
+    return found
 
 
 def current_name(name: str) -> str:
@@ -122,3 +140,5 @@ def _add_missing_metadata(metadata: dict[str, Any]) -> None:
         metadata["clusters"] = None
     if version < 5:
         schema["binary"] = {modality: name == "bernoulli" for modality, name in schema["likelihood"].items()}
+    if version < 6:
+        metadata["parameters"]["integration"] = 0.0

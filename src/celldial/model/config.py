@@ -65,6 +65,8 @@ class ModuleConfig:
         Baseline of the score-function estimator; None for no baseline.
     straight_through
         Whether relaxed cluster assignments are rounded to one cluster.
+    integration
+        How strongly batches, the first categorical covariate, are pulled together in latent space; 0 without batches.
     """
 
     n_features: Mapping[str, int]
@@ -89,3 +91,4 @@ class ModuleConfig:
     gradient: Gradient = field(default_factory=Gradient)
     baseline: BaselineName | None = None
     straight_through: bool = False
+    integration: float = 0.0

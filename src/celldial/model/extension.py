@@ -44,6 +44,8 @@ def extend_categories(module: Module, n_categories: Sequence[int]) -> tuple[Modu
     """
     extended = copy.deepcopy(module)
     extended.config = replace(module.config, n_categories=list(n_categories))
+    if extended.integration is not None:
+        extended.integration.n_batches = n_categories[0]
     first_row: dict[str, int] = {}
     for name, part in extended.named_modules():
         tables = getattr(part, "categorical", None)

@@ -32,6 +32,7 @@ from celldial.model.coordinates import Coordinates
 from celldial.model.distributions import NonReparameterized, RelaxableCategorical
 from celldial.model.elbo import Baseline, Gradient, make_estimator
 from celldial.model.fusion import Fusion
+from celldial.model.integration import Integration
 from celldial.model.latent_parts import EncoderOutput, LatentPart
 from celldial.model.latents import LATENTS, Latent
 from celldial.model.likelihoods import LIKELIHOODS, MaskedObservation, SparseObservation
@@ -75,6 +76,9 @@ class Module(nn.Module):
                 raise ValueError(f"torch reserves the name of the modality {name!r}: rename the modality")
             self.modalities[name] = make_modality(name, config, self.latent)
         self.coordinates = make_coordinates(config, self.latent)
+        self.integration = None
+        if config.integration > 0:
+            self.integration = Integration(config.integration, config.n_categories[0])
         self.bayesian = config.bayesian_loadings
         if self.bayesian or self.clusters is not None:
             self.register_buffer("n_training_cells", torch.ones(()))
@@ -109,9 +113,12 @@ class Module(nn.Module):
     def initialize(self, cells: Cells, n_training_cells: int | None = None) -> None:
         """Initialize biases, input scales and dispersions from the training cells or a sample of them."""
         for name, modality in self.by_modality():
-            counts, library_size_c = cells.observed_counts(name), cells.library_size[name][cells.mask_with(name)]
+            present_c = cells.mask_with(name)
+            counts, library_size_c = cells.observed_counts(name), cells.library_size[name][present_c]
             modality.encoder.initialize(counts, library_size_c)
             modality.decoder.initialize(counts)
+            if modality.decoder.feature_effects is not None:
+                modality.decoder.feature_effects.initialize(counts, library_size_c, cells.category_ck[present_c])
             modality.likelihood.initialize(counts, library_size_c)
         if self.bayesian or self.clusters is not None:
             self.n_training_cells.fill_(len(cells) if n_training_cells is None else n_training_cells)
@@ -336,7 +343,10 @@ class Module(nn.Module):
         if encoded.logits_ck is not None and cells.label_c is not None:
             error = cross_entropy(encoded.logits_ck, cells.label_c, ignore_index=-1, reduction="sum")
             loss = loss + LABEL_WEIGHT * error
-        return loss / len(cells)
+        loss = loss / len(cells)
+        if self.integration is not None:
+            loss = loss + kl_weight * self.integration(encoded.mu_cz, cells.category_ck[:, 0])
+        return loss
 
     def elbo(self, cells: Cells) -> tuple[dict[str, Tensor], Tensor]:
         """Return each cell's log-likelihood of each modality at one draw, and its KL divergence, in nats.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import dropout, silu
 
+from celldial.model.feature_effects import FeatureEffects
 from celldial.model.laplace import Loadings
 from celldial.model.latents import Latent
 from celldial.model.likelihoods import Likelihood
@@ -267,6 +268,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(HiddenLayer(*covariates, n_hidden) for _ in range(n_layers))
         self.heads = nn.ModuleList(nn.Linear(n_hidden, n_features) for _ in range(n_heads))
         self.log_deviation_fh = nn.Parameter(torch.zeros(n_features, n_hidden)) if bayesian else None
+        self.feature_effects = FeatureEffects(sizes.n_categories, n_features) if sizes.n_categories else None
 
     @property
     def rate_head(self) -> nn.Linear:
@@ -343,6 +345,8 @@ class Decoder(nn.Module):
         if self.harmonics is not None:
             harmonic_ck = fourier_features(self.split_state(state_cz)[1])
             outputs[0] = outputs[0] + self.harmonics(harmonic_ck).to(state_cz.dtype)
+        if self.feature_effects is not None:
+            outputs[0] = self.feature_effects(outputs[0], category_ck)
         return outputs
 
 

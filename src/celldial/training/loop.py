@@ -74,12 +74,12 @@ def fit(
     -------
     history : dict[str, list[float]]
         Quantity to its value after each epoch. Likelihoods and divergences are means over cells, in nats.
-        ``elbo_train`` is measured on the minibatches during training, with dropout and with the KL term at its
-        current weight. If there are validation cells, ``elbo_validation``, ``log_likelihood_validation`` and
-        ``kl_validation`` are measured after the epoch, with one latent sample per cell and full KL weight; with several
-        modalities also ``log_likelihood_<modality>_validation``, to which a cell that lacks the modality contributes 0.
-        Further ``kl_weight``, ``learning_rate``, ``seconds`` since the start, and ``kept``, which is 1 for the epoch
-        whose weights the module has.
+        ``elbo_train`` is minus the loss on the minibatches during training, with dropout, with the KL term at its
+        current weight, and with the term that integrates batches. If there are validation cells, ``elbo_validation``,
+        ``log_likelihood_validation`` and ``kl_validation`` are measured after the epoch, with one latent sample per
+        cell and full KL weight; with several modalities also ``log_likelihood_<modality>_validation``, to which a cell
+        that lacks the modality contributes 0. Further ``kl_weight``, ``learning_rate``, ``seconds`` since the start,
+        and ``kept``, which is 1 for the epoch whose weights the module has.
     source : Source
         The source after training; a periodic coordinate updates the angles of its cells.
 

@@ -23,7 +23,9 @@ WEIGHT_COPIES = 5
 BYTES_PER_COUNT = 12 + 26
 
 
-def estimate_memory(cells: Cells, likelihood: Mapping[str, str], n_hidden: int, batch_size: int) -> int:
+def estimate_memory(
+    cells: Cells, likelihood: Mapping[str, str], n_hidden: int, batch_size: int, n_categories: int = 0
+) -> int:
     """Return the memory that training needs, in bytes, in addition to what the process and the AnnData have now.
 
     Layers between hidden units are small and left out.
@@ -38,18 +40,25 @@ def estimate_memory(cells: Cells, likelihood: Mapping[str, str], n_hidden: int, 
         Width of the hidden layers.
     batch_size
         Cells in a minibatch.
+    n_categories
+        Number of categories of all categorical covariates together; each has an effect on every feature.
     """
     n_weights = n_matrix_entries = 0
     for modality, counts in cells.counts.items():
         family = LIKELIHOODS[likelihood[modality]]
-        n_weights += counts.n_columns * (n_hidden + family.n_heads * (n_hidden + 1))
-        n_matrix_entries += counts.n_columns * family.n_matrices * batch_size
+        n_weights += counts.n_columns * (n_hidden + family.n_heads * (n_hidden + 1) + n_categories)
+        n_matrix_entries += counts.n_columns * (family.n_matrices + (n_categories > 0)) * batch_size
     n_counts = sum(len(counts.value_n) for counts in cells.counts.values())
     return FLOAT_BYTES * (WEIGHT_COPIES * n_weights + n_matrix_entries) + n_counts * BYTES_PER_COUNT
 
 
 def check_memory(
-    cells: Cells, likelihood: Mapping[str, str], n_hidden: int, batch_size: int, device: torch.device
+    cells: Cells,
+    likelihood: Mapping[str, str],
+    n_hidden: int,
+    batch_size: int,
+    device: torch.device,
+    n_categories: int = 0,
 ) -> None:
     """Raise if training needs more memory than is available; the parameters are those of `estimate_memory`.
 
@@ -58,7 +67,8 @@ def check_memory(
     MemoryError
         There is not enough memory; the message has the numbers and suggests what to change.
     """
-    needed, free = estimate_memory(cells, likelihood, n_hidden, batch_size), available_memory(device)
+    needed = estimate_memory(cells, likelihood, n_hidden, batch_size, n_categories)
+    free = available_memory(device)
     if needed > free:
         features = " + ".join(f"{counts.n_columns} features ({name})" for name, counts in cells.counts.items())
         raise MemoryError(

@@ -47,6 +47,9 @@ def make_optimizer(module: Module, learning_rate: float, weight_decay: float, n_
             groups.append(_group_with_prior(loadings, scale, n_hidden, n_cells))
         if decoder.harmonics is not None:
             groups.append(_group_with_prior([decoder.harmonics.weight], decoder.harmonic_scale, 1, n_cells))
+        if (effects := decoder.feature_effects) is not None:
+            for table_sf, scale in zip(effects.tables, effects.scale_k.tolist(), strict=True):
+                groups.append(_group_with_prior([table_sf], scale, 1, n_cells))
     free, log_scales = _without_decay(module)
     assigned = {id(p) for p in chain(free, log_scales, *(group["params"] for group in groups))}
     others = [p for p in module.parameters() if id(p) not in assigned]

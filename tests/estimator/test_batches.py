@@ -1,0 +1,65 @@
+"""`VAE(integration=...)`: batches that mix, and batches that are left alone."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from scipy import sparse
+
+from celldial import VAE
+from celldial.metrics import ilisi, knn_f1
+from helpers.raises import raises
+
+
+def two_technologies(seed: int = 0) -> AnnData:
+    """Three types; the technologies differ in every gene, and in each type in its own way."""
+    rng = np.random.default_rng(seed)
+    n_cells, n_genes = 300, 60
+    type_c, batch_c = rng.integers(0, 3, n_cells), rng.integers(0, 2, n_cells)
+    level_tf, effect_bf = rng.normal(0, 1, (3, n_genes)), rng.normal(0, 0.7, (2, n_genes))
+    own_btf = rng.normal(0, 0.5, (2, 3, n_genes))
+    rate_cf = np.exp(level_tf[type_c] + effect_bf[batch_c] + own_btf[batch_c, type_c])
+    obs = pd.DataFrame({"type": type_c.astype(str), "batch": np.array(["x", "y"])[batch_c]})
+    obs.index = [f"cell{c}" for c in range(n_cells)]
+    return AnnData(sparse.csr_matrix(rng.poisson(10 * rate_cf / rate_cf.mean(1, keepdims=True)), dtype=float), obs=obs)
+
+
+def fit(adata: AnnData, **parameters: Any) -> AnnData:
+    adata = adata.copy()
+    VAE(n_latent=5, n_hidden=32, **parameters).fit(adata, max_epochs=30, progress=False)
+    return adata
+
+
+def test_integration_mixes_batches_and_keeps_types() -> None:
+    adata = two_technologies()
+    without, weak, strong = (
+        fit(adata, batch_key=key, integration=strength)
+        for key, strength in [(None, 1.0), ("batch", 0.0), ("batch", 5.0)]
+    )
+    mixing = [ilisi(result.obsm["X_celldial"], result.obs["batch"]) for result in (without, weak, strong)]
+    assert mixing[0] < mixing[1] < mixing[2]
+    assert mixing[2] > 1.8
+    assert knn_f1(strong.obsm["X_celldial"], strong.obs["type"]) > 0.95
+
+
+def test_without_a_batch_it_has_no_effect() -> None:
+    adata = two_technologies()
+    results = [fit(adata, integration=strength).obsm["X_celldial"] for strength in (0.0, 10.0)]
+    np.testing.assert_array_equal(*results)
+
+
+def test_other_covariates_are_not_integrated() -> None:
+    adata = two_technologies()
+    keys = {"categorical_covariate_keys": ["batch"]}
+    results = [fit(adata, integration=strength, **keys).obsm["X_celldial"] for strength in (0.0, 10.0)]
+    np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "strong", None])
+def test_the_strength_is_a_number_from_zero(value: Any) -> None:
+    adata = two_technologies()
+    with raises(ValueError, naming=["integration", repr(value)]):
+        VAE(batch_key="batch", integration=value).fit(adata, max_epochs=1, progress=False)
+    assert "X_celldial" not in adata.obsm
