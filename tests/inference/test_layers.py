@@ -17,6 +17,7 @@ from helpers.simulate import simulate_modalities
 
 FEATURES = {"up": ["g1", "g2", "g3"]}
 READERS: dict[str, Callable[..., Any]] = {
+    "check": lambda model, *cells, **layer: model.check(*cells, n_samples=10, n_cells=50, **layer),
     "axes": lambda model, *cells, **layer: model.axes(*cells, gene_sets={"up": FEATURES["up"]}, **layer),
     "clusters": lambda model, *cells, **layer: model.clusters(*cells, **layer),
     "compare_gradients": lambda model, *cells, **layer: model.compare_gradients(
@@ -27,6 +28,7 @@ READERS: dict[str, Callable[..., Any]] = {
     "impute": lambda model, *cells, **layer: model.impute(*cells, "rna", **layer),
     "latent_posterior": lambda model, *cells, **layer: model.latent_posterior(*cells, **layer).mean,
     "latent_traverse": lambda model, *cells, **layer: model.latent_traverse(*cells, 0, n_steps=3, **layer).X,
+    "posterior_predictive": lambda model, *cells, **layer: model.posterior_predictive(*cells, **layer)[0].toarray(),
     "name_axes": lambda model, *cells, **layer: model.name_axes(*cells, {"up": FEATURES["up"]}, **layer).iloc[:, :-1],
     "score": lambda model, *cells, **layer: model.score(*cells, **layer),
     "sweep_gradients": lambda model, *cells, **layer: model.sweep_gradients(
@@ -38,8 +40,8 @@ READERS: dict[str, Callable[..., Any]] = {
 
 @pytest.fixture(scope="module")
 def clustered() -> VAE:
-    """Return a model of genes with clusters."""
-    return fit(simulate_modalities("rna"), VAE(2, 8, n_clusters=2))
+    """Return a model of genes with batches and clusters."""
+    return fit(simulate_modalities("rna"), VAE(2, 8, batch_key="batch", n_clusters=2))
 
 
 def normalize(adata: AnnData) -> AnnData:
@@ -129,6 +131,17 @@ def test_counts_of_a_mudata_come_from_the_layer(bimodal: VAE, multiome: AnnData)
     np.testing.assert_array_equal(bimodal.transform(data, layer="counts"), bimodal.transform(multiome))
     with raises(ValueError, naming=["not a whole number"]):
         bimodal.transform(data)
+
+
+def test_new_batches_are_mapped_with_the_counts_of_a_layer(clustered: VAE) -> None:
+    adata = simulate_modalities("rna")
+    adata.obs["batch"] = "b2"
+    normalized = normalize(adata)
+    expected = clustered.map_query(adata, max_epochs=2, progress=False)
+    mapped = clustered.map_query(normalized, max_epochs=2, progress=False, layer="counts")
+    assert mapped.schema_ == expected.schema_
+    np.testing.assert_array_equal(mapped.transform(adata), expected.transform(adata))
+    np.testing.assert_array_equal(normalized.obsm["X_celldial"], adata.obsm["X_celldial"])
 
 
 def test_training_continues_with_the_counts_of_a_layer(clustered: VAE, tmp_path: Path) -> None:

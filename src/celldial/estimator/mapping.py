@@ -23,7 +23,7 @@ from celldial.data.on_disk import OnDiskSource
 from celldial.data.schema import Schema
 from celldial.estimator import validation
 from celldial.estimator.fitting import FitOptions, extend_history, infer_source, write_results
-from celldial.inference.fitted_model import check_fitted, is_file_path, to_anndata
+from celldial.inference.fitted_model import FittedModel, is_file_path, read_from, to_anndata
 from celldial.io import results
 from celldial.model.extension import extend_categories
 from celldial.model.module import Module
@@ -56,6 +56,7 @@ def map_query(
     batch_size: int | Literal["auto"] = "auto",
     key_added: str = "X_celldial",
     include_periodic: bool = False,
+    layer: str | None = None,
     progress: bool = True,
 ) -> VAE:
     """Add cells of new batches to a fitted model, and write their embedding to the AnnData.
@@ -80,6 +81,8 @@ def map_query(
         Key of ``adata.obsm`` for the embedding.
     include_periodic
         As in `fit`.
+    layer
+        As in `transform`.
     progress
         Whether to show a progress bar.
 
@@ -118,7 +121,7 @@ def map_query(
     >>> bool((mapped.transform(adata[:600]) == model.transform(adata[:600])).all())
     True
     """
-    check_fitted(model)
+    reader = read_from(model, layer)
     options = FitOptions(
         max_epochs=max_epochs,
         batch_size=batch_size,
@@ -127,14 +130,14 @@ def map_query(
         progress=progress,
     )
     validation.check_options(max_epochs, batch_size, key_added)
-    query = read_query(model, adata)
+    query = read_query(reader, adata)
     if not is_file_path(adata):
         name = None if model.periodic_ is None else model.periodic_["name"]
         results.check_fit(adata, key_added, name, model.clusters_ is not None)
     with isolate_rng(model.seed):
         module, history = learn_categories(model, query, options)
         latent_state = infer_source(module, query.source, adata)
-    mapped = with_module(model, query.schema, module, history)
+    mapped = with_module(model, replace(query.schema, layer=model.schema_.layer), module, history)
     if latent_state is not None:
         write_results(mapped, adata, latent_state, options)
     return mapped
@@ -156,7 +159,7 @@ class Query:
     source: InMemorySource | OnDiskSource
 
 
-def read_query(model: VAE, adata: Any) -> Query:
+def read_query(model: FittedModel, adata: Any) -> Query:
     """Read and check new cells, and find their new categories."""
     if is_on_disk(adata):
         return _read_query_from_files(model, adata)
@@ -169,7 +172,7 @@ def read_query(model: VAE, adata: Any) -> Query:
     return Query(schema, InMemorySource(cells, train_c.nonzero().squeeze(1), torch.zeros(0, dtype=torch.int64)))
 
 
-def _read_query_from_files(model: VAE, files: Any) -> Query:
+def _read_query_from_files(model: FittedModel, files: Any) -> Query:
     """Read and check new cells in files; see `read_query`."""
     if model.periodic_ is not None:
         raise ValueError(
@@ -187,7 +190,7 @@ def _read_query_from_files(model: VAE, files: Any) -> Query:
     return Query(schema, replace(source, train_c=source.train_c[is_new_c[source.train_c]]))
 
 
-def _is_new(model: VAE, obs: pd.DataFrame) -> np.ndarray:
+def _is_new(model: FittedModel, obs: pd.DataFrame) -> np.ndarray:
     """Return a mask of the cells in a category that the model does not know."""
     is_new_c = np.zeros(len(obs), dtype=bool)
     for key, known in model.schema_.categories.items():

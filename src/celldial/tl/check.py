@@ -17,7 +17,7 @@ from celldial.data import cell_checks
 from celldial.data.cells import Cells, to_csr_matrix
 from celldial.inference import posterior, predictive
 from celldial.inference.doublets import doublet_signs
-from celldial.inference.fitted_model import FittedModel, check_fitted, is_file_path, read_cells
+from celldial.inference.fitted_model import FittedModel, is_file_path, read_cells, read_from
 from celldial.inference.predictive import Groups
 from celldial.inference.psis import RELIABLE_SHAPE, pareto_shape
 from celldial.io import results
@@ -52,6 +52,7 @@ def check(
     *,
     n_samples: int = 30,
     n_cells: int = 1000,
+    layer: str | None = None,
     seed: int | None = None,
 ) -> pd.DataFrame:
     """Check whether held-out cells look as the model predicts, by comparison with replicates of them.
@@ -71,6 +72,8 @@ def check(
         Number of replicates, at least 10.
     n_cells
         Number of cells to use, at random, at least 50.
+    layer
+        As in `transform`.
     seed
         Seed of the random numbers; the model's seed by default.
 
@@ -141,7 +144,7 @@ def check(
     >>> table.columns.tolist()
     ['check', 'modality', 'batch', 'observed', 'lower', 'upper', 'p_value', 'failed', 'advice']
     """
-    check_fitted(model)
+    model = read_from(model, layer)
     check_integer("n_samples", n_samples, 10)
     check_integer("n_cells", n_cells, MIN_CELLS)
     seed = model.seed if seed is None else seed

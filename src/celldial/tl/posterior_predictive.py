@@ -10,7 +10,7 @@ from scipy import sparse
 from celldial.data.cell_checks import warn_empty_cells
 from celldial.data.cells import Cells
 from celldial.data.counts import is_on_disk
-from celldial.inference.fitted_model import FittedModel, check_fitted, get_modality, read_parts
+from celldial.inference.fitted_model import FittedModel, get_modality, read_from, read_parts
 from celldial.inference.predictive import draw_counts
 from celldial.utils.random import isolate_rng
 from celldial.utils.validation import check_integer
@@ -25,6 +25,7 @@ def posterior_predictive(
     n_samples: int = 1,
     *,
     modality: str | None = None,
+    layer: str | None = None,
     seed: int | None = None,
 ) -> list[sparse.csr_matrix]:
     """Draw counts of the same cells again: latent states from their posteriors, and counts given them.
@@ -40,6 +41,8 @@ def posterior_predictive(
     modality
         Modality to draw; by default the first of the model, which is ``"rna"`` if it has RNA. Latent states are
         inferred from all modalities that a cell has.
+    layer
+        As in `transform`.
     seed
         Seed of the random numbers; the model's seed by default.
 
@@ -75,7 +78,7 @@ def posterior_predictive(
     >>> len(draws), draws[0].shape
     (3, (700, 765))
     """
-    check_fitted(model)
+    model = read_from(model, layer)
     check_integer("n_samples", n_samples)
     name = get_modality(model, modality)
     parts: list[list[sparse.csr_matrix]] = [[] for _ in range(n_samples)]
