@@ -24,7 +24,7 @@ def summarize_model(path: Path) -> dict[str, Any]:
     """Return a summary of a model file, in JSON types."""
     from celldial import VAE
     from celldial.io import model_file
-    from celldial.io.results import to_json
+    from celldial.io.json_types import to_json
 
     header, _ = model_file.read_model(path)
     if "identity" in header:

@@ -31,7 +31,7 @@ from celldial.inference.laplace import fit_laplace
 from celldial.inference.posterior import LatentState
 from celldial.io import results
 from celldial.io.checkpoint import Checkpoint
-from celldial.io.results import to_json
+from celldial.io.json_types import to_json
 from celldial.model.elbo import parse_gradient
 from celldial.model.module import Module
 from celldial.periodic.markers import parse_periodic

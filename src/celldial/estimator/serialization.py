@@ -16,7 +16,7 @@ from celldial.estimator import validation
 from celldial.estimator.prepare import build_module
 from celldial.inference.label_classifier import LabelClassifier
 from celldial.io import model_file
-from celldial.io.results import to_json
+from celldial.io.json_types import to_json
 from celldial.model.laplace import Loadings
 from celldial.utils.random import isolate_rng
 

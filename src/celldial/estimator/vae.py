@@ -224,11 +224,13 @@ class VAE(BaseEstimator):
     decode = tl.decode
     denoise = tl.denoise
     denoise_to_file = tl.denoise_to_file
+    differential = tl.differential
     find_axis = tl.find_axis
     impute = tl.impute
     impute_to_file = tl.impute_to_file
     latent_traverse = tl.latent_traverse
     loadings = tl.loadings
+    markers = tl.markers
     name_axes = tl.name_axes
     phase = tl.phase
     posterior_predictive = tl.posterior_predictive

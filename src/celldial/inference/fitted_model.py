@@ -42,6 +42,8 @@ __all__ = [
     "nonempty_blocks",
     "read_cells",
     "read_from",
+    "read_obs",
+    "read_parts",
     "to_anndata",
 ]
 
@@ -126,6 +128,13 @@ def read_parts(model: FittedModel, adata: Any, modalities: Sequence[str] | None)
     dataset = OnDiskDataset.open(adata, layer=schema.layer, obs_keys=obs_keys, obsm_keys=obsm_keys, strict=False)
     for table in prefetch(dataset.blocks()):
         yield table, read_cells(model, table, modalities)[1]
+
+
+def read_obs(model: FittedModel, adata: Any, keys: Sequence[str]) -> pd.DataFrame:
+    """Return ``obs`` of all cells: the whole table of cells in memory, the columns `keys` of cells in files."""
+    if not is_on_disk(adata):
+        return to_anndata(model, adata).obs
+    return OnDiskDataset.open(adata, layer=model.schema_.layer, obs_keys=list(keys), strict=False).obs
 
 
 def infer_all(

@@ -13,12 +13,24 @@ value, so that a column is recognized in a part of the cells and in another orde
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-__all__ = ["RECORD", "check_column", "check_key", "content_of", "is_unchanged", "read_record", "writer_of", "writers"]
+__all__ = [
+    "RECORD",
+    "check_column",
+    "check_key",
+    "check_ranking",
+    "content_of",
+    "is_ranking",
+    "is_unchanged",
+    "read_record",
+    "writer_of",
+    "writers",
+]
 
 RECORD = "celldial"
 # Keys that carry the name of the package. An AnnData that lost its record, as after concatenation, still has them.
@@ -67,14 +79,14 @@ def is_unchanged(adata: Any, column: str) -> bool:
 
 
 def check_key(adata: Any, place: str, key: Any) -> None:
-    """Raise if a result cannot be written to a key of ``obsm`` or ``layers`` without loss of existing data.
+    """Raise if a result cannot be written to a key of ``obsm``, ``layers`` or ``uns`` without loss of existing data.
 
     Parameters
     ----------
     adata
         Cells.
     place
-        ``"obsm"`` or ``"layers"``.
+        ``"obsm"``, ``"layers"`` or ``"uns"``.
     key
         Key to write to.
 
@@ -91,6 +103,25 @@ def check_key(adata: Any, place: str, key: Any) -> None:
         f"adata.{place}[{key!r}] was not written by a model, and the result would replace it: choose another "
         f"key_added, or remove the entry with del adata.{place}[{key!r}]"
     )
+
+
+def check_ranking(adata: Any, key: Any) -> None:
+    """Raise if a ranking cannot be written to a key of ``uns``, or would replace something that is not a ranking.
+
+    Raises
+    ------
+    ValueError
+        The key is not text that a file can hold, or the entry is not in the layout of `scanpy.tl.rank_genes_groups`.
+    """
+    if not is_ranking(adata.uns.get(key) if isinstance(key, str) else None):
+        check_key(adata, "uns", key)
+
+
+def is_ranking(entry: Any, model: str | None = None) -> bool:
+    """Return whether an entry of ``uns`` is a ranking in scanpy's layout, and if `model` is given, of this model."""
+    if not isinstance(entry, Mapping) or not {"params", "names"} <= set(entry):
+        return False
+    return model is None or entry["params"].get("model") == model
 
 
 def check_column(adata: Any, column: str, is_own: bool = False) -> None:

@@ -11,6 +11,7 @@
 | ``layers`` or ``obsm`` | `key_added` | denoised or imputed values |
 | ``uns["celldial"]`` | | record: parameters, schema, history, axes, which model wrote what |
 | ``uns["latent_traverse"]`` | the name of a traversal | traversal |
+| ``uns`` | ``rank_genes_groups``, or `key_added` | differences between groups, in scanpy's layout |
 
 The record describes the last fit. If several models have embeddings side by side, under different `key_added`, then
 ``uns["celldial"]["models"]`` describes the others, by the key of their embedding.
@@ -21,7 +22,7 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,7 +34,9 @@ from celldial.io.provenance import (
     RECORD,
     check_column,
     check_key,
+    check_ranking,
     content_of,
+    is_ranking,
     is_unchanged,
     read_record,
     writer_of,
@@ -51,6 +54,7 @@ __all__ = [
     "check_fit",
     "check_key",
     "check_periodic_columns",
+    "check_ranking",
     "embedding_key",
     "embedding_of_fit",
     "periodic_columns",
@@ -69,6 +73,7 @@ __all__ = [
     "write_gene_sets",
     "write_imputed",
     "write_phase",
+    "write_ranking",
     "write_traversal",
     "writer_of",
 ]
@@ -384,6 +389,13 @@ def write_traversal(adata: Any, model: str, key_added: str, stored: Mapping[str,
         _record_writer(adata, model, TRAVERSALS, key_added)
 
 
+def write_ranking(adata: Any, model: str, key_added: str, layout: Mapping[str, Any]) -> None:
+    """Write differences between groups, in scanpy's layout, to ``adata.uns[key_added]``."""
+    with _silence_view_copy():
+        adata.uns[key_added] = {**layout, "params": {**layout["params"], "model": model}}
+        _record_writer(adata, model, "uns", key_added)
+
+
 # --- Removing ---------------------------------------------------------------------------------------------------------
 
 
@@ -419,9 +431,10 @@ def _remove_entry(adata: Any, place: str, key: str) -> bool:
     if place in TABLES:
         _remove_table(adata, place)
         return True
+    model = writer_of(adata, place, key)
     _forget(adata, place, key)
     entries = adata.uns.get(TRAVERSALS, {}) if place == TRAVERSALS else getattr(adata, place, {})
-    if key not in entries:
+    if key not in entries or (place == "uns" and not is_ranking(entries[key], model)):
         return False
     del entries[key]
     return True
@@ -480,14 +493,3 @@ def _silence_view_copy() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImplicitModificationWarning)
         yield
-
-
-def to_json(value: Any) -> Any:
-    """Convert numbers and arrays of numpy, sequences and dicts to JSON types."""
-    if isinstance(value, Mapping):
-        return {key: to_json(part) for key, part in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [to_json(part) for part in value]
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    return value.item() if isinstance(value, np.generic) else value

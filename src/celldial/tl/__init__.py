@@ -5,12 +5,14 @@ They are also methods of the estimator: ``cd.tl.latent_traverse(model, adata)`` 
 
 from celldial.tl.check import check
 from celldial.tl.clusters import clusters
+from celldial.tl.differential import differential
 from celldial.tl.expression import denoise, denoise_to_file, impute, impute_to_file
 from celldial.tl.feature_tables import loadings, topics
 from celldial.tl.find_axis import find_axis
 from celldial.tl.generate import decode, sample
 from celldial.tl.gradients import compare_gradients, sweep_gradients
 from celldial.tl.latent_traverse import latent_traverse
+from celldial.tl.markers import markers
 from celldial.tl.name_axes import name_axes
 from celldial.tl.phase import phase
 from celldial.tl.posterior_predictive import posterior_predictive
@@ -25,11 +27,13 @@ __all__ = [
     "decode",
     "denoise",
     "denoise_to_file",
+    "differential",
     "find_axis",
     "impute",
     "impute_to_file",
     "latent_traverse",
     "loadings",
+    "markers",
     "name_axes",
     "phase",
     "posterior_predictive",
