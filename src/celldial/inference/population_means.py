@@ -161,6 +161,9 @@ class _PathDecoder:
         self.n_samples, self.n_group, self.n_features = n_samples, n_group, module.n_features[name]
         self.input_bsjh = decoder_inputs(module, modality, states_sjz, conditions)
         self.weight_fh, self.bias_f = modality.decoder.loadings()
+        self.effects = modality.decoder.feature_effects
+        device = self.input_bsjh.device
+        self.category_bjk = torch.stack([torch.from_numpy(each.category_ck) for each in conditions]).to(device)
         self.library_size = self.input_bsjh.new_tensor([library_size])
         self.n_conditions, self.n_steps, self.n_draws = self.input_bsjh.shape[:3]
         # The loadings act linearly on the log rates, so their uncertainty is that at the mean input.
@@ -181,8 +184,9 @@ class _PathDecoder:
             sums_3f = mean_sf.new_zeros((3, self.n_features))
             for block in blocks:
                 logits_bjf = logits_buffer_bjf[:, : block.stop - block.start]
-                for logits_jf, input_jh in zip(logits_bjf, self.input_bsjh[:, step, block], strict=True):
-                    torch.addmm(self.bias_f, input_jh, self.weight_fh.T, out=logits_jf)
+                for b, logits_jf in enumerate(logits_bjf):
+                    torch.addmm(self.bias_f, self.input_bsjh[b, step, block], self.weight_fh.T, out=logits_jf)
+                    self._add_effects(logits_jf, self.category_bjk[b, block])
                 # One large matrix product, then a few samples at a time, which stay in the processor's cache.
                 for few in self._blocks(logits_bjf.shape[1], CACHED_ENTRIES):
                     self._accumulate(
@@ -195,6 +199,12 @@ class _PathDecoder:
             for step, mean_f in enumerate(mean_sf):
                 variance_sf[step] += loadings_variance_sf[step] * self.likelihood.elasticity(mean_f).square_()
         return mean_sf, variance_sf, log_total_bsj
+
+    def _add_effects(self, logits_jf: Tensor, category_jk: Tensor, column: Tensor | slice = slice(None)) -> None:
+        """Add the effects of the samples' categories on some features, by default all, in place."""
+        if self.effects is not None:
+            for effect_sf, category_j in zip(self.effects.tables, category_jk.unbind(-1), strict=True):
+                logits_jf.add_(effect_sf[:, column][category_j])
 
     def _average_of_step(self, logits_bjf: Tensor, log_total_bj: Tensor) -> Tensor:
         """Return expected values averaged over conditions, shape ``(j, f)``, and set the log sums of rates."""
@@ -238,11 +248,13 @@ class _PathDecoder:
         weight_fh, bias_f, step_of_f = self.weight_fh[part], self.bias_f[part], step_f[part]
         mean_f = mean_sf[:, part].gather(0, step_of_f[None])[0]
         total_jf: Tensor | None = None
-        for input_sjh, log_total_sj in zip(self.input_bsjh[:, :, block], log_total_bsj[:, :, block], strict=True):
+        along_b = self.input_bsjh[:, :, block], log_total_bsj[:, :, block], self.category_bjk[:, block]
+        for input_sjh, log_total_sj, category_jk in zip(*along_b, strict=True):
             share_jf = input_sjh.new_empty((input_sjh.shape[1], len(bias_f)))
             for step in step_of_f.unique().tolist():
                 column = (step_of_f == step).nonzero()[:, 0]
                 logits_jf = torch.addmm(bias_f[column], input_sjh[step], weight_fh[column].T)
+                self._add_effects(logits_jf, category_jk, column + part.start)
                 share_jf[:, column] = (logits_jf - log_total_sj[step, :, None]).exp_()
             relative_jf = self.likelihood.expected(share_jf, self.library_size) / mean_f
             total_jf = relative_jf if total_jf is None else total_jf.add_(relative_jf)
