@@ -242,6 +242,36 @@ def checked(batches: tuple[str, ...] = ("all", "b1", "b2"), modality: str = "rna
     return AnnData(np.zeros((2, 1), dtype=np.float32), uns={"celldial": {"check": table}})
 
 
+def integrated(types: bool = True) -> AnnData:
+    """Return cells that have only a report on an integration, in which a type of a single batch was lost."""
+    table = pd.DataFrame(
+        {"embedding": [0.8, 0.6], "unintegrated": [0.1, 0.05], "shuffled": [0.95, 0.9]}, index=["iLISI", "kBET"]
+    )
+    report = {
+        "over_correction": "Over-correction was not checked.",
+        "batch_key": "donor",
+        "n_cells": 300,
+        "n_batches": 3,
+    }
+    if types:
+        of_types = {"graph connectivity": (0.9, 0.7), "cLISI": (0.99, 0.98), "NMI": (0.75, 0.7), "ARI": (0.6, 0.65)}
+        rows = pd.DataFrame.from_dict(of_types, orient="index", columns=["embedding", "unintegrated"])
+        table = pd.concat([table, rows])
+        report["label_key"] = "cell_type"
+        report["over_correction"] = "Signs of over-correction: 'NK', found only in batch 'donor 2', was mixed."
+        report["types"] = pd.DataFrame(
+            {
+                "n_cells": [100, 150, 50],
+                "batch": ["", "", "donor 2"],
+                "embedding": [0.95, 0.9, 0.4],
+                "unintegrated": [0.9, 0.85, 0.95],
+                "standard_error": 0.01,
+            },
+            index=["B", "CD4 T", "NK"],
+        )
+    return AnnData(np.zeros((2, 1), dtype=np.float32), uns={"celldial": {"integration": {**report, "table": table}}})
+
+
 def sweep(parameters: tuple[str, ...] = ("mu", "sigma")) -> pd.DataFrame:
     """Return a table as of `tl.sweep_gradients`: powers of the width, and averages slightly off their line."""
     estimators = ["score_function + learned", "reparameterized", "score_function"]

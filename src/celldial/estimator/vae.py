@@ -228,6 +228,7 @@ class VAE(BaseEstimator):
     find_axis = tl.find_axis
     impute = tl.impute
     impute_to_file = tl.impute_to_file
+    integration_report = tl.integration_report
     latent_traverse = tl.latent_traverse
     loadings = tl.loadings
     markers = tl.markers

@@ -72,6 +72,7 @@ __all__ = [
     "write_fit",
     "write_gene_sets",
     "write_imputed",
+    "write_integration",
     "write_phase",
     "write_ranking",
     "write_traversal",
@@ -81,8 +82,8 @@ __all__ = [
 TRAVERSALS = "latent_traverse"
 CLUSTER, CLUSTER_PROBABILITY = "celldial_cluster", "celldial_cluster_probability"
 CLUSTER_DISPUTED = "celldial_cluster_disputed"
-# Tables in the record.
-TABLES = COORDINATES, GENE_SETS, CHECK = "coordinates", "gene_sets", "check"
+# Tables in the record, and the report on an integration.
+TABLES = COORDINATES, GENE_SETS, CHECK, INTEGRATION = "coordinates", "gene_sets", "check", "integration"
 # Keys of the record of each fit, other than the key of its embedding.
 FIT_PARTS = ("version", "model", "parameters", "schema", "history")
 PERIODIC_PARTS = ("angle", "concentration", "active_probability", "active", "phase")
@@ -355,10 +356,15 @@ def write_check(adata: Any, model: str, table: pd.DataFrame) -> None:
     _write_table(adata, model, CHECK, table)
 
 
-def _write_table(adata: Any, model: str, name: str, table: pd.DataFrame) -> None:
-    """Write a table to the record."""
+def write_integration(adata: Any, model: str, report: Mapping[str, Any]) -> None:
+    """Write the report on an integration to the record."""
+    _write_table(adata, model, INTEGRATION, report)
+
+
+def _write_table(adata: Any, model: str, name: str, table: pd.DataFrame | Mapping[str, Any]) -> None:
+    """Write a table, or several in a dict, to the record."""
     with _silence_view_copy():
-        adata.uns[RECORD] = {**read_record(adata), name: table.copy()}
+        adata.uns[RECORD] = {**read_record(adata), name: copy.deepcopy(table)}
         _record_writer(adata, model, name, name)
 
 

@@ -11,6 +11,7 @@ from celldial.pl.check import check
 from celldial.pl.dial import dial
 from celldial.pl.gradient_variance import gradient_variance
 from celldial.pl.history import history
+from celldial.pl.integration_report import integration_report
 from celldial.pl.latent_traverse import latent_traverse
 from celldial.pl.traverse_path import traverse_path
 
@@ -22,6 +23,7 @@ __all__ = [
     "dial",
     "gradient_variance",
     "history",
+    "integration_report",
     "latent_traverse",
     "traverse_path",
 ]

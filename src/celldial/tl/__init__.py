@@ -11,6 +11,7 @@ from celldial.tl.feature_tables import loadings, topics
 from celldial.tl.find_axis import find_axis
 from celldial.tl.generate import decode, sample
 from celldial.tl.gradients import compare_gradients, sweep_gradients
+from celldial.tl.integration_report import integration_report
 from celldial.tl.latent_traverse import latent_traverse
 from celldial.tl.markers import markers
 from celldial.tl.name_axes import name_axes
@@ -31,6 +32,7 @@ __all__ = [
     "find_axis",
     "impute",
     "impute_to_file",
+    "integration_report",
     "latent_traverse",
     "loadings",
     "markers",
