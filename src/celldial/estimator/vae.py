@@ -230,6 +230,7 @@ class VAE(BaseEstimator):
     impute_to_file = tl.impute_to_file
     integration_report = tl.integration_report
     latent_traverse = tl.latent_traverse
+    link_peaks = tl.link_peaks
     loadings = tl.loadings
     markers = tl.markers
     name_axes = tl.name_axes

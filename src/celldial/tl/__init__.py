@@ -13,6 +13,7 @@ from celldial.tl.generate import decode, sample
 from celldial.tl.gradients import compare_gradients, sweep_gradients
 from celldial.tl.integration_report import integration_report
 from celldial.tl.latent_traverse import latent_traverse
+from celldial.tl.link_peaks import link_peaks
 from celldial.tl.markers import markers
 from celldial.tl.name_axes import name_axes
 from celldial.tl.phase import phase
@@ -34,6 +35,7 @@ __all__ = [
     "impute_to_file",
     "integration_report",
     "latent_traverse",
+    "link_peaks",
     "loadings",
     "markers",
     "name_axes",
