@@ -167,6 +167,7 @@ def replicate(module: Module, cells: Cells) -> Cells:
     )
 
 
+@torch.no_grad()
 def draw_counts(
     module: Module, cells: Cells, modalities: Sequence[str]
 ) -> Iterator[tuple[Cells, dict[str, sparse.csr_matrix]]]:
