@@ -16,8 +16,9 @@ from helpers.simulate import simulate, simulate_two, write
 
 def test_draws_are_sparse_counts(model: VAE) -> None:
     adata = simulate()
-    with untouched(adata):
-        draws = model.posterior_predictive(adata, 3)
+    check = untouched(adata)
+    draws = model.posterior_predictive(adata, 3)
+    check()
     assert len(draws) == 3
     for draw in draws:
         assert isinstance(draw, sparse.csr_matrix)

@@ -18,7 +18,7 @@ from celldial.data.positions import COLUMNS as POSITION_COLUMNS
 from celldial.data.positions import positions_from_names, positions_from_table, read_gtf
 from celldial.inference import posterior
 from celldial.inference.decoded_correlation import Correlations, correlate
-from celldial.inference.fitted_model import FittedModel, check_fitted, get_modality, read_cells
+from celldial.inference.fitted_model import FittedModel, get_modality, read_cells, read_from
 from celldial.inference.posterior import Covariates
 from celldial.utils.messages import did_you_mean, format_names
 from celldial.utils.validation import check_integer
@@ -44,6 +44,7 @@ def link_peaks(
     gtf: str | Path | None = None,
     n_far: int = 500,
     n_cells: int = 2000,
+    layer: str | None = None,
     seed: int | None = None,
 ) -> pd.DataFrame:
     """Find peaks near a gene whose accessibility follows the expression of the gene over the latent space.
@@ -73,6 +74,8 @@ def link_peaks(
         Number of far peaks of each gene to compare with, in each of up to 10 bins of mean accessibility.
     n_cells
         Number of cells to use, at random.
+    layer
+        As in `transform`.
     seed
         Seed of the random numbers; the model's seed by default.
 
@@ -132,7 +135,7 @@ def link_peaks(
     >>> links.columns.tolist()
     ['gene', 'peak', 'distance', 'correlation', 'lower', 'upper', 'p_value', 'fdr']
     """
-    check_fitted(model)
+    model = read_from(model, layer)
     for name, value, minimum in (("window", window, 1), ("n_far", n_far, MIN_FAR), ("n_cells", n_cells, 2)):
         check_integer(name, value, minimum)
     modalities = (get_modality(model, "rna"), get_modality(model, "atac"))
