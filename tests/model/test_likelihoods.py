@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from celldial import VAE
-from celldial.model.likelihoods import LIKELIHOODS, THETA_BOUNDS, Likelihood, SparseObservation
+from celldial.model.likelihoods import LIKELIHOODS, THETA_BOUNDS, Likelihood, NegativeBinomial, SparseObservation
 from celldial.ops.csr import CSRTensor
 from helpers.assertions import assert_gradients
 from helpers.cases import LIKELIHOOD_CASES
@@ -301,3 +301,34 @@ def test_poisson_has_no_parameters() -> None:
     likelihood = LIKELIHOODS["poisson"](N_FEATURES)
     likelihood.initialize(sparse_rows(torch.ones(3, N_FEATURES)), torch.full((3,), 6.0))
     assert not list(likelihood.parameters())
+
+
+# --- Dispersions by batch ---------------------------------------------------------------------------------------------
+
+
+def test_dispersions_by_batch_are_those_of_a_likelihood_of_the_batch() -> None:
+    """Every quantity of cells of a batch is that of a likelihood with the dispersions of this batch."""
+    observation, x_cf = make_observation("negative_binomial"), random_counts()
+    likelihood, library_size_c = observation.likelihood, observation.library_size_c
+    difference_f = torch.linspace(-1, 1, N_FEATURES, dtype=torch.float64)
+    heads = [*observation.heads, difference_f.expand(5, -1)]
+    of_batch = LIKELIHOODS["negative_binomial"](N_FEATURES).double()
+    of_batch.log_inverse_dispersion_f.data = likelihood.log_inverse_dispersion_f.data + difference_f
+    for name in ("mean", "variance", "zero_probability", "fisher_information"):
+        found_cf, expected_cf = (
+            getattr(one, name)(outputs, library_size_c)
+            for one, outputs in ((likelihood, heads), (of_batch, observation.heads))
+        )
+        torch.testing.assert_close(found_cf, expected_cf)
+    found_c = likelihood.log_prob(heads, library_size_c, sparse_rows(x_cf))
+    torch.testing.assert_close(found_c, of_batch.log_prob(observation.heads, library_size_c, sparse_rows(x_cf)))
+
+
+def test_draws_have_the_dispersions_of_the_batch() -> None:
+    likelihood = NegativeBinomial(2)
+    n_cells = 40_000
+    heads = [torch.zeros(n_cells, 2), torch.tensor([-1.0, 1.0]).expand(n_cells, -1)]
+    torch.manual_seed(0)
+    counts_cf = likelihood.sample(heads, torch.full((n_cells,), 20.0))
+    expected_f = 10 + 100 / torch.tensor([-1.0, 1.0]).exp()
+    torch.testing.assert_close(counts_cf.var(0), expected_f, rtol=0.05, atol=0.0)

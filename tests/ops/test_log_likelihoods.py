@@ -150,6 +150,21 @@ def test_each_stored_entry_is_a_bernoulli_success():
     assert torch.equal(log_likelihoods.bernoulli(*inputs, counts), log_likelihoods.bernoulli(*inputs, ones))
 
 
+def test_negative_binomial_by_cell_equals_the_reference():
+    """Values and gradients with a dispersion for each feature in each cell, and for a cell without counts."""
+    (logits_cf, log_theta_f), others = example("negative_binomial", 7, 11)
+    log_theta_cf = (log_theta_f.detach() + torch.linspace(-2, 2, 7, dtype=torch.float64)[:, None]).requires_grad_()
+    weight_c = torch.linspace(-1, 2, 7, dtype=torch.float64)
+    fused, reference = log_likelihoods.negative_binomial_by_cell, log_likelihoods.negative_binomial_reference
+    value_c, expected_c = (function(logits_cf, log_theta_cf, *others) for function in (fused, reference))
+    torch.testing.assert_close(value_c, expected_c)
+    inputs = (logits_cf, log_theta_cf)
+    gradients, expected = (torch.autograd.grad(one @ weight_c, inputs) for one in (value_c, expected_c))
+    torch.testing.assert_close(gradients, expected)
+    empty = torch.zeros(7, dtype=torch.float64), empty_rows_like(7, 11)
+    torch.testing.assert_close(fused(logits_cf, log_theta_cf, *empty), torch.zeros(7, dtype=torch.float64))
+
+
 def test_negative_binomial_tends_to_poisson():
     (logits_cf,), (library_c, counts) = example("poisson", 4, 6)
     log_theta_f = torch.full((6,), 20.0, dtype=torch.float64)

@@ -24,7 +24,7 @@ from celldial.data.splits import train_validation_split
 from celldial.io import results
 from celldial.model.config import ModuleConfig
 from celldial.model.elbo import parse_gradient
-from celldial.model.likelihoods import BINARY_LIKELIHOODS
+from celldial.model.likelihoods import BINARY_LIKELIHOODS, LIKELIHOODS
 from celldial.model.module import Module
 from celldial.periodic.markers import PeriodicProcess, find_markers, find_reference_genes, parse_periodic
 from celldial.training.periodic import PeriodicTarget
@@ -102,6 +102,7 @@ def prepare_training_data(
         table = mudata_to_anndata(data, layer=parameters["layer"], modality_key=parameters["modality_key"])
     schema = Schema.from_anndata(table, **options)
     cell_checks.check_modality_weights(parameters["modality_weights"], schema)
+    check_dispersion(parameters["dispersion"], schema.likelihood)
     cells = Cells.from_anndata(table, schema)
     clusters = describe_clusters(table.obs, parameters)
     if clusters is not None:
@@ -139,6 +140,7 @@ def _prepare_from_files(
     dataset = OnDiskDataset.open(data, layer=parameters["layer"], obs_keys=obs_keys, obsm_keys=in_obsm)
     schema = dataset.schema(**options)
     cell_checks.check_modality_weights(parameters["modality_weights"], schema)
+    check_dispersion(parameters["dispersion"], schema.likelihood)
     clusters = describe_clusters(dataset.obs, parameters)
     source = OnDiskSource.scan(
         dataset,
@@ -218,6 +220,16 @@ def find_target(
     return PeriodicTarget(process, markers, modality, *find_reference_genes(process, symbols, counted_f))
 
 
+def check_dispersion(dispersion: str, likelihood: Mapping[str, str]) -> None:
+    """Raise if dispersions are to depend on the batch, but no modality has such dispersions."""
+    if dispersion == "feature-batch" and not any(LIKELIHOODS[name].dispersion_by_batch for name in likelihood.values()):
+        names = ", ".join(f"{name!r} of {modality!r}" for modality, name in likelihood.items())
+        raise ValueError(
+            f"dispersion is 'feature-batch', for negative binomial counts only, but the likelihood is {names}: "
+            "leave dispersion out, or choose likelihood='negative_binomial'"
+        )
+
+
 def build_module(model: VAE, schema: Schema, clusters: Mapping[str, Any] | None) -> Module:
     """Return the module for the parameters of a model and the schema of its cells, with initial weights."""
     config = ModuleConfig(
@@ -243,6 +255,7 @@ def build_module(model: VAE, schema: Schema, clusters: Mapping[str, Any] | None)
         gradient=parse_gradient(model.gradient, clusters is not None),
         baseline=model.baseline,
         straight_through=model.straight_through,
+        dispersion=model.dispersion,
         integration=0.0 if schema.batch_key is None else model.integration,
     )
     return Module(config)

@@ -29,7 +29,7 @@ from celldial.model.elbo import BaselineName
 from celldial.model.fusion import FusionName
 from celldial.model.latents import LatentName
 from celldial.model.module import Module
-from celldial.model.networks import DecoderName
+from celldial.model.networks import DecoderName, DispersionName
 from celldial.model.priors import PosteriorName, PriorName
 from celldial.training import loop
 from celldial.utils.random import isolate_rng
@@ -132,6 +132,9 @@ class VAE(BaseEstimator):
         How strongly the batches are pulled together in latent space, at least 0. With 0, only the effects of the batch
         on the counts are modeled. 1 suits most data; if batches that share cell types still do not mix, try 3 or 10.
         Cell types that only one batch has are not pulled; see `celldial.model.integration`.
+    dispersion
+        ``"feature"``: one dispersion per feature. ``"feature-batch"``: each feature has its own dispersion in each
+        batch, shrunk toward that of the feature. It applies to negative binomial likelihoods, and needs a `batch_key`.
     categorical_covariate_keys, continuous_covariate_keys
         Further columns of ``adata.obs`` that the decoder depends on, and that can be set to other values in decoding.
     layer
@@ -268,6 +271,7 @@ class VAE(BaseEstimator):
         straight_through: bool = False,
         batch_key: str | None = None,
         integration: float = 1.0,
+        dispersion: DispersionName = "feature",
         categorical_covariate_keys: Sequence[str] = (),
         continuous_covariate_keys: Sequence[str] = (),
         layer: str | None = None,
@@ -300,6 +304,7 @@ class VAE(BaseEstimator):
         self.straight_through = straight_through
         self.batch_key = batch_key
         self.integration = integration
+        self.dispersion = dispersion
         self.categorical_covariate_keys = categorical_covariate_keys
         self.continuous_covariate_keys = continuous_covariate_keys
         self.layer = layer

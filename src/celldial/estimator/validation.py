@@ -13,7 +13,7 @@ from celldial.model.elbo import BASELINES, parse_gradient
 from celldial.model.fusion import FUSIONS
 from celldial.model.latents import LATENTS
 from celldial.model.likelihoods import LIKELIHOODS
-from celldial.model.networks import DECODERS
+from celldial.model.networks import DECODERS, DISPERSIONS
 from celldial.model.priors import POSTERIORS, PRIORS
 from celldial.periodic.markers import parse_periodic
 from celldial.utils.validation import check_integer
@@ -32,6 +32,7 @@ def check_parameters(parameters: dict[str, Any]) -> None:
     choices = {
         "fusion": FUSIONS,
         "decoder": DECODERS,
+        "dispersion": DISPERSIONS,
         "latent": tuple(LATENTS),
         "prior": PRIORS,
         "posterior": POSTERIORS,
@@ -45,6 +46,11 @@ def check_parameters(parameters: dict[str, Any]) -> None:
     check_latent(parameters, process is not None)
     if not (isinstance(dropout_rate, float | int | np.number) and 0 <= dropout_rate < 1):
         raise ValueError(f"dropout_rate is {dropout_rate!r}: it must be at least 0 and below 1")
+    if parameters["dispersion"] == "feature-batch" and parameters["batch_key"] is None:
+        raise ValueError(
+            "dispersion is 'feature-batch', but there is no batch_key: name the column of adata.obs with the batch, or "
+            "leave dispersion out"
+        )
     integration = parameters["integration"]
     if not (isinstance(integration, float | int | np.number) and 0 <= integration < math.inf):
         raise ValueError(

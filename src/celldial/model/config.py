@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from celldial.model.elbo import BaselineName, Gradient
 from celldial.model.fusion import FusionName
 from celldial.model.latents import LatentName
-from celldial.model.networks import DecoderName
+from celldial.model.networks import DecoderName, DispersionName
 from celldial.model.priors import PosteriorName, PriorName
 
 __all__ = ["ModuleConfig"]
@@ -65,6 +65,8 @@ class ModuleConfig:
         Baseline of the score-function estimator; None for no baseline.
     straight_through
         Whether relaxed cluster assignments are rounded to one cluster.
+    dispersion
+        Whether dispersions are those of a feature, or of a feature in a batch.
     integration
         How strongly batches, the first categorical covariate, are pulled together in latent space; 0 without batches.
     """
@@ -92,3 +94,4 @@ class ModuleConfig:
     baseline: BaselineName | None = None
     straight_through: bool = False
     integration: float = 0.0
+    dispersion: DispersionName = "feature"

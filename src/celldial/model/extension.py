@@ -51,8 +51,8 @@ def extend_categories(module: Module, n_categories: Sequence[int]) -> tuple[Modu
         tables = getattr(part, "categorical", None)
         if not isinstance(tables, nn.ModuleList):
             continue
-        for index, n_rows in enumerate(n_categories):
-            table = tables[index]
+        # A table of dispersions exists for the batch only, which is the first covariate.
+        for index, (table, n_rows) in enumerate(zip(tables, n_categories, strict=False)):
             assert isinstance(table, nn.Embedding)
             n_known = table.num_embeddings
             if n_rows > n_known:

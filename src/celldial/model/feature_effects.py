@@ -38,14 +38,16 @@ class FeatureEffects(nn.Module):
         Number of categories of each categorical covariate.
     n_features
         Number of features.
+    scale
+        Prior standard deviation before `initialize`.
     """
 
     scale_k: Tensor
 
-    def __init__(self, n_categories: Sequence[int], n_features: int) -> None:
+    def __init__(self, n_categories: Sequence[int], n_features: int, scale: float = MIN_SCALE) -> None:
         super().__init__()
         self.categorical = nn.ModuleList(nn.Embedding(n, n_features) for n in n_categories)
-        self.register_buffer("scale_k", torch.full((len(n_categories),), MIN_SCALE))
+        self.register_buffer("scale_k", torch.full((len(n_categories),), scale))
         for table in self.tables:
             nn.init.zeros_(table)
 

@@ -28,7 +28,7 @@ from torch.nn.functional import one_hot
 __all__ = ["Integration", "batch_distance"]
 
 # Nats per cell for each unit of the distance between batches, at strength 1.
-WEIGHT = 20.0
+WEIGHT = 5.0
 # Decay of the moving averages of the distance.
 EMA_DECAY = 0.98
 # The term starts to act where the mean excess is above 0 by the first number of standard errors, and acts fully at the

@@ -58,6 +58,8 @@ class Likelihood(nn.Module):
         weight from one of n hidden units to a head is normal, with this standard deviation divided by √n.
     binary
         Whether only the presence of a count is modeled. Counts above 1 are then treated as 1.
+    dispersion_by_batch
+        Whether the dispersion can depend on the batch; see `NegativeBinomial`.
     unit
         Unit of the expected values.
     upper_bound
@@ -68,6 +70,7 @@ class Likelihood(nn.Module):
     n_matrices: ClassVar[int] = 2
     loading_scale: ClassVar[float] = 1.7
     binary: ClassVar[bool] = False
+    dispersion_by_batch: ClassVar[bool] = False
     unit: ClassVar[Unit] = "counts"
     upper_bound: ClassVar[float] = math.inf
 
@@ -158,8 +161,11 @@ class Poisson(Likelihood):
 class NegativeBinomial(Likelihood):
     """Counts with mean ``library_size * softmax(logits)`` and variance ``mean + mean**2 / inverse_dispersion``.
 
-    Each feature has a learned inverse dispersion.
+    Each feature has a learned inverse dispersion. The decoder may add an output after the first: the difference of the
+    log inverse dispersion in the batch of the cell.
     """
+
+    dispersion_by_batch = True
 
     def __init__(self, n_features: int) -> None:
         super().__init__(n_features)
@@ -184,31 +190,39 @@ class NegativeBinomial(Likelihood):
 
     def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: CSRTensor) -> Tensor:
         """Return the log-likelihood in nats, shape ``(c,)``."""
+        if len(heads) > self.n_heads:
+            log_theta_cf = self.log_inverse_dispersion_f + heads[-1]
+            return log_likelihoods.negative_binomial_by_cell(heads[0], log_theta_cf, library_size_c, counts)
         return log_likelihoods.negative_binomial(heads[0], self.log_inverse_dispersion_f, library_size_c, counts)
 
+    def inverse_dispersion(self, heads: Sequence[Tensor]) -> Tensor:
+        """Return the inverse dispersions θ, shape ``(f,)``, or ``(c, f)`` if they depend on the batch."""
+        log_theta_f = self.log_inverse_dispersion_f
+        return (log_theta_f if len(heads) == self.n_heads else log_theta_f + heads[-1]).exp()
+
     def entry_log_prob(self, value_cf: Tensor, log_rate_cf: Tensor, column_f: Tensor) -> Tensor:
-        """Return the log-likelihood of single counts, up to a constant and without zero inflation, ``(c, f)``."""
+        """Return the log-likelihood of single counts, up to a constant, zero inflation and batches, ``(c, f)``."""
         log_theta_f = self.log_inverse_dispersion_f[column_f]
         return value_cf * log_rate_cf - (value_cf + log_theta_f.exp()) * torch.logaddexp(log_rate_cf, log_theta_f)
 
     def fisher_information(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
         """Return the expected Fisher information about the log rate, shape ``(c, f)``: μθ / (μ + θ), at most θ."""
-        mu_cf, theta_f = self.mean(heads, library_size_c), self.log_inverse_dispersion_f.exp()
+        mu_cf, theta_f = self.mean(heads, library_size_c), self.inverse_dispersion(heads)
         return mu_cf * theta_f / (mu_cf + theta_f)
 
     def variance(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
         """Return the variance of every count, shape ``(c, f)``: μ + μ² / θ."""
         mu_cf = self.mean(heads, library_size_c)
-        return mu_cf + mu_cf.square() / self.log_inverse_dispersion_f.exp()
+        return mu_cf + mu_cf.square() / self.inverse_dispersion(heads)
 
     def zero_probability(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
         """Return the probability that a count is 0, shape ``(c, f)``: (θ / (θ + μ))^θ."""
-        theta_f = self.log_inverse_dispersion_f.exp()
+        theta_f = self.inverse_dispersion(heads)
         return torch.log1p(self.mean(heads, library_size_c) / theta_f).mul(-theta_f).exp()
 
     def sample(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
         """Sample counts as a Gamma mixture of Poissons, shape ``(c, f)``."""
-        theta_f = self.log_inverse_dispersion_f.exp()
+        theta_f = self.inverse_dispersion(heads)
         mu_cf = self.mean(heads, library_size_c)
         gamma_cf = torch.distributions.Gamma(theta_f.expand_as(mu_cf), theta_f / mu_cf.clamp_min(1e-20)).sample()
         return torch.poisson(gamma_cf)
@@ -219,6 +233,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
 
     n_heads = 2
     n_matrices = 9
+    dispersion_by_batch = False
 
     def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: CSRTensor) -> Tensor:
         """Return the log-likelihood in nats, shape ``(c,)``."""
@@ -232,7 +247,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         It is lower than without dropout: a zero is less informative, because it may be a lost count.
         """
         kept_information_cf = super().fisher_information(heads, library_size_c)  # equals minus the score of a zero, too
-        theta_f = self.log_inverse_dispersion_f.exp()
+        theta_f = self.inverse_dispersion(heads)
         zero_cf = (1 + self.mean(heads, library_size_c) / theta_f).log().mul(-theta_f).exp()
         kept_cf = torch.sigmoid(-heads[1])
         lost_fraction_cf = (1 - kept_cf) / (1 - kept_cf * (1 - zero_cf))  # fraction of the zeros that are lost counts

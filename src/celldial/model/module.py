@@ -76,9 +76,7 @@ class Module(nn.Module):
                 raise ValueError(f"torch reserves the name of the modality {name!r}: rename the modality")
             self.modalities[name] = make_modality(name, config, self.latent)
         self.coordinates = make_coordinates(config, self.latent)
-        self.integration = None
-        if config.integration > 0:
-            self.integration = Integration(config.integration, config.n_categories[0])
+        self.integration = Integration(config.integration, config.n_categories[0]) if config.integration > 0 else None
         self.bayesian = config.bayesian_loadings
         if self.bayesian or self.clusters is not None:
             self.register_buffer("n_training_cells", torch.ones(()))
@@ -439,6 +437,8 @@ def make_modality(name: str, config: ModuleConfig, latent: Latent) -> Modality:
         periodic=config.periodic,
         bayesian=config.bayesian_loadings,
     )
+    if config.dispersion == "feature-batch" and likelihood.dispersion_by_batch:
+        decoder.add_dispersions(config.n_categories[0])
     if config.n_clusters is not None:
         # The correction of the cluster assignments starts at 0.
         nn.init.zeros_(encoder.output.weight[-config.n_clusters :])

@@ -26,8 +26,20 @@ from celldial.model.periodic import HARMONIC_SCALE, N_FOURIER, fourier_features
 from celldial.ops.csr import CSRTensor
 from celldial.ops.log_likelihoods import sparse_linear
 
-__all__ = ["DECODERS", "CoordinateUnits", "Decoder", "DecoderName", "Encoder", "LayerSizes", "Modality"]
+__all__ = [
+    "DECODERS",
+    "DISPERSIONS",
+    "CoordinateUnits",
+    "Decoder",
+    "DecoderName",
+    "DispersionName",
+    "Encoder",
+    "LayerSizes",
+    "Modality",
+]
 
+DispersionName = Literal["feature", "feature-batch"]
+DISPERSIONS: tuple[DispersionName, ...] = get_args(DispersionName)
 DecoderName = Literal["network", "additive", "linear"]
 DECODERS: tuple[DecoderName, ...] = get_args(DecoderName)
 
@@ -41,6 +53,8 @@ HEAD_SCALE = 0.1
 UNIT_SCALE = 2.0
 # Number of units through which the covariates act on the outputs of an additive or linear decoder.
 N_COVARIATE_UNITS = 16
+# Prior standard deviation of the log inverse dispersion of a feature between batches.
+DISPERSION_SCALE = 0.5
 # Pseudocounts of each feature for the initial uncertainty of its loadings.
 PSEUDOCOUNTS = 10.0
 
@@ -269,6 +283,7 @@ class Decoder(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(n_hidden, n_features) for _ in range(n_heads))
         self.log_deviation_fh = nn.Parameter(torch.zeros(n_features, n_hidden)) if bayesian else None
         self.feature_effects = FeatureEffects(sizes.n_categories, n_features) if sizes.n_categories else None
+        self.dispersion_effects: FeatureEffects | None = None
 
     @property
     def rate_head(self) -> nn.Linear:
@@ -295,6 +310,10 @@ class Decoder(nn.Module):
             if self.log_deviation_fh is not None:
                 # The information of a count about a loading is the square of the coordinate, which is 1 on average.
                 self.log_deviation_fh.copy_(-0.5 * (total_f + PSEUDOCOUNTS).log()[:, None])
+
+    def add_dispersions(self, n_batches: int) -> None:
+        """Add an output: the difference of each feature's log inverse dispersion in the batch of the cell."""
+        self.dispersion_effects = FeatureEffects([n_batches], self.rate_head.out_features, DISPERSION_SCALE)
 
     def split_state(self, state_cz: Tensor) -> tuple[Tensor, Tensor]:
         """Split latent states into the coordinates and the points in the plane of the circle."""
@@ -347,6 +366,8 @@ class Decoder(nn.Module):
             outputs[0] = outputs[0] + self.harmonics(harmonic_ck).to(state_cz.dtype)
         if self.feature_effects is not None:
             outputs[0] = self.feature_effects(outputs[0], category_ck)
+        if self.dispersion_effects is not None:
+            outputs.append(self.dispersion_effects(torch.zeros_like(outputs[0]), category_ck[:, :1]))
         return outputs
 
 

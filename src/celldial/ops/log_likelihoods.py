@@ -25,6 +25,7 @@ __all__ = [
     "bernoulli_reference",
     "gather_rows",
     "negative_binomial",
+    "negative_binomial_by_cell",
     "negative_binomial_reference",
     "poisson",
     "poisson_reference",
@@ -269,6 +270,33 @@ def negative_binomial(logits_cf: Tensor, log_theta_f: Tensor, library_c: Tensor,
         return backend.negative_binomial(logits_cf, log_theta_f, library_c, counts)
     result: Tensor = _NegativeBinomial.apply(logits_cf, log_theta_f, library_c, counts)
     return result
+
+
+def negative_binomial_by_cell(logits_cf: Tensor, log_theta_cf: Tensor, library_c: Tensor, counts: CSRTensor) -> Tensor:
+    """Return the negative binomial log-likelihood per cell if each cell has its own dispersions.
+
+    The terms are those of `negative_binomial`. It has no faster backend.
+
+    Parameters
+    ----------
+    logits_cf, library_c, counts
+        As in `negative_binomial`.
+    log_theta_cf
+        Log inverse dispersion of each feature in each cell.
+
+    Returns
+    -------
+    Tensor
+        Log-likelihood in nats, shape ``(c,)``.
+    """
+    # The bound matters for cells without counts only.
+    log_library_c1 = library_c.clamp_min(torch.finfo(logits_cf.dtype).tiny).log()[:, None]
+    log_ratio_cf = logits_cf.log_softmax(-1) + log_library_c1 - log_theta_cf
+    log1p_cf = softplus(log_ratio_cf)
+    theta_cf, flat_n, x_n = log_theta_cf.exp(), counts.flat_n, counts.value_n
+    log_ratio_n, log1p_n, theta_n = (part_cf.flatten()[flat_n] for part_cf in (log_ratio_cf, log1p_cf, theta_cf))
+    log_binomial_n = torch.lgamma(x_n + theta_n) - torch.lgamma(theta_n) - torch.lgamma(x_n + 1)
+    return counts.sum_rows(log_binomial_n + x_n * (log_ratio_n - log1p_n)) - (theta_cf * log1p_cf).sum(1)
 
 
 class _NegativeBinomial(torch.autograd.Function):

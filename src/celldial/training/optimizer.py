@@ -50,6 +50,9 @@ def make_optimizer(module: Module, learning_rate: float, weight_decay: float, n_
         if (effects := decoder.feature_effects) is not None:
             for table_sf, scale in zip(effects.tables, effects.scale_k.tolist(), strict=True):
                 groups.append(_group_with_prior([table_sf], scale, 1, n_cells))
+        if (effects := decoder.dispersion_effects) is not None:
+            group = _group_with_prior(effects.tables, float(effects.scale_k[0]), 1, n_cells)
+            groups.append({**group, "lr": LOG_SCALE_LR_FACTOR * learning_rate})
     free, log_scales = _without_decay(module)
     assigned = {id(p) for p in chain(free, log_scales, *(group["params"] for group in groups))}
     others = [p for p in module.parameters() if id(p) not in assigned]
