@@ -1,4 +1,4 @@
-"""The commands ``celldial fit``, ``traverse`` and ``demo``."""
+"""The commands ``celldial fit``, ``traverse``, ``markers`` and ``demo``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from celldial.estimator.vae import VAE
 
-__all__ = ["run_demo", "run_fit", "run_traverse"]
+__all__ = ["run_demo", "run_fit", "run_markers", "run_traverse"]
 
 CELL_SUFFIXES = (".h5ad",)
 MODEL_SUFFIXES = (".celldial",)
@@ -203,6 +203,47 @@ def save_figure(adata: AnnData, name: str, features: Sequence[str] | None, path:
     figure: Any = pl.latent_traverse(adata, name, features, return_fig=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+# --- markers ----------------------------------------------------------------------------------------------------------
+
+
+def run_markers(options: argparse.Namespace) -> None:
+    """Compare groups of cells, and write the table and the cells."""
+    outputs = {"--table": (options.table, tuple(TABLE_SEPARATORS)), "--out": (options.out, CELL_SUFFIXES)}
+    with atomic_outputs(outputs, [options.file, options.model]) as targets:
+        from celldial import VAE
+
+        model = VAE.load(options.model)
+        if not options.quiet:
+            echo(f"celldial: reading {options.file}")
+        adata = read_cells(options.file)
+        table = compare_groups(model, adata, options)
+        if "--table" in targets:
+            separator = TABLE_SEPARATORS[options.table.suffix]
+            table.to_csv(targets["--table"], sep=separator, index=False, float_format="%.6g")
+        if "--out" in targets:
+            write_cells(adata, options.file, targets["--out"], [])
+
+
+def compare_groups(model: VAE, adata: AnnData, options: argparse.Namespace) -> pd.DataFrame:
+    """Return the markers of groups, or their differences from a reference or between replicates."""
+    shared: dict[str, Any] = {"groups": options.groups, "modality": options.modality, "layer": options.layer}
+    if options.at is not None:
+        column, _, text = options.at.partition("=")
+        shared["at"] = {column: parse_value(adata.obs, column, text)}
+    if options.reference is None and options.replicate_key is None and not options.covariates:
+        return model.markers(adata, options.groupby, options.n_features, **shared)
+    table = model.differential(
+        adata,
+        options.groupby,
+        reference="rest" if options.reference is None else options.reference,
+        method="model" if options.replicate_key is None else None,
+        replicate_key=options.replicate_key,
+        covariates=options.covariates,
+        **shared,
+    )
+    return table.groupby("group", sort=False).head(options.n_features or len(table))
 
 
 # --- demo -------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["atomic_outputs", "has_current_layout", "read_cells", "write_cells"]
 
-ADDED_UNS_KEYS = ("celldial", "latent_traverse")
+ADDED_UNS_KEYS = ("celldial", "latent_traverse", "rank_genes_groups")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from celldial.cli.argument_types import integer_at_least, likelihood_of, parse_pair
-from celldial.cli.commands import run_fit, run_traverse
+from celldial.cli.commands import run_fit, run_markers, run_traverse
 from celldial.cli.info import run_info
 
 __all__ = ["check_usage", "make_parser"]
@@ -95,6 +95,34 @@ examples:
   celldial traverse embedded.h5ad --model cells.celldial --axis response \\
       --groups ctrl stim --at cell_type=B --covariate donor=d1 --table b.csv"""
 
+MARKERS_EPILOG = """\
+reads:
+  The model, and an .h5ad file or a .zarr store with cells. Their raw counts are
+  in X, or in the layer that the model was fitted to. Neither is changed.
+
+writes:
+  --table  one row per group and feature, strong differences first: log2 fold
+           change with its 90 % interval, mean expression, share of cells with
+           a count, p-value (with --replicate-key), lfsr (local false sign
+           rate) and fdr. Without --reference, --replicate-key and
+           --covariates, only the markers: features that are higher in the
+           group than in all other cells, with fdr of at most 0.05
+  --out    the cells, with uns["rank_genes_groups"], which the functions and
+           plots of scanpy read
+  Files are written at the end and are always complete. An existing file is
+  replaced. The paths of the written files are printed to stdout.
+
+With --replicate-key, groups are compared between replicates, such as donors.
+Without it, cells are compared, and fdr does not include differences between
+donors.
+
+examples:
+  celldial markers embedded.h5ad --model cells.celldial --groupby cell_type \\
+      --table markers.csv
+  celldial markers embedded.h5ad --model cells.celldial --groupby condition \\
+      --groups stim --reference ctrl --replicate-key donor --at cell_type=B \\
+      --table stim.csv --out tested.h5ad"""
+
 INFO_EPILOG = """\
 reads:
   A model that celldial fit --model or VAE.save wrote. It contains no cells.
@@ -148,6 +176,7 @@ def make_parser() -> argparse.ArgumentParser:
     for name, description, epilog, add_options in (
         ("fit", "Fit a model to raw counts and embed the cells.", FIT_EPILOG, add_fit_options),
         ("traverse", "Move cells along an axis and report what changes.", TRAVERSE_EPILOG, add_traverse_options),
+        ("markers", "List the markers of groups, or compare groups.", MARKERS_EPILOG, add_markers_options),
         ("info", "Describe a model file.", INFO_EPILOG, add_info_options),
     ):
         commands.add_parser(
@@ -260,6 +289,29 @@ def add_traverse_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_traverse, usage_error=traverse_usage_error)
 
 
+def add_markers_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``celldial markers``."""
+    parser.add_argument("file", type=Path, metavar="FILE", help=".h5ad file or .zarr store with cells")
+    parser.add_argument("--model", type=Path, required=True, metavar="FILE.celldial", help="the model")
+    group = parser.add_argument_group("groups")
+    group.add_argument("--groupby", required=True, metavar="COLUMN", help="obs column of the groups")
+    group.add_argument("--groups", nargs="+", metavar="GROUP", help="groups to compare with the reference (all)")
+    group.add_argument("--reference", metavar="GROUP", help="group to compare with (all other cells)")
+    group.add_argument("--at", metavar="COLUMN=GROUP", help="use only the cells of this group (all)")
+    group = parser.add_argument_group("comparison")
+    group.add_argument("--replicate-key", metavar="COLUMN", help="obs column of the donors, to test between donors")
+    group.add_argument(
+        "--covariates", nargs="+", default=[], metavar="COLUMN", help="obs columns to adjust for, such as the batch"
+    )
+    group.add_argument("--modality", metavar="NAME", help="modality of the features (the first of the model)")
+    group.add_argument("--layer", metavar="NAME", help="layer with raw counts (that of the fit)")
+    group = parser.add_argument_group("results, at least one of them")
+    group.add_argument("--table", type=Path, metavar="FILE.csv|tsv", help="table of groups and features")
+    group.add_argument("--n-features", type=integer_at_least(1), metavar="N", help="features of each group (all)")
+    group.add_argument("--out", type=Path, metavar="CELLS.h5ad", help="the cells with the ranking")
+    parser.set_defaults(run=run_markers, usage_error=markers_usage_error)
+
+
 def add_info_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``celldial info``."""
     parser.add_argument("model", type=Path, metavar="FILE.celldial", help="the model")
@@ -297,6 +349,15 @@ def fit_usage_error(options: argparse.Namespace) -> str | None:
         modalities = [modality for modality, _ in options.likelihood]
         if "" in modalities or len(set(modalities)) < len(modalities):
             return "--likelihood takes one NAME, or one MODALITY=NAME for each modality"
+    return None
+
+
+def markers_usage_error(options: argparse.Namespace) -> str | None:
+    """Return which options of ``celldial markers`` cannot be combined, or None."""
+    if options.table is None and options.out is None:
+        return "no output: use --table, --out or both"
+    if options.at is not None and "=" not in options.at:
+        return f"--at {options.at} is not COLUMN=GROUP"
     return None
 
 
