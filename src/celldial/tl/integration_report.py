@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 
 from celldial.data.cells import Cells, to_csr_matrix
 from celldial.inference import posterior
-from celldial.inference.fitted_model import FittedModel, check_fitted, get_modality, read_cells
+from celldial.inference.fitted_model import FittedModel, get_modality, read_cells, read_from
 from celldial.io import results
 from celldial.metrics.integration import (
     MIN_CELLS,
@@ -37,6 +37,7 @@ def integration_report(
     *,
     modality: str | None = None,
     n_cells: int = 10_000,
+    layer: str | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Measure whether batches mix and types stay separate, by scib-metrics, and look for over-correction.
@@ -64,6 +65,8 @@ def integration_report(
         Modality of the embedding without integration, by default the first. Cells without counts of it are left out.
     n_cells
         Largest number of cells to measure on, drawn at random.
+    layer
+        As in `transform`.
     seed
         Seed of the draw, of the shuffled batches and of the clusters.
 
@@ -115,7 +118,7 @@ def integration_report(
     >>> list(table.index)
     ['iLISI', 'kBET', 'graph connectivity', 'cLISI', 'NMI', 'ARI']
     """
-    check_fitted(model)
+    model = read_from(model, layer)
     load_scib_metrics()
     check_integer("n_cells", n_cells, MIN_CELLS)
     check_integer("seed", seed, 0)
