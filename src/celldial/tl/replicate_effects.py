@@ -27,8 +27,9 @@ __all__ = ["Replicates", "Samples", "find_replicates", "replicate_effect", "samp
 
 # Smallest number of replicates on either side.
 MIN_REPLICATES = 2
-# Features with fewer counts in all samples of a comparison are not tested.
-MIN_COUNTS = 10
+# Features with fewer counts in all samples of a comparison, or fewer counts per sample, are not tested: the variance of
+# their log counts says little, and would make the variances of all other features less alike.
+MIN_COUNTS, MIN_COUNTS_PER_SAMPLE = 10, 2
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ def replicate_effect(samples: Samples, covariate_sp: np.ndarray) -> tuple[Modera
     ValueError
         The groups cannot be separated from the covariates, or there are too few samples for them.
     """
-    tested_f = samples.counts_sf.sum(0) >= MIN_COUNTS
+    tested_f = samples.counts_sf.sum(0) >= max(MIN_COUNTS, MIN_COUNTS_PER_SAMPLE * len(samples.counts_sf))
     side_s1 = samples.is_group_s[:, None].astype(float)
     one_s1 = np.ones_like(side_s1)
     library_size_s = trimmed_library_sizes(samples.counts_sf, samples.library_size_s)
