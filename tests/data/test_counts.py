@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import sparse
 
+from celldial.data.counts import check_sparse_structure, to_canonical_csr
 from celldial.data.schema import Schema
 from helpers.raises import logged, raises, warns
 from helpers.simulate import SMALL_COUNTS, STORAGES, build_rna
@@ -71,6 +72,47 @@ def test_unsorted_counts_are_sorted_in_a_copy() -> None:
 def test_counts_of_the_training_data_are_not_copied() -> None:
     adata = build_rna(sparse.csr_matrix(SMALL_COUNTS))
     assert np.shares_memory(rna(adata).data, adata.X.data)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int16, np.float32])
+@pytest.mark.parametrize("storage", ["csr_matrix", "coo_matrix", "csc_matrix"])
+def test_duplicate_entries_are_summed_without_overflow(storage: str, dtype: Any) -> None:
+    values = np.array([1, 1, 1] if dtype is bool else [100, 100, 100]).astype(dtype)
+    if storage == "coo_matrix":
+        matrix = sparse.coo_matrix((values, ([0, 0, 1], [1, 1, 0])), shape=(2, 2))
+    else:
+        matrix = getattr(sparse, storage)((values, [1, 1, 0], [0, 2, 3]), shape=(2, 2))
+    single = float(values[0])
+    expected = {"csc_matrix": [[0, single], [2 * single, 0]]}.get(storage, [[0, 2 * single], [single, 0]])
+    np.testing.assert_array_equal(to_canonical_csr(matrix).toarray(), expected)
+
+
+@pytest.mark.parametrize("storage", ["csr_matrix", "csc_matrix", "csr_array", "bsr_matrix", "coo_matrix"])
+@pytest.mark.parametrize("index", [-1, 4, 2**30])
+def test_indices_out_of_range_are_rejected(storage: str, index: int) -> None:
+    matrix = getattr(sparse, storage)(sparse.csr_matrix(SMALL_COUNTS))
+    (matrix.col if storage == "coo_matrix" else matrix.indices)[-1] = index
+    with raises(ValueError, naming=["adata.X", str(index)]):
+        check_sparse_structure(matrix, "adata.X")
+
+
+@pytest.mark.parametrize("position", [0, 1, -1])
+@pytest.mark.parametrize("step", [-5, 5, 2**30])
+def test_row_pointers_out_of_order_are_rejected(position: int, step: int) -> None:
+    matrix = sparse.csr_matrix(SMALL_COUNTS)
+    matrix.indptr[position] += step
+    with raises(ValueError, naming=["adata.X"]):
+        check_sparse_structure(matrix, "adata.X")
+
+
+def test_damaged_counts_do_not_reach_a_model() -> None:
+    adata = build_rna(sparse.csr_matrix(SMALL_COUNTS))
+    schema = Schema.from_anndata(adata)
+    adata.X.indices[-1] = 1_000_000
+    with raises(ValueError, naming=["adata.X", "1000000 of 4"]):
+        schema.read_counts(adata)
+    with raises(ValueError, naming=["adata.X", "1000000 of 4"]):
+        Schema.from_anndata(adata)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3), (3, 1)])

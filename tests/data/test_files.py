@@ -307,6 +307,18 @@ def test_damaged_values_are_errors(tmp_path, adata):
         OnDiskDataset.open(beyond).read(slice(0, 3))
 
 
+@pytest.mark.parametrize("excess", [-3, 1, 10**6])
+def test_row_pointers_out_of_order_are_errors(tmp_path, adata, excess):
+    path = write(adata, tmp_path / "a.h5ad")
+    with h5py.File(path, "r+") as file:
+        pointer_c = file["X/indptr"][:]
+        # Above the next pointer, or below the one before.
+        pointer_c[2] = pointer_c[3] + excess if excess > 0 else pointer_c[1] + excess
+        file["X/indptr"][:] = pointer_c
+    with raises(OSError, naming=["a.h5ad", "X"]):
+        OnDiskDataset.open(path).read(slice(0, 3))
+
+
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
 def test_a_file_that_disappears_is_an_error(tmp_path, adata, suffix):
     path = write(adata, tmp_path / f"a{suffix}")

@@ -36,6 +36,9 @@ MIN_OVERLAP = 0.5
 MAX_COUNT = np.finfo(np.float32).max
 """Larger counts would be infinite as float32."""
 
+MIN_SUM_BYTES = 4
+"""Duplicate entries of integers with fewer bytes are summed as int64."""
+
 
 def is_on_disk(data: Any) -> bool:
     """Return whether `data` is a path, a list of paths, or a backed AnnData."""
@@ -138,6 +141,42 @@ def check_matrix_type(matrix: Any, where: str) -> None:
             f"{where} is a {kind}: convert it to a numpy array or a scipy sparse matrix of int, bool, float32 or "
             "float64 (a dask array: with .compute())"
         )
+    check_sparse_structure(matrix, where)
+
+
+def check_sparse_structure(matrix: Any, where: str) -> None:
+    """Raise if the index arrays of a sparse matrix contradict its shape, as in a damaged file.
+
+    Neither scipy nor the compiled loops check them: they would read or write outside of their arrays.
+    """
+    remedy = "the matrix is damaged; read it from its source again"
+    if sparse.issparse(matrix) and matrix.format == "coo":
+        for axis, index_n, size in (("row", matrix.row, matrix.shape[0]), ("column", matrix.col, matrix.shape[1])):
+            check_range(index_n, size, axis, where, remedy)
+    if not sparse.issparse(matrix) or matrix.format not in ("csr", "csc", "bsr"):
+        return
+    is_bsr = matrix.format == "bsr"
+    block = matrix.blocksize if is_bsr else (1, 1)
+    n_major, n_minor = (size // by for size, by in zip(matrix.shape, block, strict=True))
+    axis = "block of columns" if is_bsr else "column"
+    if matrix.format == "csc":
+        n_major, n_minor, axis = n_minor, n_major, "row"
+    pointers, indices, n_stored = matrix.indptr, matrix.indices, len(matrix.data)
+    steps = np.diff(pointers)
+    if len(pointers) != n_major + 1 or pointers[0] != 0 or (steps < 0).any() or pointers[-1] > n_stored:
+        raise ValueError(f"the row or column pointers of {where} contradict its shape {matrix.shape}: {remedy}")
+    if len(indices) < pointers[-1]:
+        raise ValueError(f"{where} has {len(indices)} indices for {pointers[-1]} entries: {remedy}")
+    check_range(indices[: pointers[-1]], n_minor, axis, where, remedy)
+
+
+def check_range(index_n: np.ndarray, size: int, axis: str, where: str, remedy: str) -> None:
+    """Raise if an index of a sparse matrix is negative or too large."""
+    if len(index_n) == 0:
+        return
+    low, high = int(index_n.min()), int(index_n.max())
+    if low < 0 or high >= size:
+        raise ValueError(f"{where} has an entry in {axis} {low if low < 0 else high} of {size}: {remedy}")
 
 
 def is_supported_matrix(matrix: Any) -> bool:
@@ -155,6 +194,8 @@ def to_canonical_csr(matrix: Any) -> sparse.csr_matrix:
 
     The result shares memory with `matrix` if that already is in this form.
     """
+    if sparse.issparse(matrix) and matrix.dtype.kind in "bui" and matrix.dtype.itemsize < MIN_SUM_BYTES:
+        matrix = matrix.astype(np.int64)  # sums of duplicates could overflow
     rows = matrix.tocsr() if sparse.issparse(matrix) else sparse.csr_matrix(np.asarray(matrix))
     # A new object of the same arrays, so that sorting and flags do not change the user's matrix.
     rows = sparse.csr_matrix((rows.data, rows.indices, rows.indptr), shape=rows.shape)

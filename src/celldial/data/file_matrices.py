@@ -162,6 +162,8 @@ class CSRRows:
         n_rows, n_entries = self.shape[0], self.data.shape[0]
         if (len(self.indptr_c), self.indptr_c[-1], self.indices.shape[0]) != (n_rows + 1, n_entries, n_entries):
             raise ValueError(f"the arrays of {group.name} have inconsistent lengths")
+        if self.indptr_c[0] != 0 or (np.diff(self.indptr_c) < 0).any():
+            raise ValueError(f"the row pointers of {group.name} are not in order")
         for array in (self.data, self.indices):
             check_all_chunks(array)
         self.nnz_per_row = max_mean_nnz(self.indptr_c)
