@@ -16,6 +16,7 @@ from celldial.utils.warnings import warn
 
 __all__ = [
     "ALL_FEATURES",
+    "DENSE_MODALITIES",
     "FEATURE_TYPES",
     "check_presence",
     "find_modalities",
@@ -48,6 +49,9 @@ DEFAULT_LIKELIHOODS = {"atac": "bernoulli"}
 
 BINARY_LIKELIHOODS = (DEFAULT_LIKELIHOODS["atac"],)
 """Likelihoods for which counts above 1 are read as 1."""
+
+DENSE_MODALITIES = frozenset({"protein"})
+"""Modalities whose counts are rarely 0. A cell with a count that dropout sets to 0 would resemble no cell."""
 
 KNOWN_MODALITIES = tuple(dict.fromkeys(FEATURE_TYPES.values()))
 """Modalities with known feature types, in the order of a model. Other modalities come after them."""

@@ -149,7 +149,8 @@ class VAE(BaseEstimator):
     gene_symbols
         Column of ``adata.var`` with the gene symbols to match markers with, if ``adata.var_names`` are identifiers.
     dropout_rate
-        Fraction of the counts that is hidden from the encoder during training, against overfitting.
+        Fraction of the counts that is hidden from the encoder during training, against overfitting. Counts of proteins
+        are not hidden, because they are rarely 0.
     learning_rate
         Peak learning rate.
     seed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from celldial.data.modalities import DENSE_MODALITIES
 from celldial.model.elbo import BaselineName, Gradient
 from celldial.model.fusion import FusionName
 from celldial.model.latents import LatentName
@@ -95,3 +96,7 @@ class ModuleConfig:
     straight_through: bool = False
     integration: float = 0.0
     dispersion: DispersionName = "feature"
+
+    def encoder_dropout_rate(self, modality: str) -> float:
+        """Return the fraction of the stored counts of a modality that dropout sets to zero in the encoder's input."""
+        return 0.0 if modality in DENSE_MODALITIES else self.dropout_rate

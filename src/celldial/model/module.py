@@ -427,7 +427,7 @@ def make_modality(name: str, config: ModuleConfig, latent: Latent) -> Modality:
     n_features = config.n_features[name]
     likelihood = LIKELIHOODS[config.likelihood[name]](n_features)
     sizes = LayerSizes(config.n_categories, config.n_continuous, config.n_hidden, config.n_layers)
-    encoder = Encoder(n_features, n_encoder_outputs(config, latent), sizes, config.dropout_rate)
+    encoder = Encoder(n_features, n_encoder_outputs(config, latent), sizes, config.encoder_dropout_rate(name))
     decoder = Decoder(
         n_features,
         likelihood.n_heads,
