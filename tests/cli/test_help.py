@@ -26,7 +26,7 @@ def commands_in(text: str) -> list[list[str]]:
     found = [
         line.split(" | ")[0].strip()
         for line in lines
-        if re.match(r"\s*celldial (fit|traverse|markers|info|demo) .*\.?\w", line)
+        if re.match(r"\s*celldial (fit|map|traverse|markers|info|demo) .*\.?\w", line)
     ]
     return [shlex.split(line)[1:] for line in found]
 
@@ -48,13 +48,13 @@ def check(arguments: list[str]) -> None:
 def test_commands_in_the_documentation_can_be_parsed(root: Path) -> None:
     blocks = "\n".join(re.findall(r"^```bash\n(.*?)^```", documentation(root), re.MULTILINE | re.DOTALL))
     commands = commands_in(blocks)
-    assert {arguments[0] for arguments in commands} == {"fit", "traverse", "markers", "info", "demo"}
+    assert {arguments[0] for arguments in commands} == {"fit", "map", "traverse", "markers", "info", "demo"}
     assert len(commands) == sum(line.startswith("celldial ") for line in blocks.splitlines())
     for arguments in commands:
         check(arguments)
 
 
-@pytest.mark.parametrize("command", ["fit", "traverse", "markers", "info"])
+@pytest.mark.parametrize("command", ["fit", "map", "traverse", "markers", "info"])
 def test_help_is_complete(root: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every option is described here and in the documentation, and the examples can be parsed."""
     parser = command_parser(command)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
@@ -245,12 +246,26 @@ def test_periodic_from_files(tmp_path: Path) -> None:
 def test_results(model: VAE, query: AnnData) -> None:
     before = query.copy()
     mapped = map_query(model, query, key_added="X_mapped")
-    assert_untouched(query, before, but=("obsm", "uns"))
+    assert_untouched(query, before, but=("obs", "obsm", "uns"))
+    columns = [f"celldial_mapping_{name}" for name in ("likelihood", "distance", "quality")]
+    assert list(query.obs) == [*before.obs, *columns]
     record = query.uns["celldial"]
+    assert record["written"]["obs"] == dict.fromkeys(columns, mapped.fingerprint_)
     assert record["written"]["obsm"] == {"X_mapped": mapped.fingerprint_}
     assert record["model"] == mapped.fingerprint_
     assert list(record["schema"]["categories"]["batch"]) == ["b0", "b2", "b1"]
     np.testing.assert_array_equal(query.obsm["X_mapped"], mapped.transform(query))
+
+
+def test_layer(model: VAE, query: AnnData) -> None:
+    normalized = query.copy()
+    normalized.layers["counts"], normalized.X = normalized.X.copy(), normalized.X / 2
+    mapped = map_query(model, normalized, layer="counts")
+    assert mapped.fingerprint_ == map_query(model, query).fingerprint_
+    assert mapped.schema_.layer is None
+    pd.testing.assert_frame_equal(normalized.obs, query.obs)
+    with raises(ValueError, naming=["c1"]):
+        map_query(model, normalized)
 
 
 def test_multimodal_reference_is_the_same() -> None:

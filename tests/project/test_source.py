@@ -19,7 +19,7 @@ MAX_PARAMETERS = 7
 # Kernels: the compilers take no objects, only arrays and numbers.
 COMPILED = ("ops/numba_kernels.py", "ops/triton_backend.py")
 # The only file that writes to an AnnData of the user, and the demo, which adds a column to cells of its own.
-WRITERS = ("io/results.py", "cli/demo.py")
+WRITERS = ("io/results.py", "io/removal.py", "cli/demo.py")
 SLOTS = ("X", "obs", "var", "uns", "obsm", "varm", "obsp", "varp", "layers")
 
 
@@ -33,9 +33,13 @@ def functions() -> Iterator[tuple[str, ast.FunctionDef]]:
 
 def is_public(file: str, name: str) -> bool:
     """Return whether users call a function: an analysis, a plot, a metric, a data set, or a method of `VAE`."""
-    return file == "estimator/vae.py" or any(
-        file.startswith(f"{namespace}/") and name in getattr(celldial, namespace).__all__
-        for namespace in ("datasets", "metrics", "pl", "tl")
+    return (
+        file == "estimator/vae.py"
+        or (file, name) == ("estimator/mapping.py", "map_query")
+        or any(
+            file.startswith(f"{namespace}/") and name in getattr(celldial, namespace).__all__
+            for namespace in ("datasets", "metrics", "pl", "tl")
+        )
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from celldial.cli.argument_types import integer_at_least, likelihood_of, parse_pair
 from celldial.cli.commands import run_fit, run_markers, run_traverse
 from celldial.cli.info import run_info
+from celldial.cli.mapping import MAP_EPILOG, add_map_options
 
 __all__ = ["check_usage", "make_parser"]
 
@@ -177,6 +178,7 @@ def make_parser() -> argparse.ArgumentParser:
         ("fit", "Fit a model to raw counts and embed the cells.", FIT_EPILOG, add_fit_options),
         ("traverse", "Move cells along an axis and report what changes.", TRAVERSE_EPILOG, add_traverse_options),
         ("markers", "List the markers of groups, or compare groups.", MARKERS_EPILOG, add_markers_options),
+        ("map", "Map cells of new batches to a fitted model.", MAP_EPILOG, add_map_options),
         ("info", "Describe a model file.", INFO_EPILOG, add_info_options),
     ):
         commands.add_parser(

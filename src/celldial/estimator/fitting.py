@@ -29,6 +29,7 @@ from celldial.inference import posterior
 from celldial.inference.fitted_model import is_file_path, read_cells, read_from
 from celldial.inference.laplace import fit_laplace
 from celldial.inference.posterior import LatentState
+from celldial.inference.reference import summarize_reference
 from celldial.io import results
 from celldial.io.checkpoint import Checkpoint
 from celldial.io.json_types import to_json
@@ -127,6 +128,7 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
         trained = hold_out(source, model.seed)
         history, source = loop.fit(module, trained, stages, model.seed, run)
         latent_state = infer_source(module, source, adata)
+        reference = summarize_reference(module, source)
         classifier = fit_labels(module, found.source, trained, schema, found.clusters, model.seed)
         sample = source.training_sample(MAX_CELLS_TO_MEASURE)
         fit_laplace(module, sample, torch.arange(len(sample)), len(source.train_c) / len(sample))
@@ -136,7 +138,7 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
             periodic = describe_circle(module, schema, source, target, model.gene_symbols)
     model.parameters_, model.schema_, model.module_, model.history_ = to_json(parameters), schema, module, history
     model.periodic_ = periodic
-    model.clusters_, model.label_classifier_ = found.clusters, classifier
+    model.clusters_, model.label_classifier_, model.reference_ = found.clusters, classifier, reference
     model.library_size_quantiles_ = _library_size_quantiles(found.cells, source.train_c)
     model.fingerprint_ = checksum(module.state_dict().values())
     if latent_state is not None:
@@ -173,10 +175,11 @@ def partial_fit(model: VAE, adata: Any, options: FitOptions, layer: str | None =
         trained = hold_out(known, seed)
         history, _ = loop.fit(module, trained, further_stages(module, plan), seed)
         latent_state = posterior.infer(module, cells)
+        reference = summarize_reference(module, known)
         classifier = refit_labels(model, module, known, trained, seed)
         fit_laplace(module, cells, train_c)
         module.requires_grad_(True)
-    model.module_, model.label_classifier_ = module, classifier
+    model.module_, model.label_classifier_, model.reference_ = module, classifier, reference
     model.history_ = extend_history(model.history_, history)
     model.fingerprint_ = checksum(module.state_dict().values())
     write_results(model, adata, latent_state, options)

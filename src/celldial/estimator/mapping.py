@@ -24,9 +24,12 @@ from celldial.data.schema import Schema
 from celldial.estimator import validation
 from celldial.estimator.fitting import FitOptions, extend_history, infer_source, write_results
 from celldial.inference.fitted_model import FittedModel, is_file_path, read_from, to_anndata
+from celldial.inference.label_classifier import LabelClassifier
+from celldial.inference.posterior import LatentState
 from celldial.io import results
 from celldial.model.extension import extend_categories
 from celldial.model.module import Module
+from celldial.tl.mapping_quality import find_quality
 from celldial.training import loop
 from celldial.training.plan import TrainingPlan
 from celldial.training.stages import mapping_stages
@@ -91,7 +94,8 @@ def map_query(
     VAE
         A new model with the known and the new categories. It is saved and loaded like any other. `map_query` writes the
         same results as `fit`, recorded under this model: the embedding to ``adata.obsm[key_added]``; with labels, the
-        results of `clusters`; with a periodic coordinate, those of `phase`. Nothing is written to files.
+        results of `clusters`; with a periodic coordinate, those of `phase`. It also writes those of `mapping_quality`:
+        how similar each cell is to the cells of `fit`. Nothing is written to files.
 
     Raises
     ------
@@ -134,13 +138,28 @@ def map_query(
     if not is_file_path(adata):
         name = None if model.periodic_ is None else model.periodic_["name"]
         results.check_fit(adata, key_added, name, model.clusters_ is not None)
+        results.check_mapping(adata)
     with isolate_rng(model.seed):
         module, history = learn_categories(model, query, options)
         latent_state = infer_source(module, query.source, adata)
     mapped = with_module(model, replace(query.schema, layer=model.schema_.layer), module, history)
     if latent_state is not None:
+        table = to_anndata(model, adata)
+        mapped.label_classifier_ = add_batches(model, query.schema, latent_state, table.obs)
+        quality = None if model.reference_ is None else find_quality(read_from(mapped, layer), adata)
         write_results(mapped, adata, latent_state, options)
+        if quality is not None:
+            results.write_mapping(adata, mapped.fingerprint_, quality)
     return mapped
+
+
+def add_batches(model: VAE, schema: Schema, latent_state: LatentState, obs: pd.DataFrame) -> LabelClassifier | None:
+    """Return the label classifier of a model with the scales of distances in new batches."""
+    classifier, key = model.label_classifier_, schema.batch_key
+    if classifier is None or key is None:
+        return classifier
+    new = schema.categories[key][len(model.schema_.categories[key]) :]
+    return classifier.add_batches(latent_state.mean, obs[key].astype(str).to_numpy(), new)
 
 
 @dataclass(frozen=True)
@@ -237,7 +256,7 @@ def choose_batch_size(n_cells: int) -> int:
 def with_module(model: VAE, schema: Schema, module: Module, history: Mapping[str, list[float]]) -> VAE:
     """Return a fitted model with another schema and module; everything else is that of `model`."""
     mapped = type(model)(**model.get_params(deep=False))
-    for name in ("parameters_", "library_size_quantiles_", "periodic_", "clusters_", "label_classifier_"):
+    for name in ("parameters_", "library_size_quantiles_", "periodic_", "clusters_", "label_classifier_", "reference_"):
         setattr(mapped, name, copy.deepcopy(getattr(model, name)))
     mapped.schema_, mapped.module_ = schema, module
     mapped.history_ = extend_history(model.history_, history) if history else copy.deepcopy(model.history_)

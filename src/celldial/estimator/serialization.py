@@ -15,6 +15,7 @@ from celldial.data.schema import Schema
 from celldial.estimator import validation
 from celldial.estimator.prepare import build_module
 from celldial.inference.label_classifier import LabelClassifier
+from celldial.inference.reference import ReferenceSummary
 from celldial.io import model_file
 from celldial.io.json_types import to_json
 from celldial.model.laplace import Loadings
@@ -37,6 +38,7 @@ def save(model: VAE, path: Path) -> None:
         "library_size_quantiles": {name: q.tolist() for name, q in model.library_size_quantiles_.items()},
         "periodic": to_json(model.periodic_),
         "clusters": to_json(model.clusters_),
+        "reference": None if model.reference_ is None else model.reference_.to_dict(),
         "label_classifier": None if model.label_classifier_ is None else model.label_classifier_.to_dict(),
     }
     model_file.write(path, metadata, model.module_.state_dict())
@@ -55,6 +57,8 @@ def load(cls: type[VAE], path: Path) -> VAE:
         # Files of earlier versions have no classifier; their labels are the clusters of the mixture.
         classifier = metadata.get("label_classifier")
         model.label_classifier_ = None if classifier is None else LabelClassifier.from_dict(classifier)
+        reference = metadata.get("reference")
+        model.reference_ = None if reference is None else ReferenceSummary.from_dict(reference)
         model.module_ = build_module(model, model.schema_, model.clusters_)
         for name, modality in model.module_.by_modality():
             prefix = f"modalities.{name}.loadings."

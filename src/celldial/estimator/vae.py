@@ -24,6 +24,7 @@ from celldial.inference.fitted_model import (
 )
 from celldial.inference.label_classifier import LabelClassifier
 from celldial.inference.posterior import Posterior
+from celldial.inference.reference import ReferenceSummary
 from celldial.io import results
 from celldial.model.elbo import BaselineName
 from celldial.model.fusion import FusionName
@@ -181,6 +182,9 @@ class VAE(BaseEstimator):
     label_classifier_ : LabelClassifier or None
         The labeled cells in latent space, and the calibration of label probabilities; see
         `celldial.inference.label_classifier`.
+    reference_ : ReferenceSummary or None
+        Training cells in latent space, and distances and likelihoods of validation cells, which `mapping_quality`
+        compares new cells with; see `celldial.inference.reference`.
     fingerprint_ : str
         Checksum of the weights. It is stored with each result in an AnnData, so you can see which model wrote the
         result.
@@ -218,6 +222,7 @@ class VAE(BaseEstimator):
     periodic_: dict[str, Any] | None
     clusters_: dict[str, Any] | None
     label_classifier_: LabelClassifier | None
+    reference_: ReferenceSummary | None
     fingerprint_: str
 
     # Analyses, each documented in `celldial.tl`.
@@ -237,6 +242,7 @@ class VAE(BaseEstimator):
     link_peaks = tl.link_peaks
     loadings = tl.loadings
     markers = tl.markers
+    mapping_quality = tl.mapping_quality
     name_axes = tl.name_axes
     phase = tl.phase
     posterior_predictive = tl.posterior_predictive

@@ -23,6 +23,7 @@ from celldial.data.schema import Schema
 from celldial.inference import posterior
 from celldial.inference.label_classifier import LabelClassifier
 from celldial.inference.posterior import LatentState
+from celldial.inference.reference import ReferenceSummary
 from celldial.model.likelihoods import LIKELIHOODS
 from celldial.model.module import Module
 from celldial.utils.prefetch import prefetch
@@ -59,6 +60,7 @@ class FittedModel(Protocol):
     periodic_: dict[str, Any] | None
     clusters_: dict[str, Any] | None
     label_classifier_: LabelClassifier | None
+    reference_: ReferenceSummary | None
     fingerprint_: str
     seed: int
 

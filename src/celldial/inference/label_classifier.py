@@ -11,7 +11,7 @@ data, ``z`` latent coordinates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -95,6 +95,9 @@ class LabelClassifier:
     n_context
         Number of cells without a label for which that distance is right. More cells are sampled, because it depends on
         the number.
+    usual_distance
+        Low quantile of the distances of the held-out labeled cells, which those of other batches are compared with;
+        None if unknown.
     batch_scale
         Batch to the factor by which distances of its cells exceed those of the held-out labeled cells.
     calibration_error
@@ -110,6 +113,7 @@ class LabelClassifier:
     temperature: float = USUAL_TEMPERATURE
     max_distance: float = np.inf
     n_context: int = 0
+    usual_distance: float | None = None
     batch_scale: Mapping[str, float] = field(default_factory=dict)
     calibration_error: float | None = None
     n_held_out: int = 0
@@ -217,13 +221,12 @@ class LabelClassifier:
         classifier = replace(self, n_context=len(z_cz), temperature=1.0)
         distance_c = classifier._distance(z_cz, self._nearest(z_cz)[0])
         expected_c = distance_c[held_out_c]
+        usual = float(np.quantile(expected_c, BATCH_QUANTILE))
         scale = {}
         if batch_c is not None:
             # Cells of another batch than the labeled ones are further from these, even if they have the same label.
-            usual = np.quantile(expected_c, BATCH_QUANTILE)
             for name in sorted(set(batch_c[~held_out_c]) - set(batch_c[held_out_c])):
-                ratio = np.quantile(distance_c[~held_out_c & (batch_c == name)], BATCH_QUANTILE) / usual
-                scale[str(name)] = float(np.clip(ratio, 1.0, MAX_BATCH_SCALE))
+                scale[str(name)] = relative_scale(distance_c[~held_out_c & (batch_c == name)], usual)
         probability_ck, known_c = classifier.classify(z_cz[held_out_c]).probability_ck, label_c[held_out_c]
         error = None
         if len(known_c) >= CELLS_PER_BIN:
@@ -232,10 +235,31 @@ class LabelClassifier:
             classifier,
             temperature=fit_temperature(probability_ck, known_c),
             max_distance=typical_limit(expected_c),
+            usual_distance=usual,
             batch_scale=scale,
             calibration_error=error,
             n_held_out=len(known_c),
         )
+
+    def add_batches(self, z_cz: Array, batch_c: Array, names: Sequence[str]) -> LabelClassifier:
+        """Return the classifier with scales for further batches; it is the same if distances were not calibrated.
+
+        Parameters
+        ----------
+        z_cz, batch_c
+            Coordinates of cells, and the names of their batches.
+        names
+            The batches to add.
+        """
+        if self.usual_distance is None:
+            return self
+        batch_c, scale = np.asarray(batch_c, dtype=str), dict(self.batch_scale)
+        for name in names:
+            z_of_batch_cz = z_cz[batch_c == name]
+            if len(z_of_batch_cz):
+                distance_c = self._distance(z_of_batch_cz, self._nearest(z_of_batch_cz)[0])
+                scale[name] = relative_scale(distance_c, self.usual_distance)
+        return replace(self, batch_scale=scale)
 
     # --- Files --------------------------------------------------------------------------------------------------------
 
@@ -246,6 +270,7 @@ class LabelClassifier:
             "temperature": self.temperature,
             "max_distance": None if np.isinf(self.max_distance) else self.max_distance,
             "n_context": self.n_context,
+            "usual_distance": self.usual_distance,
             "batch_scale": dict(self.batch_scale),
             "calibration_error": self.calibration_error,
             "n_held_out": self.n_held_out,
@@ -300,6 +325,11 @@ def fit_label_classifier(
     batch = None if batch_c is None else batch_c[others]
     calibrated = trained.calibrate(z_cz[others], label_c[others], held_out_c[others], batch, seed)
     return replace(calibrated, z_rz=classifier.z_rz, label_r=classifier.label_r, n_k=classifier.n_k)
+
+
+def relative_scale(distance_c: Array, usual: float) -> float:
+    """Return the factor by which distances of a batch exceed the usual ones, from 1 to `MAX_BATCH_SCALE`."""
+    return float(np.clip(np.quantile(distance_c, BATCH_QUANTILE) / usual, 1.0, MAX_BATCH_SCALE))
 
 
 def sample_per_label(label_c: Array, seed: int) -> Array:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["to_json"]
+__all__ = ["to_json", "without_none"]
 
 
 def to_json(value: Any) -> Any:
@@ -19,3 +19,10 @@ def to_json(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
     return value.item() if isinstance(value, np.generic) else value
+
+
+def without_none(value: Any) -> Any:
+    """Return a value without the entries of dicts that are None: earlier versions of anndata cannot read them."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: without_none(part) for key, part in value.items() if part is not None}

@@ -7,6 +7,7 @@
 | ``obs`` | ``celldial_cluster`` | most probable cluster; ``"unassigned"`` if none of the labels is sure |
 | ``obs`` | ``celldial_cluster_disputed`` | whether the nearest labeled cells have another label |
 | ``obs`` | ``<periodic>_angle``, ``_concentration``, ``_active_probability``, ``_active``, ``_phase`` | angle, phase |
+| ``obs`` | ``celldial_mapping_likelihood``, ``_distance``, ``_quality`` | similarity to the reference cells |
 | ``obs`` | the name of an axis | score of each cell on it |
 | ``layers`` or ``obsm`` | `key_added` | denoised or imputed values |
 | ``uns["celldial"]`` | | record: parameters, schema, history, axes, which model wrote what |
@@ -30,39 +31,46 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData, ImplicitModificationWarning
 
+from celldial.io.json_types import without_none
 from celldial.io.provenance import (
     RECORD,
     check_column,
     check_key,
     check_ranking,
     content_of,
-    is_ranking,
     is_unchanged,
     read_record,
     writer_of,
     writers,
 )
-from celldial.utils.messages import format_names
 
 __all__ = [
     "CLUSTER",
     "CLUSTER_DISPUTED",
     "CLUSTER_PROBABILITY",
+    "FIT_PARTS",
+    "TABLES",
+    "TRAVERSALS",
     "check_axis_column",
     "check_clusters",
     "check_expression",
     "check_fit",
     "check_key",
+    "check_mapping",
     "check_periodic_columns",
     "check_ranking",
     "embedding_key",
     "embedding_of_fit",
+    "forget",
     "periodic_columns",
     "probability_columns",
     "read_axes",
     "read_record",
     "read_traversals",
-    "remove",
+    "remove_axis",
+    "remove_column",
+    "remove_table",
+    "silence_view_copy",
     "write_axis",
     "write_check",
     "write_clusters",
@@ -73,6 +81,7 @@ __all__ = [
     "write_gene_sets",
     "write_imputed",
     "write_integration",
+    "write_mapping",
     "write_phase",
     "write_ranking",
     "write_traversal",
@@ -82,6 +91,8 @@ __all__ = [
 TRAVERSALS = "latent_traverse"
 CLUSTER, CLUSTER_PROBABILITY = "celldial_cluster", "celldial_cluster_probability"
 CLUSTER_DISPUTED = "celldial_cluster_disputed"
+MAPPING = "celldial_mapping_{}"
+MAPPING_PARTS = ("likelihood", "distance", "quality")
 # Tables in the record, and the report on an integration.
 TABLES = COORDINATES, GENE_SETS, CHECK, INTEGRATION = "coordinates", "gene_sets", "check", "integration"
 # Keys of the record of each fit, other than the key of its embedding.
@@ -165,6 +176,12 @@ def check_clusters(adata: Any) -> None:
         check_column(adata, column, is_own=CLUSTER_PROBABILITY in adata.obsm)
 
 
+def check_mapping(adata: Any) -> None:
+    """Raise if the mapping quality would replace a column that is not as a model wrote it."""
+    for part in MAPPING_PARTS:
+        check_column(adata, MAPPING.format(part))
+
+
 def check_axis_column(adata: Any, name: str) -> None:
     """Raise if the scores on an axis would replace a column that is not as `find_axis` wrote it."""
     if name in adata.obs and name not in read_axes(adata):
@@ -201,7 +218,7 @@ def write_fit(adata: Any, model: str, embedding_cz: np.ndarray, key_added: str, 
         ``parameters``, ``schema`` and ``history`` of the model.
     """
     version = importlib.metadata.version("celldial")
-    with _silence_view_copy():
+    with silence_view_copy():
         _replace_model(adata, model, key_added)
         before = read_record(adata)
         others = dict(before.get("models", {}))
@@ -210,7 +227,7 @@ def write_fit(adata: Any, model: str, embedding_cz: np.ndarray, key_added: str, 
         others.pop(key_added, None)
         adata.obsm[key_added] = embedding_cz
         kept = {part: value for part, value in before.items() if part not in (*FIT_PARTS, "key_added", "models")}
-        record: dict[str, Any] = {"version": version, "model": model, "key_added": key_added, **_without_none(about)}
+        record: dict[str, Any] = {"version": version, "model": model, "key_added": key_added, **without_none(about)}
         adata.uns[RECORD] = kept | record | ({"models": others} if others else {})
         _record_writer(adata, model, "obsm", key_added)
 
@@ -231,10 +248,10 @@ def _replace_model(adata: Any, model: str, key_added: str) -> None:
     # Axes of earlier versions do not name their model, which is then the one before.
     for name, stored in read_axes(adata).items():
         if stored.get("model", before) == before:
-            _remove_axis(adata, name)
+            remove_axis(adata, name)
     for table in TABLES:
         if table in record and writer_of(adata, table, table) in (before, None):
-            _remove_table(adata, table)
+            remove_table(adata, table)
 
 
 def _mark_traversals(adata: Any, current: str, replaced: str | None) -> None:
@@ -249,39 +266,39 @@ def _mark_traversals(adata: Any, current: str, replaced: str | None) -> None:
         adata.uns[TRAVERSALS] = marked
 
 
-def _remove_table(adata: Any, name: str) -> None:
+def remove_table(adata: Any, name: str) -> None:
     """Remove a table from the record."""
     adata.uns[RECORD] = {part: value for part, value in read_record(adata).items() if part != name}
-    _forget(adata, name, name)
+    forget(adata, name, name)
 
 
-def _remove_axis(adata: Any, name: str) -> None:
+def remove_axis(adata: Any, name: str) -> None:
     """Remove a named axis and its scores, if they are as they were written."""
     axes = {other: stored for other, stored in read_axes(adata).items() if other != name}
     record = {part: value for part, value in read_record(adata).items() if part != "axes"}
     adata.uns[RECORD] = record | ({"axes": axes} if axes else {})
-    _remove_column(adata, name)
+    remove_column(adata, name)
 
 
-def _remove_column(adata: Any, column: str) -> bool:
+def remove_column(adata: Any, column: str) -> bool:
     """Remove a column of ``obs`` if a model wrote it and it is unchanged; return whether it was removed."""
     is_own = column in adata.obs and writer_of(adata, "obs", column) is not None and is_unchanged(adata, column)
     if is_own:
         del adata.obs[column]
-    _forget(adata, "obs", column)
+    forget(adata, "obs", column)
     return is_own
 
 
 def write_embedding(adata: Any, model: str, key_added: str, embedding_cz: np.ndarray) -> None:
     """Write an embedding to ``adata.obsm[key_added]``."""
-    with _silence_view_copy():
+    with silence_view_copy():
         adata.obsm[key_added] = embedding_cz.copy()
         _record_writer(adata, model, "obsm", key_added)
 
 
 def write_phase(adata: Any, model: str, table: pd.DataFrame, periodic: Mapping[str, Any]) -> None:
     """Write the columns of a periodic coordinate to ``adata.obs``, and its description to the record."""
-    with _silence_view_copy():
+    with silence_view_copy():
         # The phase of an earlier model must not stay next to the angle of a model without phases.
         for column in periodic_columns(periodic["name"]):
             if column in adata.obs and column not in table:
@@ -319,7 +336,7 @@ def write_clusters(
         For labels, calibration and thresholds, for the record.
     """
     names, columns = list(table.columns), [CLUSTER]
-    with _silence_view_copy():
+    with silence_view_copy():
         adata.obsm[CLUSTER_PROBABILITY] = table.set_axis(probability_columns(names), axis=1)
         adata.obs[CLUSTER] = cluster_c
         if disputed_c is not None:
@@ -333,9 +350,18 @@ def write_clusters(
         _record_writer(adata, model, "obs", *columns)
 
 
+def write_mapping(adata: Any, model: str, table: pd.DataFrame) -> None:
+    """Write the mapping quality of cells to ``adata.obs``."""
+    columns = {MAPPING.format(part): table[part].to_numpy(copy=True) for part in MAPPING_PARTS}
+    with silence_view_copy():
+        for column, value_c in columns.items():
+            adata.obs[column] = value_c
+        _record_writer(adata, model, "obs", *columns)
+
+
 def write_axis(adata: Any, model: str, name: str, score_c: np.ndarray, stored: Mapping[str, Any]) -> None:
     """Write the score on a named axis to ``adata.obs[name]``, and the axis to the record."""
-    with _silence_view_copy():
+    with silence_view_copy():
         adata.obs[name] = score_c
         adata.uns[RECORD] = {**read_record(adata), "axes": {**read_axes(adata), name: {**stored, "model": model}}}
         _record_writer(adata, model, "obs", name)
@@ -363,7 +389,7 @@ def write_integration(adata: Any, model: str, report: Mapping[str, Any]) -> None
 
 def _write_table(adata: Any, model: str, name: str, table: pd.DataFrame | Mapping[str, Any]) -> None:
     """Write a table, or several in a dict, to the record."""
-    with _silence_view_copy():
+    with silence_view_copy():
         adata.uns[RECORD] = {**read_record(adata), name: copy.deepcopy(table)}
         _record_writer(adata, model, name, name)
 
@@ -371,7 +397,7 @@ def _write_table(adata: Any, model: str, name: str, table: pd.DataFrame | Mappin
 def write_expression(adata: Any, model: str, key_added: str, table: pd.DataFrame) -> None:
     """Write expression to ``adata.layers`` if it has the features of `adata` in their order, else to ``adata.obsm``."""
     is_layer = isinstance(adata, AnnData) and list(adata.var_names) == list(table.columns)
-    with _silence_view_copy():
+    with silence_view_copy():
         if is_layer:
             adata.layers[key_added] = table.to_numpy(copy=True)
         else:
@@ -381,14 +407,14 @@ def write_expression(adata: Any, model: str, key_added: str, table: pd.DataFrame
 
 def write_imputed(adata: Any, model: str, key_added: str, values: pd.DataFrame | np.ndarray) -> None:
     """Write imputed values to ``adata.obsm[key_added]``."""
-    with _silence_view_copy():
+    with silence_view_copy():
         adata.obsm[key_added] = values
         _record_writer(adata, model, "obsm", key_added)
 
 
 def write_traversal(adata: Any, model: str, key_added: str, stored: Mapping[str, Any]) -> None:
     """Write a traversal to ``adata.uns["latent_traverse"][key_added]``."""
-    with _silence_view_copy():
+    with silence_view_copy():
         others = {name: other for name, other in read_traversals(adata).items() if name != key_added}
         # The latest is last: plots draw it by default.
         adata.uns[TRAVERSALS] = {**others, key_added: {**stored, "model": model}}
@@ -397,68 +423,9 @@ def write_traversal(adata: Any, model: str, key_added: str, stored: Mapping[str,
 
 def write_ranking(adata: Any, model: str, key_added: str, layout: Mapping[str, Any]) -> None:
     """Write differences between groups, in scanpy's layout, to ``adata.uns[key_added]``."""
-    with _silence_view_copy():
+    with silence_view_copy():
         adata.uns[key_added] = {**layout, "params": {**layout["params"], "model": model}}
         _record_writer(adata, model, "uns", key_added)
-
-
-# --- Removing ---------------------------------------------------------------------------------------------------------
-
-
-def remove(adata: Any, key_added: str | None) -> list[str]:
-    """Remove what models wrote, or what the model with this embedding wrote; see `celldial.tl.remove_results`."""
-    model = None if key_added is None else writer_of(adata, "obsm", key_added)
-    if key_added is not None and model is None:
-        raise KeyError(
-            f"no model wrote adata.obsm[{key_added!r}]; embeddings of models: "
-            f"{format_names(writers(adata).get('obsm', {}))}"
-        )
-    removed = []
-    with _silence_view_copy():
-        for place, by in writers(adata).items():
-            for key, writer in by.items():
-                if model in (None, writer) and _remove_entry(adata, place, key):
-                    removed.append(f"{place}: {key}")
-        if model is None:
-            for key in (RECORD, TRAVERSALS):
-                adata.uns.pop(key, None)
-        else:
-            _remove_fit(adata, model)
-    return removed
-
-
-def _remove_entry(adata: Any, place: str, key: str) -> bool:
-    """Remove one result, and return whether it was removed: changed columns of ``obs`` stay."""
-    if place == "obs":
-        if key in read_axes(adata):
-            _remove_axis(adata, key)
-            return key not in adata.obs
-        return _remove_column(adata, key)
-    if place in TABLES:
-        _remove_table(adata, place)
-        return True
-    model = writer_of(adata, place, key)
-    _forget(adata, place, key)
-    entries = adata.uns.get(TRAVERSALS, {}) if place == TRAVERSALS else getattr(adata, place, {})
-    if key not in entries or (place == "uns" and not is_ranking(entries[key], model)):
-        return False
-    del entries[key]
-    return True
-
-
-def _remove_fit(adata: Any, model: str) -> None:
-    """Remove the description of a fitted model; that of another model takes its place."""
-    record = read_record(adata)
-    others = {key: other for key, other in record.pop("models", {}).items() if str(other.get("model")) != model}
-    if str(record.get("model")) == model:
-        record = {part: value for part, value in record.items() if part not in (*FIT_PARTS, "key_added")}
-        if others:
-            key, latest = others.popitem()
-            record |= {"key_added": key, **latest}
-    periodic = record.get("periodic", {})
-    if periodic and not set(periodic_columns(periodic["name"])) & set(adata.obs):
-        del record["periodic"]
-    adata.uns[RECORD] = record | ({"models": others} if others else {})
 
 
 # --- Helpers ----------------------------------------------------------------------------------------------------------
@@ -475,7 +442,7 @@ def _record_writer(adata: Any, model: str, place: str, *keys: str) -> None:
         adata.uns[RECORD]["content"] = {**record.get("content", {}), **content}
 
 
-def _forget(adata: Any, place: str, key: str) -> None:
+def forget(adata: Any, place: str, key: str) -> None:
     """Remove a key from the record of what models wrote."""
     record = read_record(adata)
     written = writers(adata)
@@ -486,15 +453,8 @@ def _forget(adata: Any, place: str, key: str) -> None:
     adata.uns[RECORD] = {**record, "written": written} | ({"content": content} if "content" in record else {})
 
 
-def _without_none(value: Any) -> Any:
-    """Return a value without the entries of dicts that are None: earlier versions of anndata cannot read them."""
-    if not isinstance(value, Mapping):
-        return value
-    return {key: _without_none(part) for key, part in value.items() if part is not None}
-
-
 @contextmanager
-def _silence_view_copy() -> Iterator[None]:
+def silence_view_copy() -> Iterator[None]:
     """Turn a view into an AnnData without a warning, because the user requested to write to it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImplicitModificationWarning)

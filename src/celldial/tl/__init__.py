@@ -14,6 +14,7 @@ from celldial.tl.gradients import compare_gradients, sweep_gradients
 from celldial.tl.integration_report import integration_report
 from celldial.tl.latent_traverse import latent_traverse
 from celldial.tl.link_peaks import link_peaks
+from celldial.tl.mapping_quality import mapping_quality
 from celldial.tl.markers import markers
 from celldial.tl.name_axes import name_axes
 from celldial.tl.phase import phase
@@ -37,6 +38,7 @@ __all__ = [
     "latent_traverse",
     "link_peaks",
     "loadings",
+    "mapping_quality",
     "markers",
     "name_axes",
     "phase",

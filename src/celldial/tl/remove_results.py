@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from celldial.io import results
+from celldial.io import removal
 
 __all__ = ["remove_results"]
 
@@ -44,4 +44,4 @@ def remove_results(adata: Any, key_added: str | None = None) -> list[str]:
     >>> "celldial" in adata.uns
     False
     """
-    return results.remove(adata, key_added)
+    return removal.remove(adata, key_added)
