@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Fusion and weights of modalities, and the prior on the loadings of peaks, compared on held-out cells.
 
-    python -m benchmarks.ablations.fusion --data DIR [--only paired mosaic simulated weights prior] [--seeds 2]
-    [--a549-seeds 1]
+    python -m benchmarks.ablations.fusion --data DIR [--only paired mosaic cite simulated weights prior] [--seeds 2]
+    [--a549-seeds 1] [--fusions aligned_product product]
 
 See benchmarks/README.md for the columns. Medians over seeds.
 """
@@ -25,7 +25,7 @@ from benchmarks.peers.multimodal import TREATMENT, counts_of, log_per_10k, n_hel
 from scipy.sparse import csr_matrix
 
 import celldial as cd
-from celldial.metrics import auroc_per_cell, foscttm, knn_f1, pearson_per_cell
+from celldial.metrics import auroc_per_cell, foscttm, ilisi, knn_f1, leiden_nmi, pearson_per_cell
 from celldial.model import likelihoods
 from celldial.model.fusion import FUSIONS
 
@@ -36,15 +36,17 @@ COLUMNS = {
     "RNA → ATAC, AUROC": ".3f",
     "ATAC → RNA, Pearson": ".3f",
     "FOSCTTM": ".3f",
+    "FOSCTTM, training": ".3f",
     "F1": ".3f",
 }
+COLUMNS_OF_CITE = {"−ELBO": ".1f", "FOSCTTM, training": ".3f", "NMI": ".3f", "F1": ".3f", "iLISI": ".2f"}
 
 
 @dataclass(frozen=True)
 class Variant:
     """Differences from the defaults."""
 
-    fusion: str = "product"
+    fusion: str = "aligned_product"
     atac_weight: float | None = None
     loading_scale: float = likelihoods.Bernoulli.loading_scale
 
@@ -115,8 +117,28 @@ def measure(data: Data, variant: Variant, seed: int, epochs: int | None) -> tupl
     predicted_cf = model.impute(held_out, "rna", from_="atac", library_size=1e4).to_numpy()
     pearson = np.nanmean(pearson_per_cell(log_cf, np.log1p(predicted_cf)))
     match = foscttm(*(model.transform(held_out, modality=name) for name in ("rna", "atac")))
+    paired = adata[n:][paired_mask(adata[n:], "atac")].copy()
+    match_training = foscttm(*(model.transform(paired, modality=name) for name in ("rna", "atac")))
     f1 = knn_f1(adata.obsm["X_celldial"], adata.obs[data.labels])
-    return -elbo, rna, atac, float(auroc), float(pearson), match, f1
+    return -elbo, rna, atac, float(auroc), float(pearson), match, match_training, f1
+
+
+def paired_mask(adata: ad.AnnData, other: str) -> np.ndarray:
+    """Return which cells have both RNA and the other modality."""
+    columns = [name for name in ("has_rna", f"has_{other}") if name in adata.obs]
+    return np.logical_and.reduce([np.ones(adata.n_obs, dtype=bool), *(adata.obs[name] for name in columns)])
+
+
+def measure_cite(folder: Path, fusion: str, seed: int, epochs: int | None) -> tuple[float, ...]:
+    """Fit one model to the mosaic of RNA and proteins, and return its scores."""
+    adata = ad.read_h5ad(folder / "cite_mosaic.h5ad")
+    model = cd.VAE(fusion=fusion, batch_key="batch", seed=seed)
+    model.fit(adata, progress=False, **({} if epochs is None else {"max_epochs": epochs}))
+    elbo = model.history_["elbo_validation"][int(np.argmax(model.history_["kept"]))]
+    paired = adata[paired_mask(adata, "protein")].copy()
+    match = foscttm(*(model.transform(paired, modality=name) for name in ("rna", "protein")))
+    z_cz, obs = adata.obsm["X_celldial"], adata.obs
+    return -elbo, match, leiden_nmi(z_cz, obs["celltype"]), knn_f1(z_cz, obs["celltype"]), ilisi(z_cz, obs["batch"])
 
 
 # Variants and data of each part of the table.
@@ -141,24 +163,43 @@ PARTS: dict[str, list[tuple[Callable[[Path], Data], dict[str, Variant]]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of a549_multiome.h5ad")
-    parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS), help="the parts to measure (all)")
+    parts = [*PARTS, "cite"]
+    parser.add_argument("--only", choices=parts, nargs="+", default=parts, help="the parts to measure (all)")
+    parser.add_argument("--fusions", choices=FUSIONS, nargs="+", default=list(FUSIONS), help="in the parts on fusions")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--a549-seeds", type=int, help="fewer for the larger data set; by default as many")
     parser.add_argument("--epochs", type=int, help="by default what `fit` chooses")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"| data | variant | {' | '.join(COLUMNS)} |\n|{'---|' * (2 + len(COLUMNS))}", flush=True)
-    for part in options.only:
+    tables = [part for part in options.only if part != "cite"]
+    if tables:
+        print_head(COLUMNS)
+    for part in tables:
         for load, variants in PARTS[part]:
             data = load(options.data)
             few = load is not simulated and options.a549_seeds is not None
             for name, variant in variants.items():
+                if variants is BY_FUSION and name not in options.fusions:
+                    continue
                 seeds = range(options.a549_seeds if few else options.seeds)
                 runs = [measure(data, variant, seed, options.epochs) for seed in seeds]
-                medians = (median(column) for column in zip(*runs, strict=True))
-                cells = [format(value, of) for value, of in zip(medians, COLUMNS.values(), strict=True)]
-                print(f"| {data.name} | {name} | {' | '.join(cells)} |", flush=True)
+                print_row(data.name, name, runs, COLUMNS)
+    if "cite" in options.only:
+        print_head(COLUMNS_OF_CITE)
+        for fusion in options.fusions:
+            runs = [measure_cite(options.data, fusion, seed, options.epochs) for seed in range(options.seeds)]
+            print_row("cite_mosaic", fusion, runs, COLUMNS_OF_CITE)
+
+
+def print_head(columns: dict[str, str]) -> None:
+    print(f"| data | variant | {' | '.join(columns)} |\n|{'---|' * (2 + len(columns))}", flush=True)
+
+
+def print_row(data: str, variant: str, runs: list[tuple[float, ...]], columns: dict[str, str]) -> None:
+    medians = (median(column) for column in zip(*runs, strict=True))
+    cells = [format(value, of) for value, of in zip(medians, columns.values(), strict=True)]
+    print(f"| {data} | {variant} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

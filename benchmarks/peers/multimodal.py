@@ -319,7 +319,8 @@ def measure_mosaic(bench: Bench, size: Sizes) -> list[Row]:
     peer = bench.once("MULTIVI", "mosaic", "a549", epochs=epochs, assignment="thirds.npy")
     of_peer = foscttm(peer["rna"], peer["atac"]), knn_accuracy(peer["embedding"], adata.obs[TREATMENT])
     rows = []
-    for fusion in ("product", "mixture"):  # the default, and the one that trains single modalities
+    # The default, the same without alignment of single modalities, and the one that trains single modalities.
+    for fusion in ("aligned_product", "product", "mixture"):
         options = {"epochs": {"celldial": size.our_epochs}, "arguments": {"fusion": fusion}}
         ours = bench.run("celldial", "mosaic", "a549", assignment="thirds.npy", **options)
         match, accuracy = foscttm(ours["rna"], ours["atac"]), knn_accuracy(ours["embedding"], adata.obs[TREATMENT])

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch import Tensor
+from torch.distributions import Normal, kl_divergence
 
-from celldial.model.fusion import FUSIONS, Fusion, sample_subset
+from celldial.model.fusion import FUSIONS, PRODUCTS, Fusion, sample_subset
 
 EVERY_FUSION = pytest.mark.parametrize("name", FUSIONS)
-PRODUCTS = pytest.mark.parametrize("name", ["product", "mixture_of_products"])
+EVERY_PRODUCT = pytest.mark.parametrize("name", PRODUCTS)
 SEEDS = st.integers(0, 10**6)
 
 
@@ -35,7 +36,7 @@ def random_presence(n_modalities: int, n_cells: int, seed: int) -> Tensor:
 # --- Combination ------------------------------------------------------------------------------------------------------
 
 
-@PRODUCTS
+@EVERY_PRODUCT
 @pytest.mark.parametrize("n_modalities", [2, 3])
 def test_product_adds_precisions_including_that_of_the_prior(name: Any, n_modalities: int) -> None:
     mu_mcz, sigma_mcz = experts(n_modalities)
@@ -45,7 +46,7 @@ def test_product_adds_precisions_including_that_of_the_prior(name: Any, n_modali
     torch.testing.assert_close(mu_cz, (mu_mcz / sigma_mcz**2).sum(0) / precision_cz)
 
 
-@PRODUCTS
+@EVERY_PRODUCT
 def test_product_is_proportional_to_the_product_of_densities(name: Any) -> None:
     """On a grid: prior times all experts, normalized."""
     mu_m11, sigma_m11 = experts(3, 1, 1)
@@ -87,7 +88,7 @@ def test_a_single_modality_is_unchanged(name: Any) -> None:
     torch.testing.assert_close(sigma_cz, torch.cat([sigma_mcz[0, :2], sigma_mcz[1, 2:]]))
 
 
-@PRODUCTS
+@EVERY_PRODUCT
 def test_a_single_modality_is_multiplied_with_the_prior(name: Any) -> None:
     mu_mcz, sigma_mcz = experts()
     included_mc = torch.tensor([[True] * 4, [False] * 4])
@@ -133,7 +134,7 @@ def test_standard_deviation_is_positive_and_at_most_the_narrowest(name: Any, see
     mu_cz, sigma_cz = Fusion(name).combine(mu_mcz, sigma_mcz, included_mc)
     assert (sigma_cz > 0).all()
     assert (mu_cz.abs() <= mu_mcz.abs().amax(0) + 1e-6).all()
-    if name in ("product", "mixture_of_products"):
+    if name in PRODUCTS:
         narrowest_cz = torch.where(included_mc[:, :, None], sigma_mcz, 1).amin(0)
         assert (sigma_cz <= narrowest_cz).all()
 
@@ -151,6 +152,56 @@ def test_gradients_are_finite_and_zero_for_excluded_modalities(name: Any, sigma:
         assert not gradient_mcz[~included_mc].any()
     by_mu_mcz = torch.autograd.grad(Fusion(name).combine(mu_mcz, sigma_mcz, included_mc)[0].sum(), mu_mcz)[0]
     assert by_mu_mcz[included_mc].all()
+
+
+# --- Alignment --------------------------------------------------------------------------------------------------------
+
+
+@given(seed=SEEDS, n_modalities=st.integers(2, 4))
+def test_alignment_is_the_mean_divergence_from_single_modalities(seed: int, n_modalities: int) -> None:
+    mu_mcz, sigma_mcz = experts(n_modalities, seed=seed)
+    present_mc = random_presence(n_modalities, 4, seed)
+    fusion = Fusion("aligned_product")
+    found_c = fusion.alignment(mu_mcz, sigma_mcz, present_mc)
+    joint_cz = Normal(*fusion.combine(mu_mcz, sigma_mcz, present_mc))
+    n_present_c = present_mc.sum(0)
+    n_several, n_lacking = int((n_present_c > 1).sum()), int(((n_present_c > 0) & (n_present_c < n_modalities)).sum())
+    for c in range(4):
+        alone = [
+            Normal(*fusion.combine(mu_mcz, sigma_mcz, torch.arange(n_modalities)[:, None].expand(-1, 4) == m))
+            for m in present_mc[:, c].nonzero().flatten()
+        ]
+        kl = [kl_divergence(joint_cz, each).sum(1)[c] for each in alone]
+        expected = sum(kl) / len(kl) if len(kl) > 1 else torch.zeros((), dtype=torch.float64)
+        torch.testing.assert_close(found_c[c], min(1, n_lacking / max(1, n_several)) * expected)
+
+
+def test_cells_that_have_all_modalities_are_not_aligned() -> None:
+    assert not Fusion("aligned_product").alignment(*experts(), all_included()).any()
+    # One of four cells lacks a modality.
+    present_mc = torch.tensor([[True] * 4, [True] * 3 + [False]])
+    one_of_four_c = Fusion("aligned_product").alignment(*experts(), present_mc)
+    half_c = Fusion("aligned_product").alignment(*(each[:, 2:] for each in experts()), present_mc[:, 2:])
+    torch.testing.assert_close(3 * one_of_four_c[2], half_c[0])
+
+
+def test_alignment_is_of_one_fusion_only() -> None:
+    present_mc = all_included()
+    assert [name for name in FUSIONS if Fusion(name).alignment(*experts(), present_mc) is not None] == [
+        "aligned_product"
+    ]
+
+
+def test_alignment_has_finite_gradients_and_none_for_missing_modalities() -> None:
+    mu_mcz, sigma_mcz = (each.requires_grad_() for each in experts())
+    present_mc = torch.tensor([[True, True, False, False], [True, False, True, False]])
+    alignment_c = Fusion("aligned_product").alignment(mu_mcz, sigma_mcz, present_mc)
+    assert alignment_c[0] > 0
+    assert not alignment_c[1:].any()
+    for gradient_mcz in torch.autograd.grad(alignment_c.sum(), [mu_mcz, sigma_mcz]):
+        assert gradient_mcz.isfinite().all()
+        assert gradient_mcz[:, 0].all()
+        assert not gradient_mcz[:, 1:].any()
 
 
 # --- Random subsets ---------------------------------------------------------------------------------------------------

@@ -306,6 +306,28 @@ def test_the_loss_has_the_gradient_of_the_weighted_elbo(fusion: str) -> None:
     torch.testing.assert_close(found, torch.autograd.grad(loss, list(module.parameters())), rtol=1e-4, atol=1e-6)
 
 
+def test_the_loss_in_training_includes_the_alignment_of_modalities(fixed_noise: float) -> None:
+    """With the weight of the KL divergence. The ELBO does not include it."""
+    cells = simulate_two_cells(lacking=LACKING)
+    aligned, plain = (make_two(cells, fusion, dropout_rate=0.0) for fusion in ("aligned_product", "product"))
+    for ours, theirs in zip(aligned.elbo(cells)[0].values(), plain.elbo(cells)[0].values(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    outputs = [
+        modality.encoder(cells.counts[name], cells.library_size[name], cells.category_ck, cells.continuous_ck)
+        for name, modality in aligned.by_modality()
+    ]
+    mu_mcz, sigma_mcz = (torch.stack(each) for each in zip(*map(aligned.latent.parameters, outputs), strict=True))
+    present_mc = torch.stack([cells.mask_with(name) for name in ("rna", "atac")])
+    alignment_c = aligned.fusion.alignment(mu_mcz, sigma_mcz, present_mc)
+    assert (alignment_c > 0).tolist() == present_mc.all(0).tolist()
+    complete = cells.select(present_mc.all(0).nonzero()[:, 0])
+    complete = complete.drop_full_masks(torch.arange(len(complete)))
+    torch.testing.assert_close(*(module.train()(complete) for module in (aligned, plain)))
+    for kl_weight in (0.25, 1.0):
+        losses = [module.train()(cells, kl_weight) for module in (aligned, plain)]
+        torch.testing.assert_close(losses[0] - losses[1], kl_weight * alignment_c.mean(), rtol=1e-3, atol=1e-3)
+
+
 def test_the_loss_equals_the_elbo_in_plain_torch(fixed_noise: float) -> None:
     """Product of experts, reparameterized sample, KL divergence in closed form, dense log-likelihoods."""
     cells = simulate_two_cells(lacking=LACKING, covariates=True)

@@ -83,8 +83,8 @@ class VAE(BaseEstimator):
         first modality has F₁ features and another modality has more, F, the other has the weight √(F₁ / F), so that
         50,000 peaks do not outweigh 1,000 genes.
     fusion
-        How the posteriors of several modalities are combined: ``"product"``, ``"mixture"``, ``"mixture_of_products"``
-        or ``"mean"``; see `celldial.model.fusion.Fusion`.
+        How the posteriors of several modalities are combined: ``"aligned_product"``, ``"product"``, ``"mixture"``,
+        ``"mixture_of_products"`` or ``"mean"``; see `celldial.model.fusion.Fusion`.
     decoder
         How the shares depend on the latent coordinates. ``"network"``: through a neural network. ``"additive"``: up to
         the normalization of the cell, the log share is a sum of functions of one coordinate each, plus the covariates.
@@ -263,7 +263,7 @@ class VAE(BaseEstimator):
         modality_key: str = "feature_types",
         presence_keys: Mapping[str, str] | None = None,
         modality_weights: Mapping[str, float] | None = None,
-        fusion: FusionName = "product",
+        fusion: FusionName = "aligned_product",
         decoder: DecoderName = "network",
         bayesian_loadings: bool = False,
         latent: LatentName = "gaussian",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import torch
 from pyro import poutine
@@ -22,6 +22,10 @@ from pyro.ops.provenance import track_provenance
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from celldial.data.cells import Cells
+    from celldial.model.latent_parts import EncoderOutput
+
 __all__ = [
     "BASELINES",
     "Baseline",
@@ -31,6 +35,7 @@ __all__ = [
     "Gradient",
     "MeanFieldELBO",
     "ScoreFunctionELBO",
+    "baseline_inputs",
     "make_estimator",
     "parse_gradient",
 ]
@@ -267,3 +272,16 @@ class Baseline(nn.Module):
         weight = torch.clamp(1 / self.n_updates, min=1 - EMA_DECAY)
         self.mean.lerp_(cost_c.mean(), weight)
         self.deviation.lerp_((cost_c - self.mean).square().mean().sqrt(), weight)
+
+
+def baseline_inputs(encoded: EncoderOutput, cells: Cells) -> Tensor:
+    """Return the inputs of learned baselines ``(c, p)``: each cell's posterior, library sizes, numbers of features."""
+    inputs = [
+        encoded.mu_cz,
+        encoded.sigma_cz.log(),
+        *(total_c.log1p()[:, None] for total_c in cells.library_size.values()),
+        *(counts.indptr_c.diff().to(encoded.mu_cz.dtype).log1p()[:, None] for counts in cells.counts.values()),
+    ]
+    if encoded.logits_ck is not None:
+        inputs.append(encoded.logits_ck)
+    return torch.cat(inputs, 1).detach()

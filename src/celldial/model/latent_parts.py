@@ -29,12 +29,16 @@ class EncoderOutput(NamedTuple):
     angle_params_cq
         Parameters of the angle posterior, for a model with a periodic coordinate; see
         `celldial.model.periodic.Circle.posterior_distributions`.
+    alignment_c
+        Penalty on disagreement of modalities in nats, in training with a fusion that has it; see
+        `celldial.model.fusion.Fusion.alignment`.
     """
 
     mu_cz: Tensor
     sigma_cz: Tensor
     logits_ck: Tensor | None = None
     angle_params_cq: Tensor | None = None
+    alignment_c: Tensor | None = None
 
 
 class LatentPart(Protocol):

@@ -30,7 +30,7 @@ from celldial.model.clusters import INITIAL_TEMPERATURE, Clusters, annealed_temp
 from celldial.model.config import ModuleConfig
 from celldial.model.coordinates import Coordinates
 from celldial.model.distributions import NonReparameterized, RelaxableCategorical
-from celldial.model.elbo import Baseline, Gradient, make_estimator
+from celldial.model.elbo import Baseline, Gradient, baseline_inputs, make_estimator
 from celldial.model.fusion import Fusion
 from celldial.model.integration import Integration
 from celldial.model.latent_parts import EncoderOutput, LatentPart
@@ -252,17 +252,21 @@ class Module(nn.Module):
         experts = [self.latent.parameters(output_cp[:, :n_parameters]) for output_cp in outputs]
         mu_cz, sigma_cz = experts[0]
         correction_ck = outputs[0][:, n_parameters:]
+        alignment_c = None
         if len(experts) > 1:
             mu_mcz, sigma_mcz = (torch.stack(part) for part in zip(*experts, strict=True))
             included_mc = torch.stack([cells.mask_with(name) for name in self.modalities])
+            if sample_modalities and self.training and cells.present:  # no masks if all cells have all modalities
+                alignment_c = self.fusion.alignment(mu_mcz, sigma_mcz, included_mc)
             if sample_modalities:
                 included_mc = self.fusion.sample_included(included_mc, self.training)
             mu_cz, sigma_cz = self.fusion.combine(mu_mcz, sigma_mcz, included_mc)
             correction_mck = torch.stack([output_cp[:, n_parameters:] for output_cp in outputs])
             correction_ck = (correction_mck * included_mc[:, :, None]).sum(0)
-        if self.clusters is None:
-            return EncoderOutput(mu_cz, sigma_cz)
-        return EncoderOutput(mu_cz, sigma_cz, self.clusters.assignment_logits(mu_cz, sigma_cz, correction_ck))
+        logits_ck = None
+        if self.clusters is not None:
+            logits_ck = self.clusters.assignment_logits(mu_cz, sigma_cz, correction_ck)
+        return EncoderOutput(mu_cz, sigma_cz, logits_ck, alignment_c=alignment_c)
 
     @torch.no_grad()
     def encode_means(self, cells: Cells) -> Tensor:
@@ -321,7 +325,9 @@ class Module(nn.Module):
     # --- The ELBO -----------------------------------------------------------------------------------------------------
 
     def forward(self, cells: Cells, kl_weight: float = 1.0, progress: float = 1.0) -> Tensor:
-        """Return the negative ELBO in nats per cell, differentiable, with one draw per cell.
+        """Return the negative ELBO in nats per cell, differentiable, with one draw per cell, and penalties of training.
+
+        These are the errors of known labels, and the disagreement of modalities for a fusion that aligns them.
 
         Parameters
         ----------
@@ -338,6 +344,8 @@ class Module(nn.Module):
             temperature = INITIAL_TEMPERATURE if self.clusters is None else annealed_temperature(progress)
             arguments = (cells, encoded, kl_weight, temperature)
             loss: Tensor = self.elbo_estimator.differentiable_loss(self.model, self.guide, *arguments)
+        if encoded.alignment_c is not None:
+            loss = loss + kl_weight * encoded.alignment_c.sum()
         if encoded.logits_ck is not None and cells.label_c is not None:
             error = cross_entropy(encoded.logits_ck, cells.label_c, ignore_index=-1, reduction="sum")
             loss = loss + LABEL_WEIGHT * error
@@ -485,16 +493,3 @@ def kl_at_draw(q: TorchDistribution, p: TorchDistribution, draw: Tensor, analyti
     """Return the KL divergence of q from p per cell, estimated at a draw from q unless it has a closed form."""
     kl_c: Tensor = kl_divergence(q, p) if analytic else q.log_prob(draw) - p.log_prob(draw)
     return kl_c
-
-
-def baseline_inputs(encoded: EncoderOutput, cells: Cells) -> Tensor:
-    """Return the inputs of learned baselines ``(c, p)``: each cell's posterior, library sizes, numbers of features."""
-    inputs = [
-        encoded.mu_cz,
-        encoded.sigma_cz.log(),
-        *(total_c.log1p()[:, None] for total_c in cells.library_size.values()),
-        *(counts.indptr_c.diff().to(encoded.mu_cz.dtype).log1p()[:, None] for counts in cells.counts.values()),
-    ]
-    if encoded.logits_ck is not None:
-        inputs.append(encoded.logits_ck)
-    return torch.cat(inputs, 1).detach()

@@ -21,9 +21,9 @@ from celldial.data.cells import Cells, decode_block_size
 from celldial.inference import posterior
 from celldial.inference.fitted_model import FittedModel, read_cells, read_from
 from celldial.model.clusters import FINAL_TEMPERATURE
-from celldial.model.elbo import Baseline, BaselineName, Gradient
+from celldial.model.elbo import Baseline, BaselineName, Gradient, baseline_inputs
 from celldial.model.latent_parts import EncoderOutput
-from celldial.model.module import Module, baseline_inputs
+from celldial.model.module import Module
 from celldial.utils.random import isolate_rng
 from celldial.utils.validation import check_integer
 
