@@ -19,14 +19,19 @@ from celldial.model.module import Module
 
 __all__ = ["DoubletSigns", "doublet_signs"]
 
-N_NEIGHBORS = 20
+N_NEIGHBORS = 30
+# Artificial doublets per cell, and repetitions with other counts kept and other doublets: both reduce noise.
+DOUBLETS_PER_CELL, N_REPEATS = 2, 4
 # Cells with fewer counts than this quantile are left out, because all cells are thinned to its library size.
 THINNING_QUANTILE = 0.2
 MIN_CELLS = 50
 
 
 class DoubletSigns(NamedTuple):
-    """Slope of the log2 library size on the share of artificial doublets nearby, and slopes of permuted cells."""
+    """Slope of the log2 library size on the share of artificial doublets nearby, and slopes of permuted cells.
+
+    Library sizes are without the tenth of the features that have the most counts.
+    """
 
     slope: float
     permuted_p: np.ndarray
@@ -71,26 +76,46 @@ def doublet_signs(
     kept_c = np.flatnonzero(total_c >= depth)
     if len(kept_c) < MIN_CELLS:
         return None
-    cells, batch_c, total_c = cells.select(torch.from_numpy(kept_c)), batch_c[kept_c], total_c[kept_c]
-    counts = to_csr_matrix(cells.counts[modality])
-    partner_c = np.arange(len(kept_c))
-    for batch in np.unique(batch_c):
-        member_c = np.flatnonzero(batch_c == batch)
-        partner_c[member_c] = random.choice(member_c, len(member_c))
-    is_binary = bool((counts.data <= 1).all())
-    states = []
-    for rows in (counts, counts + counts[partner_c]):
-        if is_binary:
-            rows.data = np.minimum(rows.data, 1)
-        thinned = _thin(sparse.csr_matrix(rows), depth, random)
-        states.append(posterior.infer(module, _with_counts(cells, modality, thinned)).state_cz)
-    nearest = NearestNeighbors(n_neighbors=N_NEIGHBORS + 1).fit(np.concatenate(states))
-    neighbor = nearest.kneighbors(states[0], return_distance=False)[:, 1:]
-    share_c = _centered((neighbor >= len(kept_c)).mean(1), batch_c)
-    log_total_c = _centered(np.log2(total_c), batch_c)
+    cells, batch_c = cells.select(torch.from_numpy(kept_c)), batch_c[kept_c]
+    shares = [_share_of_doublets(module, cells, modality, batch_c, depth, random) for _ in range(N_REPEATS)]
+    share_c = _centered(np.mean(shares, axis=0), batch_c)
+    log_total_c = _centered(np.log2(1 + _robust_totals(to_csr_matrix(cells.counts[modality]))), batch_c)
     spread = max(float(share_c @ share_c), 1e-12)
     permuted_p = np.array([_permute(log_total_c, batch_c, random) @ share_c for _ in range(n_permutations)]) / spread
     return DoubletSigns(float(log_total_c @ share_c) / spread, permuted_p)
+
+
+def _share_of_doublets(
+    module: Module, cells: Cells, modality: str, batch_c: np.ndarray, depth: float, random: np.random.Generator
+) -> np.ndarray:
+    """Return the share of artificial doublets among the nearest neighbors of each cell, all thinned to one depth."""
+    counts = to_csr_matrix(cells.counts[modality])
+    is_binary = bool((counts.data <= 1).all())
+    states = [posterior.infer(module, _with_counts(cells, modality, _thin(counts, depth, random))).state_cz]
+    for _ in range(DOUBLETS_PER_CELL):
+        partner_c = np.arange(len(batch_c))
+        for batch in np.unique(batch_c):
+            member_c = np.flatnonzero(batch_c == batch)
+            partner_c[member_c] = random.choice(member_c, len(member_c))
+        both = sparse.csr_matrix(counts + counts[partner_c])
+        if is_binary:
+            both.data = np.minimum(both.data, 1)
+        states.append(posterior.infer(module, _with_counts(cells, modality, _thin(both, depth, random))).state_cz)
+    nearest = NearestNeighbors(n_neighbors=N_NEIGHBORS + 1).fit(np.concatenate(states))
+    neighbor = nearest.kneighbors(states[0], return_distance=False)[:, 1:]
+    share_c: np.ndarray = (neighbor >= len(batch_c)).mean(1)
+    return share_c
+
+
+def _robust_totals(counts: sparse.csr_matrix) -> np.ndarray:
+    """Return the totals of cells without the tenth of the features that have the most counts.
+
+    A burst of one of these features raises the total, and moves the cell away from all doublets.
+    """
+    total_f = np.asarray(counts.sum(0)).ravel()
+    rest_f = np.argsort(-total_f, kind="stable")[len(total_f) // 10 :]
+    robust_c: np.ndarray = np.asarray(counts[:, rest_f].sum(1), dtype=np.float64).ravel()
+    return robust_c
 
 
 def _thin(counts: sparse.csr_matrix, depth: float, random: np.random.Generator) -> sparse.csr_matrix:
