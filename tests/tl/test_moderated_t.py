@@ -148,3 +148,14 @@ def test_adjusted_p_values_leave_missing_ones_out() -> None:
     adjusted_f = shrinkage.adjusted(np.array([0.01, np.nan, 0.04]))
     np.testing.assert_allclose(adjusted_f, [0.02, np.nan, 0.04])
     assert np.isnan(shrinkage.adjusted(np.full(3, np.nan))).all()
+
+
+def test_the_common_variance_is_that_of_typical_features() -> None:
+    random = np.random.default_rng(0)
+    variance_f = np.concatenate([random.chisquare(5, 500) / 5, 1e-3 * random.chisquare(5, 100) / 5])
+    typical_f = np.arange(600) < 500
+    posterior_f, prior_degrees = moderated_t.shrink_variances(variance_f, 5, typical_f)
+    alone_f, expected = moderated_t.shrink_variances(variance_f[:500], 5)
+    assert prior_degrees == expected
+    np.testing.assert_allclose(posterior_f[:500], alone_f)
+    assert (posterior_f[500:] > 10 * variance_f[500:].mean()).all()

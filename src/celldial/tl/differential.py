@@ -133,8 +133,8 @@ def differential(
         - ``mean_group``, ``mean_reference``: mean expression in counts per 10,000, under a Bernoulli likelihood the
           probability at the median depth. For replicates, the mean over replicates of their observed expression.
         - ``share_group``, ``share_reference``: share of cells with a count.
-        - ``p_value``: of the moderated t-test; NaN for the model, and for features that are not tested, with
-          fewer than 10 counts in all samples or 2 counts per sample.
+        - ``p_value``: of the moderated t-test; NaN for the model, and for features with fewer than 15 counts in all
+          samples, which are not tested.
         - ``lfsr``: local false sign rate, the posterior probability that the fold change is 0, has the other sign, or
           does not exceed `delta` [4]_.
         - ``fdr``: false discovery rate by the method of Benjamini and Hochberg, within each group, from the p-value or

@@ -141,7 +141,11 @@ def _binned_means(x_f: np.ndarray, y_f: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def moderated_effect(
-    level_sf: np.ndarray, weight_sf: np.ndarray, design_sp: np.ndarray, contrast_p: np.ndarray
+    level_sf: np.ndarray,
+    weight_sf: np.ndarray,
+    design_sp: np.ndarray,
+    contrast_p: np.ndarray,
+    typical_f: np.ndarray | None = None,
 ) -> ModeratedEffect:
     """Fit a weighted regression to each feature, and return a contrast of its coefficients.
 
@@ -155,6 +159,8 @@ def moderated_effect(
         Design matrix of full rank, with fewer columns than samples.
     contrast_p
         Weights of the coefficients.
+    typical_f
+        Mask of the features from which the common variance is learned; all by default.
     """
     precision_fpp = np.einsum("sp,sf,sq->fpq", design_sp, weight_sf, design_sp, optimize=True)
     covariance_fpp = np.linalg.inv(precision_fpp)
@@ -162,14 +168,16 @@ def moderated_effect(
     coefficient_fp = (covariance_fpp @ product_fp[:, :, None])[:, :, 0]
     residual_sf = level_sf - design_sp @ coefficient_fp.T
     degrees = len(design_sp) - design_sp.shape[1]
-    variance_f, prior_degrees = shrink_variances((weight_sf * residual_sf**2).sum(0) / degrees, degrees)
+    variance_f, prior_degrees = shrink_variances((weight_sf * residual_sf**2).sum(0) / degrees, degrees, typical_f)
     unscaled_f = np.einsum("p,fpq,q->f", contrast_p, covariance_fpp, contrast_p)
     # No more degrees of freedom than all features have together.
     total_degrees = min(degrees + prior_degrees, degrees * level_sf.shape[1])
     return ModeratedEffect(coefficient_fp @ contrast_p, np.sqrt(unscaled_f * variance_f), float(total_degrees))
 
 
-def shrink_variances(variance_f: np.ndarray, degrees: int) -> tuple[np.ndarray, float]:
+def shrink_variances(
+    variance_f: np.ndarray, degrees: int, typical_f: np.ndarray | None = None
+) -> tuple[np.ndarray, float]:
     """Shrink variances to a common value by the empirical Bayes method of Smyth (2004).
 
     Parameters
@@ -178,6 +186,8 @@ def shrink_variances(variance_f: np.ndarray, degrees: int) -> tuple[np.ndarray, 
         Residual variances.
     degrees
         Degrees of freedom of each.
+    typical_f
+        Mask of the features from which the common value is learned; all by default.
 
     Returns
     -------
@@ -186,10 +196,11 @@ def shrink_variances(variance_f: np.ndarray, degrees: int) -> tuple[np.ndarray, 
     """
     floor = MIN_RELATIVE_VARIANCE * np.median(variance_f)
     variance_f = np.maximum(variance_f, max(floor, np.finfo(float).tiny))
-    if len(variance_f) < 2:
+    typical = variance_f if typical_f is None or typical_f.sum() < 2 else variance_f[typical_f]
+    if len(typical) < 2:
         return variance_f, 0.0
     # The log of a scaled F-distributed variance has mean and variance in closed form.
-    log_f = np.log(variance_f) - special.digamma(degrees / 2) + np.log(degrees / 2)
+    log_f = np.log(typical) - special.digamma(degrees / 2) + np.log(degrees / 2)
     excess = log_f.var(ddof=1) - special.polygamma(1, degrees / 2)
     if excess <= 0:
         return np.full_like(variance_f, np.exp(log_f.mean())), np.inf

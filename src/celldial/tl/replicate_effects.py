@@ -27,9 +27,11 @@ __all__ = ["Replicates", "Samples", "find_replicates", "replicate_effect", "samp
 
 # Smallest number of replicates on either side.
 MIN_REPLICATES = 2
-# Features with fewer counts in all samples of a comparison, or fewer counts per sample, are not tested: the variance of
-# their log counts says little, and would make the variances of all other features less alike.
-MIN_COUNTS, MIN_COUNTS_PER_SAMPLE = 10, 2
+# Features with fewer counts in all samples of a comparison are not tested, as by default in edgeR.
+MIN_COUNTS = 15
+# The common variance is learned from features with so many counts per sample. The log counts of rarer ones hardly vary
+# or depend on single counts, which would make the variances of all features less alike.
+TYPICAL_COUNTS = 2
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,8 @@ def replicate_effect(samples: Samples, covariate_sp: np.ndarray) -> tuple[Modera
     ValueError
         The groups cannot be separated from the covariates, or there are too few samples for them.
     """
-    tested_f = samples.counts_sf.sum(0) >= max(MIN_COUNTS, MIN_COUNTS_PER_SAMPLE * len(samples.counts_sf))
+    tested_f = samples.counts_sf.sum(0) >= MIN_COUNTS
+    typical_f = samples.counts_sf[:, tested_f].sum(0) >= TYPICAL_COUNTS * len(samples.counts_sf)
     side_s1 = samples.is_group_s[:, None].astype(float)
     one_s1 = np.ones_like(side_s1)
     library_size_s = trimmed_library_sizes(samples.counts_sf, samples.library_size_s)
@@ -218,15 +221,15 @@ def replicate_effect(samples: Samples, covariate_sp: np.ndarray) -> tuple[Modera
         design_sp = independent_columns(side_s1, np.hstack([one_s1, covariate_sp]))
     weight_sf = precision_weights(level_sf, library_size_s, design_sp)
     if not samples.is_paired:
-        return moderated_effect(level_sf, weight_sf, design_sp, np.eye(design_sp.shape[1])[0]), tested_f
+        contrast_p = np.eye(design_sp.shape[1])[0]
+        return moderated_effect(level_sf, weight_sf, design_sp, contrast_p, typical_f), tested_f
     # The difference within a replicate has the sum of both variances.
     half = len(level_sf) // 2
     change_sf, shift_sp = level_sf[:half] - level_sf[half:], covariate_sp[:half] - covariate_sp[half:]
     change_weight_sf = 1 / (1 / weight_sf[:half] + 1 / weight_sf[half:])
     change_design_sp = independent_columns(one_s1[:half], shift_sp)
-    return moderated_effect(
-        change_sf, change_weight_sf, change_design_sp, np.eye(change_design_sp.shape[1])[0]
-    ), tested_f
+    contrast_p = np.eye(change_design_sp.shape[1])[0]
+    return moderated_effect(change_sf, change_weight_sf, change_design_sp, contrast_p, typical_f), tested_f
 
 
 def independent_columns(effect_s1: np.ndarray, other_sp: np.ndarray) -> np.ndarray:
