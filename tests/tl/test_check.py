@@ -99,6 +99,7 @@ def test_dispersion_that_depends_on_the_batch_is_found() -> None:
     assert low["observed"] < 1 < high["observed"]
     for row in (low, high):
         assert "depends on the batch" in row["advice"]
+        assert 'dispersion="feature-batch"' in row["advice"]
 
 
 def test_doublets_are_found() -> None:
