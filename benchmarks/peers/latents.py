@@ -40,8 +40,8 @@ from celldial.data.cells import Cells
 from celldial.metrics import leiden_nmi
 from celldial.model.elbo import MeanFieldELBO
 from celldial.model.latents import INVERSE_SOFTPLUS_OF_ONE, MIN_SCALE
-from celldial.model.likelihoods import SparseObservation
 from celldial.model.module import Module
+from celldial.model.observations import SparseObservation
 from celldial.tl import compare_gradients
 from celldial.training.stages import choose_batch_size, choose_max_epochs
 

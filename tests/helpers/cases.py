@@ -17,27 +17,37 @@ from helpers.figures import checked, cycling, fitted, integrated, ranked, stored
 
 # --- Likelihoods ------------------------------------------------------------------------------------------------------
 
-# Log-probability of counts: of counts, rates (exposure times share), the learned parameters by name, and the outputs
-# of the decoder after the first.
-LogPmf = Callable[[np.ndarray, np.ndarray, Mapping[str, np.ndarray], list[np.ndarray]], np.ndarray]
+# Log-probability of counts: of counts, rates (exposure times share), the learned parameters by name, the outputs of the
+# decoder after the first, and the library sizes.
+LogPmf = Callable[[np.ndarray, np.ndarray, Mapping[str, np.ndarray], list[np.ndarray], np.ndarray], np.ndarray]
 
 
-def negative_binomial(x: np.ndarray, rate: np.ndarray, parameters: Mapping[str, np.ndarray], _: Any) -> np.ndarray:
+def negative_binomial(x: np.ndarray, rate: np.ndarray, parameters: Mapping[str, np.ndarray], *_: Any) -> np.ndarray:
     theta = np.exp(parameters["log_inverse_dispersion_f"])
     return stats.nbinom.logpmf(x, theta, theta / (theta + rate))
 
 
 def zero_inflated(
-    x: np.ndarray, rate: np.ndarray, parameters: Mapping[str, np.ndarray], heads: list[np.ndarray]
+    x: np.ndarray, rate: np.ndarray, parameters: Mapping[str, np.ndarray], heads: list[np.ndarray], _: Any
 ) -> np.ndarray:
     log_lost, log_kept = -np.logaddexp(0, -heads[0]), -np.logaddexp(0, heads[0])
-    kept = log_kept + negative_binomial(x, rate, parameters, None)
+    kept = log_kept + negative_binomial(x, rate, parameters)
     return np.where(x > 0, kept, np.logaddexp(log_lost, kept))
+
+
+def with_background(
+    x: np.ndarray, rate: np.ndarray, parameters: Mapping[str, np.ndarray], heads: list[np.ndarray], library: np.ndarray
+) -> np.ndarray:
+    background = library * np.exp(parameters["log_background_f"])
+    log_background = negative_binomial(x, background, parameters) - np.logaddexp(0, -heads[0])
+    log_foreground = negative_binomial(x, background + rate, parameters) - np.logaddexp(0, heads[0])
+    return np.logaddexp(log_background, log_foreground)
 
 
 LIKELIHOOD_CASES: dict[str, LogPmf] = {
     "bernoulli": lambda x, rate, *_: np.where(x > 0, np.log(-np.expm1(-rate)), -rate),
     "negative_binomial": negative_binomial,
+    "negative_binomial_mixture": with_background,
     "poisson": lambda x, rate, *_: stats.poisson.logpmf(x, rate),
     "zero_inflated_negative_binomial": zero_inflated,
 }

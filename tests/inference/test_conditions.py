@@ -224,7 +224,7 @@ def test_uncertain_loadings_are_averaged_over_conditions(bimodal: VAE, multiome:
     contrast_ks = np.array([[-1.0, 0.0, 1.0]])
     one, twice = (
         population_means.contrast_covariance(
-            bimodal.module_, "rna", state_sjz, [encoded] * n, contrast_ks, np.ones((3, 20), np.float32)
+            bimodal.module_, "rna", state_sjz, [encoded] * n, 1e4, contrast_ks, np.ones((3, 20), np.float32)
         )
         for n in (1, 2)
     )

@@ -8,6 +8,7 @@ from celldial import VAE
 from celldial.inference import population_means, posterior
 from celldial.inference.posterior import Covariates
 from helpers.fit import without_loadings
+from helpers.modules import build_module
 
 
 @pytest.mark.parametrize("name", ["rna", "atac"])
@@ -41,6 +42,29 @@ def test_population_means_equal_those_of_the_decoder(
     column_f = np.arange(value_sjf.shape[2])
     change_jf = relative_sjf[high_f, :, column_f].T - relative_sjf[low_f, :, column_f].T
     np.testing.assert_allclose(found.change_variance_f, variance_of_mean(change_jf), rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("entries", [10, 10**6])
+def test_population_means_of_counts_with_a_background(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their expected values depend on both outputs of the decoder."""
+    monkeypatch.setattr(population_means, "CACHED_ENTRIES", entries)
+    monkeypatch.setattr(population_means, "BLOCK_FEATURES", 7)
+    module = build_module({"protein": 20}, "negative_binomial_mixture", n_latent=3)
+    likelihood = module.modalities["protein"].likelihood
+    likelihood.log_background_f.data.copy_(torch.linspace(-6, -3, 20))
+    states_sjz = np.random.default_rng(0).normal(0, 3, size=(4, 12, 3)).astype(np.float32)
+    covariates = Covariates(np.zeros((12, 0), dtype=np.int64), np.zeros((12, 0), dtype=np.float32))
+    found = population_means.mean_along_path(module, "protein", states_sjz, [covariates], 100.0, 3, 4)
+    value_sjf = np.stack(
+        [np.concatenate(list(posterior.decode_mean(module, "protein", z_jz, covariates, 100.0))) for z_jz in states_sjz]
+    )
+    np.testing.assert_allclose(found.mean_sf, value_sjf.mean(1), rtol=1e-4)
+    low_f, high_f = found.mean_sf.argmin(0), found.mean_sf.argmax(0)
+    relative_sjf = (value_sjf / value_sjf.mean(1, keepdims=True)).astype(float)
+    column_f = np.arange(20)
+    change_nf = (relative_sjf[high_f, :, column_f] - relative_sjf[low_f, :, column_f]).T.reshape(4, 3, 20)
+    expected_f = change_nf.var(1, ddof=1).mean(0) * (1 / 4 + 1 / 12)
+    np.testing.assert_allclose(found.change_variance_f, expected_f, rtol=1e-3, atol=1e-9)
 
 
 def test_fewer_cells_give_wider_intervals(bimodal_3d: VAE) -> None:
@@ -92,7 +116,7 @@ def test_the_variance_of_a_change_is_that_of_its_loadings(bimodal_3d: VAE) -> No
     np.testing.assert_allclose(found.state_variance_f, 0, atol=1e-9)
     contrast_ks = np.array([[-1.0, 1.0], [1.0, 0.0]])
     covariance_fkk = population_means.contrast_covariance(
-        module, "rna", state_sjz, [covariates], contrast_ks, found.mean_sf
+        module, "rna", state_sjz, [covariates], 1e4, contrast_ks, found.mean_sf
     )
     np.testing.assert_allclose(covariance_fkk[:, 0, 0], expected_f, rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(covariance_fkk[:, 1, 1], found.variance_sf[0], rtol=1e-3)

@@ -11,7 +11,8 @@ from scipy import stats
 from torch import Tensor
 
 from celldial import VAE
-from celldial.model.likelihoods import LIKELIHOODS, THETA_BOUNDS, Likelihood, NegativeBinomial, SparseObservation
+from celldial.model.likelihoods import LIKELIHOODS, THETA_BOUNDS, Likelihood, NegativeBinomial
+from celldial.model.observations import SparseObservation
 from celldial.ops.csr import CSRTensor
 from helpers.assertions import assert_gradients
 from helpers.cases import LIKELIHOOD_CASES
@@ -64,7 +65,10 @@ def log_pmf(name: str, observation: SparseObservation, x: Tensor, rate_cf: Tenso
     rate_cf = rate_of(observation) if rate_cf is None else rate_cf
     parameters = {key: value.detach().numpy() for key, value in observation.likelihood.named_parameters()}
     further = [head.detach().numpy() for head in observation.heads[1:]]
-    return torch.from_numpy(LIKELIHOOD_CASES[name](x.numpy(), rate_cf.detach().numpy(), parameters, further))
+    library_c1 = observation.library_size_c.detach().numpy()[:, None]
+    return torch.from_numpy(
+        LIKELIHOOD_CASES[name](x.numpy(), rate_cf.detach().numpy(), parameters, further, library_c1)
+    )
 
 
 def support_of(likelihood: Likelihood) -> Tensor:
@@ -130,7 +134,9 @@ def test_class_attributes_are_consistent(name: str) -> None:
     assert (likelihood.unit == "probability") == (likelihood.upper_bound == 1)
     assert (mean_cf.shape, mean_cf.dtype) == ((5, N_FEATURES), torch.float64)
     assert ((mean_cf > 0) & (mean_cf <= likelihood.upper_bound)).all()
-    assert torch.equal(mean_cf.argsort(-1), observation.heads[0].argsort(-1))
+    if not likelihood.has_background:
+        assert torch.equal(mean_cf.argsort(-1), observation.heads[0].argsort(-1))
+        assert torch.equal(observation.foreground, mean_cf)
     # A likelihood is binary if and only if it treats counts above 1 as 1.
     x_cf = random_counts()
     found, as_ones = (observation.log_prob(sparse_rows(counts_cf)) for counts_cf in (x_cf, x_cf.clamp_max(1)))
@@ -174,7 +180,8 @@ def test_draws_are_counts(name: str) -> None:
     assert (x_cf.shape, x_cf.dtype) == ((5, N_FEATURES), torch.float64)
     assert ((x_cf >= 0) & (x_cf <= observation.likelihood.upper_bound)).all()
     torch.testing.assert_close(x_cf, x_cf.round())
-    assert (x_cf[:, 0] == 0).all()  # its rate is 0
+    if not observation.likelihood.has_background:
+        assert (x_cf[:, 0] == 0).all()  # its rate is 0
     torch.manual_seed(1)
     assert torch.equal(observation.sample(), x_cf)
     assert observation.sample(torch.Size([3, 2])).shape == (3, 2, 5, N_FEATURES)
@@ -198,15 +205,21 @@ def test_information_is_the_expected_square_of_the_score(name: str, rate: float)
     up_sf, down_sf = (log_pmf(name, observation, x_s1, rate_cf * np.exp(step)) for step in (h, -h))
     expected_f = (log_pmf(name, observation, x_s1, rate_cf).exp() * ((up_sf - down_sf) / (2 * h)) ** 2).sum(0)
     found_cf = likelihood.fisher_information(observation.heads, library_c)
-    torch.testing.assert_close(found_cf[0], expected_f, rtol=1e-3, atol=0)
+    if likelihood.has_background:  # a lower bound, which is close if no count is background
+        assert ((found_cf > 0) & (found_cf <= expected_f)).all()
+    else:
+        torch.testing.assert_close(found_cf[0], expected_f, rtol=1e-3, atol=0)
     # The elasticity is the derivative of the log mean with respect to the log rate.
-    share_cf = torch.softmax(observation.heads[0], -1)
-    up_cf, down_cf = (likelihood.expected(share_cf * np.exp(step), library_c).log() for step in (h, -h))
-    torch.testing.assert_close(likelihood.elasticity(observation.mean), (up_cf - down_cf) / (2 * h), rtol=1e-4, atol=0)
+    share_cf, further = torch.softmax(observation.heads[0], -1), observation.heads[1:]
+    up_cf, down_cf = (likelihood.expected(share_cf * np.exp(step), library_c, further).log() for step in (h, -h))
+    found_cf = likelihood.elasticity(observation.mean, library_c)
+    torch.testing.assert_close(found_cf, (up_cf - down_cf) / (2 * h), rtol=1e-4, atol=0)
 
 
 def test_log_likelihoods_of_entries_and_cells_agree_up_to_a_constant(name: str) -> None:
     observation, x_cf = make_observation(name), random_counts()
+    if observation.likelihood.has_background:
+        pytest.skip("angles are not inferred from counts with a background")
     for head in observation.heads[1:]:
         head.fill_(-40)  # no count is lost
     rate_cf, column_f = rate_of(observation), torch.arange(N_FEATURES)
@@ -332,3 +345,46 @@ def test_draws_have_the_dispersions_of_the_batch() -> None:
     counts_cf = likelihood.sample(heads, torch.full((n_cells,), 20.0))
     expected_f = 10 + 100 / torch.tensor([-1.0, 1.0]).exp()
     torch.testing.assert_close(counts_cf.var(0), expected_f, rtol=0.05, atol=0.0)
+
+
+# --- Counts with a background -----------------------------------------------------------------------------------------
+
+
+def test_means_are_those_of_background_and_foreground() -> None:
+    observation = make_observation("negative_binomial_mixture")
+    likelihood, library_c = observation.likelihood, observation.library_size_c
+    torch.testing.assert_close(observation.mean, likelihood.background(library_c) + observation.foreground)
+    observation.heads[1].fill_(-40)  # all counts are foreground
+    torch.testing.assert_close(observation.foreground, rate_of(observation))
+    observation.heads[1].fill_(40)  # all counts are background
+    torch.testing.assert_close(observation.mean, likelihood.background(library_c))
+
+
+def test_background_of_some_features_is_that_of_their_columns() -> None:
+    observation, column_f = make_observation("negative_binomial_mixture"), torch.tensor([4, 1])
+    share_cf, further_cf = torch.softmax(observation.heads[0], -1)[:, column_f], observation.heads[1][:, column_f]
+    found_cf = observation.likelihood.expected(share_cf, observation.library_size_c, [further_cf], column_f)
+    torch.testing.assert_close(found_cf, observation.mean[:, column_f])
+
+
+def test_information_of_counts_without_background_is_that_of_the_negative_binomial() -> None:
+    observation = make_observation("negative_binomial_mixture")
+    likelihood, library_c = observation.likelihood, observation.library_size_c
+    observation.heads[1].fill_(-40)
+    likelihood.log_background_f.data.fill_(-40)
+    rate_cf, theta_f = rate_of(observation), likelihood.log_inverse_dispersion_f.exp()
+    found_cf = likelihood.fisher_information(observation.heads, library_c)
+    torch.testing.assert_close(found_cf, rate_cf * theta_f / (rate_cf + theta_f))
+
+
+@pytest.mark.parametrize(("fraction", "lowest"), [(0.0, 0.35), (0.1, 0.6), (0.4, 0.6)])
+def test_initial_background_is_that_of_the_negative_cells(fraction: float, lowest: float) -> None:
+    """A fraction of the cells has twenty times the background. If no cell has it, the start is lower."""
+    torch.manual_seed(0)
+    background_f, library_c = torch.tensor([0.001, 0.004, 0.02]), 1000 + 2000 * torch.rand(3000)
+    mu_cf = library_c[:, None] * background_f * torch.where(torch.rand(3000, 3) < fraction, 20.0, 1.0)
+    x_cf = torch.poisson(torch.distributions.Gamma(5.0, 5.0 / mu_cf).sample())
+    likelihood = LIKELIHOODS["negative_binomial_mixture"](3)
+    likelihood.initialize(sparse_rows(x_cf), library_c)
+    ratio_f = likelihood.log_background_f.exp() / background_f
+    assert ((ratio_f > lowest) & (ratio_f < 1.3)).all(), ratio_f

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celldial.ops import log_likelihoods
+from celldial.ops import log_likelihoods, mixture
 from celldial.ops.csr import CSRTensor
 
 # Fused function, reference, number of parameters per feature, number of decoder outputs, whether exposure is learned.
@@ -19,6 +19,13 @@ LIKELIHOODS = {
         1,
         2,
         False,
+    ),
+    "negative_binomial_mixture": (
+        mixture.negative_binomial_mixture,
+        mixture.negative_binomial_mixture_reference,
+        2,
+        2,
+        True,
     ),
 }
 
@@ -51,7 +58,7 @@ def example(name, n_cells, n_features, seed=0, scale=1.0, dtype=torch.float64):
     ]
     library_c = x_cf.sum(-1) * 1.5
     if learns_exposure:
-        return [*heads, library_c.log().requires_grad_()], (sparse_rows(x_cf),)
+        return [*heads, *parameters, library_c.log().requires_grad_()], (sparse_rows(x_cf),)
     return heads + parameters, (library_c, sparse_rows(x_cf))
 
 

@@ -427,3 +427,44 @@ def test_denoising_a_missing_modality(bimodal: VAE) -> None:
         bimodal.impute(simulate_modalities("rna", "atac")[lacks_c].copy(), "atac", from_="rna"),
         rtol=1e-4,
     )
+
+
+# --- Background and foreground of proteins ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_background() -> tuple[VAE, AnnData]:
+    adata = simulate_modalities("rna", "protein")
+    model = VAE(n_latent=2, likelihood={"protein": "negative_binomial_mixture"})
+    return fit(adata, model, max_epochs=2), adata
+
+
+def test_the_foreground_is_what_exceeds_the_background(with_background: tuple[VAE, AnnData], tmp_path: Path) -> None:
+    model, adata = with_background
+    options = {"modality": "protein", "library_size": 500}
+    total = model.denoise(adata, **options)
+    foreground = model.denoise(adata, include_background=False, **options)
+    background_f = 500 * model.module_.modalities["protein"].likelihood.log_background_f.detach().exp().numpy()
+    assert (foreground.to_numpy() > 0).all()
+    np.testing.assert_allclose(total - foreground, np.tile(background_f, (len(total), 1)), rtol=1e-3)
+    imputed = model.impute(adata, "protein", include_background=False, library_size=500)
+    pd.testing.assert_frame_equal(imputed, foreground)
+    model.impute_to_file(adata, "protein", tmp_path / "a.h5ad", include_background=False, library_size=500)
+    np.testing.assert_allclose(read_h5ad(tmp_path / "a.h5ad").X, foreground, rtol=1e-6)
+
+
+def test_a_likelihood_without_background_is_named(with_background: tuple[VAE, AnnData]) -> None:
+    model, adata = with_background
+    before = adata.copy()
+    with raises(ValueError, naming=["include_background", "rna", "'negative_binomial'", "'negative_binomial_mixture'"]):
+        model.denoise(adata, include_background=False, key_added="foreground")
+    assert_untouched(adata, before)
+
+
+def test_traversals_of_counts_with_a_background(with_background: tuple[VAE, AnnData]) -> None:
+    model, adata = with_background
+    result = model.latent_traverse(adata, axis=0, n_steps=3)
+    protein_f = (result.var["modality"] == "protein").to_numpy()
+    background_f = model.module_.modalities["protein"].likelihood.log_background_f.detach().exp().numpy()
+    assert (result.X[:, protein_f] > result.uns["library_size"]["protein"] * background_f).all()
+    assert (result.layers["lower"] <= result.X).all()

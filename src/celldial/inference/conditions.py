@@ -174,6 +174,7 @@ def decode_average(
     conditions: Conditions,
     library_size: float,
     columns: np.ndarray | None = None,
+    include_background: bool = True,
 ) -> Iterator[np.ndarray]:
     """Decode latent states to expected values of one modality, averaged over conditions, block by block of cells.
 
@@ -183,7 +184,7 @@ def decode_average(
         As in `celldial.inference.posterior.decode_mean`.
     conditions
         Covariates of the same cells under each condition.
-    library_size, columns
+    library_size, columns, include_background
         As in `celldial.inference.posterior.decode_mean`.
 
     Yields
@@ -191,8 +192,9 @@ def decode_average(
     numpy.ndarray
         Expected counts, or probabilities under a Bernoulli likelihood, float32, shape ``(c, f)``.
     """
+    options = library_size, columns, include_background
     if len(conditions) == 1:
-        yield from posterior.decode_mean(module, modality, z_cz, conditions[0], library_size, columns)
+        yield from posterior.decode_mean(module, modality, z_cz, conditions[0], *options)
         return
     n_cells = decode_block_size(module.n_features[modality])
     for start in range(0, len(z_cz), n_cells):
@@ -200,6 +202,6 @@ def decode_average(
         # A single block at a time, so that memory does not grow with the number of conditions.
         total_cf: Any = 0.0
         for covariates in conditions.cells(block):
-            (expected_cf,) = posterior.decode_mean(module, modality, z_cz[block], covariates, library_size, columns)
+            (expected_cf,) = posterior.decode_mean(module, modality, z_cz[block], covariates, *options)
             total_cf = total_cf + expected_cf.astype(np.float64)
         yield (total_cf / len(conditions)).astype(np.float32)

@@ -26,6 +26,7 @@ from torch import Tensor
 from celldial.data.cells import MAX_DECODE_VALUES
 from celldial.inference.posterior import Covariates, to_eval
 from celldial.model.laplace import BLOCK_FEATURES
+from celldial.model.likelihoods import ALL, Columns
 from celldial.model.module import Module
 from celldial.model.networks import Modality
 
@@ -102,6 +103,7 @@ def contrast_covariance(
     name: str,
     states_sjz: np.ndarray,
     conditions: Sequence[Covariates],
+    library_size: float,
     contrast_ks: np.ndarray,
     mean_sf: np.ndarray,
 ) -> np.ndarray:
@@ -109,7 +111,7 @@ def contrast_covariance(
 
     Parameters
     ----------
-    module, name, states_sjz, conditions
+    module, name, states_sjz, conditions, library_size
         As in `mean_along_path`.
     contrast_ks
         Weights of the steps in each contrast.
@@ -124,7 +126,8 @@ def contrast_covariance(
     input_bsjh = decoder_inputs(module, modality, states_sjz, conditions)
     weight_ks = torch.from_numpy(contrast_ks).to(input_bsjh)
     covariance_fkk = modality.loadings.covariance_of_contrasts(input_bsjh.mean(2).mean(0), weight_ks)
-    elasticity_f = modality.likelihood.elasticity(torch.from_numpy(mean_sf).to(input_bsjh)).mean(0)
+    size = input_bsjh.new_tensor([library_size])
+    elasticity_f = modality.likelihood.elasticity(torch.from_numpy(mean_sf).to(input_bsjh), size).mean(0)
     result_fkk: np.ndarray = (covariance_fkk * elasticity_f.square()[:, None, None]).cpu().numpy()
     return result_fkk
 
@@ -164,6 +167,7 @@ class _PathDecoder:
         self.effects = modality.decoder.feature_effects
         device = self.input_bsjh.device
         self.category_bjk = torch.stack([torch.from_numpy(each.category_ck) for each in conditions]).to(device)
+        self.further_heads = modality.decoder.further_heads if self.likelihood.has_background else ()
         self.library_size = self.input_bsjh.new_tensor([library_size])
         self.n_conditions, self.n_steps, self.n_draws = self.input_bsjh.shape[:3]
         # The loadings act linearly on the log rates, so their uncertainty is that at the mean input.
@@ -189,15 +193,16 @@ class _PathDecoder:
                     self._add_effects(logits_jf, self.category_bjk[b, block])
                 # One large matrix product, then a few samples at a time, which stay in the processor's cache.
                 for few in self._blocks(logits_bjf.shape[1], CACHED_ENTRIES):
-                    self._accumulate(
-                        self._average_of_step(logits_bjf[:, few], log_total_bsj[:, step, block][:, few]), sums_3f
+                    input_bjh, log_total_bj = (
+                        part_bsj[:, step, block][:, few] for part_bsj in (self.input_bsjh, log_total_bsj)
                     )
+                    self._accumulate(self._average_of_step(input_bjh, logits_bjf[:, few], log_total_bj), sums_3f)
             torch.div(sums_3f[0], self.n_draws, out=mean_sf[step]).clamp_min_(TINY)
             variance_sf[step] = self._variance_of_mean(sums_3f) / mean_sf[step].square()
         if self.loadings is not None:
             loadings_variance_sf = self.loadings.variance(self.mean_input_sh)
             for step, mean_f in enumerate(mean_sf):
-                variance_sf[step] += loadings_variance_sf[step] * self.likelihood.elasticity(mean_f).square_()
+                variance_sf[step] += loadings_variance_sf[step] * self._elasticity(mean_f[None])[0].square_()
         return mean_sf, variance_sf, log_total_bsj
 
     def _add_effects(self, logits_jf: Tensor, category_jk: Tensor, column: Tensor | slice = slice(None)) -> None:
@@ -206,13 +211,13 @@ class _PathDecoder:
             for effect_sf, category_j in zip(self.effects.tables, category_jk.unbind(-1), strict=True):
                 logits_jf.add_(effect_sf[:, column][category_j])
 
-    def _average_of_step(self, logits_bjf: Tensor, log_total_bj: Tensor) -> Tensor:
+    def _average_of_step(self, input_bjh: Tensor, logits_bjf: Tensor, log_total_bj: Tensor) -> Tensor:
         """Return expected values averaged over conditions, shape ``(j, f)``, and set the log sums of rates."""
         total_jf: Tensor | None = None
-        for logits_jf, log_total_j in zip(logits_bjf, log_total_bj, strict=True):
+        for input_jh, logits_jf, log_total_j in zip(input_bjh, logits_bjf, log_total_bj, strict=True):
             share_jf = torch.softmax(logits_jf, -1)
             log_total_j.copy_(logits_jf[:, self.anchor] - share_jf[:, self.anchor].log())
-            expected_jf = self.likelihood.expected(share_jf, self.library_size)
+            expected_jf = self.likelihood.expected(share_jf, self.library_size, self._further(input_jh, ALL))
             total_jf = expected_jf if total_jf is None else total_jf.add_(expected_jf)
         assert total_jf is not None
         return total_jf if self.n_conditions == 1 else total_jf.div_(self.n_conditions)
@@ -241,7 +246,7 @@ class _PathDecoder:
         lowest_f, highest_f = mean_sf.argmin(0), mean_sf.argmax(0)
         ends_2f = mean_sf.gather(0, torch.stack([lowest_f, highest_f]))
         variance_f = self.loadings.variance_of_change(self.mean_input_sh, lowest_f, highest_f)
-        return variance_f * self.likelihood.elasticity(ends_2f).mean(0).square_()
+        return variance_f * self._elasticity(ends_2f).mean(0).square_()
 
     def _relative(self, step_f: Tensor, part: slice, block: slice, mean_sf: Tensor, log_total_bsj: Tensor) -> Tensor:
         """Return expected values relative to their mean, with a separate step for each feature, shape ``(j, f)``."""
@@ -250,16 +255,30 @@ class _PathDecoder:
         total_jf: Tensor | None = None
         along_b = self.input_bsjh[:, :, block], log_total_bsj[:, :, block], self.category_bjk[:, block]
         for input_sjh, log_total_sj, category_jk in zip(*along_b, strict=True):
-            share_jf = input_sjh.new_empty((input_sjh.shape[1], len(bias_f)))
+            expected_jf = input_sjh.new_empty((input_sjh.shape[1], len(bias_f)))
             for step in step_of_f.unique().tolist():
                 column = (step_of_f == step).nonzero()[:, 0]
+                columns = column + part.start  # among all features
                 logits_jf = torch.addmm(bias_f[column], input_sjh[step], weight_fh[column].T)
-                self._add_effects(logits_jf, category_jk, column + part.start)
-                share_jf[:, column] = (logits_jf - log_total_sj[step, :, None]).exp_()
-            relative_jf = self.likelihood.expected(share_jf, self.library_size) / mean_f
+                self._add_effects(logits_jf, category_jk, columns)
+                share_jf = (logits_jf - log_total_sj[step, :, None]).exp_()
+                further = self._further(input_sjh[step], columns)
+                expected_jf[:, column] = self.likelihood.expected(share_jf, self.library_size, further, columns)
+            relative_jf = expected_jf.div_(mean_f)
             total_jf = relative_jf if total_jf is None else total_jf.add_(relative_jf)
         assert total_jf is not None
         return total_jf if self.n_conditions == 1 else total_jf.div_(self.n_conditions)
+
+    def _elasticity(self, mean_sf: Tensor) -> Tensor:
+        """Return the derivatives of the log means by the log rates, shape ``(s, f)``."""
+        return self.likelihood.elasticity(mean_sf, self.library_size)
+
+    def _further(self, input_jh: Tensor, columns: Columns) -> list[Tensor]:
+        """Return the outputs of the decoder after the first, if expected values depend on them."""
+        return [
+            torch.addmm(head.bias[columns], input_jh[:, : head.in_features], head.weight[columns].T)
+            for head in self.further_heads
+        ]
 
     def _accumulate(self, value_jf: Tensor, sums_3f: Tensor) -> None:
         """Add values, squared deviations from the mean of the same cell, and squares to running sums over samples."""

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from celldial.data.cells import MAX_DECODE_CELLS, Cells, decode_block_size, decode_blocks, minibatches
-from celldial.model.likelihoods import SparseObservation
 from celldial.model.module import Module
+from celldial.model.observations import SparseObservation
 from celldial.utils.random import isolate_rng
 from celldial.utils.settings import settings
 
@@ -243,6 +243,7 @@ def decode_mean(
     covariates: Covariates,
     library_size: float,
     columns: np.ndarray | None = None,
+    include_background: bool = True,
 ) -> Iterator[np.ndarray]:
     """Decode latent states to expected values of one modality, block by block of cells.
 
@@ -260,6 +261,8 @@ def decode_mean(
         Library size of every cell in this modality.
     columns
         Indices of the features to return; all by default.
+    include_background
+        Whether to return the background and the foreground together, or the foreground alone.
 
     Yields
     ------
@@ -267,7 +270,7 @@ def decode_mean(
         Expected counts, or probabilities under a Bernoulli likelihood, float32, shape ``(c, f)``.
     """
     for observation in _decode(module, modality, z_cz, covariates, np.full(len(z_cz), library_size)):
-        expected_cf = observation.mean
+        expected_cf = observation.mean if include_background else observation.foreground
         yield (expected_cf if columns is None else expected_cf[:, columns]).cpu().numpy()
 
 

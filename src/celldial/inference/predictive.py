@@ -21,8 +21,8 @@ from torch.nn.functional import one_hot
 
 from celldial.data.cells import Cells, decode_blocks, row_totals, to_csr_tensor
 from celldial.inference.posterior import sample_states, to_eval
-from celldial.model.likelihoods import SparseObservation
 from celldial.model.module import Module
+from celldial.model.observations import SparseObservation
 from celldial.ops.csr import CSRTensor
 
 __all__ = ["Discrepancies", "Groups", "compare", "draw_counts", "replicate", "top_features", "training_ratio"]

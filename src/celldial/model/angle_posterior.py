@@ -212,7 +212,8 @@ def select_angle_features(modalities: Mapping[str, Modality], cells: Cells, mean
         for name, modality in modalities.items():
             decoder = modality.decoder
             z_cz, *covariates, library_size_c = _inputs_of_observed(name, block, block_cz)
-            if len(z_cz) == 0:
+            # The rate of a single count and its background cannot be told apart without the other counts of the cell.
+            if len(z_cz) == 0 or modality.likelihood.has_background:
                 continue
             params_cq = block.angle_params_cq[block.mask_with(name)]
             point_cu, active_c1 = params_cq[:, :2], params_cq[:, 3:].sigmoid()

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from pyro.distributions import TorchDistribution
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 
-from celldial.model.distributions import SINGLE_DRAW
-from celldial.ops import log_likelihoods
+from celldial.model.background import estimate_background
+from celldial.ops import log_likelihoods, mixture
 from celldial.ops.csr import CSRTensor
 
 __all__ = [
@@ -26,10 +25,9 @@ __all__ = [
     "LIKELIHOODS",
     "Bernoulli",
     "Likelihood",
-    "MaskedObservation",
     "NegativeBinomial",
+    "NegativeBinomialMixture",
     "Poisson",
-    "SparseObservation",
     "ZeroInflatedNegativeBinomial",
 ]
 
@@ -38,7 +36,13 @@ THETA_BOUNDS = (0.05, 100.0)
 # Default library size to decode counts with.
 PER_TEN_THOUSAND = 1e4
 
+# Of mixtures: smallest initial fraction of the counts that is not background, and initial inverse dispersion.
+MIN_FOREGROUND = 0.05
+INITIAL_THETA = 5.0
+ALL = slice(None)
+
 Unit = Literal["counts", "probability"]
+Columns = slice | Tensor
 
 
 class Likelihood(nn.Module):
@@ -64,6 +68,8 @@ class Likelihood(nn.Module):
         Unit of the expected values.
     upper_bound
         Largest possible expected value.
+    has_background
+        Whether a part of the expected values is background, so that there is a `foreground`.
     """
 
     n_heads: ClassVar[int] = 1
@@ -73,6 +79,7 @@ class Likelihood(nn.Module):
     dispersion_by_batch: ClassVar[bool] = False
     unit: ClassVar[Unit] = "counts"
     upper_bound: ClassVar[float] = math.inf
+    has_background: ClassVar[bool] = False
 
     def __init__(self, n_features: int) -> None:
         super().__init__()
@@ -87,13 +94,23 @@ class Likelihood(nn.Module):
 
     def mean(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
         """Return the expected value of every entry, shape ``(c, f)``."""
-        return self.expected(torch.softmax(heads[0], -1), library_size_c)
+        return self.expected(torch.softmax(heads[0], -1), library_size_c, heads[1:])
 
-    def expected(self, share_cf: Tensor, library_size_c: Tensor) -> Tensor:
-        """Return the expected values of features with these shares, shape ``(c, f)``: library size times share."""
+    def expected(
+        self, share_cf: Tensor, library_size_c: Tensor, further: Sequence[Tensor] = (), columns: Columns = ALL
+    ) -> Tensor:
+        """Return the expected values of features with these shares, shape ``(c, f)``: library size times share.
+
+        `further` are the heads after the first, which only a likelihood with a background needs. `columns` are the
+        features.
+        """
         return library_size_c[:, None] * share_cf
 
-    def elasticity(self, mean: Tensor) -> Tensor:
+    def foreground(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Return the part of the expected values that is not background, shape ``(c, f)``; all of it by default."""
+        return self.mean(heads, library_size_c)
+
+    def elasticity(self, mean: Tensor, library_size_c: Tensor) -> Tensor:
         """Return the derivative of the log expected value by the log rate: 1 if one is proportional to the other."""
         return torch.ones_like(mean)
 
@@ -222,8 +239,10 @@ class NegativeBinomial(Likelihood):
 
     def sample(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
         """Sample counts as a Gamma mixture of Poissons, shape ``(c, f)``."""
-        theta_f = self.inverse_dispersion(heads)
-        mu_cf = self.mean(heads, library_size_c)
+        return self._sample_with_mean(self.mean(heads, library_size_c), self.inverse_dispersion(heads))
+
+    @staticmethod
+    def _sample_with_mean(mu_cf: Tensor, theta_f: Tensor) -> Tensor:
         gamma_cf = torch.distributions.Gamma(theta_f.expand_as(mu_cf), theta_f / mu_cf.clamp_min(1e-20)).sample()
         return torch.poisson(gamma_cf)
 
@@ -273,6 +292,107 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         return super().sample(heads, library_size_c) * kept_cf
 
 
+class NegativeBinomialMixture(NegativeBinomial):
+    r"""Counts of an antibody, which are background or foreground.
+
+    Antibodies that are not bound to their protein are counted in every cell. The background of a count has the mean
+    :math:`b_{cf} = \ell_c a_f`, with a learned rate :math:`a_f` for each feature. The count is negative binomial with
+    this mean with probability :math:`\pi_{cf}`, and with the mean :math:`b_{cf} + \kappa \ell_c
+    \text{softmax}_f(\text{logits}_c)` otherwise, with the library size :math:`\ell_c` and a learned factor
+    :math:`\kappa`. The second head is the log odds of the background.
+
+    Unlike in totalVI, the background does not depend on the latent state, and all counts are relative to the library
+    size.
+
+    References
+    ----------
+    Gayoso et al. (2021), Joint probabilistic modeling of single-cell multi-omic data with totalVI,
+    doi:10.1038/s41592-020-01050-x.
+    """
+
+    n_heads = 2
+    n_matrices = 14
+    dispersion_by_batch = False
+    has_background = True
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__(n_features)
+        self.log_background_f = nn.Parameter(torch.full((n_features,), -math.log(n_features)))
+        self.exposure_offset = nn.Parameter(torch.zeros(()))
+
+    def initialize(self, counts: CSRTensor, library_size_c: Tensor) -> None:
+        """Initialize the background from the cells with the lower counts of each feature."""
+        background_f = estimate_background(counts, library_size_c)
+        with torch.no_grad():
+            self.log_background_f.copy_(background_f.log())
+            self.exposure_offset.copy_((1 - background_f.sum()).clamp_min(MIN_FOREGROUND).log())
+            self.log_inverse_dispersion_f.fill_(math.log(INITIAL_THETA))
+
+    def log_exposure(self, library_size_c: Tensor) -> Tensor:
+        """Return the log of the sum of the foreground's rates beyond the background, shape ``(c,)``."""
+        return self.exposure_offset + library_size_c.log()
+
+    def log_prob(self, heads: Sequence[Tensor], library_size_c: Tensor, counts: CSRTensor) -> Tensor:
+        """Return the log-likelihood in nats, shape ``(c,)``."""
+        background_f, exposure_c = self.log_background_f - self.exposure_offset, self.log_exposure(library_size_c)
+        theta_f = self.log_inverse_dispersion_f
+        return mixture.negative_binomial_mixture(heads[0], heads[1], background_f, theta_f, exposure_c, counts)
+
+    def expected(
+        self, share_cf: Tensor, library_size_c: Tensor, further: Sequence[Tensor] = (), columns: Columns = ALL
+    ) -> Tensor:
+        """Return the expected counts, shape ``(c, f)``: background, and foreground times its probability."""
+        foreground_cf = self.log_exposure(library_size_c).exp()[:, None] * torch.sigmoid(-further[0]) * share_cf
+        return self.background(library_size_c)[:, columns] + foreground_cf
+
+    def background(self, library_size_c: Tensor) -> Tensor:
+        """Return the mean counts of the background, shape ``(c, f)``."""
+        return library_size_c[:, None] * self.log_background_f.exp()
+
+    def foreground(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Return the expected counts beyond the background, shape ``(c, f)``."""
+        exposure_c1 = self.log_exposure(library_size_c).exp()[:, None]
+        return exposure_c1 * torch.sigmoid(-heads[1]) * torch.softmax(heads[0], -1)
+
+    def elasticity(self, mean: Tensor, library_size_c: Tensor) -> Tensor:
+        """Return the derivative of the log expected value by the log rate: the fraction that is not background."""
+        return (1 - self.background(library_size_c) / mean).clamp(0, 1)
+
+    def components(self, heads: Sequence[Tensor], library_size_c: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Return the weight and the mean of the background, and those of the foreground, each of shape ``(c, f)``."""
+        background_cf = self.background(library_size_c)
+        foreground_cf = background_cf + self.log_exposure(library_size_c).exp()[:, None] * torch.softmax(heads[0], -1)
+        return (torch.sigmoid(heads[1]), background_cf), (torch.sigmoid(-heads[1]), foreground_cf)
+
+    def fisher_information(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Return a lower bound of the Fisher information about the log rate, shape ``(c, f)``.
+
+        That of a mixture has no closed form. The bound is the squared derivative of the mean by the log rate, divided
+        by the variance.
+        """
+        return self.foreground(heads, library_size_c).square() / self.variance(heads, library_size_c)
+
+    def variance(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Return the variance of every count, shape ``(c, f)``: within and between background and foreground."""
+        mu_cf, theta_f = self.mean(heads, library_size_c), self.log_inverse_dispersion_f.exp()
+        (p_cf, b_cf), (q_cf, m_cf) = self.components(heads, library_size_c)
+        within_cf = p_cf * (b_cf + b_cf.square() / theta_f) + q_cf * (m_cf + m_cf.square() / theta_f)
+        return within_cf + p_cf * (b_cf - mu_cf).square() + q_cf * (m_cf - mu_cf).square()
+
+    def zero_probability(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Return the probability that a count is 0, shape ``(c, f)``."""
+        theta_f = self.log_inverse_dispersion_f.exp()
+        (p_cf, b_cf), (q_cf, m_cf) = self.components(heads, library_size_c)
+        zero_of = [torch.log1p(mean_cf / theta_f).mul(-theta_f).exp() for mean_cf in (b_cf, m_cf)]
+        return p_cf * zero_of[0] + q_cf * zero_of[1]
+
+    def sample(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
+        """Sample counts, shape ``(c, f)``."""
+        (p_cf, background_cf), (_, foreground_cf) = self.components(heads, library_size_c)
+        mean_cf = torch.where(torch.bernoulli(p_cf) > 0, background_cf, foreground_cf)
+        return self._sample_with_mean(mean_cf, self.log_inverse_dispersion_f.exp())
+
+
 class Bernoulli(Likelihood):
     r"""Presence of a feature, such as an open chromatin peak.
 
@@ -311,11 +431,13 @@ class Bernoulli(Likelihood):
         # A cell that has the modality has an open peak. For other cells, the bound keeps the logarithm finite.
         return self.exposure_offset + self.exposure_slope * library_size_c.clamp_min(1e-6).log()
 
-    def expected(self, share_cf: Tensor, library_size_c: Tensor) -> Tensor:
+    def expected(
+        self, share_cf: Tensor, library_size_c: Tensor, further: Sequence[Tensor] = (), columns: Columns = ALL
+    ) -> Tensor:
         """Return the probability that each feature is present, shape ``(c, f)``."""
         return -torch.expm1(-self.log_exposure(library_size_c).exp()[:, None] * share_cf)
 
-    def elasticity(self, mean: Tensor) -> Tensor:
+    def elasticity(self, mean: Tensor, library_size_c: Tensor) -> Tensor:
         """Return the derivative of the log probability by the log rate, which falls as the probability rises."""
         rate = -torch.log1p(-mean.clamp(1e-20, 1 - 1e-6))
         return rate / torch.expm1(rate)
@@ -353,92 +475,6 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
     "poisson": Poisson,
     "bernoulli": Bernoulli,
     "zero_inflated_negative_binomial": ZeroInflatedNegativeBinomial,
+    "negative_binomial_mixture": NegativeBinomialMixture,
 }
 BINARY_LIKELIHOODS = frozenset(name for name, likelihood in LIKELIHOODS.items() if likelihood.binary)
-
-
-class SparseObservation(TorchDistribution):
-    """The counts of a minibatch as a Pyro distribution, whose values are sparse matrices.
-
-    Pyro's own count distributions take dense values and evaluate the special functions on every zero.
-
-    Parameters
-    ----------
-    likelihood
-        The observation model.
-    heads
-        Outputs of the decoder.
-    library_size_c
-        Library size of each cell.
-    """
-
-    arg_constraints: ClassVar[dict[str, Any]] = {}
-
-    def __init__(self, likelihood: Likelihood, heads: Sequence[Tensor], library_size_c: Tensor) -> None:
-        self.likelihood, self.heads, self.library_size_c = likelihood, heads, library_size_c
-        super().__init__(heads[0].shape[:1], heads[0].shape[1:], validate_args=False)
-
-    def expand(self, batch_shape: Size, _instance: Any = None) -> SparseObservation:
-        """Return the distribution itself, which already has the shape of the Pyro plate."""
-        check_batch_shape(self, batch_shape)
-        return self
-
-    @property
-    def mean(self) -> Tensor:
-        """Expected value of every entry, shape ``(c, f)``."""
-        return self.likelihood.mean(self.heads, self.library_size_c)
-
-    def log_prob(self, value: CSRTensor) -> Tensor:
-        """Return the log-likelihood in nats, shape ``(c,)``."""
-        return self.likelihood.log_prob(self.heads, self.library_size_c, value)
-
-    def sample(self, sample_shape: Size = SINGLE_DRAW) -> Tensor:
-        """Sample counts, shape ``(*sample_shape, c, f)``."""
-        sample_shape = Size(sample_shape)
-        draws = [self.likelihood.sample(self.heads, self.library_size_c) for _ in range(sample_shape.numel())]
-        return torch.stack(draws).reshape(sample_shape + draws[0].shape)
-
-
-class MaskedObservation(TorchDistribution):
-    """The counts of the cells that have a modality, as a distribution over all cells.
-
-    The log-likelihood of cells without the modality is 0.
-
-    Parameters
-    ----------
-    observation
-        Distribution of the counts of the cells that have the modality.
-    index_c
-        Indices of these cells, int64; None if all cells have the modality.
-    n_cells
-        Number of all cells.
-    """
-
-    arg_constraints: ClassVar[dict[str, Any]] = {}
-
-    def __init__(self, observation: SparseObservation, index_c: Tensor | None, n_cells: int) -> None:
-        self.observation, self.index_c = observation, index_c
-        super().__init__(Size([n_cells]), observation.event_shape, validate_args=False)
-
-    def expand(self, batch_shape: Size, _instance: Any = None) -> MaskedObservation:
-        """Return the distribution itself, as `SparseObservation` does."""
-        check_batch_shape(self, batch_shape)
-        return self
-
-    def log_prob(self, value: CSRTensor) -> Tensor:
-        """Return the log-likelihood in nats, shape ``(c,)``, of the counts of the cells that have the modality."""
-        log_p_c = self.observation.log_prob(value)
-        if self.index_c is None:
-            return log_p_c
-        return log_p_c.new_zeros(self.batch_shape).index_copy(0, self.index_c, log_p_c)
-
-    def sample(self, sample_shape: Size = SINGLE_DRAW) -> Tensor:
-        """Sample counts of the cells that have the modality, shape ``(*sample_shape, c, f)``."""
-        return self.observation.sample(sample_shape)
-
-
-def check_batch_shape(distribution: TorchDistribution, batch_shape: Size) -> None:
-    """Raise a ValueError unless a distribution has this batch shape."""
-    if tuple(batch_shape) != tuple(distribution.batch_shape):
-        shape = tuple(distribution.batch_shape)
-        raise ValueError(f"an observation of batch shape {shape} cannot be expanded to {tuple(batch_shape)}")

@@ -35,8 +35,9 @@ from celldial.model.fusion import Fusion
 from celldial.model.integration import Integration
 from celldial.model.latent_parts import EncoderOutput, LatentPart
 from celldial.model.latents import LATENTS, Latent
-from celldial.model.likelihoods import LIKELIHOODS, MaskedObservation, SparseObservation
+from celldial.model.likelihoods import LIKELIHOODS
 from celldial.model.networks import Decoder, Encoder, LayerSizes, Modality
+from celldial.model.observations import MaskedObservation, SparseObservation
 from celldial.model.periodic import Circle, dependence
 from celldial.model.priors import Flow, Mixture, PosteriorFlow, Prior, Standard
 

@@ -293,6 +293,11 @@ class Decoder(nn.Module):
         return head
 
     @property
+    def further_heads(self) -> list[nn.Linear]:
+        """The heads after the first. Their inputs are the hidden units."""
+        return [head for head in self.heads[1:] if isinstance(head, nn.Linear)]
+
+    @property
     def harmonic_weight_fk(self) -> Tensor:
         """Coefficients of the Fourier features of the angle, for a decoder with a periodic coordinate."""
         assert self.harmonics is not None

@@ -21,6 +21,7 @@ from celldial.inference.fitted_model import (
     read_from,
 )
 from celldial.io import h5ad, results
+from celldial.model.likelihoods import LIKELIHOODS
 from celldial.model.module import Module
 from celldial.utils.messages import feature_noun
 from celldial.utils.validation import check_writable
@@ -40,6 +41,7 @@ def denoise(
     key_added: str | None = None,
     transform_batch: Any = None,
     library_size: float | None = None,
+    include_background: bool = True,
     layer: str | None = None,
     dense: bool = False,
 ) -> pd.DataFrame:
@@ -70,6 +72,9 @@ def denoise(
           all combinations.
     library_size
         As in `decode`.
+    include_background
+        Whether to return all expected counts of proteins. False returns the counts beyond the background of unbound
+        antibodies; see `celldial.model.likelihoods.NegativeBinomialMixture`.
     layer
         As in `transform`.
     dense
@@ -88,7 +93,8 @@ def denoise(
         The model has no such feature, modality or covariate.
     ValueError
         The table would be large and `dense` is False; a feature or a batch is listed twice; a batch is unknown;
-        `transform_batch` is a batch and the model has no `batch_key`; the library size is not above 0; or `key_added`
+        `transform_batch` is a batch and the model has no `batch_key`; the library size is not above 0;
+        `include_background` is False and the likelihood of the modality has no background; or `key_added`
         is given and there is no AnnData to write to.
     ValueError, TypeError, FloatingPointError, OSError
         As `transform`.
@@ -105,7 +111,7 @@ def denoise(
     check_writable(adata, key_added)
     if key_added is not None:
         results.check_expression(adata, key_added)
-    request = _check_request(model, modality, features, transform_batch, library_size)
+    request = _check_request(model, modality, features, transform_batch, library_size, include_background)
     table = _infer(model, adata, request, None, None if dense else "denoise_to_file").table(model.module_)
     if key_added is not None:
         results.write_expression(adata, model.fingerprint_, key_added, table)
@@ -121,6 +127,7 @@ def denoise_to_file(
     modality: str | None = None,
     transform_batch: Any = None,
     library_size: float | None = None,
+    include_background: bool = True,
     layer: str | None = None,
 ) -> None:
     """Write the expected expression of each cell, as `denoise` returns it, block by block to an h5ad file.
@@ -135,7 +142,7 @@ def denoise_to_file(
         As in `denoise`. Nothing is written to it.
     path
         File to write, as in `impute_to_file`.
-    features, modality, transform_batch, library_size, layer
+    features, modality, transform_batch, library_size, include_background, layer
         As in `denoise`.
 
     Raises
@@ -159,7 +166,7 @@ def denoise_to_file(
     (700, 765)
     """
     model = read_from(model, layer)
-    request = _check_request(model, modality, features, transform_batch, library_size)
+    request = _check_request(model, modality, features, transform_batch, library_size, include_background)
     _infer(model, adata, request, None, None).write(model.module_, Path(path))
 
 
@@ -172,6 +179,7 @@ def impute(
     features: Sequence[str] | str | None = None,
     transform_batch: Any = None,
     library_size: float | None = None,
+    include_background: bool = True,
     key_added: str | None = None,
     layer: str | None = None,
     dense: bool = False,
@@ -195,6 +203,8 @@ def impute(
         Batch to decode the cells as, several batches to average over, or ``"all"``; as in `denoise`.
     library_size
         As in `decode`.
+    include_background
+        As in `denoise`.
     key_added
         Key of ``adata.obsm`` for the result; ``"imputed_<modality>"`` by default.
     layer
@@ -230,7 +240,7 @@ def impute(
     """
     model = read_from(model, layer)
     check_writable(adata, key_added)
-    request = _check_request(model, modality, features, transform_batch, library_size)
+    request = _check_request(model, modality, features, transform_batch, library_size, include_background)
     key = f"imputed_{request.modality}" if key_added is None else key_added
     if not is_file_path(adata):
         results.check_key(adata, "obsm", key)
@@ -253,6 +263,7 @@ def impute_to_file(
     features: Sequence[str] | str | None = None,
     transform_batch: Any = None,
     library_size: float | None = None,
+    include_background: bool = True,
     layer: str | None = None,
 ) -> None:
     """Predict one modality from others as `impute` does, block by block into an h5ad file, with constant memory.
@@ -267,7 +278,7 @@ def impute_to_file(
         File to write: an AnnData of cells × features with the table in ``X``, float32, and the ``obs`` of the cells
         (for files, the columns that the model uses). It appears only once it is complete.
         ``anndata.read_h5ad(path, backed="r")`` reads parts of it.
-    from_, features, transform_batch, library_size, layer
+    from_, features, transform_batch, library_size, include_background, layer
         As in `impute`.
 
     Raises
@@ -291,7 +302,7 @@ def impute_to_file(
     (200, 300)
     """
     model = read_from(model, layer)
-    request = _check_request(model, modality, features, transform_batch, library_size)
+    request = _check_request(model, modality, features, transform_batch, library_size, include_background)
     _infer(model, adata, request, from_, None).write(model.module_, Path(path))
 
 
@@ -304,6 +315,7 @@ class Request:
     columns: np.ndarray | None
     conditions: list[dict[str, Any]]
     library_size: float
+    include_background: bool
 
     def check_size(self, n_cells: int, writer: str) -> None:
         """Raise if the table of so many cells is large; `writer` names the function that writes it to a file."""
@@ -327,7 +339,8 @@ class CellsToDecode:
     def blocks(self, module: Module) -> Iterator[np.ndarray]:
         """Decode block by block of cells."""
         wanted = self.request
-        return decode_average(module, wanted.modality, self.z_cz, self.conditions, wanted.library_size, wanted.columns)
+        options = wanted.library_size, wanted.columns, wanted.include_background
+        return decode_average(module, wanted.modality, self.z_cz, self.conditions, *options)
 
     def table(self, module: Module) -> pd.DataFrame:
         """Decode to one table."""
@@ -345,9 +358,16 @@ def _check_request(
     features: Sequence[str] | str | None,
     transform_batch: Any,
     library_size: float | None,
+    include_background: bool,
 ) -> Request:
     """Check what to decode, before cells are read."""
     modality = get_modality(model, modality)
+    likelihood = model.schema_.likelihood[modality]
+    if not (include_background or LIKELIHOODS[likelihood].has_background):
+        raise ValueError(
+            f"include_background is False, but the likelihood of {modality}, {likelihood!r}, has no background: name "
+            "another modality, or fit antibody counts with the likelihood 'negative_binomial_mixture'"
+        )
     names = pd.Index(model.schema_.feature_names[modality])
     wanted = names if features is None else pd.Index([features] if isinstance(features, str) else features)
     unknown = wanted[~wanted.isin(names)]
@@ -358,7 +378,8 @@ def _check_request(
         raise ValueError(f"{kind} {wanted[wanted.duplicated()][0]!r} is listed more than once")
     columns = None if features is None else names.get_indexer(wanted)
     conditions = resolve_transform_batch(model, transform_batch)
-    return Request(modality, wanted, columns, conditions, library_size_to_decode(model, modality, library_size))
+    size = library_size_to_decode(model, modality, library_size)
+    return Request(modality, wanted, columns, conditions, size, include_background)
 
 
 def _infer(

@@ -241,8 +241,8 @@ def decode_traversal(
     closed = axis.kind == "periodic"
     flat_p_value_f = np.concatenate(
         [
-            _flat_p_value(model, name, moved.state_sjz, encoded, part, closed)
-            for name, part in zip(library_size, parts, strict=True)
+            _flat_p_value(model, name, moved.state_sjz, encoded, depth, part, closed)
+            for (name, depth), part in zip(library_size.items(), parts, strict=True)
         ]
     )
     mean_sf, variance_sf, change_variance_f, _ = traversal.concat_modalities(parts)
@@ -291,13 +291,14 @@ def _flat_p_value(
     name: str,
     state_sjz: np.ndarray,
     conditions: Conditions,
+    library_size: float,
     means: population_means.PopulationMeans,
     closed: bool,
 ) -> np.ndarray:
     """Return the p-value of a flat curve for each feature of a modality."""
     contrast_ks = flat_curves.contrasts(len(state_sjz), closed)
     covariance_fkl = population_means.contrast_covariance(
-        model.module_, name, state_sjz, conditions, contrast_ks, means.mean_sf
+        model.module_, name, state_sjz, conditions, library_size, contrast_ks, means.mean_sf
     )
     # A contrast is the coefficient of a function with a range of 2, so this much of it is due to the states.
     state_variance_f = means.state_variance_f / 4
