@@ -64,9 +64,10 @@ class VAE(BaseEstimator):
     likelihood
         Distribution of the counts: ``"negative_binomial"`` (one dispersion per feature), ``"poisson"``,
         ``"zero_inflated_negative_binomial"``, or ``"bernoulli"`` (counts are binarized and the depth of each cell is
-        accounted for; see `celldial.model.likelihoods.Bernoulli`). One for all modalities, or a dict by modality. By
-        default Bernoulli for ``"atac"`` and negative binomial for the others; ``{"atac": "poisson"}`` models fragment
-        counts.
+        accounted for; see `celldial.model.likelihoods.Bernoulli`), or ``"negative_binomial_mixture"`` (background and
+        foreground of antibody counts; see `celldial.model.likelihoods.NegativeBinomialMixture`). One for all
+        modalities, or a dict by modality. By default Bernoulli for ``"atac"`` and negative binomial for the others;
+        ``{"atac": "poisson"}`` models fragment counts.
     modalities
         Dict that maps the name of each modality to a value of ``adata.var[modality_key]``, or to ``"obsm/key"`` for a
         matrix or DataFrame in ``adata.obsm``. Features with other values are left out. By default all features are

@@ -13,7 +13,9 @@ from celldial.ops.csr import CSRTensor
 __all__ = ["estimate_background"]
 
 # Number of cells to estimate the level from.
-MAX_CELLS = 2000
+MAX_CELLS = 200
+# Number of features that are processed together, to limit memory.
+BLOCK_FEATURES = 32
 N_STEPS = 50
 # Quantiles of the shares of a feature where the background and the foreground start.
 START_QUANTILES = (0.25, 0.95)
@@ -36,10 +38,15 @@ def estimate_background(counts: CSRTensor, library_size_c: Tensor) -> Tensor:
         Their library sizes.
     """
     n_cells = min(counts.n_rows, MAX_CELLS)
+    log_share_cf = counts.select(torch.arange(n_cells, device=counts.value_n.device)).to_dense()
     # Half a count for zeros, so that each share has a logarithm.
-    x_cf = counts.select(torch.arange(n_cells, device=counts.value_n.device)).to_dense() + 0.5
-    log_share_cf = (x_cf / library_size_c[:n_cells, None]).log()
-    # The order of the cells does not matter, so quantiles are taken from sorted values.
+    log_share_cf.add_(0.5).div_(library_size_c[:n_cells, None]).log_()
+    return torch.cat([_lower_mean(block_cf) for block_cf in log_share_cf.split(BLOCK_FEATURES, 1)]).exp()
+
+
+def _lower_mean(log_share_cf: Tensor) -> Tensor:
+    """Return the lower mean of the mixture of each feature, shape ``(f,)``."""
+    n_cells = len(log_share_cf)
     sorted_cf = log_share_cf.sort(0).values
     low_f, high_f = (sorted_cf[int(q * (n_cells - 1))] for q in START_QUANTILES)
     mean_kf = torch.stack([low_f, torch.maximum(high_f, low_f + MIN_DEVIATION)])
@@ -54,4 +61,4 @@ def estimate_background(counts: CSRTensor, library_size_c: Tensor) -> Tensor:
         square_kf = (probability_kcf * (log_share_cf - mean_kf[:, None]).square()).sum(1) / total_kf
         deviation_kf = square_kf.sqrt().clamp_min(MIN_DEVIATION)
         weight_kf = (total_kf / n_cells).clamp(MIN_WEIGHT, 1 - MIN_WEIGHT)
-    return mean_kf.amin(0).exp()
+    return mean_kf.amin(0)

@@ -311,7 +311,7 @@ class NegativeBinomialMixture(NegativeBinomial):
     """
 
     n_heads = 2
-    n_matrices = 14
+    n_matrices = 20
     dispersion_by_batch = False
     has_background = True
 

@@ -437,15 +437,8 @@ def make_modality(name: str, config: ModuleConfig, latent: Latent) -> Modality:
     likelihood = LIKELIHOODS[config.likelihood[name]](n_features)
     sizes = LayerSizes(config.n_categories, config.n_continuous, config.n_hidden, config.n_layers)
     encoder = Encoder(n_features, n_encoder_outputs(config, latent), sizes, config.encoder_dropout_rate(name))
-    decoder = Decoder(
-        n_features,
-        likelihood.n_heads,
-        latent,
-        sizes,
-        kind=config.decoder,
-        periodic=config.periodic,
-        bayesian=config.bayesian_loadings,
-    )
+    kinds = config.decoder, config.periodic, config.bayesian_loadings
+    decoder = Decoder(n_features, likelihood.n_heads, latent, sizes, *kinds)
     if config.dispersion == "feature-batch" and likelihood.dispersion_by_batch:
         decoder.add_dispersions(config.n_categories[0])
     if config.n_clusters is not None:

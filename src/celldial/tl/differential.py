@@ -345,7 +345,7 @@ def _compare_model(request: Request, conditions: Sequence[group_sums.CodedCondit
     for comparison in request.comparisons:
         sides = sums.merge(comparison.member_sg)
         means = fold_changes.group_means(sides, precision, networks.likelihood.upper_bound)
-        change_f, deviation_f = fold_changes.log_fold_change(means, 0, 1, networks)
+        change_f, deviation_f = fold_changes.log_fold_change(means, 0, 1, networks, request.library_size)
         used_f = sides.count_gf.min(0) >= moderated_t.MIN_EXPECTED
         change_f = change_f - moderated_t.trimmed_center(change_f[used_f], deviation_f[used_f] ** -2.0)
         mean_kf = np.exp(means.log_mean_sf)

@@ -118,7 +118,9 @@ def group_means(sums: DecodedSums, precision: float, upper_bound: float) -> Grou
 
 
 @torch.no_grad()
-def log_fold_change(means: GroupMeans, side: int, reference: int, modality: Modality) -> tuple[np.ndarray, np.ndarray]:
+def log_fold_change(
+    means: GroupMeans, side: int, reference: int, modality: Modality, library_size: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the log fold change of one set against another, and its standard deviation, each of shape ``(f,)``.
 
     Parameters
@@ -129,6 +131,8 @@ def log_fold_change(means: GroupMeans, side: int, reference: int, modality: Moda
         The two sets.
     modality
         Networks of the modality, with the uncertainty of the loadings.
+    library_size
+        Library size of the means.
     """
     change_f = means.log_mean_sf[side] - means.log_mean_sf[reference]
     variance_f = means.variance_sf[side] + means.variance_sf[reference]
@@ -138,7 +142,7 @@ def log_fold_change(means: GroupMeans, side: int, reference: int, modality: Moda
         identity_kk = torch.eye(2, dtype=input_kh.dtype, device=input_kh.device)
         covariance_fkl = modality.loadings.covariance_of_contrasts(input_kh, identity_kk)
         mean_kf = torch.from_numpy(np.exp(means.log_mean_sf[sides])).to(input_kh)
-        elasticity_kf = modality.likelihood.elasticity(mean_kf).cpu().numpy()
+        elasticity_kf = modality.likelihood.elasticity(mean_kf, input_kh.new_tensor([library_size])).cpu().numpy()
         # As far as the estimate is the observed mean, an error of the loadings cancels.
         weight_kf = means.model_share_sf[sides] * elasticity_kf * np.array([[1.0], [-1.0]])
         variance_f = variance_f + np.einsum("kf,fkl,lf->f", weight_kf, covariance_fkl.cpu().numpy(), weight_kf)
