@@ -94,8 +94,15 @@ class StoredTraversal:
         return self.kind == "periodic"
 
     @property
+    def interval_name(self) -> str:
+        """Name of the intervals, such as "90% credible interval"."""
+        if "replicates" in self.stored:
+            return f"{self.interval} confidence interval over {len(self.stored['replicates'])} replicates"
+        return f"{self.interval} credible interval"
+
+    @property
     def interval(self) -> str:
-        """Probability of the credible intervals, such as "90%"."""
+        """Probability of the intervals, such as "90%"."""
         return f"{float(self.stored['interval']):.0%}"
 
     @property

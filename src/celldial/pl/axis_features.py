@@ -148,7 +148,7 @@ def _draw_changes(
     low_f, high_f = _fold_change_interval(traversal, column_f)
     certain_f = traversal["lfsr"][column_f] < LFSR_CUTOFF
     panel.axvline(0, color="0.6", lw=0.8, zorder=0)
-    label = f"{traversal.interval} credible interval"
+    label = traversal.interval_name
     panel.hlines(row_f, low_f, high_f, color=modality.color, lw=1.5, alpha=0.5, label=label)
     for certain, face, sign in ((True, modality.color, "<"), (False, "white", "≥")):
         shown_f = certain_f == certain

@@ -190,8 +190,8 @@ def _notes(traversal: StoredTraversal, by_rank: bool, n_neighbors: int | None) -
         ],
         [
             "Whisker",
-            f"{traversal.interval} credible interval of the population mean. It includes neither the variation between "
-            "cells, which is larger, nor the variation between donors.",
+            f"{traversal.interval_name} of the population mean. It does not include the variation between cells, "
+            "which is larger" + ("." if "replicates" in traversal.stored else ", and the variation between donors."),
         ],
         ["log2", f"Change relative to {reference}: +1 is twice as much, \N{MINUS SIGN}1 is half as much."],
         [

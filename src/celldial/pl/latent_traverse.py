@@ -163,7 +163,7 @@ def _draw_curves(
 
 def _draw_legend(figure: SubFigure, traversal: StoredTraversal, handles: dict[str, Any]) -> None:
     """Draw the legend of curves and intervals above the panels."""
-    meaning = f"population mean with {traversal.interval} credible interval"
+    meaning = f"population mean with {traversal.interval_name}"
     options: dict[str, Any] = {
         "loc": "outside upper center",
         "frameon": False,

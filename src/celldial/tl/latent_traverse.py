@@ -23,9 +23,10 @@ from celldial.inference.fitted_model import (
     to_anndata,
 )
 from celldial.io import results
-from celldial.tl import flat_curves, traversal
+from celldial.tl import flat_curves, replicate_curves, traversal
 from celldial.tl.moved_cells import MovedCells, Sampling, move_along, move_between
 from celldial.tl.traversal_axis import TraversalAxis, check_traversal, resolve_axis
+from celldial.utils.messages import get_column
 from celldial.utils.random import isolate_rng
 from celldial.utils.validation import check_integer
 from celldial.utils.warnings import warn
@@ -48,6 +49,7 @@ def latent_traverse(
     library_size: float | None = None,
     key_added: str | None = None,
     layer: str | None = None,
+    replicates: str | None = None,
     seed: int | None = None,
 ) -> AnnData:
     r"""Move cells along an axis of latent space, and return which genes and peaks change, with credible intervals.
@@ -85,7 +87,7 @@ def latent_traverse(
         Batch to decode under, several batches to average over, or ``"all"``, as in `denoise`. By default each cell
         keeps its own covariates.
     n_cells
-        Number of cells to move, chosen at random from the population.
+        Number of cells to move, chosen at random from the population; with `replicates`, from each of them.
     n_samples
         Posterior samples of each cell, at least 2; by default 64 samples over all cells. The cost of a step is
         proportional to cells × samples.
@@ -96,6 +98,10 @@ def latent_traverse(
         the name of the axis, or ``"CD4 T to CD8 T"``.
     layer
         As in `transform`.
+    replicates
+        Column of ``adata.obs`` with the independent units of the experiment, such as ``"donor"``, at least three. The
+        intervals then say how well the mean over donors is known, and `lfsr` and `fdr` are about donors; see the notes.
+        Not available for a path.
     seed
         Seed of the choice of cells and of the posterior samples; the model's seed by default.
 
@@ -147,6 +153,12 @@ def latent_traverse(
     based on the counts of the training cells. It describes how well a mean is known, not how much cells differ, and it
     conditions on the other layers of the decoder.
 
+    With `replicates`, each donor has a curve, the mean over its cells, and the result is the mean over donors, which
+    all have the same weight. Its interval is a 90 % confidence interval from the differences between donors, by the t
+    distribution, on the log scale. `lfsr` is half the p-value of t-tests over donors of the contrasts of the log
+    curve, with Bonferroni's correction. The intervals leave out the uncertainty of the loadings, which all donors
+    share.
+
     At most 20,000 cells are read for the quantiles, block by block, and no matrix of cells × features is made.
 
     References
@@ -183,10 +195,17 @@ def latent_traverse(
     resolved = resolve_axis(axis, model, results.read_axes(adata))
     if resolved.kind == "path" and at is not None:
         raise ValueError(f"at is {at!r}, but axis is a path, which moves the cells of its first group: leave at out")
+    if resolved.kind == "path" and replicates is not None:
+        raise ValueError(
+            f"replicates is {replicates!r}, but axis is a path, whose cells are paired: find an axis between the "
+            "groups with find_axis(groups=...), and traverse it"
+        )
     if resolved.kind != "path" and groupby is not None:
         raise ValueError(f"groupby is {groupby!r}, but axis is not a path between groups: leave groupby out")
     table = to_anndata(model, adata)
-    sampling = Sampling(n_steps, n_cells, n_samples, span, np.random.default_rng(seed))
+    if replicates is not None:
+        get_column(table.obs, replicates, "replicates")
+    sampling = Sampling(n_steps, n_cells, n_samples, span, np.random.default_rng(seed), replicates)
     with isolate_rng(seed):
         if resolved.kind == "path":
             moved = move_between(model, table, resolved, groupby, sampling)
@@ -230,23 +249,16 @@ def decode_traversal(
     schema = model.schema_
     sample_of_cell_j = np.repeat(np.arange(moved.cells.n_obs), moved.n_samples)
     encoded = Conditions.encode(schema, moved.cells, conditions).cells(sample_of_cell_j)
-    sizes = (moved.n_samples, moved.n_group)
-    parts = [
-        population_means.mean_along_path(model.module_, name, moved.state_sjz, encoded, depth, *sizes)
-        for name, depth in library_size.items()
-    ]
-    modality_f = np.repeat(np.array(schema.modalities, dtype=object), [part.mean_sf.shape[1] for part in parts])
+    closed = axis.kind == "periodic"
+    summarize = _curves_of_cells if moved.replicate_c is None else _curves_of_replicates
+    parts = [summarize(model, name, depth, moved, encoded, closed) for name, depth in library_size.items()]
+    modality_f = np.repeat(np.array(schema.modalities, dtype=object), [part[0].shape[1] for part in parts])
     likelihoods = {name: part.likelihood for name, part in model.module_.by_modality()}
     upper_bound_f = np.array([likelihoods[modality].upper_bound for modality in modality_f], dtype=np.float32)
-    closed = axis.kind == "periodic"
-    flat_p_value_f = np.concatenate(
-        [
-            _flat_p_value(model, name, moved.state_sjz, encoded, depth, part, closed)
-            for (name, depth), part in zip(library_size.items(), parts, strict=True)
-        ]
-    )
-    mean_sf, variance_sf, change_variance_f, _ = traversal.concat_modalities(parts)
-    curves = traversal.Traversal(mean_sf, variance_sf, change_variance_f, upper_bound_f, flat_p_value_f, closed)
+    mean_sf, variance_sf, change_variance_f, flat_p_value_f = traversal.concat_modalities(parts)
+    replicates = [] if moved.replicate_c is None else list(dict.fromkeys(moved.replicate_c))
+    width = replicate_curves.half_width(len(replicates)) if replicates else traversal.HALF_WIDTH
+    curves = traversal.Traversal(mean_sf, variance_sf, change_variance_f, upper_bound_f, flat_p_value_f, closed, width)
     by_step, by_feature = _summaries(curves, modality_f)
     about = {
         "axis": axis.title,
@@ -262,6 +274,7 @@ def decode_traversal(
         "at": moved.at,
         "covariates": describe_conditions(conditions),
         **({"phases": axis.phases} if axis.phases else {}),
+        **({"replicates": np.array(replicates, dtype=object)} if replicates else {}),
     }
     names = feature_table(schema).index
     stored = {
@@ -284,6 +297,31 @@ def decode_traversal(
         uns=copy.deepcopy(about),
     )
     return result, stored
+
+
+def _curves_of_cells(
+    model: FittedModel, name: str, library_size: float, moved: MovedCells, conditions: Conditions, closed: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return mean, its variance, variance of the change, and p-value of a flat curve, if cells are the units."""
+    sizes = (library_size, moved.n_samples, moved.n_group)
+    found = population_means.mean_along_path(model.module_, name, moved.state_sjz, conditions, *sizes)
+    p_value_f = _flat_p_value(model, name, moved.state_sjz, conditions, library_size, found, closed)
+    return found.mean_sf, found.variance_sf, found.change_variance_f, p_value_f
+
+
+def _curves_of_replicates(
+    model: FittedModel, name: str, library_size: float, moved: MovedCells, conditions: Conditions, closed: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the same as `_curves_of_cells` if replicates are the units."""
+    assert moved.replicate_c is not None
+    curves = []
+    for replicate in dict.fromkeys(moved.replicate_c):
+        of_cell_c = moved.replicate_c == replicate
+        draw_j = np.flatnonzero(np.repeat(of_cell_c, moved.n_samples))
+        sizes = (library_size, moved.n_samples, int(of_cell_c.sum()))
+        states_sjz, own = moved.state_sjz[:, draw_j], conditions.cells(draw_j)
+        curves.append(population_means.mean_along_path(model.module_, name, states_sjz, own, *sizes).mean_sf)
+    return replicate_curves.summarize(np.stack(curves), closed)
 
 
 def _flat_p_value(

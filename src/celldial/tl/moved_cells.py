@@ -21,7 +21,7 @@ from celldial.data.schema import Schema
 from celldial.inference import posterior
 from celldial.inference.fitted_model import FittedModel
 from celldial.model.module import Module
-from celldial.tl import traversal
+from celldial.tl import replicate_curves, traversal
 from celldial.tl.cell_selection import select_cells, select_endpoints
 from celldial.tl.traversal_axis import TraversalAxis
 
@@ -44,6 +44,7 @@ class Sampling:
     n_samples: int | None
     span: tuple[float, float] | None
     random: np.random.Generator
+    replicates: str | None = None
 
     def samples_per_cell(self, n_cells: int) -> int:
         """Return the number of posterior samples of each cell: 64 in all by default, and at least 2."""
@@ -70,6 +71,8 @@ class MovedCells:
         Size of the population that the cells represent.
     at
         Description of the population.
+    replicate_c
+        The replicate of each cell, such as its donor; None if the cells are the units.
     """
 
     cells: AnnData
@@ -79,6 +82,7 @@ class MovedCells:
     n_samples: int
     n_group: int
     at: str
+    replicate_c: np.ndarray | None = None
 
 
 def move_along(model: FittedModel, adata: AnnData, axis: TraversalAxis, at: Any, sampling: Sampling) -> MovedCells:
@@ -105,7 +109,13 @@ def move_along(model: FittedModel, adata: AnnData, axis: TraversalAxis, at: Any,
             raise ValueError(f"none of the cells ({population}) is active on {axis.title}: choose other cells with at")
         nonempty_c, state_cz = nonempty_c[active_c], state_cz[active_c]
         population = "active cells" if at is None else f"{population}, active"
-    chosen_c = np.sort(random.choice(nonempty_c, min(sampling.n_cells, len(nonempty_c)), replace=False))
+    if sampling.replicates is None:
+        replicate_c = None
+        chosen_c = np.sort(random.choice(nonempty_c, min(sampling.n_cells, len(nonempty_c)), replace=False))
+    else:
+        chosen_c, replicate_c = replicate_curves.choose_cells(
+            adata.obs, sampling.replicates, nonempty_c, sampling.n_cells, random
+        )
     n_samples = sampling.samples_per_cell(len(chosen_c))
     part = subset(adata, chosen_c)
     position_s, move = _movement(axis, all_cz, sampling)
@@ -117,7 +127,7 @@ def move_along(model: FittedModel, adata: AnnData, axis: TraversalAxis, at: Any,
     n_group = len(nonempty_c) if len(group_c) <= limit else round(len(group_c) * len(nonempty_c) / limit)
     if not _is_single_cell(at):
         population = f"{len(chosen_c)} of {population}"
-    return MovedCells(part, state_sjz, position_s, path_sz, n_samples, n_group, population)
+    return MovedCells(part, state_sjz, position_s, path_sz, n_samples, n_group, population, replicate_c)
 
 
 def _movement(

@@ -123,6 +123,8 @@ class Traversal:
         P-value of the hypothesis that the curve is flat; see `celldial.tl.flat_curves`.
     closed
         Whether the path ends where it starts.
+    half_width
+        Half the width of the interval, in standard deviations.
     """
 
     mean_sf: np.ndarray
@@ -131,16 +133,17 @@ class Traversal:
     upper_bound_f: np.ndarray
     flat_p_value_f: np.ndarray
     closed: bool = False
+    half_width: float = HALF_WIDTH
 
     @property
     def lower_sf(self) -> np.ndarray:
         """Lower end of the 90 % credible interval."""
-        return self.mean_sf * np.exp(-HALF_WIDTH * np.sqrt(self.variance_sf))
+        return self.mean_sf * np.exp(-self.half_width * np.sqrt(self.variance_sf))
 
     @property
     def upper_sf(self) -> np.ndarray:
         """Upper end of the 90 % credible interval."""
-        return np.minimum(self.mean_sf * np.exp(HALF_WIDTH * np.sqrt(self.variance_sf)), self.upper_bound_f)
+        return np.minimum(self.mean_sf * np.exp(self.half_width * np.sqrt(self.variance_sf)), self.upper_bound_f)
 
     @property
     def log2_fold_change_sf(self) -> np.ndarray:
@@ -206,7 +209,7 @@ class Traversal:
             low, high = low_f[here], high_f[here]
             # Upper bound of the derivative of the moderated change by the log change.
             share = high / (high + a)
-            width = HALF_WIDTH * np.sqrt(self.change_variance_f[here]) * share / np.log(2)
+            width = self.half_width * np.sqrt(self.change_variance_f[here]) * share / np.log(2)
             score_f[here] = np.log2((high + a) / (low + a)) - width
         return score_f
 
