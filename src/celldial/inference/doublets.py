@@ -30,7 +30,7 @@ MIN_CELLS = 50
 class DoubletSigns(NamedTuple):
     """Slope of the log2 library size on the share of artificial doublets nearby, and slopes of permuted cells.
 
-    Library sizes are without the tenth of the features that have the most counts.
+    Of library sizes with and without the tenth of the features that have the most counts, the smaller sign.
     """
 
     slope: float
@@ -79,10 +79,14 @@ def doublet_signs(
     cells, batch_c = cells.select(torch.from_numpy(kept_c)), batch_c[kept_c]
     shares = [_share_of_doublets(module, cells, modality, batch_c, depth, random) for _ in range(N_REPEATS)]
     share_c = _centered(np.mean(shares, axis=0), batch_c)
-    log_total_c = _centered(np.log2(1 + _robust_totals(to_csr_matrix(cells.counts[modality]))), batch_c)
     spread = max(float(share_c @ share_c), 1e-12)
-    permuted_p = np.array([_permute(log_total_c, batch_c, random) @ share_c for _ in range(n_permutations)]) / spread
-    return DoubletSigns(float(log_total_c @ share_c) / spread, permuted_p)
+    signs = []
+    for size_c in (total_c[kept_c], 1 + _robust_totals(to_csr_matrix(cells.counts[modality]))):
+        log_size_c = _centered(np.log2(size_c), batch_c)
+        permuted_p = np.array([_permute(log_size_c, batch_c, random) @ share_c for _ in range(n_permutations)]) / spread
+        signs.append(DoubletSigns(float(log_size_c @ share_c) / spread, permuted_p))
+    # Bursts of abundant features make one of the two slopes too large, and the other too small.
+    return min(signs, key=lambda each: (each.slope - each.permuted_p.mean()) / max(each.permuted_p.std(), 1e-12))
 
 
 def _share_of_doublets(

@@ -117,9 +117,9 @@ def check(
     - ``"depth"``: distance (Kolmogorov-Smirnov) of the library sizes from those of the training cells.
     - ``"correlations"``: root mean square correlation between the residuals of the 50 features with the most counts.
     - ``"coverage"``: share of the counts of these features inside their 90 % predictive intervals.
-    - ``"doublets"``: change of the log2 library size, without the tenth of the features with the most counts, from
-      cells that no artificial doublet resembles to cells that only doublets resemble; 0 if there are none. Cell types
-      between others that are larger have this sign, too.
+    - ``"doublets"``: change of the log2 library size, with or without the tenth of the features with the most counts
+      (the smaller change), from cells that no artificial doublet resembles to cells that only doublets resemble; 0 if
+      there are none. Cell types between others that are larger have this sign, too.
     - ``"importance_weights"``: share of cells with a Pareto k above 0.7 [2]_. It fails above 0.5. Then
       ``score(n_samples=...)`` is only a bound, and posterior draws differ from the exact posterior.
 
