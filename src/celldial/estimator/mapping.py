@@ -27,7 +27,7 @@ from celldial.inference.fitted_model import FittedModel, is_file_path, read_from
 from celldial.inference.label_classifier import LabelClassifier
 from celldial.inference.posterior import LatentState
 from celldial.io import results
-from celldial.model.extension import extend_categories
+from celldial.model.extension import extend_categories, initialize_feature_effects
 from celldial.model.module import Module
 from celldial.tl.mapping_quality import find_quality
 from celldial.training import loop
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from celldial.estimator.vae import VAE
 
 __all__ = ["map_query"]
+
+# Number of new cells from which the effects on features start.
+MAX_CELLS_TO_START = 2000
 
 logger = logging.getLogger("celldial")
 
@@ -244,6 +247,8 @@ def learn_categories(model: VAE, query: Query, options: FitOptions) -> tuple[Mod
         progress=options.progress,
         trainable=TrainableRows(first_row),
     )
+    sample = query.source.training_sample(MAX_CELLS_TO_START).to(next(module.parameters()).device)
+    initialize_feature_effects(module.eval(), sample, first_row)
     history, _ = loop.fit(module, query.source, mapping_stages(module, plan), model.seed)
     return module, history
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from celldial.ops.csr import CSRTensor
 
-__all__ = ["FeatureEffects"]
+__all__ = ["PSEUDOCOUNT", "FeatureEffects", "shrink"]
 
 # Bounds of the prior standard deviation of an effect. If batches do not differ, the lower bound leaves the effects at
 # practically zero.
@@ -61,18 +61,23 @@ class FeatureEffects(nn.Module):
         """Set the prior, and the effects to their posterior means given the mean share of each feature."""
         for k, effect_sf in enumerate(self.tables):
             change_sf, variance_sf = log_fold_changes(counts, library_size_c, category_ck[:, k], len(effect_sf))
-            # Weighted by the precision, so that features with few counts do not matter.
-            precision_sf = 1 / variance_sf
-            excess = (precision_sf * change_sf.square()).sum() - (precision_sf > 0).sum()
-            scale = (excess / precision_sf.sum()).clamp_min(0).sqrt().clamp(MIN_SCALE, MAX_SCALE)
-            self.scale_k[k] = scale
-            effect_sf.copy_(change_sf * scale**2 / (scale**2 + variance_sf))
+            self.scale_k[k], shrunken_sf = shrink(change_sf, variance_sf)
+            effect_sf.copy_(shrunken_sf)
 
     def forward(self, logits_cf: Tensor, category_ck: Tensor) -> Tensor:
         """Add the effects of each cell's categories to its log rates."""
         for effect_sf, category_c in zip(self.tables, category_ck.unbind(-1), strict=True):
             logits_cf = logits_cf + nn.functional.embedding(category_c, effect_sf)
         return logits_cf
+
+
+def shrink(change_sf: Tensor, variance_sf: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the standard deviation of effects, and their posterior means given log fold changes with variances."""
+    # Weighted by the precision, so that features with few counts do not matter.
+    precision_sf = 1 / variance_sf
+    excess = (precision_sf * change_sf.square()).sum() - (precision_sf > 0).sum()
+    scale = (excess / precision_sf.sum()).clamp_min(0).sqrt().clamp(MIN_SCALE, MAX_SCALE)
+    return scale, change_sf * scale**2 / (scale**2 + variance_sf)
 
 
 def log_fold_changes(
