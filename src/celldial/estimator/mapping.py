@@ -247,9 +247,12 @@ def learn_categories(model: VAE, query: Query, options: FitOptions) -> tuple[Mod
         progress=options.progress,
         trainable=TrainableRows(first_row),
     )
+    scales = {name: part.clone() for name, part in module.named_buffers() if name.endswith("feature_effects.scale_k")}
     sample = query.source.training_sample(MAX_CELLS_TO_START).to(next(module.parameters()).device)
     initialize_feature_effects(module.eval(), sample, first_row)
     history, _ = loop.fit(module, query.source, mapping_stages(module, plan), model.seed)
+    for name, scale_k in scales.items():  # wider during this training only
+        module.get_buffer(name).copy_(scale_k)
     return module, history
 
 
