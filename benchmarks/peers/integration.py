@@ -135,7 +135,7 @@ def print_table(results: dict[str, list[dict[str, dict[str, float]]]], columns: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
-    parser.add_argument("--peer-python", help="Python with scvi-tools, harmonypy and scib-metrics; without it, only celldial")
+    parser.add_argument("--peer-python", help="Python with scvi-tools, harmonypy, scib-metrics (none: celldial alone)")
     parser.add_argument("--methods", nargs="+", choices=PEERS, default=list(PEERS), help="peers to run (all)")
     parser.add_argument("--only", nargs="+", choices=TASKS, default=list(TASKS), help="tasks to run (all)")
     parser.add_argument("--seeds", type=int, default=5)
