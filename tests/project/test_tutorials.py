@@ -26,11 +26,14 @@ METHODS = [
     "axes",
     "clusters",
     "denoise",
+    "differential",
     "find_axis",
     "impute",
     "impute_to_file",
     "latent_posterior",
     "latent_traverse",
+    "map_query",
+    "markers",
 ]
 
 each_tutorial = pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
