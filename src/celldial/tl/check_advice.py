@@ -40,10 +40,12 @@ def advise(finding: Finding, likelihood: str, overall: float, has_batch_dispersi
             f"{_other_likelihood(likelihood)}, and look for {noun}s with outliers."
         )
     if finding.check == "mean_variance":
-        rises = "rises faster" if finding.deviation > 0 else "rises more slowly"
+        if finding.deviation > 0:
+            remedy = _capitalized(_other_likelihood(likelihood))
+            return f"{where}: the variance rises faster with the mean than the likelihood predicts. {remedy}."
         return (
-            f"{where}: the variance {rises} with the mean than the likelihood predicts. "
-            f"{_capitalized(_other_likelihood(likelihood))}."
+            f"{where}: the variance rises more slowly with the mean than the likelihood predicts, so the dispersions "
+            f"of {noun}s with many counts are too high. Train for more epochs."
         )
     if finding.check == "library_size":
         return (
@@ -64,7 +66,8 @@ def advise(finding: Finding, likelihood: str, overall: float, has_batch_dispersi
     if finding.check == "doublets":
         return (
             f"{where}: cells that lie between cell types, where sums of two cells lie, have more counts than others: "
-            "probably doublets. Run a doublet detector, such as scanpy.pp.scrublet, and fit without the doublets."
+            "doublets, or a type of large cells between two others. Run a doublet detector, such as "
+            "scanpy.pp.scrublet, and fit without the doublets that it finds."
         )
     if finding.check == "importance_weights":
         return (
