@@ -42,6 +42,7 @@ def test_a_path_between_groups(folder: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(found["change"], path.var.loc[found.index, "change"], rtol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:axis 'mine' predicts its target no better than chance")
 @pytest.mark.parametrize(
     ("definition", "arguments"),
     [

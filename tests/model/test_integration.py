@@ -118,9 +118,14 @@ def test_batches_that_do_not_differ_have_no_term() -> None:
 
 
 def test_different_batches_have_the_full_term() -> None:
-    batch_c = batches(128, 2)
-    expected = [2 * WEIGHT * distance(normal(128, seed) + batch_c[:, None], batch_c, 2).item() for seed in range(100)]
-    assert sum(train(1.0)[20:]) == pytest.approx(sum(expected[20:]), rel=0.1)
+    """It is the distance beyond that of permuted batches, times the weight."""
+    torch.manual_seed(1)
+    batch_c, expected = batches(128, 2), 0.0
+    for seed in range(20, 100):
+        assigned_ca = torch.stack([batch_c, batch_c[torch.randperm(128)]], 1)
+        given, random = batch_distance(normal(128, seed) + batch_c[:, None], assigned_ca, 2)
+        expected += 2 * WEIGHT * (given - random).item()
+    assert sum(train(1.0)[20:]) == pytest.approx(expected, rel=0.1)
 
 
 def test_averages_change_in_training_only() -> None:

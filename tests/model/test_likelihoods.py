@@ -377,7 +377,7 @@ def test_information_of_counts_without_background_is_that_of_the_negative_binomi
     torch.testing.assert_close(found_cf, rate_cf * theta_f / (rate_cf + theta_f))
 
 
-@pytest.mark.parametrize(("fraction", "lowest"), [(0.0, 0.35), (0.1, 0.6), (0.4, 0.6)])
+@pytest.mark.parametrize(("fraction", "lowest"), [(0.0, 0.25), (0.1, 0.6), (0.4, 0.6)])
 def test_initial_background_is_that_of_the_negative_cells(fraction: float, lowest: float) -> None:
     """A fraction of the cells has twenty times the background. If no cell has it, the start is lower."""
     torch.manual_seed(0)

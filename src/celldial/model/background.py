@@ -38,10 +38,21 @@ def estimate_background(counts: CSRTensor, library_size_c: Tensor) -> Tensor:
         Their library sizes.
     """
     n_cells = min(counts.n_rows, MAX_CELLS)
-    log_share_cf = counts.select(torch.arange(n_cells, device=counts.value_n.device)).to_dense()
-    # Half a count for zeros, so that each share has a logarithm.
-    log_share_cf.add_(0.5).div_(library_size_c[:n_cells, None]).log_()
-    return torch.cat([_lower_mean(block_cf) for block_cf in log_share_cf.split(BLOCK_FEATURES, 1)]).exp()
+    sample = counts.select(torch.arange(n_cells, device=counts.value_n.device))
+    means = []
+    for first in range(0, counts.n_columns, BLOCK_FEATURES):
+        # Half a count for zeros, so that each share has a logarithm.
+        block_cf = _dense_block(sample, first, min(first + BLOCK_FEATURES, counts.n_columns)).add_(0.5)
+        means.append(_lower_mean(block_cf.div_(library_size_c[:n_cells, None]).log_()))
+    return torch.cat(means).exp()
+
+
+def _dense_block(counts: CSRTensor, first: int, stop: int) -> Tensor:
+    """Return some columns as a dense matrix; all of them may not fit into memory."""
+    inside_n = (counts.column_n >= first) & (counts.column_n < stop)
+    block_cf = counts.value_n.new_zeros(counts.n_rows, stop - first)
+    index_n = counts.row_n[inside_n], counts.column_n[inside_n].long() - first
+    return block_cf.index_put_(index_n, counts.value_n[inside_n], accumulate=True)
 
 
 def _lower_mean(log_share_cf: Tensor) -> Tensor:

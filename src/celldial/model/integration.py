@@ -76,10 +76,13 @@ class Integration(nn.Module):
         if len(mu_cz) < MIN_CELLS:
             return mu_cz.new_zeros(())
         permuted_c = batch_c[torch.randperm(len(batch_c), device=batch_c.device)]
+        # The weights depend on the cells, so the distance is not 0 on average if batches do not differ. That of the
+        # permuted batches is the same on average, also in its gradient.
         distance, chance = batch_distance(mu_cz, torch.stack([batch_c, permuted_c], 1), self.n_batches)
+        excess = distance - chance
         if self.training:
-            self._update((distance - chance).detach())
-        return WEIGHT * self.strength * self.significance() * distance
+            self._update(excess.detach())
+        return WEIGHT * self.strength * self.significance() * excess
 
     def _update(self, excess: Tensor) -> None:
         """Update the moving averages; at first, they are plain means."""
