@@ -279,10 +279,14 @@ def negative_binomial_by_cell(logits_cf: Tensor, log_theta_cf: Tensor, library_c
 
     Parameters
     ----------
-    logits_cf, library_c, counts
-        As in `negative_binomial`.
+    logits_cf
+        Log expression rates up to a constant per cell.
     log_theta_cf
         Log inverse dispersion of each feature in each cell.
+    library_c
+        Library size per cell.
+    counts
+        The observed counts.
 
     Returns
     -------
