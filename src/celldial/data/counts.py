@@ -194,7 +194,7 @@ def to_canonical_csr(matrix: Any) -> sparse.csr_matrix:
 
     The result shares memory with `matrix` if that already is in this form.
     """
-    if sparse.issparse(matrix) and matrix.dtype.kind in "bui" and matrix.dtype.itemsize < MIN_SUM_BYTES:
+    if sparse.issparse(matrix) and matrix.dtype.kind in ("b", "i", "u") and matrix.dtype.itemsize < MIN_SUM_BYTES:
         matrix = matrix.astype(np.int64)  # sums of duplicates could overflow
     rows = matrix.tocsr() if sparse.issparse(matrix) else sparse.csr_matrix(np.asarray(matrix))
     # A new object of the same arrays, so that sorting and flags do not change the user's matrix.
