@@ -25,9 +25,10 @@ from celldial.estimator import validation
 from celldial.estimator.fitting import FitOptions, extend_history, infer_source, write_results
 from celldial.inference.fitted_model import FittedModel, is_file_path, read_from, to_anndata
 from celldial.inference.label_classifier import LabelClassifier
+from celldial.inference.new_categories import initialize_feature_effects
 from celldial.inference.posterior import LatentState
 from celldial.io import results
-from celldial.model.extension import extend_categories, initialize_feature_effects
+from celldial.model.extension import extend_categories
 from celldial.model.module import Module
 from celldial.tl.mapping_quality import find_quality
 from celldial.training import loop
@@ -248,8 +249,7 @@ def learn_categories(model: VAE, query: Query, options: FitOptions) -> tuple[Mod
         trainable=TrainableRows(first_row),
     )
     scales = {name: part.clone() for name, part in module.named_buffers() if name.endswith("feature_effects.scale_k")}
-    sample = query.source.training_sample(MAX_CELLS_TO_START).to(next(module.parameters()).device)
-    initialize_feature_effects(module.eval(), sample, first_row)
+    initialize_feature_effects(module, query.source.training_sample(MAX_CELLS_TO_START), first_row)
     history, _ = loop.fit(module, query.source, mapping_stages(module, plan), model.seed)
     for name, scale_k in scales.items():  # wider during this training only
         module.get_buffer(name).copy_(scale_k)

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyro
 import torch
+from scipy import sparse
 from torch import Tensor
 
-from celldial.data.cells import Cells, decode_block_size, minibatches
+from celldial.data.cells import Cells, decode_block_size, minibatches, to_csr_matrix
 from celldial.inference.posterior import sample_states, to_eval
 from celldial.model.module import Module
 from celldial.model.networks import Modality
@@ -149,19 +150,18 @@ class _Sums:
         return {name: value.numpy() for name, value in self.total.items()}
 
 
-def _blocks(parts: Iterable[tuple[Cells, np.ndarray]], name: str, n_each: int = 1) -> Iterable[tuple[Cells, Tensor]]:
+def _blocks(parts: Iterable[tuple[Cells, np.ndarray]], name: str) -> Iterable[tuple[Cells, Tensor]]:
     """Yield blocks of the cells that have the modality and a group, with their groups."""
     for cells, group_c in parts:
         group = torch.from_numpy(group_c.astype(np.int64))
         index_c = (cells.mask_with(name) & (group >= 0)).nonzero()[:, 0]
-        n_block = max(1, decode_block_size(cells.counts[name].n_columns) // n_each)
+        n_block = max(1, decode_block_size(cells.counts[name].n_columns) // N_SAMPLES)
         start = 0
         for block in minibatches(cells, n_block, index_c=index_c) if len(index_c) else ():
             yield block, group[index_c[start : start + len(block)]]
             start += len(block)
 
 
-@torch.no_grad()
 def count_sums(parts: Iterable[tuple[Cells, np.ndarray]], name: str, n_groups: int, n_features: int) -> CountSums:
     """Sum the counts of each group of cells.
 
@@ -174,12 +174,18 @@ def count_sums(parts: Iterable[tuple[Cells, np.ndarray]], name: str, n_groups: i
     n_groups, n_features
         Number of groups, and of features of the modality.
     """
-    sums = _Sums(n_groups)
-    shape = {"n_cells_g": (), "library_size_g": (), "count_gf": (n_features,), "expressing_gf": (n_features,)}
-    sums.total = {key: torch.zeros((n_groups, *size), dtype=torch.float64) for key, size in shape.items()}
-    for block, group_c in _blocks(parts, name):
-        sums.add_counts(block, name, group_c)
-    return CountSums(**sums.result())
+    n_cells_g, library_size_g = np.zeros(n_groups), np.zeros(n_groups)
+    count_gf, expressing_gf = np.zeros((n_groups, n_features)), np.zeros((n_groups, n_features))
+    for cells, group_c in parts:
+        index_c = np.flatnonzero(cells.mask_with(name).numpy() & (group_c >= 0))
+        member = (np.ones(len(index_c)), (group_c[index_c], index_c))
+        member_gc = sparse.csr_matrix(member, shape=(n_groups, len(cells)))
+        rows = to_csr_matrix(cells.counts[name])
+        n_cells_g += np.bincount(group_c[index_c], minlength=n_groups)
+        library_size_g += member_gc @ cells.library_size[name].numpy()
+        count_gf += (member_gc @ rows).toarray()
+        expressing_gf += (member_gc @ (rows > 0)).toarray()
+    return CountSums(n_cells_g, library_size_g, count_gf, expressing_gf)
 
 
 @torch.no_grad()
@@ -214,7 +220,7 @@ def decoded_sums(
     assert isinstance(modality, Modality)
     sums = _Sums(n_groups)
     with pyro.validation_enabled(False):
-        for cpu_block, cpu_group_c in _blocks(parts, name, N_SAMPLES):
+        for cpu_block, cpu_group_c in _blocks(parts, name):
             block, group_c = cpu_block.to(device), cpu_group_c.to(device)
             one_hot_gc, count_cf = sums.add_counts(block, name, group_c)
             state_cnz = sample_states(module, block, N_SAMPLES)

@@ -372,7 +372,7 @@ class Decoder(nn.Module):
         if self.feature_effects is not None:
             outputs[0] = self.feature_effects(outputs[0], category_ck)
         if self.dispersion_effects is not None:
-            outputs.append(self.dispersion_effects(torch.zeros_like(outputs[0]), category_ck[:, :1]))
+            outputs.append(self.dispersion_effects(outputs[0].new_zeros(()), category_ck[:, :1]))
         return outputs
 
 

@@ -21,6 +21,7 @@ from torch.nn.functional import embedding_bag, softplus
 from celldial.ops.csr import CSRTensor
 
 __all__ = [
+    "add_at_",
     "bernoulli",
     "bernoulli_reference",
     "gather_rows",
@@ -158,7 +159,7 @@ class _Bernoulli(torch.autograd.Function):
             grad_log_lambda_n = lambda_n / success_probability_n
             total_grad_c = counts.sum_rows(grad_log_lambda_n)
             grad_cf = share_cf.mul_(-total_grad_c[:, None] / total_c1)
-            ctx.save_for_backward(_add_at_(grad_cf, flat_n, grad_log_lambda_n), total_grad_c - exposure_c)
+            ctx.save_for_backward(add_at_(grad_cf, flat_n, grad_log_lambda_n), total_grad_c - exposure_c)
         return log_p_c
 
     @staticmethod
@@ -211,7 +212,7 @@ class _Poisson(torch.autograd.Function):
         log_p_c = counts.sum_rows(x_n * log_mu_n - torch.lgamma(x_n + 1)) - library_c
         if any(ctx.needs_input_grad):
             grad_cf = log_probability_cf.exp_().mul_(-counts.sum_rows(x_n)[:, None])
-            ctx.save_for_backward(_add_at_(grad_cf, flat_n, x_n))
+            ctx.save_for_backward(add_at_(grad_cf, flat_n, x_n))
         return log_p_c
 
     @staticmethod
@@ -312,9 +313,9 @@ class _NegativeBinomial(torch.autograd.Function):
             # In place from here on: each matrix of `terms` is overwritten by a gradient.
             grad_log_theta_cf = torch.sub(terms.share_cf, terms.log1p_cf, out=terms.log1p_cf)
             grad_log_theta_cf.mul_(terms.theta_f)
-            _add_at_(grad_log_theta_cf, terms.flat_n, terms.grad_log_theta_n())
+            add_at_(grad_log_theta_cf, terms.flat_n, terms.grad_log_theta_n())
             grad_log_mu_cf = terms.share_cf.mul_(-terms.theta_f)
-            _add_at_(grad_log_mu_cf, terms.flat_n, terms.grad_log_mu_n())
+            add_at_(grad_log_mu_cf, terms.flat_n, terms.grad_log_mu_n())
             ctx.save_for_backward(terms.softmax_backward_(grad_log_mu_cf), grad_log_theta_cf)
         return log_p_c
 
@@ -438,9 +439,9 @@ class _ZeroInflatedNegativeBinomial(torch.autograd.Function):
             grad_dropout_cf.view(-1)[flat_n] = -torch.sigmoid(dropout_n)
             kept_cf.view(-1)[flat_n] = 1
             grad_log_theta_cf = (terms.share_cf - terms.log1p_cf).mul_(theta_f).mul_(kept_cf)
-            _add_at_(grad_log_theta_cf, flat_n, terms.grad_log_theta_n())
+            add_at_(grad_log_theta_cf, flat_n, terms.grad_log_theta_n())
             grad_log_mu_cf = terms.share_cf.mul_(-theta_f).mul_(kept_cf)
-            _add_at_(grad_log_mu_cf, flat_n, terms.grad_log_mu_n())
+            add_at_(grad_log_mu_cf, flat_n, terms.grad_log_mu_n())
             grad_logits_cf = terms.softmax_backward_(grad_log_mu_cf)
             ctx.save_for_backward(grad_logits_cf, grad_dropout_cf, grad_log_theta_cf)
         return log_p_c
@@ -453,7 +454,7 @@ class _ZeroInflatedNegativeBinomial(torch.autograd.Function):
         return grad_logits_cf * grad_c1, grad_dropout_cf * grad_c1, grad_c @ grad_log_theta_cf, None, None
 
 
-def _add_at_(dense_cf: Tensor, flat_n: Tensor, value_n: Tensor) -> Tensor:
+def add_at_(dense_cf: Tensor, flat_n: Tensor, value_n: Tensor) -> Tensor:
     """Add values to the stored entries of a dense matrix, in place."""
     dense_cf.view(-1).index_add_(0, flat_n, value_n)
     return dense_cf

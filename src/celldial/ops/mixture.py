@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid
 
 from celldial.ops.csr import CSRTensor
+from celldial.ops.log_likelihoods import add_at_
 
 __all__ = ["negative_binomial_mixture", "negative_binomial_mixture_reference"]
 
@@ -138,7 +139,7 @@ class _Terms:
         for sign, mean_cf, log1p_cf in zip((1, -1), self.means, self.log1p_of, strict=True):
             log_p_cf = torch.addcmul(logsigmoid(sign * self.log_odds_cf), log1p_cf, self.theta_f, value=-1)
             log_share_n = mean_cf.view(-1)[self.flat_n].log() - log1p_cf.view(-1)[self.flat_n]
-            weighted.append(_add_at_(log_p_cf, self.flat_n, self.x_n * (log_share_n - log_theta_f[column_n])))
+            weighted.append(add_at_(log_p_cf, self.flat_n, self.x_n * (log_share_n - log_theta_f[column_n])))
         self.posterior_cf = torch.sigmoid(weighted[0] - weighted[1])  # probability that the count is background
         common_n = torch.lgamma(self.x_n + theta_n) - log_gamma_theta_f[column_n] - torch.lgamma(self.x_n + 1)
         self.log_p_c = torch.logaddexp(*weighted).sum(-1) + counts.sum_rows(common_n)
@@ -151,12 +152,12 @@ class _Terms:
         for mean_cf, log1p_cf, posterior_cf in zip(self.means, self.log1p_of, posteriors, strict=True):
             lost_cf = mean_cf / (mean_cf + self.theta_f)  # the derivative of log(1 + m / theta) by log m
             lost_n = self.x_n * lost_cf.view(-1)[self.flat_n]
-            by_theta_cf = _add_at_((lost_cf - log1p_cf).mul_(self.theta_f), self.flat_n, lost_n)
+            by_theta_cf = add_at_((lost_cf - log1p_cf).mul_(self.theta_f), self.flat_n, lost_n)
             by_log_theta_cf.addcmul_(by_theta_cf, posterior_cf)
-            by_mean_cf = _add_at_(lost_cf.mul_(-self.theta_f), self.flat_n, self.x_n - lost_n)
+            by_mean_cf = add_at_(lost_cf.mul_(-self.theta_f), self.flat_n, self.x_n - lost_n)
             by_log_means.append(by_mean_cf.mul_(posterior_cf))
         digamma_n = torch.digamma(self.x_n + self.theta_n) - torch.digamma(self.theta_f)[self.column_n]
-        _add_at_(by_log_theta_cf, self.flat_n, self.theta_n * digamma_n - self.x_n)
+        add_at_(by_log_theta_cf, self.flat_n, self.theta_n * digamma_n - self.x_n)
         # The log of the foreground's mean b + excess has the derivative of excess / m by the log of the excess.
         by_log_excess_cf = by_log_means[1] * self.excess_cf / self.means[1]
         by_odds_cf = self.posterior_cf - torch.sigmoid(self.log_odds_cf)
@@ -164,9 +165,3 @@ class _Terms:
         by_exposure_cf = by_log_means[0].add_(by_log_means[1])
         by_log_background_cf = by_exposure_cf - by_log_excess_cf
         return by_logits_cf, by_odds_cf, by_log_background_cf, by_log_theta_cf, by_exposure_cf.sum(-1)
-
-
-def _add_at_(dense_cf: Tensor, flat_n: Tensor, value_n: Tensor) -> Tensor:
-    """Add values to the stored entries of a dense matrix, in place."""
-    dense_cf.view(-1).index_add_(0, flat_n, value_n)
-    return dense_cf
