@@ -12,6 +12,7 @@ from torch import Tensor
 
 from celldial import VAE
 from celldial.data.cells import Cells
+from celldial.inference.population_means import PopulationMeans
 
 
 def dense(x: Any) -> np.ndarray:
@@ -100,3 +101,21 @@ def assert_gradients(function: Callable[[], Tensor], tensors: Sequence[Tensor], 
                 tensor -= sign * step * direction
         expected = (values[0] - values[1]) / (2 * step)
         torch.testing.assert_close((gradient * direction).sum(), expected, rtol=1e-5, atol=1e-7)
+
+
+def assert_population_means(found: PopulationMeans, value_sjf: np.ndarray, n_samples: int) -> None:
+    """Assert that means and variances are those of the values of all samples, `n_samples` of each cell side by side."""
+    n_cells = value_sjf.shape[1] // n_samples
+    np.testing.assert_allclose(found.mean_sf, value_sjf.mean(1), rtol=1e-4)
+
+    def variance_of_mean(draws_jf: np.ndarray) -> np.ndarray:
+        within_f = draws_jf.reshape(n_cells, n_samples, -1).var(1, ddof=1).mean(0)
+        return within_f * (1 / n_cells + 1 / (n_cells * n_samples))
+
+    relative_sjf = value_sjf / value_sjf.mean(1, keepdims=True)
+    expected_sf = np.stack([variance_of_mean(relative_jf) for relative_jf in relative_sjf])
+    np.testing.assert_allclose(found.variance_sf, expected_sf, rtol=1e-3, atol=1e-9)
+    low_f, high_f = value_sjf.mean(1).argmin(0), value_sjf.mean(1).argmax(0)
+    column_f = np.arange(value_sjf.shape[2])
+    change_jf = relative_sjf[high_f, :, column_f].T - relative_sjf[low_f, :, column_f].T
+    np.testing.assert_allclose(found.change_variance_f, variance_of_mean(change_jf), rtol=1e-3, atol=1e-9)
