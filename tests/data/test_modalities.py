@@ -266,6 +266,16 @@ def test_likelihoods(likelihood: Any, expected: list[str]) -> None:
     assert list(schema.likelihood.items()) == list(zip(("rna", "atac", "protein"), expected, strict=True))
 
 
+def test_the_default_likelihood_depends_on_the_type_of_the_features_not_on_the_name_of_the_modality() -> None:
+    modalities = {"expression": "Gene Expression", "chromatin": "Peaks", "atac": "Antibody Capture"}
+    schema = Schema.from_anndata(build_trimodal(), modalities=modalities)
+    assert schema.likelihood == {
+        "atac": "negative_binomial",
+        "expression": "negative_binomial",
+        "chromatin": "bernoulli",
+    }
+
+
 def test_invalid_likelihoods() -> None:
     with raises(KeyError, naming=["likelihood", "'adt'", "'rna'", "'atac'", "'protein'"]):
         Schema.from_anndata(build_trimodal(), likelihood={"adt": "poisson"})

@@ -48,6 +48,15 @@ def test_one_call_fits_one_joint_model(modalities: tuple[str, ...]) -> None:
         assert np.abs(model.transform(swap_counts(adata, name)) - adata.obsm["X_celldial"]).max() > 1e-3
 
 
+def test_defaults_follow_the_type_of_the_features_not_the_name_of_the_modality() -> None:
+    modalities = {"expression": "Gene Expression", "chromatin": "Peaks", "adt": "Antibody Capture"}
+    model = VAE(2, 8, modalities=modalities, dropout_rate=0.3)
+    model.fit(simulate_modalities(), max_epochs=1, progress=False)
+    assert model.schema_.likelihood["chromatin"] == "bernoulli"
+    rates = {name: part.encoder.dropout_rate for name, part in model.module_.by_modality()}
+    assert rates == {"expression": 0.3, "chromatin": 0.3, "adt": 0.0}
+
+
 def test_the_order_of_modalities_does_not_depend_on_the_features() -> None:
     adata = simulate_modalities()
     reversed_ = adata[:, ::-1].copy()

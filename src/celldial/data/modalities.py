@@ -16,11 +16,12 @@ from celldial.utils.warnings import warn
 
 __all__ = [
     "ALL_FEATURES",
-    "DENSE_MODALITIES",
+    "DENSE_TYPES",
     "FEATURE_TYPES",
     "check_presence",
     "find_modalities",
     "modality_of_likelihood",
+    "modality_type",
     "obsm_key",
     "resolve_likelihoods",
     "resolve_presence_keys",
@@ -45,13 +46,13 @@ DEFAULT_KEY = "feature_types"
 
 DEFAULT_LIKELIHOOD = "negative_binomial"
 DEFAULT_LIKELIHOODS = {"atac": "bernoulli"}
-"""Modality to its default likelihood, if it is not `DEFAULT_LIKELIHOOD`."""
+"""Type of a modality to its default likelihood, if it is not `DEFAULT_LIKELIHOOD`."""
 
 BINARY_LIKELIHOODS = (DEFAULT_LIKELIHOODS["atac"],)
 """Likelihoods for which counts above 1 are read as 1."""
 
-DENSE_MODALITIES = frozenset({"protein"})
-"""Modalities whose counts are rarely 0. A cell with a count that dropout sets to 0 would resemble no cell."""
+DENSE_TYPES = frozenset({"protein"})
+"""Types of modalities whose counts are rarely 0. A cell with a count that dropout sets to 0 would resemble no cell."""
 
 KNOWN_MODALITIES = tuple(dict.fromkeys(FEATURE_TYPES.values()))
 """Modalities with known feature types, in the order of a model. Other modalities come after them."""
@@ -68,6 +69,17 @@ logger = logging.getLogger("celldial")
 def obsm_key(source: str) -> str | None:
     """Return the key in ``obsm`` of a source; None for a source in ``var``."""
     return source.removeprefix(OBSM_PREFIX) if source.startswith(OBSM_PREFIX) else None
+
+
+def modality_type(name: str, source: str) -> str:
+    """Return the type of a modality: that of its features if it is known, otherwise the name of the modality.
+
+    Examples
+    --------
+    >>> modality_type("adt", "Antibody Capture"), modality_type("protein", "obsm/counts")
+    ('protein', 'protein')
+    """
+    return FEATURE_TYPES.get(source, name)
 
 
 # --- Features ---------------------------------------------------------------------------------------------------------
@@ -212,25 +224,28 @@ def get_feature_names(adata: AnnData, modality: str, source: str, type_f: pd.Ser
 # --- Likelihoods ------------------------------------------------------------------------------------------------------
 
 
-def resolve_likelihoods(modalities: Iterable[str], likelihood: str | Mapping[str, str] | None) -> dict[str, str]:
+def resolve_likelihoods(sources: Mapping[str, str], likelihood: str | Mapping[str, str] | None) -> dict[str, str]:
     """Return the name of the likelihood of each modality.
 
     Parameters
     ----------
-    modalities
-        Names of the modalities.
+    sources
+        Modality to the source of its features.
     likelihood
         One name for all modalities, or a dict from modality to name. Modalities without a name have the default:
-        ``"bernoulli"`` for ATAC and ``"negative_binomial"`` for others.
+        ``"bernoulli"`` for peaks and ``"negative_binomial"`` for others.
     """
-    names = list(modalities)
+    names = list(sources)
     if isinstance(likelihood, str):
         return dict.fromkeys(names, likelihood)
     if not (likelihood is None or isinstance(likelihood, Mapping)):
         raise TypeError(f"likelihood is {likelihood!r}: it must be a name, or a dict from modality to name")
     given = {} if likelihood is None else likelihood
     check_known_modalities("likelihood", given, names)
-    return {name: given.get(name, DEFAULT_LIKELIHOODS.get(name, DEFAULT_LIKELIHOOD)) for name in names}
+    return {
+        name: given.get(name, DEFAULT_LIKELIHOODS.get(modality_type(name, source), DEFAULT_LIKELIHOOD))
+        for name, source in sources.items()
+    }
 
 
 def modality_of_likelihood(likelihood: str | Mapping[str, str] | None) -> str:

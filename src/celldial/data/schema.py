@@ -66,7 +66,7 @@ class SchemaOptions:
         Further columns of ``adata.obs``. The categories of a categorical column keep their order, without unused ones;
         those of other columns are sorted.
     likelihood
-        Name of the likelihood, or modality to its name; by default ``"bernoulli"`` for ``"atac"`` and
+        Name of the likelihood, or modality to its name; by default ``"bernoulli"`` for peaks and
         ``"negative_binomial"`` for other modalities.
     modalities
         Modality to a value of ``adata.var[modality_key]``, or to ``"obsm/key"`` if ``adata.obsm`` has its counts as a
@@ -79,7 +79,7 @@ class SchemaOptions:
         Modality to the boolean column of ``adata.obs`` that marks its cells; by default ``"has_<modality>"``, such as
         ``"has_protein"``, if it exists. Without a column, cells without counts of a modality lack it.
     binary_likelihoods
-        Names of the likelihoods for which counts above 1 are read as 1; by default the one of ``"atac"``.
+        Names of the likelihoods for which counts above 1 are read as 1; by default the one of peaks.
     """
 
     layer: str | None = None

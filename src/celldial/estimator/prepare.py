@@ -16,7 +16,7 @@ from celldial.data.cells import Cells
 from celldial.data.counts import is_on_disk
 from celldial.data.files import OnDiskDataset
 from celldial.data.in_memory import InMemorySource
-from celldial.data.modalities import obsm_key
+from celldial.data.modalities import DENSE_TYPES, modality_type, obsm_key
 from celldial.data.mudata import mudata_to_anndata
 from celldial.data.on_disk import OnDiskSource
 from celldial.data.schema import Schema
@@ -257,5 +257,6 @@ def build_module(model: VAE, schema: Schema, clusters: Mapping[str, Any] | None)
         straight_through=model.straight_through,
         dispersion=model.dispersion,
         integration=0.0 if schema.batch_key is None else model.integration,
+        dense=[name for name, source in schema.sources.items() if modality_type(name, source) in DENSE_TYPES],
     )
     return Module(config)

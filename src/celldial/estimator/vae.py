@@ -66,7 +66,7 @@ class VAE(BaseEstimator):
         ``"zero_inflated_negative_binomial"``, or ``"bernoulli"`` (counts are binarized and the depth of each cell is
         accounted for; see `celldial.model.likelihoods.Bernoulli`), or ``"negative_binomial_mixture"`` (background and
         foreground of antibody counts; see `celldial.model.likelihoods.NegativeBinomialMixture`). One for all
-        modalities, or a dict by modality. By default Bernoulli for ``"atac"`` and negative binomial for the others;
+        modalities, or a dict by modality. By default Bernoulli for peaks and negative binomial for the others;
         ``{"atac": "poisson"}`` models fragment counts.
     modalities
         Dict that maps the name of each modality to a value of ``adata.var[modality_key]``, or to ``"obsm/key"`` for a

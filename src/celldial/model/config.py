@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from celldial.data.modalities import DENSE_MODALITIES
 from celldial.model.elbo import BaselineName, Gradient
 from celldial.model.fusion import FusionName
 from celldial.model.latents import LatentName
@@ -70,6 +69,8 @@ class ModuleConfig:
         Whether dispersions are those of a feature, or of a feature in a batch.
     integration
         How strongly batches, the first categorical covariate, are pulled together in latent space; 0 without batches.
+    dense
+        Modalities whose counts are rarely 0. The encoder reads all of their counts, without dropout.
     """
 
     n_features: Mapping[str, int]
@@ -96,7 +97,8 @@ class ModuleConfig:
     straight_through: bool = False
     integration: float = 0.0
     dispersion: DispersionName = "feature"
+    dense: Collection[str] = ()
 
     def encoder_dropout_rate(self, modality: str) -> float:
         """Return the fraction of the stored counts of a modality that dropout sets to zero in the encoder's input."""
-        return 0.0 if modality in DENSE_MODALITIES else self.dropout_rate
+        return 0.0 if modality in self.dense else self.dropout_rate
