@@ -60,11 +60,14 @@ class Comparison:
         Their names.
     member_sg
         1 for the groups that each of the two sides consists of, the group first, 0 for others.
+    value_g
+        For a trend, the mean value of the cells in each group; the sides are then the cells with high and low values.
     """
 
     group: str
     reference: str
     member_sg: np.ndarray
+    value_g: np.ndarray | None = None
 
 
 def find_groups(obs: pd.DataFrame, groupby: str, at: Mapping[str, Any] | tuple[str, Any] | None) -> Groups:

@@ -26,7 +26,7 @@ from celldial.inference.fitted_model import (
 )
 from celldial.io import results
 from celldial.model.networks import Modality
-from celldial.tl import fold_changes, moderated_t, ranking_layout, replicate_effects, shrinkage
+from celldial.tl import fold_changes, moderated_t, ranking_layout, replicate_effects, shrinkage, trends
 from celldial.tl.comparisons import REST, Comparison, Groups, find_groups, pair_up
 from celldial.tl.traversal import HALF_WIDTH
 from celldial.utils.messages import format_names
@@ -67,6 +67,7 @@ def differential(
     at: Mapping[str, Any] | tuple[str, Any] | None = None,
     modality: str | None = None,
     delta: float = 0.0,
+    continuous: bool | None = None,
     transform_batch: Any = None,
     layer: str | None = None,
     key_added: str | None = KEY,
@@ -81,7 +82,8 @@ def differential(
     adata
         Cells; or files of cells as in `fit`, to which nothing is written.
     groupby
-        Column of ``adata.obs`` with the groups, such as clusters, cell types or conditions.
+        Column of ``adata.obs`` with the groups, such as clusters, cell types or conditions; or with a number of each
+        cell, such as a dose, an age or a score, along which expression may change (`continuous`).
     groups
         Groups to compare with the reference; all by default.
     reference
@@ -109,6 +111,11 @@ def differential(
         Modality of the features; by default the first of the model, which is ``"rna"`` if it has RNA.
     delta
         Size that the log2 fold change should exceed, for `p_value`, `lfsr` and `fdr` [3]_.
+    continuous
+        Whether `groupby` is a number and the result a trend, the log2 fold change per unit. With replicates, the slopes
+        of replicates are tested if the number differs between cells of a replicate, as a dose given to cells of each
+        donor; otherwise replicates are compared, as donors of different ages. By default, floating-point numbers with
+        more than 10 values are continuous, and whole numbers are groups.
     transform_batch
         For the model, decode as if all cells came from this batch; or an average over several batches, or over all with
         ``"all"``; or a dict that maps covariates to such values.
@@ -125,9 +132,10 @@ def differential(
     pandas.DataFrame
         One row per group and feature, ordered by group and then by the evidence for a difference.
 
-        - ``group`` and ``feature``.
+        - ``group`` and ``feature``. For a trend, the group is the column, and the other columns of the group and the
+          reference are those of the quarters of the cells with the highest and the lowest values.
         - ``log2_fold_change`` of the group against the reference, relative to most features: if some features take a
-          larger share of the counts, the others do not decrease [5]_.
+          larger share of the counts, the others do not decrease [5]_. For a trend, the change per unit.
         - ``lower`` and ``upper`` end of its 90 % interval: a credible interval (model) or a confidence interval
           (replicates).
         - ``mean_group``, ``mean_reference``: mean expression in counts per 10,000, under a Bernoulli likelihood the
@@ -151,8 +159,8 @@ def differential(
     KeyError
         There is no such column, group, covariate or modality.
     ValueError
-        A side of a comparison has fewer than 3 cells or fewer than 2 replicates; covariates cannot be separated from
-        the groups; or ``adata.uns[key_added]`` is not a ranking.
+        A side of a comparison has fewer than 3 cells or fewer than 2 replicates; a trend has fewer than 3 replicates;
+        covariates cannot be separated from the groups; or ``adata.uns[key_added]`` is not a ranking.
     ValueError, TypeError, FloatingPointError, OSError
         As `transform`.
 
@@ -200,8 +208,7 @@ def differential(
         results.check_ranking(adata, key_added)
     keys = [groupby, *(at if isinstance(at, Mapping) else [at[0]] if at else []), *covariate_keys]
     obs = read_obs(model, cells, [*keys, *([] if replicate_key is None else [replicate_key])])
-    found = find_groups(obs, groupby, at)
-    comparisons = pair_up(found, groups, reference)
+    found, comparisons = _find_comparisons(obs, groupby, at, (groups, reference), continuous)
     replicates = None
     if replicate_key is not None and method != "model":
         replicates = replicate_effects.find_replicates(obs, replicate_key, covariate_keys, found)
@@ -257,6 +264,35 @@ class Request:
         for _, cells in read_parts(self.model, self.cells, [self.modality] if only_modality else None):
             yield cells, unit_c[start : start + len(cells)]
             start += len(cells)
+
+
+def _find_comparisons(
+    obs: pd.DataFrame, groupby: str, at: Any, chosen: tuple[Any, Any], continuous: bool | None
+) -> tuple[Groups, list[Comparison]]:
+    """Return the groups of cells, or bins of a number, and what is to be compared."""
+    groups, reference = chosen
+    if not trends.is_continuous(obs, groupby, continuous):
+        found = find_groups(obs, groupby, at)
+        return found, pair_up(found, groups, reference)
+    if groups is not None or reference != REST:
+        raise ValueError(
+            f"{groupby!r} is a column of numbers, along which a trend is tested: leave groups and reference out, or "
+            "pass continuous=False if each number is a group"
+        )
+    bins, comparison = trends.bin_cells(obs, groupby, at)
+    return bins, [comparison]
+
+
+def _mean_of_sides(
+    request: Request, comparison: Comparison, means: fold_changes.GroupMeans, n_cells_g: np.ndarray
+) -> np.ndarray:
+    """Return the mean expression on both sides of a comparison, from that of the sides or that of bins."""
+    mean_sf: np.ndarray = np.exp(means.log_mean_sf)
+    if comparison.value_g is None:
+        return mean_sf
+    weight_kg = comparison.member_sg * n_cells_g
+    mean_kf: np.ndarray = (weight_kg / weight_kg.sum(1, keepdims=True)) @ mean_sf
+    return mean_kf
 
 
 def _check_options(method: Any, replicate_key: str | None, delta: Any, at: Any) -> None:
@@ -344,11 +380,17 @@ def _compare_model(request: Request, conditions: Sequence[group_sums.CodedCondit
     tables = []
     for comparison in request.comparisons:
         sides = sums.merge(comparison.member_sg)
-        means = fold_changes.group_means(sides, precision, networks.likelihood.upper_bound)
-        change_f, deviation_f = fold_changes.log_fold_change(means, 0, 1, networks, request.library_size)
+        sets, contrast_s = sides, np.array([1.0, -1.0])
+        if comparison.value_g is not None:
+            sets, contrast_s = sums, trends.slope_contrast(comparison.value_g, sums.n_cells_g)
+            # Most features have no trend. The precision that they suggest would shrink the means of all bins, and with
+            # them a slope for which the bins together have many counts.
+            precision = fold_changes.PRECISION_BOUNDS[0]
+        means = fold_changes.group_means(sets, precision, networks.likelihood.upper_bound)
+        change_f, deviation_f = fold_changes.log_fold_change(means, contrast_s, networks, request.library_size)
         used_f = sides.count_gf.min(0) >= moderated_t.MIN_EXPECTED
         change_f = change_f - moderated_t.trimmed_center(change_f[used_f], deviation_f[used_f] ** -2.0)
-        mean_kf = np.exp(means.log_mean_sf)
+        mean_kf = _mean_of_sides(request, comparison, means, sums.n_cells_g)
         effect = _Effect(change_f / np.log(2), deviation_f / np.log(2), np.inf, has_p_value=False)
         tables.append(_table(request, comparison, sides, mean_kf, effect))
     return pd.concat(tables, ignore_index=True)
@@ -363,16 +405,18 @@ def _compare_replicates(request: Request, replicates: replicate_effects.Replicat
     sums = group_sums.count_sums(parts, request.modality, n_units, n_features)
     tables = []
     for comparison in request.comparisons:
-        samples = replicate_effects.samples_of(comparison, sums, replicates)
-        covariate_sp = replicate_effects.covariates_of(samples, comparison, request.groups, replicates)
-        tested, tested_f = replicate_effects.replicate_effect(samples, covariate_sp)
-        share_sf = samples.counts_sf / samples.library_size_s[:, None]
-        mean_kf = request.library_size * np.stack(
-            [share_sf[samples.is_group_s == is_group].mean(0) for is_group in (True, False)]
-        )
+        sides = sums.merge(np.repeat(comparison.member_sg, len(replicates.names), axis=1))
+        if comparison.value_g is not None:
+            tested, tested_f = trends.replicate_slope(comparison, sums, request.groups, replicates)
+            share_kf = sides.count_gf / np.maximum(sides.library_size_g, 1)[:, None]
+        else:
+            samples = replicate_effects.samples_of(comparison, sums, replicates)
+            covariate_sp = replicate_effects.covariates_of(samples, comparison, request.groups, replicates)
+            tested, tested_f = replicate_effects.replicate_effect(samples, covariate_sp)
+            share_kf = samples.mean_shares()
+        mean_kf = request.library_size * share_kf
         estimate_f, deviation_f = (np.full(n_features, np.nan) for _ in range(2))
         estimate_f[tested_f], deviation_f[tested_f] = tested.estimate_f, tested.deviation_f
-        sides = sums.merge(np.repeat(comparison.member_sg, len(replicates.names), axis=1))
         tables.append(
             _table(request, comparison, sides, mean_kf, _Effect(estimate_f, deviation_f, tested.degrees, True))
         )

@@ -4,8 +4,8 @@ The mean of a group is the decoded mean times a correction, the ratio of observe
 gamma distributed around 1 with a precision that is learned from all features and groups. With few counts the mean is
 that of the model, with many counts the observed one.
 
-Axis suffixes: ``f`` features, ``g`` groups, ``h`` inputs of the decoder's last layer, ``k`` and ``l`` the two sides of
-a comparison, ``s`` sets of groups.
+Axis suffixes: ``f`` features, ``g`` groups, ``h`` inputs of the decoder's last layer, ``k``, ``l`` and ``s`` sets of
+groups.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scipy.special import digamma, polygamma
 from celldial.inference.group_sums import DecodedSums
 from celldial.model.networks import Modality
 
-__all__ = ["GroupMeans", "correction_precision", "group_means", "log_fold_change"]
+__all__ = ["PRECISION_BOUNDS", "GroupMeans", "correction_precision", "group_means", "log_fold_change"]
 
 # Cells with a count that the dispersion under the likelihood is worth, next to the observed dispersion.
 DISPERSION_CELLS = 10.0
@@ -119,31 +119,30 @@ def group_means(sums: DecodedSums, precision: float, upper_bound: float) -> Grou
 
 @torch.no_grad()
 def log_fold_change(
-    means: GroupMeans, side: int, reference: int, modality: Modality, library_size: float
+    means: GroupMeans, contrast_s: np.ndarray, modality: Modality, library_size: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the log fold change of one set against another, and its standard deviation, each of shape ``(f,)``.
+    """Return a contrast of log means, and its standard deviation, each of shape ``(f,)``.
 
     Parameters
     ----------
     means
-        Means of the sets.
-    side, reference
-        The two sets.
+        Means of sets of cells.
+    contrast_s
+        Weight of each set, of sum 0: ``[1, -1]`` for the first set against the second.
     modality
         Networks of the modality, with the uncertainty of the loadings.
     library_size
         Library size of the means.
     """
-    change_f = means.log_mean_sf[side] - means.log_mean_sf[reference]
-    variance_f = means.variance_sf[side] + means.variance_sf[reference]
+    change_f = contrast_s @ means.log_mean_sf
+    variance_f = contrast_s**2 @ means.variance_sf
     if modality.loadings is not None:
-        sides = [side, reference]
-        input_kh = torch.from_numpy(means.input_sh[sides]).to(modality.loadings.center_h)
-        identity_kk = torch.eye(2, dtype=input_kh.dtype, device=input_kh.device)
+        input_kh = torch.from_numpy(means.input_sh).to(modality.loadings.center_h)
+        identity_kk = torch.eye(len(input_kh), dtype=input_kh.dtype, device=input_kh.device)
         covariance_fkl = modality.loadings.covariance_of_contrasts(input_kh, identity_kk)
-        mean_kf = torch.from_numpy(np.exp(means.log_mean_sf[sides])).to(input_kh)
+        mean_kf = torch.from_numpy(np.exp(means.log_mean_sf)).to(input_kh)
         elasticity_kf = modality.likelihood.elasticity(mean_kf, input_kh.new_tensor([library_size])).cpu().numpy()
         # As far as the estimate is the observed mean, an error of the loadings cancels.
-        weight_kf = means.model_share_sf[sides] * elasticity_kf * np.array([[1.0], [-1.0]])
+        weight_kf = means.model_share_sf * elasticity_kf * contrast_s[:, None]
         variance_f = variance_f + np.einsum("kf,fkl,lf->f", weight_kf, covariance_fkl.cpu().numpy(), weight_kf)
     return change_f, np.sqrt(np.maximum(variance_f, TINY))

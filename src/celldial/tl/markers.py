@@ -80,7 +80,16 @@ def markers(
     if n_features is not None:
         check_integer("n_features", n_features)
     table = differential(
-        model, adata, groupby, groups, method="model", at=at, modality=modality, layer=layer, key_added=key_added
+        model,
+        adata,
+        groupby,
+        groups,
+        method="model",
+        at=at,
+        modality=modality,
+        continuous=False,
+        layer=layer,
+        key_added=key_added,
     )
     # The constant keeps rare features with a large fold change from ranking high, as in `latent_traverse`.
     constant = table["mean_reference"].mean()

@@ -23,7 +23,15 @@ from celldial.tl.moderated_t import (
 )
 from celldial.utils.messages import format_names, get_column
 
-__all__ = ["Replicates", "Samples", "find_replicates", "replicate_effect", "samples_of"]
+__all__ = [
+    "Replicates",
+    "Samples",
+    "covariates_of_masks",
+    "find_replicates",
+    "independent_columns",
+    "replicate_effect",
+    "samples_of",
+]
 
 # Smallest number of replicates on either side.
 MIN_REPLICATES = 2
@@ -84,6 +92,11 @@ class Samples:
     is_group_s: np.ndarray
     replicate_s: np.ndarray
     is_paired: bool
+
+    def mean_shares(self) -> np.ndarray:
+        """Return the share of the counts of each feature on both sides, averaged over replicates, shape ``(k, f)``."""
+        share_sf = self.counts_sf / self.library_size_s[:, None]
+        return np.stack([share_sf[self.is_group_s == is_group].mean(0) for is_group in (True, False)])
 
 
 def find_replicates(obs: pd.DataFrame, replicate_key: str, covariates: Sequence[str], groups: Groups) -> Replicates:
@@ -163,25 +176,45 @@ def samples_of(comparison: Comparison, sums: CountSums, replicates: Replicates) 
 
 
 def covariates_of(samples: Samples, comparison: Comparison, groups: Groups, replicates: Replicates) -> np.ndarray:
-    """Return the covariates of each sample as columns of a design: numbers as means, other values as indicators."""
-    columns: list[np.ndarray] = []
+    """Return the covariates of each sample as columns of a design."""
     side_c = np.where(groups.group_c >= 0, comparison.member_sg[0][groups.group_c], -1)
     in_comparison_c = (groups.group_c >= 0) & (comparison.member_sg.sum(0)[groups.group_c] > 0)
     masks = [
         in_comparison_c & (side_c == is_group) & (replicates.replicate_c == replicate)
         for is_group, replicate in zip(samples.is_group_s, samples.replicate_s, strict=True)
     ]
+    return covariates_of_masks(masks, [replicates.names[replicate] for replicate in samples.replicate_s], replicates)
+
+
+def covariates_of_masks(masks: Sequence[np.ndarray], names: Sequence[str], replicates: Replicates) -> np.ndarray:
+    """Return the covariates of samples as columns of a design: numbers as means, other values as indicators.
+
+    Parameters
+    ----------
+    masks
+        Mask of the cells of each sample.
+    names
+        Name of the replicate of each sample.
+    replicates
+        The replicates, with the covariates of each cell.
+
+    Raises
+    ------
+    ValueError
+        A covariate has several values in a sample.
+    """
+    columns: list[np.ndarray] = []
     for key, values in replicates.covariates.items():
         if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
             columns.append(np.array([values[mask].mean() for mask in masks]))
             continue
         found = [values[mask].astype(str).unique() for mask in masks]
-        for unique, replicate in zip(found, samples.replicate_s, strict=True):
+        for unique, name in zip(found, names, strict=True):
             if len(unique) > 1:
                 raise ValueError(
-                    f"covariate {key!r} has several values ({format_names(unique)}) in {replicates.column} "
-                    f"{replicates.names[replicate]!r} on one side: a covariate must be constant in each replicate; "
-                    "make replicate_key a column with a value for each combination"
+                    f"covariate {key!r} has several values ({format_names(unique)}) in {replicates.column} {name!r} on "
+                    "one side: a covariate must be constant in each replicate; make replicate_key a column with a "
+                    "value for each combination"
                 )
         value_s = np.array([unique[0] for unique in found])
         columns += [(value_s == value).astype(float) for value in np.unique(value_s)[1:]]
