@@ -1,11 +1,14 @@
 """Posterior predictive checks: none fails on cells of the model, each defect is found, and bad input is named."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
 from scipy import sparse
 
+import celldial as cd
 from celldial import VAE, tl
 from celldial.tl.check_advice import advise
 from celldial.tl.check_statistics import CHECKS, MIN_BATCH, Finding, coverages, find, holm
@@ -162,9 +165,19 @@ def test_too_few_cells_are_named(model: VAE) -> None:
     assert "celldial" not in adata.uns
 
 
-def test_files_are_rejected(model: VAE) -> None:
-    with raises(TypeError, naming=["memory"]):
-        model.check("cells.h5ad")
+@pytest.mark.parametrize("n_cells", [60, 1000])
+def test_cells_in_a_file_are_checked_without_writing_to_it(model: VAE, tmp_path: Path, n_cells: int) -> None:
+    adata = simulate()
+    path = tmp_path / "cells.h5ad"
+    adata.write_h5ad(path)
+    content = path.read_bytes()
+    table = model.check(path, n_samples=10, n_cells=n_cells)
+    assert path.read_bytes() == content
+    expected = model.check(adata, n_samples=10, n_cells=n_cells)
+    assert table.columns.tolist() == expected.columns.tolist()
+    if n_cells >= adata.n_obs:  # the same cells, so the same numbers
+        pd.testing.assert_frame_equal(table, expected)
+    assert len(cd.pl.check(table, show=False)) == table["check"].nunique()
 
 
 # --- Parts ------------------------------------------------------------------------------------------------------------

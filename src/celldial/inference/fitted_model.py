@@ -124,12 +124,26 @@ def read_parts(model: FittedModel, adata: Any, modalities: Sequence[str] | None)
     if not is_on_disk(adata):
         yield read_cells(model, adata, modalities)
         return
+    for table in prefetch(_open(model, adata).blocks()):
+        yield table, read_cells(model, table, modalities)[1]
+
+
+def read_sample(model: FittedModel, adata: Any, n_cells: int, seed: int) -> Cells:
+    """Read cells of which some are to be used: all cells in memory, `n_cells` random cells of files."""
+    if not is_on_disk(adata):
+        return read_cells(model, adata)[1]
+    dataset = _open(model, adata)
+    n_cells = min(n_cells, dataset.n_cells)
+    row_c = np.sort(np.random.default_rng(seed).choice(dataset.n_cells, n_cells, replace=False))
+    return read_cells(model, dataset.read(row_c))[1]
+
+
+def _open(model: FittedModel, adata: Any) -> OnDiskDataset:
+    """Open cells in files, with the columns and matrices that the model reads."""
     schema = model.schema_
     obs_keys = [*schema.categories, *schema.continuous, *schema.presence_keys.values()]
     obsm_keys = [key for key in map(obsm_key, schema.sources.values()) if key is not None]
-    dataset = OnDiskDataset.open(adata, layer=schema.layer, obs_keys=obs_keys, obsm_keys=obsm_keys, strict=False)
-    for table in prefetch(dataset.blocks()):
-        yield table, read_cells(model, table, modalities)[1]
+    return OnDiskDataset.open(adata, layer=schema.layer, obs_keys=obs_keys, obsm_keys=obsm_keys, strict=False)
 
 
 def read_obs(model: FittedModel, adata: Any, keys: Sequence[str]) -> pd.DataFrame:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from celldial.io.results import read_record
 from celldial.pl._colors import BLUE, LIGHT_GRAY, ORANGE
 from celldial.pl._figure import despine, make_figure, row_font_size, show_or_return, shrink_text
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -36,7 +36,7 @@ TITLES = {
 
 
 def check(
-    adata: AnnData,
+    adata: AnnData | pd.DataFrame,
     *,
     ax: Axes | None = None,
     show: bool | None = None,
@@ -50,7 +50,7 @@ def check(
     Parameters
     ----------
     adata
-        Cells with ``adata.uns["celldial"]["check"]``.
+        Cells with ``adata.uns["celldial"]["check"]``, or the table that `celldial.VAE.check` returns.
     ax
         Axes to draw in. The panels replace them, so they must be part of a grid, as created by ``plt.subplots``. If the
         figure has no layout engine, the constrained layout is set. By default, a new figure is created.
@@ -83,10 +83,7 @@ def check(
     >>> list(panels)[:2]
     ['zeros', 'dispersion']
     """
-    record = read_record(adata)
-    if "check" not in record:
-        raise KeyError('no checks in adata.uns["celldial"]: call model.check(adata) first')
-    table: pd.DataFrame = record["check"]
+    table = adata if isinstance(adata, pd.DataFrame) else _stored(adata)
     table = table.assign(row=[_label(*place) for place in zip(table["modality"], table["batch"], strict=True)])
     rows = _rows(table)
     names = [name for name in TITLES if (table["check"] == name).any()]
@@ -108,6 +105,15 @@ def check(
         panel.set_yticks(range(len(rows)), rows, fontsize=font_size)
         panel.set_ylim(len(rows) - 0.5, -0.5)
     return show_or_return(figure, panels, ax, show, return_fig)
+
+
+def _stored(adata: AnnData) -> pd.DataFrame:
+    """Return the table of checks in the record."""
+    record = read_record(adata)
+    if "check" not in record:
+        raise KeyError('no checks in adata.uns["celldial"]: call model.check(adata) first')
+    table: pd.DataFrame = record["check"]
+    return table
 
 
 def _label(modality: str, batch: str) -> str:

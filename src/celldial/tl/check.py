@@ -17,7 +17,7 @@ from celldial.data import cell_checks
 from celldial.data.cells import Cells, to_csr_matrix
 from celldial.inference import posterior, predictive
 from celldial.inference.doublets import doublet_signs
-from celldial.inference.fitted_model import FittedModel, is_file_path, read_cells, read_from
+from celldial.inference.fitted_model import FittedModel, is_file_path, read_from, read_sample
 from celldial.inference.predictive import Groups
 from celldial.inference.psis import RELIABLE_SHAPE, pareto_shape
 from celldial.io import results
@@ -66,8 +66,8 @@ def check(
     model
         A fitted `VAE`; omitted in the method call ``model.check(adata)``.
     adata
-        Cells that were not used for training, such as those of ``fit(validation_cells=...)``, in memory. Of training
-        cells, the checks find less.
+        Cells that were not used for training, such as those of ``fit(validation_cells=...)``; or files of such cells as
+        in `fit`, to which nothing is written. Of training cells, the checks find less.
     n_samples
         Number of replicates, at least 10.
     n_cells
@@ -81,7 +81,7 @@ def check(
     -------
     pandas.DataFrame
         One row for each check, modality and batch (``"all"``, and each batch with 30 or more of the cells). Written:
-        the same to ``adata.uns["celldial"]["check"]``, which `celldial.pl.check` draws.
+        the same to ``adata.uns["celldial"]["check"]``. `celldial.pl.check` draws both.
 
         - ``check``: name of the check, see below.
         - ``modality``, ``batch``: the cells and features that it is about.
@@ -99,7 +99,7 @@ def check(
         The model is not fitted yet.
     ValueError
         `n_samples` or `n_cells` is too small, or fewer than 50 cells have counts.
-    ValueError, TypeError, KeyError, FloatingPointError
+    ValueError, TypeError, KeyError, FloatingPointError, OSError
         As `transform`.
 
     Notes
@@ -150,7 +150,7 @@ def check(
     check_integer("n_cells", n_cells, MIN_CELLS)
     seed = model.seed if seed is None else seed
     random = np.random.default_rng(seed)
-    cells = _choose_cells(model, adata, n_cells, random)
+    cells = _choose_cells(read_sample(model, adata, n_cells, seed), n_cells, random)
     with isolate_rng(seed):
         ratio = predictive.training_ratio(model.module_, cells)
         findings = _compare_with_replicates(model, cells, ratio, n_samples, random)
@@ -158,15 +158,13 @@ def check(
         findings += _find_doublets(model, cells, random)
         findings.append(_check_weights(model, cells, random))
     table = _to_table(model, findings)
-    results.write_check(adata, model.fingerprint_, table)
+    if not is_file_path(adata):
+        results.write_check(adata, model.fingerprint_, table)
     return table
 
 
-def _choose_cells(model: FittedModel, adata: Any, n_cells: int, random: np.random.Generator) -> Cells:
-    """Read the cells, and choose some of those that have counts at random."""
-    if is_file_path(adata):
-        raise TypeError("check needs cells in memory: read some of them, as by anndata.read_h5ad(path)")
-    _, cells = read_cells(model, adata)
+def _choose_cells(cells: Cells, n_cells: int, random: np.random.Generator) -> Cells:
+    """Choose some of the cells that have counts at random."""
     cell_checks.check_has_counts(cells)
     nonempty_c = np.flatnonzero(~cells.empty_c.numpy())
     if len(nonempty_c) < MIN_CELLS:
