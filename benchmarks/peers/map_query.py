@@ -22,6 +22,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scanpy as sc
+from benchmarks.integration_tasks import thinned_rna
 from scipy import sparse
 from sklearn.metrics import f1_score
 from sklearn.neighbors import KNeighborsClassifier
@@ -70,6 +71,11 @@ def read_kang(folder: Path) -> ad.AnnData:
     return variable(adata[known_c].copy())
 
 
+def read_pbmc68k(folder: Path) -> ad.AnnData:
+    """Blood cells, half of them thinned gene by gene, as by another technology."""
+    return thinned_rna(folder, seed=0).adata
+
+
 def simulate(folder: Path, n_cells: int = 1500, n_genes: int = 400, n_types: int = 6, n_batches: int = 4) -> ad.AnnData:
     """Types and batches with effects on every gene; batches differ in depth and in the shares of types."""
     random = np.random.default_rng(0)
@@ -91,6 +97,7 @@ READERS: dict[str, Callable[[Path], ad.AnnData]] = {
     "cite_mosaic": read_cite,
     "rnamix": read_rnamix,
     "kang_ifnb": read_kang,
+    "pbmc68k_counts, thinned": read_pbmc68k,
 }
 
 
@@ -212,6 +219,30 @@ def main() -> None:
                     print(json.dumps(rows[-1]), flush=True)
                 if arguments.out is not None:
                     arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
+    print(markdown(rows))
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Return a table with the median over left-out batches and seeds, for each data set."""
+    lines = ["| data | measure | celldial | refit | PCA | scVI |", "|---|---|---|---|---|---|"]
+    mapped = [row for row in rows if "f1" in row]
+    for name in dict.fromkeys(row["data"] for row in mapped):
+        own = [row for row in mapped if row["data"] == name]
+        for measure in ("f1", "ilisi", "seconds"):
+            values = [
+                [row[measure][method] for row in own if method in row[measure]]
+                for method in ("celldial", "refit", "PCA", "scVI")
+            ]
+            texts = [f"{np.median(each):.3f}" if each else "" for each in values]
+            lines.append(f"| {name}, {len(own)} fits | {measure} | {' | '.join(texts)} |")
+        lost = [row["f1"]["refit"] - row["f1"]["celldial"] for row in own]
+        lines.append(f"| | largest loss of F1 against the refit | {max(lost):.3f} | | | |")
+    left = [row for row in rows if "removed" in row]
+    for name in dict.fromkeys(row["data"] for row in left):
+        own = [row for row in left if row["data"] == name]
+        new, known = (np.median([row[f"unassigned, {which}"] for row in own]) for which in ("new", "known"))
+        lines.append(f"| {name}, {len(own)} types left out | unassigned: new / known | {new:.3f} / {known:.3f} | | | |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
