@@ -29,9 +29,9 @@ _EDGE = 0.1
 # Points of one cycle at which the equations are solved.
 _N_TIMES = 1024
 # Medians in hours, and spreads on the log scale.
-_HALF_LIFE, _SPLICING_HALF_LIFE, _RATE_SPREAD = 4.0, 1.0, 0.5
+_HALF_LIFE, _SPLICING_HALF_LIFE, _RATE_SPREAD = 3.0, 1.0, 0.5
 # Concentration of the pulse of transcription, and its base level relative to its height.
-_CONCENTRATION, _BASE = (0.8, 2.5), (0.03, 0.2)
+_CONCENTRATION, _BASE = (1.0, 3.0), (0.02, 0.12)
 # Medians and spreads of mean spliced counts of the genes that cycle, and of the others.
 _LEVEL, _OTHER_LEVEL = (1.5, 0.6), (0.7, 1.2)
 _SIZE_SPREAD, _LAYER_SPREAD, _BATCH_EFFECT, _BATCH_DEPTH = 0.3, 0.1, 0.15, 0.2
@@ -40,7 +40,7 @@ _INVERSE_DISPERSION = (3.0, 0.4)
 
 def simulate_kinetics(
     n_cells: int = 3000,
-    n_genes: int = 260,
+    n_genes: int = 500,
     n_cycling_genes: int = 60,
     n_batches: int = 2,
     *,
@@ -71,7 +71,7 @@ def simulate_kinetics(
     s_phase_speed
         Speed during S phase relative to the other phases; 2 if the angle moves twice as fast during S.
     depth
-        Expected counts of a cell, in both layers, as a multiple of the default, which is about 2 spliced and 0.8
+        Expected counts of a cell, in both layers, as a multiple of the default, which is about 2 spliced and 1
         unspliced counts of a cycling gene.
     seed
         Random seed. The same seed and arguments give the same data.

@@ -239,6 +239,7 @@ class VAE(BaseEstimator):
     impute = tl.impute
     impute_to_file = tl.impute_to_file
     integration_report = tl.integration_report
+    kinetics = tl.kinetics
     latent_traverse = tl.latent_traverse
     link_peaks = tl.link_peaks
     loadings = tl.loadings

@@ -79,14 +79,14 @@ def is_unchanged(adata: Any, column: str) -> bool:
 
 
 def check_key(adata: Any, place: str, key: Any) -> None:
-    """Raise if a result cannot be written to a key of ``obsm``, ``layers`` or ``uns`` without loss of existing data.
+    """Raise if a result cannot be written to a key of ``obsm``, ``layers``, ``uns`` or ``var`` without loss of data.
 
     Parameters
     ----------
     adata
         Cells.
     place
-        ``"obsm"``, ``"layers"`` or ``"uns"``.
+        ``"obsm"``, ``"layers"``, ``"uns"`` or ``"var"``.
     key
         Key to write to.
 
@@ -97,7 +97,8 @@ def check_key(adata: Any, place: str, key: Any) -> None:
     """
     if not isinstance(key, str) or not key or "/" in key:
         raise ValueError(f"key_added is {key!r}: it must be a name without a slash, such as 'X_celldial'")
-    if key in OWN_KEYS or writer_of(adata, place, key) is not None or key not in (getattr(adata, place, None) or {}):
+    entries = getattr(adata, place, None)
+    if key in OWN_KEYS or writer_of(adata, place, key) is not None or entries is None or key not in entries:
         return
     raise ValueError(
         f"adata.{place}[{key!r}] was not written by a model, and the result would replace it: choose another "

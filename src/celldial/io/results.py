@@ -7,6 +7,7 @@
 | ``obs`` | ``celldial_cluster`` | most probable cluster; ``"unassigned"`` if none of the labels is sure |
 | ``obs`` | ``celldial_cluster_disputed`` | whether the nearest labeled cells have another label |
 | ``obs`` | ``<periodic>_angle``, ``_concentration``, ``_active_probability``, ``_active``, ``_phase`` | angle, phase |
+| ``obs``, ``var`` | ``<periodic>_speed``; ``<periodic>_beta``, ``_gamma`` with ``_lower``, ``_upper`` | RNA kinetics |
 | ``obs`` | ``celldial_mapping_likelihood``, ``_distance``, ``_quality`` | similarity to the reference cells |
 | ``obs`` | the name of an axis | score of each cell on it |
 | ``layers`` or ``obsm`` | `key_added` | denoised or imputed values |
@@ -56,6 +57,7 @@ __all__ = [
     "check_expression",
     "check_fit",
     "check_key",
+    "check_kinetics",
     "check_mapping",
     "check_periodic_columns",
     "check_ranking",
@@ -81,6 +83,7 @@ __all__ = [
     "write_gene_sets",
     "write_imputed",
     "write_integration",
+    "write_kinetics",
     "write_mapping",
     "write_phase",
     "write_ranking",
@@ -93,10 +96,12 @@ CLUSTER, CLUSTER_PROBABILITY = "celldial_cluster", "celldial_cluster_probability
 CLUSTER_DISPUTED = "celldial_cluster_disputed"
 MAPPING = "celldial_mapping_{}"
 MAPPING_PARTS = ("likelihood", "distance", "quality")
-# Tables in the record, and the report on an integration.
-TABLES = COORDINATES, GENE_SETS, CHECK, INTEGRATION = "coordinates", "gene_sets", "check", "integration"
+# Tables in the record, the report on an integration, and RNA kinetics.
+COORDINATES, GENE_SETS, CHECK, INTEGRATION, KINETICS = "coordinates", "gene_sets", "check", "integration", "kinetics"
+TABLES = (COORDINATES, GENE_SETS, CHECK, INTEGRATION, KINETICS)
 # Keys of the record of each fit, other than the key of its embedding.
 FIT_PARTS = ("version", "model", "parameters", "schema", "history")
+RATES = ("beta", "beta_lower", "beta_upper", "gamma", "gamma_lower", "gamma_upper")
 PERIODIC_PARTS = ("angle", "concentration", "active_probability", "active", "phase")
 
 
@@ -180,6 +185,13 @@ def check_mapping(adata: Any) -> None:
     """Raise if the mapping quality would replace a column that is not as a model wrote it."""
     for part in MAPPING_PARTS:
         check_column(adata, MAPPING.format(part))
+
+
+def check_kinetics(adata: Any, periodic: str) -> None:
+    """Raise if rates or speed would replace columns that no model wrote."""
+    for rate in RATES:
+        check_key(adata, "var", f"{periodic}_{rate}")
+    check_column(adata, f"{periodic}_speed")
 
 
 def check_axis_column(adata: Any, name: str) -> None:
@@ -267,7 +279,12 @@ def _mark_traversals(adata: Any, current: str, replaced: str | None) -> None:
 
 
 def remove_table(adata: Any, name: str) -> None:
-    """Remove a table from the record."""
+    """Remove a table from the record, and the columns that belong to it."""
+    if name == KINETICS:
+        for column in [column for column in writers(adata).get("var", {}) if column in adata.var]:
+            del adata.var[column]
+            forget(adata, "var", column)
+        remove_column(adata, f"{read_record(adata)[name]['name']}_speed")
     adata.uns[RECORD] = {part: value for part, value in read_record(adata).items() if part != name}
     forget(adata, name, name)
 
@@ -385,6 +402,18 @@ def write_check(adata: Any, model: str, table: pd.DataFrame) -> None:
 def write_integration(adata: Any, model: str, report: Mapping[str, Any]) -> None:
     """Write the report on an integration to the record."""
     _write_table(adata, model, INTEGRATION, report)
+
+
+def write_kinetics(adata: Any, model: str, rates: pd.DataFrame, speed_c: np.ndarray, report: Mapping[str, Any]) -> None:
+    """Write rates of genes to ``adata.var``, the speed of cells to ``adata.obs``, and the rest to the record."""
+    periodic = report["name"]
+    with silence_view_copy():
+        for rate in RATES:
+            adata.var[f"{periodic}_{rate}"] = rates[rate].reindex(adata.var_names).to_numpy()
+        adata.obs[f"{periodic}_speed"] = speed_c
+        _record_writer(adata, model, "var", *(f"{periodic}_{rate}" for rate in RATES))
+        _record_writer(adata, model, "obs", f"{periodic}_speed")
+    _write_table(adata, model, KINETICS, report)
 
 
 def _write_table(adata: Any, model: str, name: str, table: pd.DataFrame | Mapping[str, Any]) -> None:

@@ -219,8 +219,7 @@ class NegativeBinomial(Likelihood):
 
     def entry_log_prob(self, value_cf: Tensor, log_rate_cf: Tensor, column_f: Tensor) -> Tensor:
         """Return the log-likelihood of single counts, up to a constant, zero inflation and batches, ``(c, f)``."""
-        log_theta_f = self.log_inverse_dispersion_f[column_f]
-        return value_cf * log_rate_cf - (value_cf + log_theta_f.exp()) * torch.logaddexp(log_rate_cf, log_theta_f)
+        return log_likelihoods.negative_binomial_entries(value_cf, log_rate_cf, self.log_inverse_dispersion_f[column_f])
 
     def fisher_information(self, heads: Sequence[Tensor], library_size_c: Tensor) -> Tensor:
         """Return the expected Fisher information about the log rate, shape ``(c, f)``: μθ / (μ + θ), at most θ."""

@@ -27,6 +27,7 @@ __all__ = [
     "gather_rows",
     "negative_binomial",
     "negative_binomial_by_cell",
+    "negative_binomial_entries",
     "negative_binomial_reference",
     "poisson",
     "poisson_reference",
@@ -302,6 +303,11 @@ def negative_binomial_by_cell(logits_cf: Tensor, log_theta_cf: Tensor, library_c
     log_ratio_n, log1p_n, theta_n = (part_cf.flatten()[flat_n] for part_cf in (log_ratio_cf, log1p_cf, theta_cf))
     log_binomial_n = torch.lgamma(x_n + theta_n) - torch.lgamma(theta_n) - torch.lgamma(x_n + 1)
     return counts.sum_rows(log_binomial_n + x_n * (log_ratio_n - log1p_n)) - (theta_cf * log1p_cf).sum(1)
+
+
+def negative_binomial_entries(value_cf: Tensor, log_rate_cf: Tensor, log_theta_cf: Tensor) -> Tensor:
+    """Return the log-likelihood of single counts given their log means, up to a constant of the counts."""
+    return value_cf * log_rate_cf - (value_cf + log_theta_cf.exp()) * torch.logaddexp(log_rate_cf, log_theta_cf)
 
 
 class _NegativeBinomial(torch.autograd.Function):

@@ -12,6 +12,7 @@ from celldial.tl.find_axis import find_axis
 from celldial.tl.generate import decode, sample
 from celldial.tl.gradients import compare_gradients, sweep_gradients
 from celldial.tl.integration_report import integration_report
+from celldial.tl.kinetics import kinetics
 from celldial.tl.latent_traverse import latent_traverse
 from celldial.tl.link_peaks import link_peaks
 from celldial.tl.mapping_quality import mapping_quality
@@ -35,6 +36,7 @@ __all__ = [
     "impute",
     "impute_to_file",
     "integration_report",
+    "kinetics",
     "latent_traverse",
     "link_peaks",
     "loadings",

@@ -1,0 +1,1 @@
+"""Variational inference of RNA kinetics along a periodic coordinate."""
