@@ -65,7 +65,7 @@ def infer(adata: ad.AnnData, angles: str, seed: int, epochs: int | None) -> tupl
     """Return the table of groups, and the seconds that the inference took."""
     if angles == "fitted":
         model = celldial.VAE(periodic="cell_cycle", batch_key="batch", seed=seed)
-        model.fit(adata, max_epochs=epochs, progress=False)
+        model.fit(adata, progress=False, **({} if epochs is None else {"max_epochs": epochs}))
         start = time.perf_counter()
         return model.kinetics(adata, groupby="condition"), time.perf_counter() - start
     state = circle_of(adata, NOISE if angles == "noisy" else 0.0, seed)
@@ -141,7 +141,9 @@ def real(path: str, epochs: int | None) -> None:
     """Infer kinetics of progenitors, and check that neurons are refused."""
     adata = ad.read_h5ad(path)
     adata.X = adata.layers["spliced"].copy()
-    model = celldial.VAE(periodic="cell_cycle").fit(adata, max_epochs=epochs, progress=False)
+    model = celldial.VAE(periodic="cell_cycle").fit(
+        adata, progress=False, **({} if epochs is None else {"max_epochs": epochs})
+    )
     print(adata.obs.groupby("cell_type", observed=True)["cell_cycle_active"].agg(["size", "sum"]))
     table = model.kinetics(adata)
     stored = adata.uns["celldial"]["kinetics"]

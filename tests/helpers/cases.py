@@ -13,7 +13,7 @@ from scipy import stats
 
 from celldial.model.latents import LatentName
 from celldial.model.priors import PriorName
-from helpers.figures import checked, cycling, fitted, integrated, ranked, stored_in, sweep, traversal
+from helpers.figures import checked, cycling, fitted, integrated, kinetic, ranked, stored_in, sweep, traversal
 
 # --- Likelihoods ------------------------------------------------------------------------------------------------------
 
@@ -132,6 +132,7 @@ PLOT_CASES: dict[str, PlotCase] = {
     "gradient_variance": PlotCase(sweep, ["width", "n_averaged"], ["'parameter'", "celldial.tl.sweep_gradients"]),
     "history": PlotCase(fitted, ["elbo", "kl"], ["model.fit(adata)"]),
     "integration_report": PlotCase(integrated, ["metrics", "types"], ["no report", "model.integration_report(adata)"]),
+    "kinetics": PlotCase(kinetic, ["speed", "TOP2A", "CDK1", "MCM5"], ["no kinetics", "model.kinetics(adata)"]),
     "latent_traverse": PlotCase(
         fitted,
         ["GENE34", "GENE11", "GENE28", "GENE5", "GENE17", "GENE33", "heatmap"],

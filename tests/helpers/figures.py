@@ -288,6 +288,39 @@ def sweep(parameters: tuple[str, ...] = ("mu", "sigma")) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["parameter", "estimator", "width", "n_averaged", "variance"])
 
 
+def kinetic(groups: tuple[str, ...] = ("control", "treated")) -> AnnData:
+    """Return cells that have only the kinetics of three genes, with a bin that has no cells."""
+    angle_j = np.arange(64) * TWO_PI / 64
+    rate_g1 = np.arange(1, len(groups) + 1)[:, None] / 2
+    speed_gj = rate_g1 * np.exp(0.3 * np.cos(angle_j - 4))
+    lag_g11 = 0.3 + 0.4 * rate_g1[..., None]
+    peak_f = np.array([3.0, 5.0, 5.3])
+    spliced_gjf = 2 + 1.5 * np.cos(angle_j[:, None] - peak_f - lag_g11)
+    unspliced_gjf = (0.8 + 0.6 * np.cos(angle_j[:, None] - peak_f)) * np.ones((len(groups), 1, 1))
+    noise_j1 = 1 + 0.1 * np.cos(7 * np.arange(16))[:, None]
+    observed = [curve_gjf[:, ::4] * noise_j1 for curve_gjf in (unspliced_gjf, spliced_gjf)]
+    for curve_gjf in observed:
+        curve_gjf[-1, 0] = np.nan
+    stored = {
+        "name": "cell_cycle",
+        "groups": np.array(groups, dtype=object),
+        "unit": "hours",
+        "angle": angle_j,
+        "speed": speed_gj,
+        "speed_lower": 0.85 * speed_gj,
+        "speed_upper": 1.15 * speed_gj,
+        "unspliced": unspliced_gjf,
+        "spliced": spliced_gjf,
+        "observed_unspliced": observed[0],
+        "observed_spliced": observed[1],
+        "genes": np.array(["MCM5", "TOP2A", "CDK1"], dtype=object),
+        "n_genes": 3,
+        "n_cells": 400,
+    }
+    periodic = {"name": "cell_cycle", "phases": np.array(PHASES, dtype=object), "phase_start": PHASE_START}
+    return AnnData(np.zeros((2, 1), dtype=np.float32), uns={"celldial": {"kinetics": stored, "periodic": periodic}})
+
+
 def cycling(n_cells: int = 240, phases: bool = True) -> AnnData:
     """Return cells on a circle, every fourth of them without a phase, with markers, a map and traversals."""
     turn_c = np.arange(n_cells) / n_cells

@@ -12,6 +12,7 @@ from celldial.pl.dial import dial
 from celldial.pl.gradient_variance import gradient_variance
 from celldial.pl.history import history
 from celldial.pl.integration_report import integration_report
+from celldial.pl.kinetics import kinetics
 from celldial.pl.latent_traverse import latent_traverse
 from celldial.pl.traverse_path import traverse_path
 
@@ -24,6 +25,7 @@ __all__ = [
     "gradient_variance",
     "history",
     "integration_report",
+    "kinetics",
     "latent_traverse",
     "traverse_path",
 ]

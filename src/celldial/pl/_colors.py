@@ -16,6 +16,7 @@ __all__ = [
     "CYCLIC_COLORMAP",
     "LIGHT_GRAY",
     "MISSING_COLOR",
+    "OKABE_ITO",
     "ORANGE",
     "PHASE_COLORS",
     "category_colors",

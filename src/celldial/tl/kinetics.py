@@ -14,7 +14,7 @@ import pandas as pd
 from anndata import AnnData
 
 from celldial.inference.fitted_model import FittedModel, check_fitted
-from celldial.inference.kinetics.counts import N_BINS
+from celldial.inference.kinetics.counts import N_BINS, CellCounts
 from celldial.inference.kinetics.fit import KineticsPosterior, infer_kinetics
 from celldial.inference.kinetics.summary import N_FINE, KineticsDraws, Quantiles, draw_kinetics, quantiles
 from celldial.io import results
@@ -27,6 +27,8 @@ from celldial.utils.warnings import warn
 __all__ = ["kinetics"]
 
 MIN_SAMPLES = 100
+# Bins of the angle in which observed means are stored.
+N_OBSERVED = 16
 
 
 def kinetics(
@@ -165,7 +167,8 @@ def kinetics(
     genes = adata.var_names[column_f]
     _check_half_life(half_life, genes)
 
-    fitted = infer_kinetics(cells.chosen_counts(column_f), cells.weight_cj, known_angles=False, seed=seed)
+    counts = cells.chosen_counts(column_f)
+    fitted = infer_kinetics(counts, cells.weight_cj, known_angles=False, seed=seed)
     draws = draw_kinetics(fitted, n_samples, seed)
     _warn_of_priors(draws, cells, genes)
     log_hours_n, unit = _log_hours(draws, genes, half_life, cycle_hours, first)
@@ -180,6 +183,7 @@ def kinetics(
         "unit": unit,
         "layers": {"unspliced": unspliced, "spliced": spliced},
         **_around_circle(fitted, draws, speed),
+        **_observed(fitted, counts),
         "genes": genes.to_numpy(dtype=object),
         "n_genes": len(genes),
         "n_cells": len(cells.index_c),
@@ -329,3 +333,17 @@ def _around_circle(fitted: KineticsPosterior, draws: KineticsDraws, speed: Quant
         "spliced": spliced_gjf,
         "inverse_dispersion": fitted.theta_lf.numpy(),
     }
+
+
+def _observed(fitted: KineticsPosterior, counts: CellCounts) -> dict[str, Any]:
+    """Return mean counts of cells in wide bins of the angle, relative to the sizes of the cells; groups × bins × genes.
+
+    The first bin is centered on angle 0. A bin without cells has missing values.
+    """
+    data = counts.sum_in_bins(fitted.weight_cj, fitted.theta_lf)
+    width = N_BINS // N_OBSERVED
+    shape = (2, counts.n_groups, counts.n_batches, N_OBSERVED, width)
+    total_lgjf = data.total_lbjf.roll(width // 2, 2).reshape(*shape, -1).sum((2, 4))
+    size_lgj1 = data.size_lbj.roll(width // 2, 2).reshape(*shape, 1).sum((2, 4))
+    mean_lgjf = np.where(size_lgj1 > 0.5, total_lgjf / size_lgj1.clamp_min(0.5), np.nan).astype(np.float32)
+    return {"observed_unspliced": mean_lgjf[0], "observed_spliced": mean_lgjf[1]}
