@@ -90,7 +90,7 @@ def kinetics(
     label = str(stored["name"]).replace("_", " ")
     title = f"Speed of the {label}, from {stored['n_genes']} genes of {stored['n_cells']:,} cells"
     shrink_text(figure.suptitle(title, fontweight="bold"))
-    left, right = figure.subfigures(1, 2, width_ratios=[4.6, 2.7 * n_columns])
+    left, right = figure.subfigures(1, 2, width_ratios=[4.6, 2.7 * n_columns], squeeze=False)[0]
     panels = {"speed": _draw_speed(left, stored, _phases(adata, record, stored))}
     grid = right.subplots(n_rows, n_columns, squeeze=False).ravel()
     for panel, column in zip(grid, selected, strict=False):
