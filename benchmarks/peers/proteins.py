@@ -2,7 +2,7 @@
 
 Cells of `cite_mosaic` that have proteins, by their proteins alone. A fifth of them is held out. The known negatives are
 CD8 in CD4 T cells and CD19 in T cells: the table has their denoised mean divided by their observed mean. PCA of
-centered log ratios is the comparison.
+centered log ratios is the comparison. A second table has RNA and proteins in one model.
 
     python -m benchmarks.peers.proteins --data DIR --seeds 3
 """
@@ -21,16 +21,17 @@ import torch
 from sklearn.decomposition import PCA
 
 import celldial as cd
-from celldial.metrics import knn_f1, leiden_nmi
+from celldial.metrics import ilisi, knn_f1, leiden_nmi
 
 LIBRARY_SIZE = 1e4
 N_COMPONENTS = 15
 T_CELLS = ("CD4 T", "CD8 T")
 # Protein to the cell types that lack it.
 NEGATIVES = {"cd8": ("CD4 T",), "cd8a": ("CD4 T",), "cd19": T_CELLS}
-# A modality with another name than "protein" has dropout of counts in its encoder.
+# Features of a type that celldial does not know have dropout of counts in the encoder, as genes do.
+UNKNOWN_TYPE = "tags"
 MODELS: dict[str, dict[str, Any]] = {
-    "negative binomial, dropout": {"modalities": {"adt": "Antibody Capture"}},
+    "negative binomial, dropout": {"modalities": {"adt": UNKNOWN_TYPE}},
     "negative binomial": {"likelihood": "negative_binomial"},
     "mixture with background": {"likelihood": "negative_binomial_mixture"},
 }
@@ -42,6 +43,28 @@ def read_proteins(folder: Path) -> ad.AnnData:
     adata = adata[adata.obs["has_protein"], adata.var["feature_types"] == "Antibody Capture"].copy()
     adata.obs = adata.obs[["batch", "celltype"]].copy()
     return adata
+
+
+def hide_type(adata: ad.AnnData) -> ad.AnnData:
+    """Return the cells with a type of the proteins that celldial does not know."""
+    adata = adata.copy()
+    adata.var["feature_types"] = adata.var["feature_types"].astype(str).replace("Antibody Capture", UNKNOWN_TYPE)
+    return adata
+
+
+def measure_joint(folder: Path, dropout: bool, seed: int, max_epochs: Any) -> dict[str, float]:
+    """Fit RNA and proteins together, and return the measurements of all cells."""
+    adata = ad.read_h5ad(folder / "cite_mosaic.h5ad")
+    modalities = None
+    if dropout:
+        adata = hide_type(adata)
+        modalities = {"rna": "Gene Expression", "adt": UNKNOWN_TYPE}
+        adata.obs["has_adt"] = adata.obs["has_protein"]
+    model = cd.VAE(batch_key="batch", modalities=modalities, seed=seed)
+    model.fit(adata, max_epochs=max_epochs, progress=False)
+    embedding_cz = adata.obsm["X_celldial"]
+    mixing = {"iLISI": ilisi(embedding_cz, adata.obs["batch"])}
+    return {"ELBO": max(model.history_["elbo_validation"])} | agreement(embedding_cz, adata) | mixing
 
 
 def clr_components(x_cf: np.ndarray) -> np.ndarray:
@@ -73,6 +96,8 @@ def negatives(model: cd.VAE, adata: ad.AnnData, x_cf: np.ndarray) -> dict[str, f
 def measure(adata: ad.AnnData, arguments: Mapping[str, Any], seed: int, max_epochs: Any) -> dict[str, float]:
     """Fit one model to the training cells, and return its measurements."""
     held_out_c = np.random.default_rng(0).permutation(adata.n_obs) < adata.n_obs // 5
+    if "modalities" in arguments:
+        adata = hide_type(adata)
     train = adata[~held_out_c].copy()
     model = cd.VAE(batch_key="batch", seed=seed, **arguments).fit(train, max_epochs=max_epochs, progress=False)
     x_cf = adata.X.toarray()
@@ -106,6 +131,10 @@ def main() -> None:
     n_seeds, max_epochs = (1, 2) if options.quick else (options.seeds, "auto")
     for name in options.only:
         runs = [measure(adata, MODELS[name], seed, max_epochs) for seed in range(n_seeds)]
+        print(f"| {name} | {' | '.join(summarize(runs))} |", flush=True)
+    print("\n| RNA and proteins | ELBO, validation | macro-F1 | NMI | iLISI |\n|---|---|---|---|---|")
+    for name, dropout in (("dropout of proteins", True), ("no dropout of proteins", False)):
+        runs = [measure_joint(options.data, dropout, seed, max_epochs) for seed in range(n_seeds)]
         print(f"| {name} | {' | '.join(summarize(runs))} |", flush=True)
     if options.quick:
         print("QUICK: few epochs, so these numbers mean nothing.")
