@@ -62,7 +62,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str], facts: list[str], capsys
     [
         (["--batch-key", "doner"], ["'doner'", "'donor'"]),
         (["--layer", "raw"], ["raw"]),
-        (["--n-latent", "50"], ["n_latent", "50", "20"]),
+        (["--n-latent", "50"], ["--n-latent", "50", "20"]),
         (["--periodic", "month"], ["month"]),
         (["--device", "tpu"], ["device", "'tpu'", "'cpu'", "'cuda'"]),
         (["--precision", "8"], ["precision", "'8'"]),

@@ -14,6 +14,7 @@ from celldial.cli import files, info
 from helpers.cli import SMALL, assert_usage_error, count_epochs, fit_in_python, run
 from helpers.periodic import genes_of, make_cells
 from helpers.raises import raises
+from helpers.simulate import simulate
 
 
 def test_fit_does_what_python_does(folder: Path, cells: AnnData) -> None:
@@ -156,3 +157,67 @@ def test_the_same_command_resumes_from_a_checkpoint(
     )
     np.testing.assert_array_equal(first, second)
     assert run("info", tmp_path / "runs" / "training.checkpoint") == 1
+
+
+def test_types_of_columns_that_anndata_does_not_write_are_copied(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adata = simulate()
+    adata.obs_names = pd.Index(pd.array(list(adata.obs_names), dtype="string"))
+    path = tmp_path / "cells.h5ad"
+    with anndata.settings.override(allow_write_nullable_strings=True):
+        adata.write_h5ad(path)
+    out, model = tmp_path / "out.h5ad", tmp_path / "m.celldial"
+    assert run("fit", str(path), "--out", str(out), "--model", str(model), *SMALL) == 0
+    found = anndata.read_h5ad(out)
+    np.testing.assert_array_equal(found.obsm["X_celldial"], VAE.load(model).transform(found))
+    assert list(found.obs_names) == list(adata.obs_names)
+
+
+@pytest.mark.parametrize("with_model", [True, False])
+def test_the_model_is_kept_if_the_cells_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], with_model: bool
+) -> None:
+    simulate().write_h5ad(tmp_path / "cells.h5ad")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("celldial.cli.commands.write_cells", fail)
+    out = tmp_path / "out.h5ad"
+    options = ["--model", str(tmp_path / "m.celldial")] if with_model else []
+    assert run("fit", str(tmp_path / "cells.h5ad"), "--out", str(out), *options, *SMALL) == 1
+    kept = tmp_path / ("m.celldial" if with_model else "out.celldial")
+    message = capsys.readouterr().err
+    assert str(out) in message
+    assert str(kept) in message
+    assert VAE.load(kept).history_
+    assert not out.exists()
+
+
+def test_files_of_cell_ranger_and_repeated_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adata = simulate()
+    names = [*adata.var_names[:-1], adata.var_names[0]]
+    path, out = tmp_path / "filtered.h5", tmp_path / "out.h5ad"
+    matrix = adata.X.tocsr()
+    with h5py.File(path, "w") as file:
+        for name, value in {
+            "barcodes": list(adata.obs_names),
+            "data": matrix.data.astype(int),
+            "indices": matrix.indices,
+            "indptr": matrix.indptr,
+            "shape": matrix.shape[::-1],
+            "features/id": list(adata.var_names),
+            "features/name": names,
+            "features/feature_type": ["Gene Expression"] * adata.n_vars,
+            "features/genome": ["GRCh38"] * adata.n_vars,
+        }.items():
+            file[f"matrix/{name}"] = np.array(value, dtype="S") if isinstance(value, list) else np.array(value)
+    assert run("fit", str(path), "--out", str(out), *SMALL) == 1
+    assert names[0] in capsys.readouterr().err
+    assert run("fit", str(path), "--make-names-unique", "--out", str(out), *SMALL) == 0
+    found = anndata.read_h5ad(out)
+    assert found.var_names[-1] == f"{names[0]}-1"
+    assert (found.X != matrix).nnz == 0
+    with raises(OSError, naming=[str(path), "scanpy.read_10x_h5"]):
+        VAE(2, 8).fit(str(path))

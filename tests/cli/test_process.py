@@ -134,7 +134,7 @@ def test_stdout_and_stderr_of_an_interrupted_process(tmp_path: Path, cells: AnnD
             child.kill()
     messages = (seen + rest).decode()
     assert child.returncode == 130, messages
-    assert out.decode() == "out.h5ad\nm.celldial\n"
+    assert out.decode() == "m.celldial\nout.h5ad\n"
     assert "celldial: reading cells.h5ad" in messages
     assert "ELBO" in messages
     (warning,) = (line for line in messages.splitlines() if line.startswith("celldial: warning: "))

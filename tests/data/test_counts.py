@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import sparse
 
+from celldial import VAE
 from celldial.data.counts import check_sparse_structure, to_canonical_csr
 from celldial.data.schema import Schema
 from helpers.raises import logged, raises, warns
@@ -250,3 +251,15 @@ def test_invalid_value_is_named_after_reordering() -> None:
     x[2, 1] = 0.5
     with raises(ValueError, naming=["'c2'", "'g1'"]):
         schema.read_counts(build_rna(x)[:, ["g1", "g3", "g0", "g2"]])
+
+
+@pytest.mark.parametrize(
+    ("value", "facts"), [(6.0000005, ["6.0000005", "np.rint"]), (2.5, ["2.5"]), (np.nan, ["nan", "fill_value=0"])]
+)
+def test_the_advice_fits_the_kind_of_value(value: float, facts: list[str]) -> None:
+    adata = AnnData(sparse.csr_matrix(np.array([[1, value], [2, 3]], dtype=np.float32)))
+    with raises(ValueError, naming=["adata.X", *facts]):
+        VAE(2, 8).fit(adata, progress=False)
+    if value == 6.0000005:
+        adata.X = np.rint(adata.X)  # as the message says
+        assert adata.X[0, 1] == 6

@@ -14,11 +14,12 @@ from anndata import AnnData, read_h5ad
 
 from celldial import VAE
 from celldial.data.cells import Cells
-from celldial.data.labels import encode_labels, find_labels, hold_out_labels, name_clusters, probability_columns
+from celldial.data.labels import encode_labels, find_labels, hold_out_labels, name_clusters
 from celldial.data.schema import Schema
 from celldial.data.splits import train_validation_split
 from celldial.inference.fitted_model import to_anndata
 from celldial.io.results import CLUSTER, CLUSTER_DISPUTED, CLUSTER_PROBABILITY
+from celldial.io.tables import columns_for_files
 from celldial.model.module import LABEL_WEIGHT
 from helpers.assertions import assert_untouched
 from helpers.fit import fit_clusters as fit
@@ -125,7 +126,7 @@ def test_names_of_clusters() -> None:
 
 
 def test_names_of_columns_have_no_slash() -> None:
-    assert probability_columns(["CD4+/CD25 T", "B"]) == ["CD4+-CD25 T", "B"]
+    assert columns_for_files(["CD4+/CD25 T", "B"]) == ["CD4+-CD25 T", "B"]
     with raises(ValueError, naming=["'a-b'"]):
         name_clusters(["a-b", "a/b"], None)
 

@@ -12,6 +12,8 @@ from anndata import AnnData, read_h5ad
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 from torch import Tensor
 
 import celldial.data.cells
@@ -214,7 +216,8 @@ def test_a_view_is_fitted_like_its_copy(storage: str, adata: AnnData) -> None:
     before = full.copy()
     view = full[10:50, ::2]
     copied = view.copy()
-    fit(view)
+    with warns(UserWarning, naming=["view", ".copy()"]):
+        fit(view)
     fit(copied)
     np.testing.assert_array_equal(view.obsm["X_celldial"], copied.obsm["X_celldial"])
     assert_untouched(full, before)
@@ -341,3 +344,11 @@ def test_real_cells_score_higher_than_scrambled_ones() -> None:
     other_types.X = held_out.X[:, random.permutation(held_out.n_vars)]
     assert model.score(held_out) > model.score(scrambled) + 50
     assert model.score(held_out) > model.score(other_types) + 50
+
+
+def test_pipelines_of_scikit_learn(adata: AnnData) -> None:
+    label_c = np.arange(adata.n_obs) % 2
+    pipeline = make_pipeline(VAE(2, 8), LogisticRegression())
+    fitted = pipeline.fit(adata, label_c, vae__max_epochs=1, vae__progress=False)
+    assert fitted.predict(adata).shape == (adata.n_obs,)
+    assert VAE(2, 8).fit(adata, label_c, max_epochs=1, progress=False).transform(adata).shape == (adata.n_obs, 2)

@@ -426,3 +426,50 @@ def test_parameters_set_after_fit_apply_to_the_next_fit(adata: AnnData, tmp_path
     model.partial_fit(adata.copy(), max_epochs=1, progress=False)
     assert model.transform(adata).shape == embedding.shape
     assert model.fit(adata.copy(), max_epochs=1, progress=False).transform(adata).shape == (adata.n_obs, 5)
+
+
+# --- Damage -----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_is_noticed(content: bytes, tmp_path_factory: pytest.TempPathFactory, position: float, bit: int):
+    changed = bytearray(content)
+    changed[int(position * len(changed))] ^= 1 << bit
+    path = tmp_path_factory.mktemp("flipped") / "m.celldial"
+    path.write_bytes(changed)
+    with raises(ValueError, naming=[str(path)]):
+        VAE.load(path)
+
+
+def test_a_loaded_model_does_not_depend_on_its_file(model: VAE, adata: AnnData, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "m.celldial"
+    path.write_bytes(content)
+    loaded = VAE.load(path)
+    with path.open("r+b") as file:
+        file.truncate(100)
+    np.testing.assert_array_equal(loaded.transform(adata), model.transform(adata))
+
+
+@pytest.mark.parametrize("name", ["n_hidden", "n_latent", "n_layers"])
+def test_a_small_file_does_not_ask_for_much_memory(content: bytes, tmp_path: Path, name: str) -> None:
+    """The shapes are compared before the network is created, which would take terabytes."""
+    n_header = int.from_bytes(content[:8], "little")
+    metadata = json.loads(content[8 : 8 + n_header])["__metadata__"]
+    header = json.loads(metadata["celldial"])
+    header["parameters"][name] = 10**7
+    path = tmp_path / "m.celldial"
+    path.write_bytes(save(load(content), {"celldial": json.dumps(header)}))
+    with raises(ValueError, naming=[str(path)]):
+        VAE.load(path)
+
+
+def test_infinite_weights_are_refused(content: bytes, tmp_path: Path) -> None:
+    tensors = load(content)
+    metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+    name = next(iter(tensors))
+    tensors[name] = torch.full_like(tensors[name], torch.nan)
+    path = tmp_path / "m.celldial"
+    path.write_bytes(save(tensors, {"celldial": metadata["celldial"]}))
+    with raises(ValueError, naming=[str(path), name]):
+        VAE.load(path)

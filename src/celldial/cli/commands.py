@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import secrets
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from celldial.cli.files import atomic_outputs, read_cells, write_cells
-from celldial.cli.messages import echo
+from celldial.cli.files import atomic_outputs, check_outputs, read_cells, write_cells
+from celldial.cli.messages import echo, format_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,31 +47,62 @@ PARAMETERS = (
 def run_fit(options: argparse.Namespace) -> None:
     """Fit a model, and write the model and the embedded cells."""
     outputs = {"--out": (options.out, CELL_SUFFIXES), "--model": (options.model, MODEL_SUFFIXES)}
-    with atomic_outputs(outputs, options.files) as targets:
-        from celldial import VAE
-        from celldial.estimator import validation
-        from celldial.io.results import CLUSTER_PROBABILITY
+    check_outputs(outputs, options.files)  # before files are read and the model is trained, which can take long
+    from celldial import VAE
+    from celldial.estimator import validation
 
-        model = VAE(**model_parameters(options))
-        validation.check_parameters(model.get_params(deep=False))  # before files are read, which can take long
-        validation.check_hardware(options.device, options.precision, None, None, None)
-        if not options.quiet:
-            echo(f"celldial: reading {', '.join(map(str, options.files))}")
-        in_memory = not options.from_disk and len(options.files) == 1
-        cells = read_cells(options.files[0], backed=not in_memory) if in_memory or "--out" in targets else options.files
-        model.fit(
-            cells,
-            max_epochs="auto" if options.max_epochs is None else options.max_epochs,
-            key_added=options.key_added,
-            progress=not options.quiet,
-            device=options.device,
-            precision=options.precision,
-            checkpoint=options.checkpoint,
-        )
-        if "--out" in targets:
-            write_cells(cells, options.files[0], targets["--out"], [options.key_added, CLUSTER_PROBABILITY])
-        if "--model" in targets:
+    model = VAE(**model_parameters(options))
+    validation.check_parameters(model.get_params(deep=False))
+    validation.check_hardware(options.device, options.precision, None, None, None)
+    if not options.quiet:
+        echo(f"celldial: reading {', '.join(map(str, options.files))}")
+    in_memory = not options.from_disk and len(options.files) == 1
+    cells: Any = options.files
+    if in_memory or options.out is not None:
+        cells = read_cells(options.files[0], backed=not in_memory, unique_names=options.make_names_unique)
+    model.fit(
+        cells,
+        max_epochs="auto" if options.max_epochs is None else options.max_epochs,
+        key_added=options.key_added,
+        progress=not options.quiet,
+        device=options.device,
+        precision=options.precision,
+        checkpoint=options.checkpoint,
+    )
+    write_fit(model, cells, options)
+
+
+def write_fit(model: VAE, cells: Any, options: argparse.Namespace) -> None:
+    """Write the model first, and then the cells: if they cannot be written, the training is not lost."""
+    from celldial.io.results import CLUSTER_PROBABILITY
+
+    kept: Path | None = options.model
+    if kept is not None:
+        with atomic_outputs({"--model": (kept, MODEL_SUFFIXES)}, options.files) as targets:
             model.save(targets["--model"])
+    if options.out is None:
+        return
+    try:
+        with atomic_outputs({"--out": (options.out, CELL_SUFFIXES)}, options.files) as targets:
+            source = None if options.make_names_unique else options.files[0]
+            write_cells(cells, source, targets["--out"], [options.key_added, CLUSTER_PROBABILITY])
+    except Exception as error:
+        if kept is None:
+            kept = save_elsewhere(model, options.out)
+        rescued = "the model could not be saved either" if kept is None else f"the model is in {kept}"
+        raise OSError(f"--out {options.out} could not be written ({format_error(error)}); {rescued}") from error
+
+
+def save_elsewhere(model: VAE, out: Path) -> Path | None:
+    """Save a model whose cells could not be written next to them, or in the folder for temporary files."""
+    for folder in (out.resolve().parent, Path(tempfile.gettempdir())):
+        path = folder / f"{out.stem}.celldial"
+        if path.exists():
+            path = folder / f"{out.stem}.{secrets.token_hex(4)}.celldial"
+        with suppress(OSError):
+            model.save(path)
+            return path
+    return None
 
 
 def model_parameters(options: argparse.Namespace) -> dict[str, Any]:

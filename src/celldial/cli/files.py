@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from celldial.io.atomic import atomic_write
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
-__all__ = ["atomic_outputs", "has_current_layout", "read_cells", "write_cells"]
+__all__ = ["atomic_outputs", "check_outputs", "has_current_layout", "read_cells", "write_cells"]
 
 ADDED_UNS_KEYS = ("celldial", "latent_traverse", "rank_genes_groups")
 
@@ -43,27 +45,36 @@ def atomic_outputs(
     ValueError, OSError
         Before the block runs, if a file cannot be written.
     """
-    paths = {option: path for option, (path, _) in outputs.items() if path is not None}
-    for option, path in paths.items():
-        check_output(option, path, outputs[option][1], inputs)
-    targets = {option: path.resolve() for option, path in paths.items()}  # a link is kept, and its target is written
-    if len(set(targets.values())) < len(targets):
-        raise ValueError(f"{' and '.join(targets)} are the same file: use a different path for each")
+    targets = check_outputs(outputs, inputs)
     # Temporary files are created only when they are written: a job that is killed during training leaves none.
     with ExitStack() as stack:
         yield {option: stack.enter_context(atomic_write(path)) for option, path in targets.items()}
-    for path in paths.values():
-        print(path)
+    for option in targets:
+        print(outputs[option][0])
+
+
+def check_outputs(outputs: Mapping[str, tuple[Path | None, Sequence[str]]], inputs: Sequence[Path]) -> dict[str, Path]:
+    """Return option to the file that it writes; raise as `atomic_outputs` if one of them cannot be written."""
+    paths = {option: path for option, (path, _) in outputs.items() if path is not None}
+    for option, path in paths.items():
+        check_output(option, path, outputs[option][1], inputs)
+    targets = {option: path.expanduser().resolve() for option, path in paths.items()}  # a link is kept
+    if len(set(targets.values())) < len(targets):
+        raise ValueError(f"{' and '.join(targets)} are the same file: use a different path for each")
+    return targets
 
 
 def check_output(option: str, path: Path, suffixes: Sequence[str], inputs: Sequence[Path]) -> None:
     """Raise if a file cannot be written."""
+    path = path.expanduser()
     if path.suffix not in suffixes:
         raise ValueError(f"{option} is {path}, but its name must end in {' or '.join(suffixes)}")
     if any(path.exists() and source.exists() and path.samefile(source) for source in inputs):
         raise ValueError(f"{option} is {path}, which is an input file and is not overwritten: use another path")
     if path.is_dir():
         raise IsADirectoryError(f"{option} is {path}, which is a folder: use the path of a file")
+    if path.exists() and not path.is_file():
+        raise OSError(f"{option} is {path}, which is a device or a pipe: use the path of a file")
     folder = path.resolve().parent
     if not folder.is_dir():
         raise FileNotFoundError(f"{option} is {path}, but the folder {folder} does not exist: create it first")
@@ -76,17 +87,53 @@ def check_output(option: str, path: Path, suffixes: Sequence[str], inputs: Seque
         raise OSError(f"{option} is {path}, but the folder {folder} is not writable: {error.strerror}") from error
 
 
-def read_cells(path: Path, backed: bool = False) -> AnnData:
-    """Read cells into memory; with `backed`, leave ``X`` of an h5ad file on disk."""
+def read_cells(path: Path, backed: bool = False, unique_names: bool = False) -> AnnData:
+    """Read cells into memory.
+
+    Parameters
+    ----------
+    path
+        An h5ad file, a zarr store, or an .h5 file of Cell Ranger, with genes and other features.
+    backed
+        Whether to leave ``X`` of an h5ad file on disk.
+    unique_names
+        Whether to append numbers to repeated names of cells and features.
+    """
     import anndata
 
-    from celldial.data.file_matrices import BackedFile
+    from celldial.data.file_matrices import BackedFile, is_10x_file
 
-    with BackedFile(path).reading():  # its errors name the file
-        return anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path, backed="r" if backed else None)
+    path = path.expanduser()
+    if is_10x_file(path):
+        adata = read_10x(path)
+    else:
+        with BackedFile(path).reading():  # its errors name the file
+            if path.is_dir():
+                adata = anndata.read_zarr(path)
+            else:
+                with warnings.catch_warnings():  # repeated names are an error of `fit`, which says what to do
+                    warnings.filterwarnings("ignore", ".*names are not unique.*")
+                    adata = anndata.read_h5ad(path, backed="r" if backed else None)
+    if unique_names:
+        adata.obs_names_make_unique()
+        adata.var_names_make_unique()
+    return adata
 
 
-def write_cells(adata: AnnData, source: Path, target: Path, obsm_keys: Sequence[str]) -> None:
+def read_10x(path: Path) -> AnnData:
+    """Read an .h5 file of Cell Ranger with scanpy."""
+    import scanpy as sc
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*names are not unique.*")
+        try:
+            return sc.read_10x_h5(path, gex_only=False)
+        except Exception as error:
+            reason = str(error).strip().split("\n", 1)[0]
+            raise OSError(f"{path} could not be read as an .h5 file of Cell Ranger ({reason})") from error
+
+
+def write_cells(adata: AnnData, source: Path | None, target: Path, obsm_keys: Sequence[str]) -> None:
     """Write cells as a copy of their file, with the results added; everything else in the file stays the same.
 
     Parameters
@@ -94,7 +141,7 @@ def write_cells(adata: AnnData, source: Path, target: Path, obsm_keys: Sequence[
     adata
         The cells.
     source
-        The file that they were read from.
+        The file that they were read from; None if they differ from it in more than the results.
     target
         The file to write.
     obsm_keys
@@ -103,18 +150,40 @@ def write_cells(adata: AnnData, source: Path, target: Path, obsm_keys: Sequence[
     import h5py
     from anndata.io import write_elem
 
-    if source.is_dir() or not has_current_layout(source):
+    source = None if source is None else source.expanduser()
+    if source is None or source.is_dir() or not has_current_layout(source):
         (adata.to_memory() if adata.isbacked else adata).write_h5ad(target)
         return
     shutil.copyfile(source, target)
     with h5py.File(target, "r+") as file:
-        write_elem(file, "obs", adata.obs)
+        add_columns(file["obs"], adata.obs)
         for slot, keys in {"obsm": obsm_keys, "uns": ADDED_UNS_KEYS}.items():
             if slot not in file:
                 write_elem(file, slot, {})
             for key in keys:
                 if key in getattr(adata, slot):
                     write_elem(file[slot], key, getattr(adata, slot)[key])
+
+
+def add_columns(group: Any, obs: pd.DataFrame) -> None:
+    """Write the columns of a table that a group of a file lacks or has with other values; the others stay as they are.
+
+    anndata cannot write each type of column that it reads.
+    """
+    import pandas as pd
+    from anndata.io import read_elem, write_elem
+
+    order = [str(name) for name in group.attrs["column-order"]]
+    for name in obs.columns:
+        if name in order:
+            known = pd.Series(read_elem(group[name]), index=obs.index)
+            if known.equals(obs[name]):
+                continue
+            del group[name]
+        else:
+            order.append(name)
+        write_elem(group, name, obs[name].array if hasattr(obs[name], "cat") else obs[name].to_numpy())
+    group.attrs["column-order"] = order
 
 
 def has_current_layout(path: Path) -> bool:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import dis
+import re
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-__all__ = ["InterruptHandler", "SecondInterrupt", "echo", "format_error", "is_expected", "show_warning"]
+__all__ = ["InterruptHandler", "SecondInterrupt", "as_flags", "echo", "format_error", "is_expected", "show_warning"]
 
 PACKAGE = Path(__file__).parents[1]
+QUOTES = "\"'"
+# Arguments of Python functions that are options of the command line with the same name.
+ARGUMENTS = (
+    "layer|batch_key|labels_key|n_latent|n_clusters|max_epochs|likelihood|integration|gene_symbols|seed|device|precision"
+    "|checkpoint|periodic|decoder|key_added|groupby|replicate_key|transform_batch|covariates"
+)
+FLAG = re.compile(rf"(?<![\w.])({ARGUMENTS})=(\"[^\"]*\"|'[^']*'|[\w.+-]+)")
 
 
 def echo(text: str) -> None:
@@ -21,7 +29,7 @@ def echo(text: str) -> None:
 
 def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Print a warning without the line of code that raised it."""
-    echo(f"celldial: warning: {message}")
+    echo(f"celldial: warning: {as_flags(str(message))}")
 
 
 def is_expected(error: Exception) -> bool:
@@ -41,6 +49,19 @@ def is_expected(error: Exception) -> bool:
     return raised and Path(code.co_filename).is_relative_to(PACKAGE)
 
 
+def as_flags(text: str) -> str:
+    """Return a message with the arguments of Python functions as options of the command line.
+
+    Examples
+    --------
+    >>> as_flags('use VAE(layer="counts"), or n_clusters=3')
+    'use --layer counts, or --n-clusters 3'
+    """
+    text = FLAG.sub(lambda found: f"--{found[1].replace('_', '-')} {found[2].strip(QUOTES)}", text)
+    text = re.sub(r"(?:VAE|fit|latent_traverse|find_axis|markers|differential)\((--[^()]*)\)", r"\1", text)
+    return re.sub(r"(--[\w-]+ [^\s,:;)]+) in a fit, or \1 with a fitted model", r"\1", text)
+
+
 def format_error(error: Exception) -> str:
     """Return the message of an error on one line."""
     text = str(error)
@@ -50,7 +71,7 @@ def format_error(error: Exception) -> str:
         text = f"{error.filename}: {error.strerror}"
     elif isinstance(error, MemoryError):
         text = text or "not enough memory"
-    return " ".join(text.split())
+    return as_flags(" ".join(text.split()))
 
 
 class SecondInterrupt(BaseException):

@@ -28,8 +28,8 @@ celldial COMMAND --help describes each command."""
 
 FIT_EPILOG = """\
 reads:
-  An .h5ad file or a .zarr store with raw counts in X, or in the layer that
-  --layer names. The input is never changed. One file is read into memory. With
+  An .h5ad file, a .zarr store or an .h5 file of Cell Ranger with raw counts in
+  X, or in the layer that --layer names. The input is never changed. One file is read into memory. With
   --from-disk, or with several files, counts are read piece by piece, and memory
   does not grow with their number. For several files, only --model is possible.
 
@@ -198,8 +198,11 @@ def add_fit_options(parser: argparse.ArgumentParser) -> None:
     from celldial.model.likelihoods import LIKELIHOODS
     from celldial.model.networks import DECODERS
 
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=".h5ad file or .zarr store; before options")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=".h5ad, .zarr or 10x .h5; before options")
     parser.add_argument("--from-disk", action="store_true", help="read counts piece by piece, not all into memory")
+    parser.add_argument(
+        "--make-names-unique", action="store_true", help="append numbers to repeated names of cells and features"
+    )
     group = parser.add_argument_group("results, at least one of them")
     group.add_argument("--out", type=Path, metavar="CELLS.h5ad", help="the cells with the embedding")
     group.add_argument("--model", type=Path, metavar="FILE.celldial", help="the model")
@@ -345,6 +348,8 @@ def fit_usage_error(options: argparse.Namespace) -> str | None:
         )
     if options.from_disk and options.out is not None and options.files[0].is_dir():
         return "--from-disk with --out needs an .h5ad file: for a .zarr store, use --model only, or omit --from-disk"
+    if options.make_names_unique and (options.from_disk or len(options.files) > 1):
+        return "--make-names-unique needs all cells in memory: use one file without --from-disk"
     if options.periodic is not None and (options.from_disk or len(options.files) > 1):
         return "--periodic needs all cells in memory: use one file without --from-disk, or omit --periodic"
     if options.likelihood is not None and len(options.likelihood) > 1:

@@ -36,6 +36,9 @@ MIN_OVERLAP = 0.5
 MAX_COUNT = np.finfo(np.float32).max
 """Larger counts would be infinite as float32."""
 
+MAX_ROUNDING = 1e-3
+"""Values this close to whole numbers are counts with rounding errors."""
+
 MIN_SUM_BYTES = 4
 """Duplicate entries of integers with fewer bytes are summed as int64."""
 
@@ -284,16 +287,24 @@ def check_counts(
     entry = invalid[0]
     value = rows.data[entry]
     cell = adata.obs_names[np.searchsorted(rows.indptr, entry, side="right") - 1]
+    place = f"in cell {str(cell)!r}, {feature_noun(modality)} {feature_names[rows.indices[entry]]!r}"
+    if np.isnan(value):
+        raise ValueError(
+            f"{where} has the value nan {place}: it is missing, as after an outer join of samples with other features: "
+            "fill these with 0, as by anndata.concat(..., join='outer', fill_value=0), or keep the common features, as "
+            "by join='inner'"
+        )
     kind = "negative" if value < 0 else "not a whole number" if value <= MAX_COUNT else "not finite as float32"
+    # All digits: a rounded number looks whole.
+    shown = np.format_float_positional(value, trim="-") if 1e-4 <= abs(value) < 1e9 else repr(value.item())
     raise ValueError(
-        f"{where} has the value {value:g} in cell {str(cell)!r}, {feature_noun(modality)} "
-        f"{feature_names[rows.indices[entry]]!r}, which is {kind}: raw counts are needed. "
-        f"{suggest_count_source(adata, where)}"
+        f"{where} has the value {shown} {place}, which is {kind}: raw counts are needed. "
+        f"{suggest_count_source(adata, where, rows.data)}"
     )
 
 
-def suggest_count_source(adata: AnnData, where: str) -> str:
-    """Return a sentence with the place of raw counts in `adata`, if those in `where` are invalid."""
+def suggest_count_source(adata: AnnData, where: str, values: np.ndarray) -> str:
+    """Return a sentence with the place of raw counts in `adata`, if the values in `where` are invalid."""
     layers = {describe_layer(name): name for name in [None, *layer_names(adata)]}
     if where in layers:  # not in obsm
         for other, name in layers.items():
@@ -301,6 +312,8 @@ def suggest_count_source(adata: AnnData, where: str) -> str:
                 return f"{other} has counts: use {layer_arguments(name)}"
         if adata.raw is not None and contains_counts(adata.raw.X):
             return "adata.raw has counts: use adata.raw.to_adata()"
+    if np.isfinite(values).all() and (np.abs(values - np.rint(values)) <= MAX_ROUNDING).all() and (values >= 0).all():
+        return f"All values are within {MAX_ROUNDING:g} of whole numbers: round them, {where} = np.rint({where})"
     return "Use the data from before normalization, log transform and scaling"
 
 

@@ -6,11 +6,12 @@ read, which takes longer than the read itself.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -81,16 +82,32 @@ class BackedFile:
         try:
             if not self.path.exists():
                 raise FileReadError(f"{self.path} does not exist (any more): check the path, or restore the file")
+            if is_10x_file(self.path):
+                raise FileReadError(
+                    f"{self.path} is an .h5 file of Cell Ranger: read it with scanpy.read_10x_h5(path, "
+                    "gex_only=False), and write it with adata.write_h5ad(...)"
+                )
             yield self._open()
         except (FileReadError, MemoryError):
             raise
+        except OSError as error:
+            if isinstance(error, PermissionError) or error.errno in (errno.EMFILE, errno.ENFILE):
+                remedy = (
+                    "ask for the right to read it"
+                    if isinstance(error, PermissionError)
+                    else "too many files are open; raise the limit, as by ulimit -n, or close some"
+                )
+                raise FileReadError(f"{self.path} could not be opened ({error.strerror}): {remedy}") from error
+            raise FileReadError(self._damaged(error)) from error
         except Exception as error:  # any type: decompressors have their own
-            reason = str(error).strip().split("\n", 1)[0]
-            raise FileReadError(
-                f"{self.path} could not be read ({reason}): it is damaged or incomplete; copy or write it again"
-            ) from error
+            raise FileReadError(self._damaged(error)) from error
         finally:
             timer.cancel()
+
+    def _damaged(self, error: Exception) -> str:
+        """Return the message about a file that cannot be read."""
+        reason = str(error).strip().split("\n", 1)[0]
+        return f"{self.path} could not be read ({reason}): it is damaged or incomplete; copy or write it again"
 
     def rows(self, name: str) -> RowReader:
         """Return the reader of a matrix or table, by its path in the file, within a block of :meth:`reading`."""
@@ -122,6 +139,21 @@ class BackedFile:
                 self.path,
                 SLOW_READ_SECONDS,
             )
+
+
+def is_10x_file(path: Path) -> bool:
+    """Return whether a path is an .h5 file of Cell Ranger, which has another layout than .h5ad."""
+    if not path.is_file() or not os.access(path, os.R_OK) or not h5py.is_hdf5(path):
+        return False
+    with suppress(OSError), h5py.File(path, "r") as file:
+        return (
+            "X" not in file
+            and "obs" not in file
+            and any(
+                isinstance(group, h5py.Group) and "barcodes" in group and "indptr" in group for group in file.values()
+            )
+        )
+    return False
 
 
 # --- Readers ----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from celldial.io.results import probability_columns
+from celldial.io.tables import columns_for_files
 from celldial.utils.messages import format_names, get_column
 from celldial.utils.warnings import warn
 
@@ -92,7 +92,7 @@ def name_clusters(labels: Sequence[str], n_clusters: int | None) -> list[str]:
     if conflicts:
         raise ValueError(f"the label {conflicts[0]!r} is also the number of a cluster without a label: rename it")
     names = [*labels, *numbers]
-    columns = probability_columns(names)
+    columns = columns_for_files(names)
     for name, column in zip(names, columns, strict=True):
         if columns.count(column) > 1:
             raise ValueError(

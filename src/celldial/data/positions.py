@@ -95,7 +95,7 @@ def read_gtf(path: str | Path, names: Iterable[str]) -> pd.DataFrame:
         A line does not have nine columns, or the file has no line of a gene.
     """
     wanted, rows = set(names), {}
-    path, n_genes = Path(path), 0
+    path, n_genes = Path(path).expanduser(), 0
     for number, fields in _gtf_lines(path):
         if len(fields) < N_GTF_FIELDS:
             raise ValueError(

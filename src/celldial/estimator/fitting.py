@@ -46,6 +46,7 @@ from celldial.training.stages import choose_batch_size, choose_max_epochs, first
 from celldial.utils.prefetch import prefetch
 from celldial.utils.random import isolate_rng
 from celldial.utils.settings import Precision, override_settings
+from celldial.utils.threads import limit_threads
 from celldial.utils.validation import check_integer
 
 if TYPE_CHECKING:
@@ -115,7 +116,8 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
     plan = _plan(model, len(source.train_c), options, hardware.torch_device.type)
     run = RunContext(hardware, _checkpoint(model, schema, source, plan, hardware, options))
     target = found.target
-    with override_settings(options.device, options.precision), isolate_rng(model.seed):
+    product = plan.batch_size * max(map(len, schema.feature_names.values())) * model.n_hidden
+    with override_settings(options.device, options.precision), isolate_rng(model.seed), limit_threads(product):
         sample = source.training_sample(MAX_CELLS_TO_START)
         held = source.cells if isinstance(source, InMemorySource) else sample
         n_categories = sum(len(names) for names in schema.categories.values())
@@ -165,7 +167,8 @@ def partial_fit(model: VAE, adata: Any, options: FitOptions, layer: str | None =
     plan = replace(plan, learning_rate=plan.learning_rate / CONTINUED_LR_DIVISOR, kl_warmup=False)
     n_epochs_before = len(model.history_["seconds"])
     seed = model.seed + n_epochs_before
-    with isolate_rng(seed):
+    product = plan.batch_size * max(map(len, model.schema_.feature_names.values())) * model.n_hidden
+    with isolate_rng(seed), limit_threads(product):
         # A copy, so that a failure leaves the fitted model as it was.
         module = copy.deepcopy(model.module_)
         for name, modality in module.by_modality():
@@ -214,7 +217,7 @@ def _checkpoint(
         "checksum of cells": source.fingerprint,
         "hardware": hardware.numeric_settings,
     }
-    return Checkpoint(Path(options.checkpoint), identity, options.checkpoint_minutes)
+    return Checkpoint(Path(options.checkpoint).expanduser(), identity, options.checkpoint_minutes)
 
 
 def infer_source(module: Module, source: InMemorySource | OnDiskSource, adata: Any) -> LatentState | None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from celldial.data.cells import checksum
 from celldial.data.schema import Schema
@@ -59,6 +61,7 @@ def load(cls: type[VAE], path: Path) -> VAE:
         model.label_classifier_ = None if classifier is None else LabelClassifier.from_dict(classifier)
         reference = metadata.get("reference")
         model.reference_ = None if reference is None else ReferenceSummary.from_dict(reference)
+        _check_sizes(model, tensors)
         model.module_ = build_module(model, model.schema_, model.clusters_)
         for name, modality in model.module_.by_modality():
             prefix = f"modalities.{name}.loadings."
@@ -74,6 +77,39 @@ def load(cls: type[VAE], path: Path) -> VAE:
         model.fingerprint_ = checksum(model.module_.state_dict().values())
     model.module_.eval()
     return model
+
+
+def _check_sizes(model: VAE, tensors: Mapping[str, Tensor]) -> None:
+    """Compare the tensors with what the parameters ask for, before any memory is allocated for it."""
+    largest = max((max(tensor.shape, default=0) for tensor in tensors.values()), default=0)
+    for name in ("n_latent", "n_hidden", "n_layers", "n_components", "n_clusters"):
+        value = getattr(model, name)
+        if value is not None and name not in ("n_layers", "n_components") and value > largest:
+            raise ValueError(f"{name} is {value}, and no tensor is larger than {largest}")
+        if value is not None and value > len(tensors) * max(largest, 1):
+            raise ValueError(f"{name} is {value}, which is more than the tensors have")
+    if "flow" in (model.prior, model.posterior):
+        return  # their networks cannot be created without values; their tensors are compared when they are set
+    with torch.device("meta"):
+        _check_tensors(build_module(model, model.schema_, model.clusters_).state_dict(), tensors)
+
+
+def _check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Raise unless the tensors of a file have the shapes and types of the model's, and finite values.
+
+    Names are compared when the tensors are set. The uncertainty of the loadings is not part of every model.
+    """
+    for name, tensor in found.items():
+        if name in expected and (tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype):
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)} and type {tensor.dtype}, and the model that it describes "
+                f"has {tuple(expected[name].shape)} and {expected[name].dtype}"
+            )
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} has values that are not finite")
+    for name, tensor in expected.items():
+        if name not in found:
+            raise ValueError(f"the file lacks {name}, of shape {tuple(tensor.shape)}")
 
 
 def _periodic_from_json(periodic: Mapping[str, Any]) -> dict[str, Any]:

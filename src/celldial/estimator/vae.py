@@ -326,6 +326,7 @@ class VAE(BaseEstimator):
     def fit(
         self,
         adata: Any,
+        y: None = None,
         *,
         max_epochs: int | Literal["auto"] = "auto",
         batch_size: int | Literal["auto"] = "auto",
@@ -354,6 +355,8 @@ class VAE(BaseEstimator):
             their posterior is the prior. Alternatively, cells in files, which are read in blocks: a backed AnnData, the
             path of an ``.h5ad`` file or a ``.zarr`` store, or a list of paths. If there are several files, the features
             that all of them have are used. With files, validation cells are chosen in short runs of neighboring cells.
+        y
+            Ignored; scikit-learn's convention.
         max_epochs
             Passes over the cells; ``"auto"`` chooses by the number of cells.
         batch_size
@@ -448,13 +451,15 @@ class VAE(BaseEstimator):
         fitting.fit(self, adata, options)
         return self
 
-    def fit_transform(self, adata: Any, **options: Any) -> np.ndarray:
+    def fit_transform(self, adata: Any, y: None = None, **options: Any) -> np.ndarray:
         """Fit the model, and return the embedding.
 
         Parameters
         ----------
         adata
             As in `fit`.
+        y
+            Ignored; scikit-learn's convention.
         **options
             Arguments of `fit`.
 
@@ -484,6 +489,7 @@ class VAE(BaseEstimator):
     def partial_fit(
         self,
         adata: Any,
+        y: None = None,
         *,
         max_epochs: int = 10,
         batch_size: int | Literal["auto"] = "auto",
@@ -504,6 +510,8 @@ class VAE(BaseEstimator):
         ----------
         adata
             Cells with raw counts, and the features and covariates of the model.
+        y
+            Ignored; scikit-learn's convention.
         max_epochs
             Further passes over the cells.
         batch_size, validation_size, validation_cells, early_stopping, key_added, include_periodic
@@ -733,7 +741,7 @@ class VAE(BaseEstimator):
         True
         """
         check_fitted(self)
-        serialization.save(self, Path(path))
+        serialization.save(self, Path(path).expanduser())
 
     @classmethod
     def load(cls, path: str | Path) -> VAE:
@@ -767,7 +775,7 @@ class VAE(BaseEstimator):
         ...     celldial.VAE.load(f"{folder}/blood.celldial").n_latent
         5
         """
-        return serialization.load(cls, Path(path))
+        return serialization.load(cls, Path(path).expanduser())
 
     @property
     def feature_names_(self) -> tuple[str, ...]:

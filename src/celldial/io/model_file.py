@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import operator
 import re
@@ -11,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from celldial.io.atomic import atomic_write
@@ -54,7 +55,8 @@ def write(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]
         Tensors by name.
     """
     header = json.dumps({"format_version": FORMAT_VERSION, **metadata}, allow_nan=False)
-    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"celldial": header})
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = save(on_cpu, {"celldial": header, "sha256": digest(save(on_cpu, {"celldial": header}))})
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
 
@@ -71,16 +73,39 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}")
-    with wrap_file_errors(path), safe_open(path, framework="pt") as file:
-        metadata = json.loads((file.metadata() or {})["celldial"])
+    with wrap_file_errors(path):
+        content = path.read_bytes()  # once: the file may be replaced or truncated at any time
+        found = split_header(content)[0].get("__metadata__", {})
+        metadata = json.loads(found["celldial"])
         version = operator.index(metadata["format_version"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        if version <= FORMAT_VERSION and "sha256" in found and found["sha256"] != digest(content):
+            raise ValueError("its checksum differs from the one that was written")
+        tensors = load(content)
     if version > FORMAT_VERSION:
         raise ValueError(
             f"{str(path)!r} has format version {version}, and this version of celldial reads up to {FORMAT_VERSION}: "
             "install a newer celldial"
         )
     return metadata, tensors
+
+
+def split_header(content: bytes) -> tuple[dict[str, Any], bytes]:
+    """Return the header of a safetensors file, and the bytes of its tensors."""
+    n_header = int.from_bytes(content[:8], "little")
+    if len(content) < 8 + n_header:
+        raise ValueError(f"it has {len(content)} bytes, which is less than its header")
+    header = json.loads(content[8 : 8 + n_header])
+    if not isinstance(header, dict):
+        raise TypeError("its header is not an object")
+    return header, content[8 + n_header :]
+
+
+def digest(content: bytes) -> str:
+    """Return the SHA-256 checksum of everything in a file except the checksum itself."""
+    header, data = split_header(content)
+    metadata = {name: value for name, value in header.pop("__metadata__", {}).items() if name != "sha256"}
+    described = json.dumps([metadata, header], sort_keys=True).encode()
+    return hashlib.sha256(len(described).to_bytes(8, "little") + described + data).hexdigest()
 
 
 def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

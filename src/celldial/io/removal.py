@@ -15,7 +15,7 @@ from celldial.io.results import (
     remove_axis,
     remove_column,
     remove_table,
-    silence_view_copy,
+    writing_to,
 )
 from celldial.utils.messages import format_names
 
@@ -31,7 +31,7 @@ def remove(adata: Any, key_added: str | None) -> list[str]:
             f"{format_names(writers(adata).get('obsm', {}))}"
         )
     removed = []
-    with silence_view_copy():
+    with writing_to(adata):
         for place, by in writers(adata).items():
             for key, writer in by.items():
                 if model in (None, writer) and _remove_entry(adata, place, key):

@@ -44,6 +44,8 @@ from celldial.io.provenance import (
     writer_of,
     writers,
 )
+from celldial.io.tables import table_for_files
+from celldial.utils.warnings import warn
 
 __all__ = [
     "CLUSTER",
@@ -65,14 +67,12 @@ __all__ = [
     "embedding_of_fit",
     "forget",
     "periodic_columns",
-    "probability_columns",
     "read_axes",
     "read_record",
     "read_traversals",
     "remove_axis",
     "remove_column",
     "remove_table",
-    "silence_view_copy",
     "write_axis",
     "write_check",
     "write_clusters",
@@ -89,6 +89,7 @@ __all__ = [
     "write_ranking",
     "write_traversal",
     "writer_of",
+    "writing_to",
 ]
 
 TRAVERSALS = "latent_traverse"
@@ -128,11 +129,6 @@ def embedding_of_fit(adata: Any) -> np.ndarray:
 def periodic_columns(name: str) -> list[str]:
     """Return the names of the columns of ``adata.obs`` that hold the periodic coordinate `name`."""
     return [f"{name}_{part}" for part in PERIODIC_PARTS]
-
-
-def probability_columns(names: list[str]) -> list[str]:
-    """Return the names of clusters as columns: files of cells have no columns with a slash."""
-    return [name.replace("/", "-") for name in names]
 
 
 def embedding_key(adata: Any, model: str | None) -> str | None:
@@ -230,7 +226,7 @@ def write_fit(adata: Any, model: str, embedding_cz: np.ndarray, key_added: str, 
         ``parameters``, ``schema`` and ``history`` of the model.
     """
     version = importlib.metadata.version("celldial")
-    with silence_view_copy():
+    with writing_to(adata):
         _replace_model(adata, model, key_added)
         before = read_record(adata)
         others = dict(before.get("models", {}))
@@ -308,14 +304,14 @@ def remove_column(adata: Any, column: str) -> bool:
 
 def write_embedding(adata: Any, model: str, key_added: str, embedding_cz: np.ndarray) -> None:
     """Write an embedding to ``adata.obsm[key_added]``."""
-    with silence_view_copy():
+    with writing_to(adata):
         adata.obsm[key_added] = embedding_cz.copy()
         _record_writer(adata, model, "obsm", key_added)
 
 
 def write_phase(adata: Any, model: str, table: pd.DataFrame, periodic: Mapping[str, Any]) -> None:
     """Write the columns of a periodic coordinate to ``adata.obs``, and its description to the record."""
-    with silence_view_copy():
+    with writing_to(adata):
         # The phase of an earlier model must not stay next to the angle of a model without phases.
         for column in periodic_columns(periodic["name"]):
             if column in adata.obs and column not in table:
@@ -352,9 +348,9 @@ def write_clusters(
     about
         For labels, calibration and thresholds, for the record.
     """
-    names, columns = list(table.columns), [CLUSTER]
-    with silence_view_copy():
-        adata.obsm[CLUSTER_PROBABILITY] = table.set_axis(probability_columns(names), axis=1)
+    columns = [CLUSTER]
+    with writing_to(adata):
+        adata.obsm[CLUSTER_PROBABILITY] = table_for_files(table, adata.obs_names.name)
         adata.obs[CLUSTER] = cluster_c
         if disputed_c is not None:
             adata.obs[CLUSTER_DISPUTED] = disputed_c
@@ -370,7 +366,7 @@ def write_clusters(
 def write_mapping(adata: Any, model: str, table: pd.DataFrame) -> None:
     """Write the mapping quality of cells to ``adata.obs``."""
     columns = {MAPPING.format(part): table[part].to_numpy(copy=True) for part in MAPPING_PARTS}
-    with silence_view_copy():
+    with writing_to(adata):
         for column, value_c in columns.items():
             adata.obs[column] = value_c
         _record_writer(adata, model, "obs", *columns)
@@ -378,7 +374,7 @@ def write_mapping(adata: Any, model: str, table: pd.DataFrame) -> None:
 
 def write_axis(adata: Any, model: str, name: str, score_c: np.ndarray, stored: Mapping[str, Any]) -> None:
     """Write the score on a named axis to ``adata.obs[name]``, and the axis to the record."""
-    with silence_view_copy():
+    with writing_to(adata):
         adata.obs[name] = score_c
         adata.uns[RECORD] = {**read_record(adata), "axes": {**read_axes(adata), name: {**stored, "model": model}}}
         _record_writer(adata, model, "obs", name)
@@ -407,7 +403,7 @@ def write_integration(adata: Any, model: str, report: Mapping[str, Any]) -> None
 def write_kinetics(adata: Any, model: str, rates: pd.DataFrame, speed_c: np.ndarray, report: Mapping[str, Any]) -> None:
     """Write rates of genes to ``adata.var``, the speed of cells to ``adata.obs``, and the rest to the record."""
     periodic = report["name"]
-    with silence_view_copy():
+    with writing_to(adata):
         for rate in RATES:
             adata.var[f"{periodic}_{rate}"] = rates[rate].reindex(adata.var_names).to_numpy()
         adata.obs[f"{periodic}_speed"] = speed_c
@@ -418,7 +414,7 @@ def write_kinetics(adata: Any, model: str, rates: pd.DataFrame, speed_c: np.ndar
 
 def _write_table(adata: Any, model: str, name: str, table: pd.DataFrame | Mapping[str, Any]) -> None:
     """Write a table, or several in a dict, to the record."""
-    with silence_view_copy():
+    with writing_to(adata):
         adata.uns[RECORD] = {**read_record(adata), name: copy.deepcopy(table)}
         _record_writer(adata, model, name, name)
 
@@ -426,24 +422,26 @@ def _write_table(adata: Any, model: str, name: str, table: pd.DataFrame | Mappin
 def write_expression(adata: Any, model: str, key_added: str, table: pd.DataFrame) -> None:
     """Write expression to ``adata.layers`` if it has the features of `adata` in their order, else to ``adata.obsm``."""
     is_layer = isinstance(adata, AnnData) and list(adata.var_names) == list(table.columns)
-    with silence_view_copy():
+    with writing_to(adata):
         if is_layer:
             adata.layers[key_added] = table.to_numpy(copy=True)
         else:
-            adata.obsm[key_added] = table.copy()
+            adata.obsm[key_added] = table_for_files(table, adata.obs_names.name)
         _record_writer(adata, model, "layers" if is_layer else "obsm", key_added)
 
 
 def write_imputed(adata: Any, model: str, key_added: str, values: pd.DataFrame | np.ndarray) -> None:
     """Write imputed values to ``adata.obsm[key_added]``."""
-    with silence_view_copy():
-        adata.obsm[key_added] = values
+    with writing_to(adata):
+        adata.obsm[key_added] = (
+            table_for_files(values, adata.obs_names.name) if isinstance(values, pd.DataFrame) else values
+        )
         _record_writer(adata, model, "obsm", key_added)
 
 
 def write_traversal(adata: Any, model: str, key_added: str, stored: Mapping[str, Any]) -> None:
     """Write a traversal to ``adata.uns["latent_traverse"][key_added]``."""
-    with silence_view_copy():
+    with writing_to(adata):
         others = {name: other for name, other in read_traversals(adata).items() if name != key_added}
         # The latest is last: plots draw it by default.
         adata.uns[TRAVERSALS] = {**others, key_added: {**stored, "model": model}}
@@ -452,7 +450,7 @@ def write_traversal(adata: Any, model: str, key_added: str, stored: Mapping[str,
 
 def write_ranking(adata: Any, model: str, key_added: str, layout: Mapping[str, Any]) -> None:
     """Write differences between groups, in scanpy's layout, to ``adata.uns[key_added]``."""
-    with silence_view_copy():
+    with writing_to(adata):
         adata.uns[key_added] = {**layout, "params": {**layout["params"], "model": model}}
         _record_writer(adata, model, "uns", key_added)
 
@@ -483,8 +481,13 @@ def forget(adata: Any, place: str, key: str) -> None:
 
 
 @contextmanager
-def silence_view_copy() -> Iterator[None]:
-    """Turn a view into an AnnData without a warning, because the user requested to write to it."""
+def writing_to(adata: Any) -> Iterator[None]:
+    """Write results; a view becomes an AnnData of its own, with a warning that says where the results are."""
+    if getattr(adata, "is_view", False):
+        warn(
+            "adata is a view of another AnnData, which does not get the results: they are written to a copy; pass "
+            "adata[...].copy(), and keep it, to have them"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImplicitModificationWarning)
         yield

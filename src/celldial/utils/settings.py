@@ -1,4 +1,4 @@
-"""Settings of the whole process: device, precision and verbosity."""
+"""Settings of the whole process: device, precision, threads and verbosity."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ class Settings:
     precision
         Number format of training, as Lightning Fabric names it: ``"32-true"``, ``"bf16-mixed"``, or ``"auto"``, which
         means ``"32-true"``.
+    n_threads
+        Threads of training and inference on a CPU: a number, or ``"auto"``, which means one thread for steps of usual
+        size, and those of torch for wide models, such as tens of thousands of peaks. One thread is about as fast as
+        several for small steps, and many times faster on a busy machine. Sums depend on it by rounding: set a number to
+        repeat a fit bit by bit on another machine.
 
     Examples
     --------
@@ -38,6 +43,7 @@ class Settings:
 
     device: str = "auto"
     precision: Precision = "auto"
+    n_threads: int | Literal["auto"] = "auto"
 
     @property
     def torch_device(self) -> torch.device:
