@@ -1,6 +1,7 @@
 """`VAE` as an estimator: parameters, seed, results of `fit`, and the embedding."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import copy
 from typing import Any
 
@@ -352,3 +353,26 @@ def test_pipelines_of_scikit_learn(adata: AnnData) -> None:
     fitted = pipeline.fit(adata, label_c, vae__max_epochs=1, vae__progress=False)
     assert fitted.predict(adata).shape == (adata.n_obs,)
     assert VAE(2, 8).fit(adata, label_c, max_epochs=1, progress=False).transform(adata).shape == (adata.n_obs, 2)
+
+
+def test_numbers_of_numpy_are_integers(adata: AnnData) -> None:
+    numpy = VAE(2, 8, seed=np.int64(3)).fit_transform(adata, max_epochs=np.int32(2), batch_size=np.int64(16))
+    plain = VAE(2, 8, seed=3).fit_transform(adata, max_epochs=2, batch_size=16)
+    np.testing.assert_array_equal(numpy, plain)
+    with raises(ValueError, naming=["seed", 2**64]):
+        VAE(2, 8, seed=2**64).fit(adata)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, None])
+def test_modes_of_torch_do_not_change_a_fit(adata: AnnData, mode: Any) -> None:
+    expected = VAE(2, 8).fit_transform(adata.copy(), max_epochs=1, progress=False)
+    before = torch.get_default_dtype()
+    if mode is None:
+        torch.set_default_dtype(torch.float64)
+    try:
+        with nullcontext() if mode is None else mode():
+            found = VAE(2, 8).fit_transform(adata, max_epochs=1, progress=False)
+        assert torch.get_default_dtype() == (torch.float64 if mode is None else before)
+    finally:
+        torch.set_default_dtype(before)
+    np.testing.assert_array_equal(found, expected)

@@ -29,18 +29,20 @@ celldial COMMAND --help describes each command."""
 FIT_EPILOG = """\
 reads:
   An .h5ad file, a .zarr store or an .h5 file of Cell Ranger with raw counts in
-  X, or in the layer that --layer names. The input is never changed. One file is read into memory. With
-  --from-disk, or with several files, counts are read piece by piece, and memory
-  does not grow with their number. For several files, only --model is possible.
+  X, or in the layer that --layer names. The input is never changed. One file is
+  read into memory. With --from-disk, or with several files, counts are read
+  piece by piece, and memory does not grow with their number. For several files,
+  only --model is possible.
 
 writes:
   --out    the cells, with obsm["X_celldial"], uns["celldial"], and the columns
            that --periodic, --n-clusters and --labels-key add to obs. Counts,
            layers and everything else are copied unchanged.
   --model  the model, for celldial traverse and info, and for celldial.VAE.load
-  Files are written at the end and are always complete. An existing file is
-  replaced. If a path is not writable, the command ends with an error before
-  training starts. The paths of the written files are printed to stdout.
+  Files are written at the end and are always complete, the model first. An
+  existing file is replaced. If a path is not writable, the command ends with an
+  error before training starts. The paths of the written files are printed to
+  stdout.
 
 Ctrl-C ends training early: the model of the best epoch so far is written, and
 the exit code is 130. A second Ctrl-C stops the command at once, and nothing is

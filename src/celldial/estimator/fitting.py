@@ -47,6 +47,7 @@ from celldial.utils.prefetch import prefetch
 from celldial.utils.random import isolate_rng
 from celldial.utils.settings import Precision, override_settings
 from celldial.utils.threads import limit_threads
+from celldial.utils.torch_defaults import torch_defaults
 from celldial.utils.validation import check_integer
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
     """
     parameters = model.get_params(deep=False)
     validation.check_parameters(parameters)
-    validation.check_options(options.max_epochs, options.batch_size, options.key_added)
+    parameters["seed"] = int(model.seed)
+    options = _checked(options)
     validation.check_hardware(
         options.device, options.precision, options.devices, options.num_nodes, options.checkpoint_minutes
     )
@@ -117,7 +119,12 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
     run = RunContext(hardware, _checkpoint(model, schema, source, plan, hardware, options))
     target = found.target
     product = plan.batch_size * max(map(len, schema.feature_names.values())) * model.n_hidden
-    with override_settings(options.device, options.precision), isolate_rng(model.seed), limit_threads(product):
+    with (
+        override_settings(options.device, options.precision),
+        isolate_rng(int(model.seed)),
+        limit_threads(product),
+        torch_defaults(),
+    ):
         sample = source.training_sample(MAX_CELLS_TO_START)
         held = source.cells if isinstance(source, InMemorySource) else sample
         n_categories = sum(len(names) for names in schema.categories.values())
@@ -126,12 +133,12 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
         module = build_module(model, schema, found.clusters)
         module.initialize(sample, len(source.train_c))
         del sample, held
-        stages = first_stages(module, plan, model.seed, target)
-        trained = hold_out(source, model.seed)
-        history, source = loop.fit(module, trained, stages, model.seed, run)
+        stages = first_stages(module, plan, int(model.seed), target)
+        trained = hold_out(source, int(model.seed))
+        history, source = loop.fit(module, trained, stages, int(model.seed), run)
         latent_state = infer_source(module, source, adata)
         reference = summarize_reference(module, source)
-        classifier = fit_labels(module, found.source, trained, schema, found.clusters, model.seed)
+        classifier = fit_labels(module, found.source, trained, schema, found.clusters, int(model.seed))
         sample = source.training_sample(MAX_CELLS_TO_MEASURE)
         fit_laplace(module, sample, torch.arange(len(sample)), len(source.train_c) / len(sample))
         periodic = None
@@ -151,7 +158,7 @@ def partial_fit(model: VAE, adata: Any, options: FitOptions, layer: str | None =
     """Continue to fit a fitted model with the counts of a layer, and write the results to the AnnData."""
     validation.check_parameters(model.get_params(deep=False))
     check_integer("max_epochs", options.max_epochs)
-    validation.check_options(options.max_epochs, options.batch_size, options.key_added)
+    options = _checked(options)
     name = None if model.periodic_ is None else model.periodic_["name"]
     results.check_fit(adata, options.key_added, name, model.clusters_ is not None)
     table, cells = read_cells(read_from(model, layer), adata)
@@ -161,14 +168,14 @@ def partial_fit(model: VAE, adata: Any, options: FitOptions, layer: str | None =
     cell_checks.check_has_counts(cells)
     cell_checks.warn_empty_cells(table.obs_names.__getitem__, cells, EXCLUDED_FROM_TRAINING)
     train_c, validation_c = train_validation_split(
-        table, cells, options.validation_size, options.validation_cells, model.seed
+        table, cells, options.validation_size, options.validation_cells, int(model.seed)
     )
     plan = _plan(model, len(train_c), options)
     plan = replace(plan, learning_rate=plan.learning_rate / CONTINUED_LR_DIVISOR, kl_warmup=False)
     n_epochs_before = len(model.history_["seconds"])
-    seed = model.seed + n_epochs_before
+    seed = int(model.seed) + n_epochs_before
     product = plan.batch_size * max(map(len, model.schema_.feature_names.values())) * model.n_hidden
-    with isolate_rng(seed), limit_threads(product):
+    with isolate_rng(seed), limit_threads(product), torch_defaults():
         # A copy, so that a failure leaves the fitted model as it was.
         module = copy.deepcopy(model.module_)
         for name, modality in module.by_modality():
@@ -186,6 +193,15 @@ def partial_fit(model: VAE, adata: Any, options: FitOptions, layer: str | None =
     model.history_ = extend_history(model.history_, history)
     model.fingerprint_ = checksum(module.state_dict().values())
     write_results(model, adata, latent_state, options)
+
+
+def _checked(options: FitOptions) -> FitOptions:
+    """Return options with integers of Python, which other libraries require; raise if one of them is invalid."""
+    validation.check_options(options.max_epochs, options.batch_size, options.key_added)
+    max_epochs, batch_size = (
+        value if value == "auto" else int(value) for value in (options.max_epochs, options.batch_size)
+    )
+    return replace(options, max_epochs=max_epochs, batch_size=batch_size)
 
 
 def _plan(model: VAE, n_train: int, options: FitOptions, device: str = "cpu") -> TrainingPlan:

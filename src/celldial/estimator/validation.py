@@ -23,6 +23,8 @@ __all__ = ["check_hardware", "check_latent", "check_options", "check_parameters"
 
 def check_parameters(parameters: dict[str, Any]) -> None:
     """Raise if a parameter of `VAE` is invalid."""
+    if isinstance(parameters["seed"], int) and parameters["seed"] >= 2**64:
+        raise ValueError(f"seed is {parameters['seed']}: it must be an integer below 2**64")
     for name, least in {"n_latent": 1, "n_hidden": 2, "n_layers": 1, "seed": 0}.items():
         check_integer(name, parameters[name], least)
     likelihood, dropout_rate, learning_rate = (parameters[k] for k in ("likelihood", "dropout_rate", "learning_rate"))

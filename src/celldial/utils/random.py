@@ -21,5 +21,5 @@ def isolate_rng(seed: int) -> Iterator[None]:
     Other threads wait for the end of the block: a fit in one thread would change the random numbers of another.
     """
     with LOCK, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+        torch.manual_seed(int(seed))
         yield
