@@ -12,7 +12,7 @@ from scipy import sparse
 from celldial import VAE
 from helpers.assertions import untouched
 from helpers.fit import fit
-from helpers.raises import logged, raises
+from helpers.raises import logged, raises, warns
 from helpers.simulate import (
     IN_OBSM,
     MODALITIES,
@@ -245,6 +245,7 @@ def test_one_modality_alone(bimodal: VAE, multiome: AnnData) -> None:
 
 def test_writing_to_a_view(bimodal: VAE, multiome: AnnData) -> None:
     view = multiome[5:15]
-    bimodal.transform(view, key_added="X_here")
+    with warns(UserWarning, naming=["view", ".copy()"]):
+        bimodal.transform(view, key_added="X_here")
     assert view.obsm["X_here"].shape == (10, 2)
     assert "X_here" not in multiome.obsm

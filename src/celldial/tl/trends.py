@@ -126,7 +126,7 @@ def slope_contrast(value_b: np.ndarray, weight_b: np.ndarray) -> np.ndarray:
 
     Examples
     --------
-    >>> slope_contrast(np.array([0.0, 1.0, 2.0]), np.ones(3)) @ np.array([1.0, 3.0, 5.0])
+    >>> float(slope_contrast(np.array([0.0, 1.0, 2.0]), np.ones(3)) @ np.array([1.0, 3.0, 5.0]))
     2.0
     """
     centered_b = value_b - np.average(value_b, weights=weight_b)
