@@ -13,7 +13,7 @@ from scipy import sparse
 from celldial.data.cells import Cells
 from celldial.data.mudata import mudata_to_anndata
 from celldial.data.schema import Schema
-from helpers.raises import raises
+from helpers.raises import raises, warns
 
 mudata = pytest.importorskip("mudata")
 
@@ -225,3 +225,12 @@ def test_a_mudata_that_cannot_be_converted(tmp_path: Any) -> None:
     with raises(ValueError, naming=["MuData", "mudata.read_h5mu"]):
         mudata_to_anndata(data)
     data.file.close()
+
+
+def test_a_column_that_differs_between_modalities_is_named_if_it_is_used() -> None:
+    protein = make_protein()
+    protein.obs["batch"] = ["z", "other"]
+    data = make_mudata(rna=make_rna(), prot=protein)
+    mudata_to_anndata(data)
+    with warns(naming=["'batch'", "prot", "'b'", "'other'", "'y'", 1, 2]):
+        mudata_to_anndata(data, obs_keys=["batch"])

@@ -11,7 +11,8 @@ from scipy import sparse
 
 from celldial import VAE
 from celldial.metrics import ilisi, knn_f1
-from helpers.raises import raises
+from helpers.raises import raises, warns
+from helpers.simulate import simulate, write
 
 
 def two_technologies(seed: int = 0) -> AnnData:
@@ -58,7 +59,7 @@ def test_other_covariates_are_not_integrated() -> None:
     np.testing.assert_array_equal(*results)
 
 
-@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "strong", None])
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf")])
 def test_the_strength_is_a_number_from_zero(value: Any) -> None:
     adata = two_technologies()
     with raises(ValueError, naming=["integration", repr(value)]):
@@ -112,3 +113,27 @@ def test_dispersions_by_batch_are_saved(tmp_path: Path) -> None:
 def test_dispersions_that_cannot_be_fitted(parameters: dict[str, Any], named: list[str]) -> None:
     with raises(ValueError, naming=named):
         VAE(**parameters).fit(two_dispersions(), max_epochs=1, progress=False)
+
+
+# --- Small batches ----------------------------------------------------------------------------------------------------
+
+
+def test_batches_of_few_cells_are_named() -> None:
+    adata = simulate(60)
+    adata.obs["donor"] = ["one"] + ["other"] * 59
+    with warns(naming=["'donor'", "'one'", 1, 2]):
+        VAE(2, 8, batch_key="donor").fit(adata, max_epochs=1, progress=False)
+
+
+def test_names_of_cells_as_batches_are_named() -> None:
+    adata = simulate(30)
+    adata.obs["barcode"] = adata.obs_names
+    with warns(naming=["'barcode'", 30]):
+        VAE(2, 8, batch_key="barcode").fit(adata, max_epochs=1, progress=False)
+
+
+def test_small_batches_in_files_are_named(tmp_path: Path) -> None:
+    adata = simulate(60)
+    adata.obs["donor"] = ["one"] + ["other"] * 59
+    with warns(naming=["'donor'", "'one'", 1, 2]):
+        VAE(2, 8, batch_key="donor").fit(write(adata, tmp_path / "cells.h5ad"), max_epochs=1, progress=False)

@@ -75,8 +75,9 @@ def test_groups_are_searched_in_all_text_columns() -> None:
     assert axis_targets.find_groups(obs, ("w", "x")) == "b"
     with raises(KeyError, naming=["'y'", "'w'", "'a'", "'b'"]):
         axis_targets.find_groups(obs, ("y", "w"))
-    with raises(KeyError, naming=["'1'", "'2'", "'a'"]):
-        axis_targets.find_groups(obs, (1, 2))
+    assert axis_targets.find_groups(obs, (1, 2)) == "c"
+    with raises(KeyError, naming=["'5'", "'6'", "'a'"]):
+        axis_targets.find_groups(obs, (5, 6))
     with raises(ValueError, naming=["'x'", "'z'", "'a'", "'e'"]):
         axis_targets.find_groups(obs.assign(e=list("xzx")), ("x", "z"))
     # As joined from a MuData: no question, for they are the same.

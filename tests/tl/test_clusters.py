@@ -231,8 +231,8 @@ def test_there_may_be_as_many_clusters_as_cells_and_no_more() -> None:
     assert adata.obsm[PROBABILITY].shape == (20, 20)
 
 
-@pytest.mark.parametrize(("n", "shown"), [(1, "1"), (0, "0"), (2.0, "2.0"), (True, "True"), ("many", "'many'")])
-def test_two_clusters_are_the_least(n: Any, shown: str, adata: AnnData) -> None:
+@pytest.mark.parametrize("n", [1, 0, 2.0, True])
+def test_two_clusters_are_the_least(n: Any, adata: AnnData) -> None:
     before = adata.copy()
     with raises(ValueError, naming=["n_clusters", 2]):
         fit(adata, n_clusters=n)

@@ -247,7 +247,7 @@ WRONG_ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], list[Any]]] = 
     "batch": ({"transform_batch": "b7"}, ValueError, ["'batch'", "'b7'", "'b0'", "'b1'"]),
     "covariate": ({"transform_batch": {"time": 3}}, KeyError, ["'time'"]),
     "library size": ({"library_size": 0}, ValueError, ["library_size", 0]),
-    "library size of text": ({"library_size": "all"}, ValueError, ["library_size", "'all'"]),
+    "library size of text": ({"library_size": "all"}, TypeError, ["library_size", "'all'"]),
 }
 
 

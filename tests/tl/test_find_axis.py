@@ -251,7 +251,7 @@ def test_a_loaded_model_finds_axes_in_new_cells(axis_model: VAE, axis_adata: Ann
         ("axis_3", {"obs": "type"}, ValueError, ["name", "'axis_3'"]),
         ("a/b", {"obs": "type"}, ValueError, ["name", "'a/b'"]),
         ("", {"obs": "type"}, ValueError, ["name", "''"]),
-        (3, {"obs": "type"}, ValueError, ["name", 3]),
+        (3, {"obs": "type"}, TypeError, ["name", 3]),
         ("new", {}, ValueError, ["obs", "groups", "features"]),
         ("new", {"obs": "type", "features": {"up": ["g0"]}}, ValueError, ["obs", "groups", "features"]),
         ("new", {"obs": "type", "modality": "rna"}, ValueError, ["modality", "features"]),

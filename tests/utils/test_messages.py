@@ -38,3 +38,11 @@ def test_features_of_unknown_modalities_have_a_general_noun() -> None:
         "protein",
         "feature",
     ]
+
+
+def test_a_column_is_one_name_of_one_column() -> None:
+    table = pd.DataFrame([[1, 2, 3]], columns=["a", "b", "b"])
+    with raises(TypeError, naming=["batch_key", "['a']"]):
+        get_column(table, ["a"], "batch_key")  # type: ignore[arg-type]
+    with raises(ValueError, naming=["'b'", 2]):
+        get_column(table, "b")

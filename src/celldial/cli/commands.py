@@ -52,7 +52,7 @@ def run_fit(options: argparse.Namespace) -> None:
     from celldial.estimator import validation
 
     model = VAE(**model_parameters(options))
-    validation.check_parameters(model.get_params(deep=False))
+    validation.check_parameters(model)
     validation.check_hardware(options.device, options.precision, None, None, None)
     if not options.quiet:
         echo(f"celldial: reading {', '.join(map(str, options.files))}")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from torch import Tensor
 
 from celldial.data.cells import Cells
@@ -19,7 +20,11 @@ __all__ = [
     "check_modality_weights",
     "check_n_clusters",
     "warn_empty_cells",
+    "warn_small_batches",
 ]
+
+# Fewer cells hardly tell the effect of a batch from the differences between cells.
+MIN_BATCH_SIZE = 10
 
 
 def check_modalities_connected(cells: Cells, index_c: Tensor | None = None) -> None:
@@ -132,3 +137,22 @@ def warn_empty_cells(
             f"{empty_c.sum()} of {len(empty_c)} cells have no count{of} (the first is "
             f"{cell_name(int(empty_c.argmax()))!r}): {consequence}"
         )
+
+
+def warn_small_batches(schema: Schema, obs: pd.DataFrame, empty_c: Tensor) -> None:
+    """Warn about batches with too few cells with counts for an estimate of their effect."""
+    if schema.batch_key is None:
+        return
+    names = schema.categories[schema.batch_key]
+    size_b = obs[schema.batch_key].astype(str)[~empty_c.numpy()].value_counts().reindex(names, fill_value=0).to_numpy()
+    small_b = np.flatnonzero(size_b < MIN_BATCH_SIZE)
+    if len(small_b) == 0:
+        return
+    listed = ", ".join(f"{names[b]!r} ({size_b[b]})" for b in small_b[:3]) + (", ..." if len(small_b) > 3 else "")
+    remedy = "merge them with similar batches or leave these cells out"
+    if len(small_b) > len(names) / 2:
+        remedy = "check that this column is the batch (sample, donor or technology), and not a name of single cells"
+    warn(
+        f"{len(small_b)} of {len(names)} batches in {schema.batch_key!r} have fewer than {MIN_BATCH_SIZE} cells with "
+        f"counts: {listed}. The effects of such batches cannot be learned: {remedy}"
+    )

@@ -19,6 +19,7 @@ __all__ = [
     "check_anndata",
     "check_counts",
     "check_feature_overlap",
+    "check_is_anndata",
     "check_matrix_type",
     "describe_layer",
     "describe_obsm",
@@ -51,11 +52,16 @@ def is_on_disk(data: Any) -> bool:
     return all(isinstance(path, str | PathLike) for path in paths)
 
 
-def check_anndata(adata: Any, needs_features: bool = True) -> None:
-    """Raise unless `adata` is an AnnData in memory with cells, features (if needed) and distinct names."""
+def check_is_anndata(adata: Any) -> None:
+    """Raise unless `adata` is an AnnData."""
     if not isinstance(adata, AnnData):
         remedy = ": read it first, anndata.read_h5ad(path)" if isinstance(adata, str | PathLike) else ""
-        raise TypeError(f"expected an AnnData, got {type(adata).__module__}.{type(adata).__name__}{remedy}")
+        raise TypeError(f"expected an AnnData as adata, got {type(adata).__module__}.{type(adata).__name__}{remedy}")
+
+
+def check_anndata(adata: Any, needs_features: bool = True) -> None:
+    """Raise unless `adata` is an AnnData in memory with cells, features (if needed) and distinct names."""
+    check_is_anndata(adata)
     if adata.isbacked:
         raise ValueError("adata is backed by a file: read it into memory first, adata = adata.to_memory()")
     if adata.n_obs == 0 or (needs_features and adata.n_vars == 0):

@@ -10,6 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from celldial.utils.messages import format_names
+from celldial.utils.names import find_name
 
 __all__ = ["encode_categories", "find_categories", "mean_and_std", "to_column", "to_covariate_table", "to_float"]
 
@@ -69,14 +70,13 @@ def encode_categories(column: pd.Series, key: str, categories: tuple[str, ...], 
     """Return the codes of the categories of a column, int64, shape ``(cells,)``; `remedy` ends the error message."""
     check_not_missing(column, key)
     value_c, values = pd.factorize(column)
-    names = [str(value) for value in values]
-    code_of_name = {name: code for code, name in enumerate(categories)}
-    code_c = np.array([code_of_name.get(name, -1) for name in names], dtype=np.int64)[value_c]
+    code_v = np.array([find_name(value, categories) for value in values], dtype=np.int64)
+    code_c = code_v[value_c]
     unknown = np.flatnonzero(code_c < 0)
     if len(unknown) > 0:
         raise ValueError(
             f"covariate {key!r} has categories that were not in the training data: "
-            f"{format_names(name for name in names if name not in code_of_name)} (for example in cell "
+            f"{format_names(np.asarray(values)[code_v < 0])} (for example in cell "
             f"{str(column.index[unknown[0]])!r}). The model has the categories {format_names(categories)}: {remedy}"
         )
     return code_c

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from scipy import sparse
 
 from celldial.data.counts import check_anndata, get_count_matrix, to_canonical_csr
 from celldial.data.modalities import FEATURE_TYPES
+from celldial.utils.names import to_name
+from celldial.utils.warnings import warn
 
 if TYPE_CHECKING:
     from celldial.data.schema import Schema
@@ -27,6 +29,7 @@ def mudata_to_anndata(
     layer: str | None = None,
     modality_key: str = "feature_types",
     schema: Schema | None = None,
+    obs_keys: Sequence[str] = (),
 ) -> AnnData:
     """Convert a MuData to one AnnData; return any other object as it is.
 
@@ -45,6 +48,8 @@ def mudata_to_anndata(
         name of the modality in the MuData.
     schema
         Features and covariates of a fitted model, if there is one. Features are then named as in the model.
+    obs_keys
+        Columns of ``obs`` that are going to be used.
 
     Returns
     -------
@@ -66,6 +71,11 @@ def mudata_to_anndata(
         The modalities share features instead of cells; or a modality is backed, has a name twice, or has no counts.
     KeyError
         A modality lacks the layer.
+
+    Warns
+    -----
+    UserWarning
+        A column of `obs_keys` has different values in a modality.
 
     Examples
     --------
@@ -100,6 +110,7 @@ def mudata_to_anndata(
         index=pd.Index(unique_feature_names(mods, types, schema), dtype=object),
     )
     obs = merge_obs(data.obs, mods)
+    warn_differences(obs, mods, obs_keys)
     for name, mod in mods.items():
         obs[f"has_{default_modality_name(name, types)}"] = cells.isin(mod.obs_names)
     return AnnData(stacked, obs, var, layers=None if layer is None else {layer: stacked})
@@ -188,3 +199,19 @@ def merge_obs(obs: pd.DataFrame, mods: Mapping[str, AnnData]) -> pd.DataFrame:
             values = pd.concat([mod.obs[name] for mod in mods.values() if name in mod.obs])
             table[name] = values[~values.index.duplicated()].reindex(obs.index)
     return table
+
+
+def warn_differences(table: pd.DataFrame, mods: Mapping[str, AnnData], keys: Iterable[str]) -> None:
+    """Warn if a column that is going to be used has other values in ``obs`` of a modality."""
+    for key in dict.fromkeys(keys):
+        for name, mod in mods.items():
+            if key not in mod.obs or key not in table:
+                continue
+            here, there = (column.map(to_name) for column in (table[key].reindex(mod.obs_names), mod.obs[key]))
+            differs_c = (here.astype(object) != there.astype(object)).to_numpy(dtype=bool)
+            if differs_c.any():
+                cell = mod.obs_names[differs_c][0]
+                warn(
+                    f"column {key!r} of {name} differs from the one that is used in {differs_c.sum()} of {mod.n_obs} "
+                    f"cells, such as {str(cell)!r} ({there[cell]!r}, used is {here[cell]!r}): correct one of them"
+                )

@@ -215,6 +215,11 @@ class Schema:
         """The modalities, in the order of the model."""
         return tuple(self.feature_names)
 
+    @property
+    def obs_keys(self) -> list[str]:
+        """The columns of ``obs`` that the model reads."""
+        return [*self.categories, *self.continuous, *self.presence_keys.values()]
+
     def to_dict(self) -> dict[str, Any]:
         """Return the schema in plain JSON types. :meth:`from_dict` restores it exactly.
 

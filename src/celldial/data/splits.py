@@ -80,6 +80,10 @@ def train_validation_split(
         train, validation = random_split(len(candidate_c), validation_size, torch.Generator().manual_seed(seed))
         return torch.cat([candidate_c[train], reserved_c]).sort().values, candidate_c[validation]
     held_out_c = np.asarray(validation_cells)
+    if held_out_c.ndim != 1:
+        raise ValueError(
+            f"validation_cells has {held_out_c.ndim} dimensions: pass names of cells, or a mask with one value per cell"
+        )
     if held_out_c.dtype != bool:
         unknown = pd.Index(held_out_c).difference(adata.obs_names)
         if len(unknown):

@@ -43,6 +43,7 @@ from celldial.training.circle_description import describe_circle
 from celldial.training.hardware import Hardware, RunContext
 from celldial.training.plan import TrainingPlan
 from celldial.training.stages import choose_batch_size, choose_max_epochs, first_stages, further_stages
+from celldial.utils.argument_types import check_types
 from celldial.utils.prefetch import prefetch
 from celldial.utils.random import isolate_rng
 from celldial.utils.settings import Precision, override_settings
@@ -93,8 +94,8 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
 
     Nothing is written, and no attribute changes, before everything has succeeded.
     """
+    validation.check_parameters(model)
     parameters = model.get_params(deep=False)
-    validation.check_parameters(parameters)
     parameters["seed"] = int(model.seed)
     options = _checked(options)
     validation.check_hardware(
@@ -156,7 +157,7 @@ def fit(model: VAE, adata: Any, options: FitOptions) -> None:
 
 def partial_fit(model: VAE, adata: Any, options: FitOptions, layer: str | None = None) -> None:
     """Continue to fit a fitted model with the counts of a layer, and write the results to the AnnData."""
-    validation.check_parameters(model.get_params(deep=False))
+    validation.check_parameters(model)
     check_integer("max_epochs", options.max_epochs)
     options = _checked(options)
     name = None if model.periodic_ is None else model.periodic_["name"]
@@ -197,7 +198,9 @@ def partial_fit(model: VAE, adata: Any, options: FitOptions, layer: str | None =
 
 def _checked(options: FitOptions) -> FitOptions:
     """Return options with integers of Python, which other libraries require; raise if one of them is invalid."""
+    check_types(FitOptions, vars(options))
     validation.check_options(options.max_epochs, options.batch_size, options.key_added)
+    validation.check_loggers(options.loggers)
     max_epochs, batch_size = (
         value if value == "auto" else int(value) for value in (options.max_epochs, options.batch_size)
     )

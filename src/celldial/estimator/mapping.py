@@ -35,6 +35,7 @@ from celldial.training import loop
 from celldial.training.plan import TrainingPlan
 from celldial.training.stages import mapping_stages
 from celldial.training.trainable import TrainableRows
+from celldial.utils.argument_types import validate_types
 from celldial.utils.messages import format_names
 from celldial.utils.random import isolate_rng
 
@@ -55,6 +56,7 @@ LR_FACTOR = 4.0
 N_STEPS, BATCH_SIZE, MIN_BATCH_SIZE = 80, 128, 32
 
 
+@validate_types
 def map_query(
     model: VAE,
     adata: Any,

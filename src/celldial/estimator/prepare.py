@@ -99,7 +99,8 @@ def prepare_training_data(
         return _prepare_from_files(data, parameters, options, process, validation_size, validation_cells)
     table = data
     if not isinstance(data, AnnData):
-        table = mudata_to_anndata(data, layer=parameters["layer"], modality_key=parameters["modality_key"])
+        layer, modality_key = parameters["layer"], parameters["modality_key"]
+        table = mudata_to_anndata(data, layer=layer, modality_key=modality_key, obs_keys=_obs_keys(parameters))
     schema = Schema.from_anndata(table, **options)
     cell_checks.check_modality_weights(parameters["modality_weights"], schema)
     check_dispersion(parameters["dispersion"], schema.likelihood)
@@ -111,6 +112,7 @@ def prepare_training_data(
     cell_checks.check_n_clusters(clusters, cells)
     check_modalities_connected(cells)
     cell_checks.warn_empty_cells(table.obs_names.__getitem__, cells, EXCLUDED_FROM_TRAINING)
+    cell_checks.warn_small_batches(schema, table.obs, cells.empty_c)
     _warn_peaks(table.n_obs, table.__getitem__, schema, parameters)
     train_c, validation_c = train_validation_split(table, cells, validation_size, validation_cells, parameters["seed"])
     check_modalities_connected(cells, train_c)
@@ -132,11 +134,8 @@ def _prepare_from_files(
             "a periodic coordinate can only be fitted to cells in memory: read them with "
             "adata = anndata.read_h5ad(path), or read a part of them, and fit that"
         )
-    keys = [parameters[name] for name in ("batch_key", "labels_key")]
-    keys += [*parameters["categorical_covariate_keys"], *parameters["continuous_covariate_keys"]]
-    keys += (parameters["presence_keys"] or {}).values()
     in_obsm = [key for key in map(obsm_key, (parameters["modalities"] or {}).values()) if key is not None]
-    obs_keys = [key for key in keys if key is not None]
+    obs_keys = _obs_keys(parameters)
     dataset = OnDiskDataset.open(data, layer=parameters["layer"], obs_keys=obs_keys, obsm_keys=in_obsm)
     schema = dataset.schema(**options)
     cell_checks.check_modality_weights(parameters["modality_weights"], schema)
@@ -159,8 +158,17 @@ def _prepare_from_files(
         return str(dataset.read(np.array([cell])).obs_names[0])
 
     cell_checks.warn_empty_cells(name_of, source.summary, EXCLUDED_FROM_TRAINING)
+    cell_checks.warn_small_batches(schema, dataset.obs, source.summary.empty_c)
     _warn_peaks(dataset.n_cells, dataset.read, schema, parameters)
     return TrainingData(schema, source.summary, source, clusters)
+
+
+def _obs_keys(parameters: Mapping[str, Any]) -> list[str]:
+    """Return the columns of ``obs`` that parameters of `VAE` name."""
+    keys = [parameters[name] for name in ("batch_key", "labels_key")]
+    keys += [*parameters["categorical_covariate_keys"], *parameters["continuous_covariate_keys"]]
+    keys += (parameters["presence_keys"] or {}).values()
+    return [key for key in keys if key is not None]
 
 
 def _warn_peaks(

@@ -52,7 +52,7 @@ def load(cls: type[VAE], path: Path) -> VAE:
     # Weights are initialized before they are replaced; the seed keeps the caller's random state as it was.
     with model_file.wrap_file_errors(path), isolate_rng(0):
         model = cls(**metadata["parameters"])
-        validation.check_parameters(model.get_params(deep=False))
+        validation.check_parameters(model)
         model.parameters_ = to_json(model.get_params(deep=False))  # includes parameters that the file does not have
         model.schema_ = Schema.from_dict(metadata["schema"])
         model.clusters_ = metadata["clusters"]

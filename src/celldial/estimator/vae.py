@@ -33,6 +33,7 @@ from celldial.model.module import Module
 from celldial.model.networks import DecoderName, DispersionName
 from celldial.model.priors import PosteriorName, PriorName
 from celldial.training import loop
+from celldial.utils.argument_types import validate_types
 from celldial.utils.random import isolate_rng
 from celldial.utils.settings import Precision
 from celldial.utils.validation import check_integer, check_writable
@@ -558,6 +559,7 @@ class VAE(BaseEstimator):
             fitting.fit(self, adata, options)
         return self
 
+    @validate_types
     def transform(
         self,
         adata: Any,
@@ -622,6 +624,7 @@ class VAE(BaseEstimator):
             results.write_embedding(adata, self.fingerprint_, key_added, embedding_cz)
         return embedding_cz
 
+    @validate_types
     def latent_posterior(self, adata: Any, *, modality: str | None = None, layer: str | None = None) -> Posterior:
         """Return mean and standard deviation of the posterior of each cell's latent coordinates.
 
@@ -658,6 +661,7 @@ class VAE(BaseEstimator):
         latent_state, _ = infer_all(read_from(self, layer), adata, modality)
         return Posterior(latent_state.mean, latent_state.standard_deviation)
 
+    @validate_types
     def score(self, adata: Any, y: None = None, *, n_samples: int = 1, layer: str | None = None) -> float:
         """Return the mean ELBO of held-out cells in nats per cell; higher is better.
 
@@ -711,6 +715,7 @@ class VAE(BaseEstimator):
                 return posterior.importance_weighted_bound(self.module_, blocks, n_samples)
             return loop.evaluate(self.module_, blocks)["elbo_validation"]
 
+    @validate_types
     def save(self, path: str | Path) -> None:
         """Write the fitted model to one file of JSON and safetensors; loading it runs no code.
 
@@ -744,6 +749,7 @@ class VAE(BaseEstimator):
         serialization.save(self, Path(path).expanduser())
 
     @classmethod
+    @validate_types
     def load(cls, path: str | Path) -> VAE:
         """Return the model that `save` wrote to a file, with this version or an earlier one.
 

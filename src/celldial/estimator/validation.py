@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from anndata import AnnData
 
 from celldial.model.elbo import BASELINES, parse_gradient
 from celldial.model.fusion import FUSIONS
@@ -16,20 +17,30 @@ from celldial.model.likelihoods import LIKELIHOODS
 from celldial.model.networks import DECODERS, DISPERSIONS
 from celldial.model.priors import POSTERIORS, PRIORS
 from celldial.periodic.markers import parse_periodic
-from celldial.utils.validation import check_integer
+from celldial.utils.argument_types import check_types
+from celldial.utils.messages import describe_value
+from celldial.utils.validation import check_integer, resolve_seed
 
-__all__ = ["check_hardware", "check_latent", "check_options", "check_parameters"]
+if TYPE_CHECKING:
+    from celldial.estimator.vae import VAE
+
+__all__ = ["check_hardware", "check_latent", "check_loggers", "check_options", "check_parameters"]
 
 
-def check_parameters(parameters: dict[str, Any]) -> None:
+def check_parameters(model: VAE) -> None:
     """Raise if a parameter of `VAE` is invalid."""
-    if isinstance(parameters["seed"], int) and parameters["seed"] >= 2**64:
-        raise ValueError(f"seed is {parameters['seed']}: it must be an integer below 2**64")
-    for name, least in {"n_latent": 1, "n_hidden": 2, "n_layers": 1, "seed": 0}.items():
+    parameters = model.get_params(deep=False)
+    for name, value in parameters.items():
+        if isinstance(value, AnnData):
+            raise TypeError(f"{name} is an AnnData: pass the cells to fit, as in VAE().fit(adata)")
+    check_types(type(model).__init__, parameters)
+    check_integer("seed", parameters["seed"], 0)
+    resolve_seed(parameters["seed"])
+    for name, least in {"n_latent": 1, "n_hidden": 2, "n_layers": 1}.items():
         check_integer(name, parameters[name], least)
     likelihood, dropout_rate, learning_rate = (parameters[k] for k in ("likelihood", "dropout_rate", "learning_rate"))
     for name in likelihood.values() if isinstance(likelihood, Mapping) else [likelihood]:
-        if name not in LIKELIHOODS and likelihood is not None:
+        if not (isinstance(name, str) and name in LIKELIHOODS) and likelihood is not None:
             raise ValueError(f"likelihood is {name!r}: choose one of {', '.join(map(repr, LIKELIHOODS))}")
     choices = {
         "fusion": FUSIONS,
@@ -104,10 +115,20 @@ def check_latent(parameters: Mapping[str, Any], periodic: bool) -> None:
 def check_options(max_epochs: Any, batch_size: Any, key_added: Any) -> None:
     """Raise if an argument of `VAE.fit` is invalid."""
     for name, value in {"max_epochs": max_epochs, "batch_size": batch_size}.items():
-        if value != "auto":
+        if not (isinstance(value, str) and value == "auto"):
             check_integer(name, value)
     if not isinstance(key_added, str):
         raise TypeError(f"key_added is {key_added!r}: it must be a name, such as 'X_celldial'")
+
+
+def check_loggers(loggers: Sequence[Any]) -> None:
+    """Raise if a logger cannot receive the history of a training."""
+    for logger in loggers:
+        if not hasattr(logger, "log_metrics"):
+            raise TypeError(
+                f"loggers has {describe_value(logger)}: pass loggers of Lightning Fabric, such as "
+                "lightning_fabric.loggers.CSVLogger('logs')"
+            )
 
 
 def check_hardware(

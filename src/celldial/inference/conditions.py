@@ -20,7 +20,8 @@ from celldial.inference import posterior
 from celldial.inference.fitted_model import FittedModel
 from celldial.inference.posterior import Covariates
 from celldial.model.module import Module
-from celldial.utils.messages import did_you_mean, format_names
+from celldial.utils.messages import describe_value, did_you_mean, format_names
+from celldial.utils.names import find_name
 
 __all__ = ["ALL", "Conditions", "decode_average", "describe_conditions", "resolve_transform_batch"]
 
@@ -65,6 +66,9 @@ def resolve_transform_batch(model: FittedModel, transform_batch: Any) -> list[di
                 "covariate to value"
             )
         transform_batch = {schema.batch_key: transform_batch}
+    for key, value in transform_batch.items():
+        if not (is_list_like(value) or np.isscalar(value)):
+            raise TypeError(f"transform_batch of {key!r} is {describe_value(value)}: pass a value, or a list of values")
     choices = {key: _values_of(schema, key, value) for key, value in transform_batch.items()}
     return [dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
 
@@ -82,7 +86,7 @@ def _values_of(schema: Schema, key: str, value: Any) -> list[Any]:
         return [value]
     categories = schema.categories[key]
     if is_list_like(value):
-        names = [str(name) for name in value]
+        names = [_category(name, categories) for name in value]
     elif value == ALL:
         if ALL in categories:
             raise ValueError(
@@ -91,7 +95,7 @@ def _values_of(schema: Schema, key: str, value: Any) -> list[Any]:
             )
         names = list(categories)
     else:
-        names = [str(value)]
+        names = [_category(value, categories)]
     if not names:
         raise ValueError(
             f"transform_batch has an empty list for {key!r}: its categories are {format_names(categories)}"
@@ -106,6 +110,12 @@ def _values_of(schema: Schema, key: str, value: Any) -> list[Any]:
             raise ValueError(f"transform_batch has the category {name!r} of {key!r} more than once: pass it once")
     # The order does not change the result, not even by rounding.
     return sorted(names, key=categories.index)
+
+
+def _category(value: Any, categories: Sequence[str]) -> str:
+    """Return the category that a value names, or the value as text."""
+    position = find_name(value, categories)
+    return str(value) if position < 0 else categories[position]
 
 
 def describe_conditions(conditions: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from celldial.data.cell_checks import check_has_counts, warn_empty_cells
 from celldial.data.cells import Cells, decode_blocks
-from celldial.data.counts import is_on_disk
+from celldial.data.counts import check_is_anndata, is_on_disk
 from celldial.data.files import OnDiskDataset
 from celldial.data.modalities import obsm_key
 from celldial.data.mudata import mudata_to_anndata
@@ -109,7 +109,11 @@ def to_anndata(model: FittedModel, adata: Any) -> AnnData:
     if isinstance(adata, AnnData):
         return adata
     layer, modality_key = (model.parameters_[name] for name in ("layer", "modality_key"))
-    return mudata_to_anndata(adata, layer=layer, modality_key=modality_key, schema=model.schema_)
+    table = mudata_to_anndata(
+        adata, layer=layer, modality_key=modality_key, schema=model.schema_, obs_keys=model.schema_.obs_keys
+    )
+    check_is_anndata(table)
+    return table
 
 
 def read_cells(model: FittedModel, adata: AnnData, modalities: Sequence[str] | None = None) -> tuple[AnnData, Cells]:
@@ -141,9 +145,8 @@ def read_sample(model: FittedModel, adata: Any, n_cells: int, seed: int) -> Cell
 def _open(model: FittedModel, adata: Any) -> OnDiskDataset:
     """Open cells in files, with the columns and matrices that the model reads."""
     schema = model.schema_
-    obs_keys = [*schema.categories, *schema.continuous, *schema.presence_keys.values()]
     obsm_keys = [key for key in map(obsm_key, schema.sources.values()) if key is not None]
-    return OnDiskDataset.open(adata, layer=schema.layer, obs_keys=obs_keys, obsm_keys=obsm_keys, strict=False)
+    return OnDiskDataset.open(adata, layer=schema.layer, obs_keys=schema.obs_keys, obsm_keys=obsm_keys, strict=False)
 
 
 def read_obs(model: FittedModel, adata: Any, keys: Sequence[str]) -> pd.DataFrame:

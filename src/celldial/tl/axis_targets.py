@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from celldial.utils.messages import format_names
+from celldial.utils.messages import did_you_mean, format_names
+from celldial.utils.names import to_name
 from celldial.utils.warnings import warn
 
 __all__ = ["Target", "expression_target", "find_groups", "match_features", "obs_target", "resolve_feature_lists"]
@@ -67,9 +68,9 @@ def obs_target(column: pd.Series, key: str, groups: Sequence[Any] | None = None)
         return Target(scaled_c, f"{key}: {low:g} → {high:g}")
     ordered = isinstance(column.dtype, pd.CategoricalDtype) and bool(column.cat.ordered)
     if isinstance(column.dtype, pd.CategoricalDtype):
-        names = [str(name) for name in column[known].cat.remove_unused_categories().cat.categories]
+        names = [to_name(name) for name in column[known].cat.remove_unused_categories().cat.categories]
     else:
-        names = sorted(map(str, column[known].unique()))
+        names = sorted(map(to_name, column[known].unique()))
     if groups is not None:
         names = check_groups(groups)
     elif len(names) < 2 or (len(names) > 2 and not ordered):
@@ -77,15 +78,15 @@ def obs_target(column: pd.Series, key: str, groups: Sequence[Any] | None = None)
             f"obs column {key!r} has {len(names)} categories ({format_names(names)}), but an axis needs two: "
             + ("name two of them, groups=(A, B)" if len(names) > 2 else "choose another column")
         )
-    text_c = column.astype(object).map(str, na_action="ignore").to_numpy(dtype=object)
+    text_c = column.astype(object).map(to_name, na_action="ignore").to_numpy(dtype=object)
     place = {name: i / (len(names) - 1) for i, name in enumerate(names)}
     value_c = np.array([place.get(text, np.nan) for text in text_c], dtype=np.float64)
     for name in (names[0], names[-1]):
         n_cells = int((value_c == place[name]).sum())
         if n_cells == 0:
             raise KeyError(
-                f"no cell with counts is {name!r} in obs column {key!r}; available: "
-                f"{format_names(sorted(_values(column)))}"
+                f"no cell with counts is {name!r} in obs column {key!r}{did_you_mean(name, _values(column))}; "
+                f"available: {format_names(sorted(_values(column)))}"
             )
         if n_cells < 2:
             raise ValueError(f"only one cell with counts is {name!r} in obs column {key!r}: an axis needs at least two")
@@ -96,19 +97,19 @@ def check_groups(groups: Any) -> list[str]:
     """Return two different groups as text, or raise."""
     if isinstance(groups, str) or not isinstance(groups, Sequence) or len(groups) != 2:
         raise TypeError(f"groups is {groups!r}: it must be a pair of values, such as ('ctrl', 'stim')")
-    names = [str(name) for name in groups]
+    names = [to_name(name) for name in groups]
     if names[0] == names[1]:
         raise ValueError(f"groups names {names[0]!r} twice: an axis needs two different groups")
     return names
 
 
 def find_groups(obs: pd.DataFrame, groups: Any) -> str:
-    """Return the only column of text or categories that has both groups, or raise and name similar columns.
+    """Return the only column of text, categories or integers that has both groups, or raise and name similar columns.
 
     Columns with identical values, such as those that a MuData has for each modality, count as one.
     """
     names = check_groups(groups)
-    columns = [str(key) for key in obs if _is_text(obs[key])]
+    columns = [str(key) for key in obs if _has_groups(obs[key])]
     found = {key: _values(obs[key]) for key in columns}
     having = [key for key, values in found.items() if values.issuperset(names)]
     if having and all(obs[key].astype(object).equals(obs[having[0]].astype(object)) for key in having):
@@ -123,7 +124,7 @@ def find_groups(obs: pd.DataFrame, groups: Any) -> str:
     hint = (
         f"columns with one of them: {format_names(similar)}"
         if similar
-        else f"columns of text or categories: {format_names(columns)}"
+        else f"columns of groups: {format_names(columns)}"
     )
     raise KeyError(f"no column of adata.obs has both {names[0]!r} and {names[1]!r}; {hint}")
 
@@ -274,13 +275,16 @@ def _scaled(value_c: np.ndarray, what: str) -> tuple[np.ndarray, float, float]:
     return (value_c - low) / (high - low), float(low), float(high)
 
 
-def _is_text(column: pd.Series) -> bool:
-    """Return whether a column holds text or categories."""
+def _has_groups(column: pd.Series) -> bool:
+    """Return whether a column holds text, categories, integers or booleans."""
     return isinstance(column.dtype, pd.CategoricalDtype) or (
-        pd.api.types.is_string_dtype(column) or pd.api.types.infer_dtype(column, skipna=True) == "string"
+        pd.api.types.is_string_dtype(column)
+        or pd.api.types.is_integer_dtype(column)
+        or pd.api.types.is_bool_dtype(column)
+        or pd.api.types.infer_dtype(column, skipna=True) == "string"
     )
 
 
 def _values(column: pd.Series) -> set[str]:
     """Return the values of a column as text."""
-    return set(map(str, column.dropna().unique()))
+    return set(map(to_name, column.dropna().unique()))

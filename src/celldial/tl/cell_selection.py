@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from celldial.utils.messages import format_names, get_column
+from celldial.utils.messages import did_you_mean, format_names, get_column
+from celldial.utils.names import has_value, to_name
 
 __all__ = ["select_cells", "select_endpoints"]
 
@@ -38,7 +39,7 @@ def select_cells(obs: pd.DataFrame, at: Any) -> tuple[np.ndarray, str]:
     """
     if at is None:
         return np.arange(len(obs)), "all cells"
-    if isinstance(at, tuple):
+    if isinstance(at, tuple | list):
         if len(at) != 2:
             raise ValueError(f"at is {at!r}: pass (column, value), a dict from column to value, or the name of a cell")
         at = {at[0]: at[1]}
@@ -84,7 +85,7 @@ def select_endpoints(obs: pd.DataFrame, ends: tuple[Any, Any], groupby: str | No
         if all(end in obs.index for end in ends):
             first, last = (np.array([cell_position(obs, end)]) for end in ends)
             return first, last
-        columns = [str(name) for name in obs.columns if all((obs[name].astype(object) == end).any() for end in ends)]
+        columns = [str(name) for name in obs.columns if all(has_value(obs[name], end).any() for end in ends)]
         if len(columns) > 1:
             raise ValueError(
                 f"{ends[0]!r} and {ends[1]!r} are in several columns ({format_names(columns)}): pass groupby"
@@ -110,8 +111,10 @@ def cell_position(obs: pd.DataFrame, name: Any) -> int:
 
 def group_mask(column: pd.Series, value: Any) -> np.ndarray:
     """Return a mask of the cells with a value, or raise if no cell has it."""
-    chosen_c: np.ndarray = (column.astype(object) == value).to_numpy(dtype=bool)
+    chosen_c = has_value(column, value)
     if not chosen_c.any():
-        known = sorted(map(str, column.dropna().unique()))
-        raise KeyError(f"no cell has {column.name} {value!r}; available: {format_names(known)}")
+        known = sorted(map(to_name, column.dropna().unique()))
+        raise KeyError(
+            f"no cell has {column.name} {value!r}{did_you_mean(value, known)}; available: {format_names(known)}"
+        )
     return chosen_c

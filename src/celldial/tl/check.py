@@ -24,8 +24,9 @@ from celldial.io import results
 from celldial.model.likelihoods import LIKELIHOODS
 from celldial.tl.check_advice import advise
 from celldial.tl.check_statistics import CHECKS, MIN_BATCH, Finding, coverages, find, groups_of, holm, measure_all
+from celldial.utils.argument_types import validate_types
 from celldial.utils.random import isolate_rng
-from celldial.utils.validation import check_integer
+from celldial.utils.validation import check_integer, resolve_seed
 
 __all__ = ["check"]
 
@@ -46,6 +47,7 @@ N_WEIGHTED, N_DRAWS = 100, 100
 COLUMNS = ("check", "modality", "batch", "observed", "lower", "upper", "p_value", "failed", "advice")
 
 
+@validate_types
 def check(
     model: FittedModel,
     adata: Any,
@@ -148,7 +150,7 @@ def check(
     model = read_from(model, layer)
     check_integer("n_samples", n_samples, 10)
     check_integer("n_cells", n_cells, MIN_CELLS)
-    seed = model.seed if seed is None else seed
+    seed = resolve_seed(seed, model.seed)
     random = np.random.default_rng(seed)
     cells = _choose_cells(read_sample(model, adata, n_cells, seed), n_cells, random)
     with isolate_rng(seed):

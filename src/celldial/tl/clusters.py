@@ -12,6 +12,7 @@ from celldial.data.labels import UNASSIGNED
 from celldial.inference.fitted_model import FittedModel, infer_all, is_file_path, read_from
 from celldial.inference.posterior import LatentState
 from celldial.io import results
+from celldial.utils.argument_types import validate_types
 
 __all__ = ["MIN_PROBABILITY", "FoundClusters", "clusters", "find_clusters"]
 
@@ -28,6 +29,7 @@ class FoundClusters(NamedTuple):
     about: dict[str, Any] | None = None
 
 
+@validate_types
 def clusters(
     model: FittedModel,
     adata: AnnData,

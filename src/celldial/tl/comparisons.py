@@ -14,6 +14,7 @@ import pandas as pd
 
 from celldial.tl.cell_selection import select_cells
 from celldial.utils.messages import did_you_mean, format_names, get_column
+from celldial.utils.names import find_name
 
 __all__ = ["MIN_CELLS", "REST", "Comparison", "Groups", "find_groups", "pair_up"]
 
@@ -42,12 +43,13 @@ class Groups:
 
     def position(self, name: Any, argument: str) -> int:
         """Return the position of a group, or raise if there is none of this name."""
-        if str(name) not in self.names:
+        position = find_name(name, self.names)
+        if position < 0:
             raise KeyError(
                 f"{argument}: no cell has {self.column} {str(name)!r}{did_you_mean(name, self.names)}; the groups are "
                 f"{format_names(self.names)}"
             )
-        return self.names.index(str(name))
+        return position
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,11 @@ def pair_up(groups: Groups, chosen: Sequence[Any] | str | None, reference: Any) 
         A group is listed twice or is the reference, or one side has too few cells.
     """
     n_groups = len(groups.names)
-    against = None if reference == REST and REST not in groups.names else groups.position(reference, "reference")
+    against = (
+        None
+        if isinstance(reference, str) and reference == REST and REST not in groups.names
+        else groups.position(reference, "reference")
+    )
     wanted = [chosen] if isinstance(chosen, str) else chosen
     positions = list(range(n_groups)) if wanted is None else [groups.position(name, "groups") for name in wanted]
     if wanted is None and against is not None:

@@ -29,9 +29,10 @@ from celldial.model.networks import Modality
 from celldial.tl import fold_changes, moderated_t, ranking_layout, replicate_effects, shrinkage, trends
 from celldial.tl.comparisons import REST, Comparison, Groups, find_groups, pair_up
 from celldial.tl.traversal import HALF_WIDTH
+from celldial.utils.argument_types import validate_types
 from celldial.utils.messages import format_names
 from celldial.utils.random import isolate_rng
-from celldial.utils.validation import check_integer
+from celldial.utils.validation import resolve_seed
 from celldial.utils.warnings import warn
 
 __all__ = ["COLUMNS", "KEY", "differential"]
@@ -54,11 +55,12 @@ COLUMNS = [
 ]
 
 
+@validate_types
 def differential(
     model: FittedModel,
     adata: AnnData,
     groupby: str,
-    groups: Sequence[str] | str | None = None,
+    groups: Sequence[Any] | str | None = None,
     reference: str = REST,
     *,
     method: Method | None = None,
@@ -200,8 +202,7 @@ def differential(
     model = read_from(model, layer)
     modality = get_modality(model, modality)
     _check_options(method, replicate_key, delta, at)
-    seed = model.seed if seed is None else seed
-    check_integer("seed", seed, 0)
+    seed = resolve_seed(seed, model.seed)
     covariate_keys = [covariates] if isinstance(covariates, str) else list(covariates)
     cells = adata if is_file_path(adata) else to_anndata(model, adata)
     if key_added is not None and not is_file_path(adata):

@@ -23,6 +23,7 @@ from celldial.inference.fitted_model import (
 from celldial.io import h5ad, results
 from celldial.model.likelihoods import LIKELIHOODS
 from celldial.model.module import Module
+from celldial.utils.argument_types import validate_types
 from celldial.utils.messages import feature_noun
 from celldial.utils.validation import check_writable
 
@@ -32,6 +33,7 @@ __all__ = ["denoise", "denoise_to_file", "impute", "impute_to_file"]
 MAX_ENTRIES = 25_000_000
 
 
+@validate_types
 def denoise(
     model: FittedModel,
     adata: AnnData,
@@ -118,6 +120,7 @@ def denoise(
     return table
 
 
+@validate_types
 def denoise_to_file(
     model: FittedModel,
     adata: AnnData,
@@ -170,6 +173,7 @@ def denoise_to_file(
     _infer(model, adata, request, None, None).write(model.module_, Path(path))
 
 
+@validate_types
 def impute(
     model: FittedModel,
     adata: AnnData,
@@ -253,6 +257,7 @@ def impute(
     return table
 
 
+@validate_types
 def impute_to_file(
     model: FittedModel,
     adata: AnnData,

@@ -28,6 +28,7 @@ from celldial.inference.posterior import Covariates, to_eval
 from celldial.model.module import Module
 from celldial.model.networks import Modality
 from celldial.tl.traversal import HALF_WIDTH, ranks
+from celldial.utils.argument_types import validate_types
 from celldial.utils.validation import check_integer
 
 __all__ = ["balanced_combinations", "check_covariates", "loading_table", "topic_table"]
@@ -36,6 +37,7 @@ __all__ = ["balanced_combinations", "check_covariates", "loading_table", "topic_
 MAX_COMBINATIONS = 1000
 
 
+@validate_types
 def topics(
     model: FittedModel, n_features: int | None = None, *, covariates: Mapping[str, Any] | None = None
 ) -> pd.DataFrame:
@@ -107,6 +109,7 @@ def topics(
     return topic_table(model.module_, encoded, features_by_modality(model.schema_), n_features)
 
 
+@validate_types
 def loadings(model: FittedModel, n_features: int | None = None) -> pd.DataFrame:
     """Return the loadings of a linear decoder: the effect of each coordinate on each gene and peak.
 

@@ -25,6 +25,7 @@ from celldial.inference.fitted_model import (
 )
 from celldial.io import results
 from celldial.tl import axis_targets
+from celldial.utils.argument_types import validate_types
 from celldial.utils.messages import feature_noun, get_column
 from celldial.utils.validation import check_integer
 
@@ -37,6 +38,7 @@ RIDGE = 0.01
 QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
 
 
+@validate_types
 def find_axis(
     model: FittedModel,
     adata: AnnData,
@@ -129,8 +131,8 @@ def find_axis(
     check_integer("n_permutations", n_permutations)
     reserved = [] if model.periodic_ is None else [model.periodic_["name"]]
     check_axis_name(name, reserved)
-    results.check_axis_column(adata, name)
     table, cells = read_cells(model, adata)
+    results.check_axis_column(adata, name)
     cell_checks.check_has_counts(cells)
     nonempty_c = (~cells.empty_c).nonzero()[:, 0]
     obs_table = table.obs.iloc[nonempty_c.numpy()]

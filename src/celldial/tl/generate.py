@@ -22,10 +22,12 @@ from celldial.inference.fitted_model import (
 )
 from celldial.inference.posterior import Covariates
 from celldial.model import latents
+from celldial.utils.argument_types import validate_types
 from celldial.utils.random import isolate_rng
-from celldial.utils.validation import check_integer
+from celldial.utils.validation import check_integer, resolve_seed
 
 
+@validate_types
 def decode(
     model: FittedModel,
     z: np.ndarray,
@@ -88,6 +90,7 @@ def decode(
     return np.concatenate(list(posterior.decode_mean(model.module_, name, z_cz, encoded, depth)))
 
 
+@validate_types
 def sample(
     model: FittedModel,
     n: int,
@@ -139,7 +142,7 @@ def sample(
     check_integer("n", n)
     covariates = {} if covariates is None else covariates
     encoded = Covariates(*model.schema_.encode_covariates(covariates, n_cells=n))
-    with isolate_rng(model.seed if seed is None else seed):
+    with isolate_rng(resolve_seed(seed, model.seed)):
         z_cz, counts = posterior.sample_cells(model.module_, encoded, model.library_size_quantiles_)
     obs = to_covariate_table(covariates, n)[[*model.schema_.categories, *model.schema_.continuous]]
     obs = obs.set_axis(pd.RangeIndex(n).map("sample_{}".format))

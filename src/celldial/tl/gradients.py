@@ -24,8 +24,9 @@ from celldial.model.clusters import FINAL_TEMPERATURE
 from celldial.model.elbo import Baseline, BaselineName, Gradient, baseline_inputs
 from celldial.model.latent_parts import EncoderOutput
 from celldial.model.module import Module
+from celldial.utils.argument_types import validate_types
 from celldial.utils.random import isolate_rng
-from celldial.utils.validation import check_integer
+from celldial.utils.validation import check_integer, resolve_seed
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -67,6 +68,7 @@ def available_estimators(module: Module) -> dict[str, EstimatorConfig]:
     return {"reparameterized": EstimatorConfig(Gradient()), **scored}
 
 
+@validate_types
 def compare_gradients(
     model: FittedModel,
     adata: AnnData,
@@ -159,6 +161,7 @@ def compare_gradients(
     """
     for name, value in {"n_samples": n_samples, "n_reference": n_reference}.items():
         check_integer(name, value, minimum=2)
+    seed = resolve_seed(seed)
     chosen, cells, encoded = prepare_inputs(read_from(model, layer), adata, estimators, n_cells, temperature, seed)
     reference = {name: Moments() for name in posterior_of(encoded)}
     with isolate_rng(seed):
@@ -193,6 +196,7 @@ def compare_gradients(
     return pd.DataFrame([rows[key] for key in index], index)
 
 
+@validate_types
 def sweep_gradients(
     model: FittedModel,
     adata: AnnData,
@@ -248,6 +252,7 @@ def sweep_gradients(
     check_integer("n_samples", n_samples, minimum=2 * max(n_averaged, default=1))
     if not all(width > 0 for width in widths):
         raise ValueError(f"widths are {list(widths)}: each must be above 0")
+    seed = resolve_seed(seed)
     chosen, cells, encoded = prepare_inputs(read_from(model, layer), adata, estimators, n_cells, temperature, seed)
     rows = []
     for estimator, config in chosen.items():

@@ -21,6 +21,7 @@ from celldial.metrics.integration import (
     load_scib_metrics,
 )
 from celldial.model.likelihoods import LIKELIHOODS
+from celldial.utils.argument_types import validate_types
 from celldial.utils.messages import get_column
 from celldial.utils.validation import check_integer
 
@@ -30,6 +31,7 @@ __all__ = ["integration_report"]
 N_COMPONENTS = 30
 
 
+@validate_types
 def integration_report(
     model: FittedModel,
     adata: AnnData,

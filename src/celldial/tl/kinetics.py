@@ -20,8 +20,10 @@ from celldial.inference.kinetics.summary import N_FINE, KineticsDraws, Quantiles
 from celldial.io import results
 from celldial.periodic.phases import assign_phases
 from celldial.tl.kinetics_cells import ChosenCells, choose_cells, choose_genes
+from celldial.utils.argument_types import validate_types
 from celldial.utils.messages import format_names
-from celldial.utils.validation import check_integer
+from celldial.utils.names import find_name
+from celldial.utils.validation import check_integer, resolve_seed
 from celldial.utils.warnings import warn
 
 __all__ = ["kinetics"]
@@ -31,6 +33,7 @@ MIN_SAMPLES = 100
 N_OBSERVED = 16
 
 
+@validate_types
 def kinetics(
     model: FittedModel,
     adata: AnnData,
@@ -38,7 +41,7 @@ def kinetics(
     spliced: str = "spliced",
     unspliced: str = "unspliced",
     groupby: str | None = None,
-    reference: str | None = None,
+    reference: Any = None,
     features: Sequence[str] | None = None,
     half_life: Mapping[str, float] | None = None,
     cycle_hours: float | None = None,
@@ -158,8 +161,7 @@ def kinetics(
     periodic = _check_periodic(model)
     _check_arguments(adata, half_life, cycle_hours)
     check_integer("n_samples", n_samples, MIN_SAMPLES)
-    seed = model.seed if seed is None else seed
-    check_integer("seed", seed, 0)
+    seed = resolve_seed(seed, model.seed)
     results.check_kinetics(adata, periodic["name"])
     cells = choose_cells(model, adata, (unspliced, spliced), groupby, periodic)
     first = _reference_position(cells, reference, groupby)
@@ -244,13 +246,14 @@ def _reference_position(cells: ChosenCells, reference: str | None, groupby: str 
         return 0
     if groupby is None:
         raise ValueError(f"reference is {reference!r}, but there are no groups: pass groupby, too")
-    if str(reference) not in cells.groups:
+    position = find_name(reference, cells.groups)
+    if position < 0:
         raise KeyError(
             f"{groupby!r} has no group {reference!r} with enough cells; groups: {format_names(cells.groups)}"
         )
     if len(cells.groups) < 2:
         raise ValueError(f"there is one group, {cells.groups[0]!r}, so there is nothing to compare with the reference")
-    return cells.groups.index(str(reference))
+    return position
 
 
 def _warn_of_priors(draws: KineticsDraws, cells: ChosenCells, genes: pd.Index) -> None:

@@ -26,14 +26,16 @@ from celldial.io import results
 from celldial.tl import flat_curves, replicate_curves, traversal
 from celldial.tl.moved_cells import MovedCells, Sampling, move_along, move_between
 from celldial.tl.traversal_axis import TraversalAxis, check_traversal, resolve_axis
+from celldial.utils.argument_types import validate_types
 from celldial.utils.messages import get_column
 from celldial.utils.random import isolate_rng
-from celldial.utils.validation import check_integer
+from celldial.utils.validation import check_integer, resolve_seed
 from celldial.utils.warnings import warn
 
 __all__ = ["latent_traverse"]
 
 
+@validate_types
 def latent_traverse(
     model: FittedModel,
     adata: AnnData,
@@ -186,12 +188,12 @@ def latent_traverse(
             check_integer(name, count, least)
     check_traversal(span, key_added)
     conditions = resolve_transform_batch(model, transform_batch)
-    seed = model.seed if seed is None else seed
-    check_integer("seed", seed, 0)
+    seed = resolve_seed(seed, model.seed)
     depth = {
         name: library_size_to_decode(model, name, None if part.likelihood.binary else library_size)
         for name, part in model.module_.by_modality()
     }
+    table = to_anndata(model, adata)
     resolved = resolve_axis(axis, model, results.read_axes(adata))
     if resolved.kind == "path" and at is not None:
         raise ValueError(f"at is {at!r}, but axis is a path, which moves the cells of its first group: leave at out")
@@ -202,7 +204,6 @@ def latent_traverse(
         )
     if resolved.kind != "path" and groupby is not None:
         raise ValueError(f"groupby is {groupby!r}, but axis is not a path between groups: leave groupby out")
-    table = to_anndata(model, adata)
     if replicates is not None:
         get_column(table.obs, replicates, "replicates")
     sampling = Sampling(n_steps, n_cells, n_samples, span, np.random.default_rng(seed), replicates)

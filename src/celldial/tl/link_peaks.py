@@ -20,8 +20,9 @@ from celldial.inference import posterior
 from celldial.inference.decoded_correlation import Correlations, correlate
 from celldial.inference.fitted_model import FittedModel, get_modality, read_cells, read_from
 from celldial.inference.posterior import Covariates
+from celldial.utils.argument_types import validate_types
 from celldial.utils.messages import did_you_mean, format_names
-from celldial.utils.validation import check_integer
+from celldial.utils.validation import check_integer, resolve_seed
 from celldial.utils.warnings import warn
 
 __all__ = ["link_peaks"]
@@ -35,6 +36,7 @@ MAX_BINS = 10
 INTERVAL = float(stats.norm.ppf(0.975))
 
 
+@validate_types
 def link_peaks(
     model: FittedModel,
     adata: Any,
@@ -153,7 +155,7 @@ def link_peaks(
             f"{format_names(at_peaks['chrom'].unique(), 3)}), or raise window"
         )
     at_genes = at_genes.loc[pairs["gene"].unique()]
-    random = np.random.default_rng(model.seed if seed is None else seed)
+    random = np.random.default_rng(resolve_seed(seed, model.seed))
     chosen_c = np.sort(random.choice(len(cells), min(n_cells, len(cells)), replace=False))
     latent_state = posterior.infer(model.module_, cells.select(torch.from_numpy(chosen_c)))
     correlations = correlate(

@@ -8,13 +8,15 @@ import numpy as np
 import pandas as pd
 
 from celldial.inference import posterior
-from celldial.inference.fitted_model import FittedModel, is_file_path, read_from, read_parts
+from celldial.inference.fitted_model import FittedModel, is_file_path, read_from, read_parts, to_anndata
 from celldial.inference.reference import likelihood_residuals, log_depth
 from celldial.io import results
+from celldial.utils.argument_types import validate_types
 
 __all__ = ["find_quality", "mapping_quality"]
 
 
+@validate_types
 def mapping_quality(model: FittedModel, adata: Any, *, layer: str | None = None) -> pd.DataFrame:
     """Compare cells with the cells that the model was fitted to, and write the result to the AnnData.
 
@@ -69,7 +71,7 @@ def mapping_quality(model: FittedModel, adata: Any, *, layer: str | None = None)
             "this model was saved by an earlier version, without a summary of its reference cells: fit it again"
         )
     if not is_file_path(adata):
-        results.check_mapping(adata)
+        results.check_mapping(to_anndata(model, adata))
     quality = find_quality(model, adata)
     if not is_file_path(adata):
         results.write_mapping(adata, model.fingerprint_, quality)

@@ -11,18 +11,20 @@ from anndata import AnnData
 
 from celldial.inference.fitted_model import FittedModel
 from celldial.tl.differential import COLUMNS, KEY, differential
+from celldial.utils.argument_types import validate_types
 from celldial.utils.validation import check_integer
 
 __all__ = ["markers"]
 
 
+@validate_types
 def markers(
     model: FittedModel,
     adata: AnnData,
     groupby: str,
     n_features: int | None = 10,
     *,
-    groups: Sequence[str] | str | None = None,
+    groups: Sequence[Any] | str | None = None,
     at: Mapping[str, Any] | tuple[str, Any] | None = None,
     modality: str | None = None,
     max_fdr: float = 0.05,

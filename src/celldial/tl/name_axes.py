@@ -21,6 +21,7 @@ from celldial.inference import posterior
 from celldial.inference.fitted_model import FittedModel, coordinate_names, get_modality, read_cells, read_from
 from celldial.io import results
 from celldial.tl.axis_targets import PER_TEN_THOUSAND, match_features
+from celldial.utils.argument_types import validate_types
 from celldial.utils.messages import feature_noun
 from celldial.utils.validation import check_integer
 
@@ -34,6 +35,7 @@ MAX_BINS, MIN_BIN_SIZE = 25, 20
 BLOCK = 100
 
 
+@validate_types
 def name_axes(
     model: FittedModel,
     adata: AnnData,

@@ -13,6 +13,7 @@ from celldial.inference.fitted_model import FittedModel, infer_all, is_file_path
 from celldial.inference.posterior import LatentState
 from celldial.io import results
 from celldial.periodic.phases import assign_phases
+from celldial.utils.argument_types import validate_types
 
 __all__ = ["phase", "phase_table"]
 
@@ -21,6 +22,7 @@ __all__ = ["phase", "phase_table"]
 MIN_ACTIVE, MIN_CONCENTRATION = 0.5, 1.0
 
 
+@validate_types
 def phase(model: FittedModel, adata: AnnData, *, modality: str | None = None, layer: str | None = None) -> pd.DataFrame:
     r"""Infer angle, activity and phase of cells on the periodic coordinate, and write them to ``adata.obs``.
 

@@ -12,13 +12,15 @@ from celldial.data.cells import Cells
 from celldial.data.counts import is_on_disk
 from celldial.inference.fitted_model import FittedModel, get_modality, read_from, read_parts
 from celldial.inference.predictive import draw_counts
+from celldial.utils.argument_types import validate_types
 from celldial.utils.random import isolate_rng
-from celldial.utils.validation import check_integer
+from celldial.utils.validation import check_integer, resolve_seed
 from celldial.utils.warnings import warn_once
 
 __all__ = ["posterior_predictive"]
 
 
+@validate_types
 def posterior_predictive(
     model: FittedModel,
     adata: Any,
@@ -82,7 +84,7 @@ def posterior_predictive(
     check_integer("n_samples", n_samples)
     name = get_modality(model, modality)
     parts: list[list[sparse.csr_matrix]] = [[] for _ in range(n_samples)]
-    with isolate_rng(model.seed if seed is None else seed), warn_once() if is_on_disk(adata) else nullcontext():
+    with isolate_rng(resolve_seed(seed, model.seed)), warn_once() if is_on_disk(adata) else nullcontext():
         for table, cells in read_parts(model, adata, None):
             warn_empty_cells(table.obs_names.__getitem__, cells, "no counts are drawn for them")
             for part in parts:

@@ -22,11 +22,13 @@ from celldial.inference.posterior import Covariates
 from celldial.io import results
 from celldial.model.module import Module
 from celldial.tl.name_axes import name_axes, nearest_sets
+from celldial.utils.argument_types import validate_types
 from celldial.utils.validation import check_integer
 
 __all__ = ["coordinate_table", "kl_divergence", "rank_coordinates", "total_effects"]
 
 
+@validate_types
 def axes(
     model: FittedModel,
     adata: AnnData,

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from celldial.io import removal
+from celldial.utils.argument_types import validate_types
 
 __all__ = ["remove_results"]
 
 
+@validate_types
 def remove_results(adata: Any, key_added: str | None = None) -> list[str]:
     """Remove the results that models wrote to an AnnData.
 

@@ -8,7 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-__all__ = ["did_you_mean", "feature_noun", "format_names", "get_column"]
+__all__ = ["describe_value", "did_you_mean", "feature_noun", "format_names", "get_column"]
+
+MAX_VALUE = 80
+"""Characters of a value that an error message repeats."""
 
 FEATURE_NOUNS = {"rna": "gene", "atac": "peak", "protein": "protein"}
 
@@ -31,6 +34,20 @@ def format_names(names: Iterable[Any], limit: int = 10) -> str:
     if not quoted:
         return "none"
     return ", ".join(quoted[:limit]) + (f", ... ({len(quoted)} in all)" if len(quoted) > limit else "")
+
+
+def describe_value(value: Any) -> str:
+    """Return a value that an argument cannot have, as the code that makes it, or its type if that is long.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from celldial.utils.messages import describe_value
+    >>> describe_value("abc"), describe_value(np.zeros((9, 9)))
+    ("'abc'", 'of type ndarray')
+    """
+    text = repr(value)
+    return text if len(text) <= MAX_VALUE and "\n" not in text else f"of type {type(value).__name__}"
 
 
 def did_you_mean(name: Any, known: Iterable[Any]) -> str:
@@ -63,10 +80,21 @@ def get_column(table: pd.DataFrame, key: str, role: str = "covariate") -> pd.Ser
     ------
     KeyError
         The table has no such column.
+    TypeError
+        `key` is not a name.
+    ValueError
+        The table has several columns of this name.
     """
+    if not isinstance(key, str):
+        raise TypeError(f"{role} is {describe_value(key)}: it must be the name of one column")
     if key not in table.columns:
         raise KeyError(
             f"{role} {key!r} is not among the columns{did_you_mean(key, table.columns)}; the columns are: "
             f"{format_names(table.columns)}"
         )
-    return table[key]
+    column = table[key]
+    if column.ndim > 1:
+        raise ValueError(
+            f"{column.shape[1]} columns are called {key!r}, so {role} {key!r} is ambiguous: rename or delete the others"
+        )
+    return column
