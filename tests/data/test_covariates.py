@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from celldial.data.covariates import mean_and_std
 from celldial.data.schema import Schema
 from helpers.raises import raises
 from helpers.simulate import build_rna
@@ -234,3 +235,8 @@ def test_covariates_in_a_data_frame() -> None:
         make_schema().encode_covariates(obs, n_cells=2)
     with raises(TypeError, naming=["AnnData", "DataFrame", "dict", "list"]):
         make_schema().encode_covariates([1, 2])
+
+
+def test_a_number_whose_square_is_infinite_is_named() -> None:
+    with raises(ValueError, naming=["'dose'", "'c1'", "1e+300"]):
+        mean_and_std(pd.Series([0.0, 1e300], index=["c0", "c1"]), "dose")

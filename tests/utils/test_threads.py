@@ -1,5 +1,8 @@
 """Threads: a step of usual size uses one, the number of the process is restored, and fits in threads do not mix."""
 
+import os
+import select
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -53,3 +56,28 @@ def test_fits_in_several_threads_are_those_alone() -> None:
         together = list(pool.map(run, range(4)))
     for expected, found in zip(alone, together, strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_process_uses_one_thread_and_answers(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    adata = simulate()
+    monkeypatch.setattr(cd.settings, "n_threads", 2)
+    model = cd.VAE(2, 8).fit(adata, max_epochs=1, progress=False)
+    torch.ones(2000, 2000) @ torch.ones(2000, 2000)  # starts the threads of the parent
+    expected = model.transform(adata)
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        torch.ones(2000, 2000) @ torch.ones(2000, 2000)
+        same = np.allclose(model.transform(adata), expected)
+        os.write(write_end, bytes([torch.get_num_threads(), same]))
+        os._exit(0)
+    os.close(write_end)
+    ready, _, _ = select.select([read_end], [], [], 60)
+    if not ready:
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert ready, "the forked process does not answer"
+    assert os.read(read_end, 2) == bytes([1, 1])
+    os.close(read_end)

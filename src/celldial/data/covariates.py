@@ -14,6 +14,9 @@ from celldial.utils.names import find_name
 
 __all__ = ["encode_categories", "find_categories", "mean_and_std", "to_column", "to_covariate_table", "to_float"]
 
+# The square of a larger value, in the standard deviation, would be infinite.
+MAX_VALUE = 1e100
+
 
 def to_covariate_table(obs: AnnData | pd.DataFrame | Mapping[str, Any], n_cells: int | None) -> pd.DataFrame:
     """Return a table of covariates with one row per cell."""
@@ -91,11 +94,12 @@ def to_float(column: pd.Series, key: str) -> np.ndarray:
         )
     check_not_missing(column, key)
     value_c = column.to_numpy(dtype=np.float64)
-    infinite = np.flatnonzero(np.isinf(value_c))
-    if len(infinite) > 0:
+    too_large = np.flatnonzero(np.abs(value_c) > MAX_VALUE)
+    if len(too_large) > 0:
+        cell = too_large[0]
+        found = "infinite" if np.isinf(value_c[cell]) else f"{value_c[cell]:g}"
         raise ValueError(
-            f"covariate {key!r} is infinite in cell {str(column.index[infinite[0]])!r}: correct the value, or remove "
-            "the cell"
+            f"covariate {key!r} is {found} in cell {str(column.index[cell])!r}: correct the value, or remove the cell"
         )
     return value_c
 

@@ -132,7 +132,7 @@ def read_feature_types(adata: AnnData, modality_key: str) -> pd.Series | None:
                 f"modality_key {modality_key!r} is not a column of adata.var; its columns: {format_names(adata.var)}"
             )
         return None
-    column = adata.var[modality_key]
+    column = get_column(adata.var, modality_key, "modality_key")
     missing = np.flatnonzero(column.isna())
     if len(missing) > 0:
         raise ValueError(

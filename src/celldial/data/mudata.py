@@ -14,6 +14,7 @@ from scipy import sparse
 
 from celldial.data.counts import check_anndata, get_count_matrix, to_canonical_csr
 from celldial.data.modalities import FEATURE_TYPES
+from celldial.utils.messages import get_column
 from celldial.utils.names import to_name
 from celldial.utils.warnings import warn
 
@@ -141,7 +142,7 @@ def assign_feature_types(mods: Mapping[str, AnnData], modality_key: str) -> dict
     """Return the feature type of each modality: the one in its own ``var``, or else the name of the modality."""
     types = {}
     for name, mod in mods.items():
-        values = mod.var[modality_key].unique() if modality_key in mod.var else []
+        values: Any = get_column(mod.var, modality_key, "modality_key").unique() if modality_key in mod.var else []
         single = len(values) == 1 and isinstance(values[0], str)
         # A type is used if it is known, or if neither the type nor the name is known.
         types[name] = values[0] if single and (values[0] in FEATURE_TYPES or name not in FEATURE_TYPES) else name

@@ -61,7 +61,7 @@ def differential(
     adata: AnnData,
     groupby: str,
     groups: Sequence[Any] | str | None = None,
-    reference: str = REST,
+    reference: Any = REST,
     *,
     method: Method | None = None,
     replicate_key: str | None = None,

@@ -24,7 +24,7 @@ from celldial.io import h5ad, results
 from celldial.model.likelihoods import LIKELIHOODS
 from celldial.model.module import Module
 from celldial.utils.argument_types import validate_types
-from celldial.utils.messages import feature_noun
+from celldial.utils.messages import did_you_mean, feature_noun
 from celldial.utils.validation import check_writable
 
 __all__ = ["denoise", "denoise_to_file", "impute", "impute_to_file"]
@@ -378,7 +378,10 @@ def _check_request(
     unknown = wanted[~wanted.isin(names)]
     kind = feature_noun(modality)
     if len(unknown):
-        raise KeyError(f"the model has no {kind} {unknown[0]!r} ({len(unknown)} of those requested are unknown)")
+        raise KeyError(
+            f"the model has no {kind} {unknown[0]!r}{did_you_mean(unknown[0], names)} ({len(unknown)} of those "
+            "requested are unknown)"
+        )
     if wanted.has_duplicates:
         raise ValueError(f"{kind} {wanted[wanted.duplicated()][0]!r} is listed more than once")
     columns = None if features is None else names.get_indexer(wanted)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from celldial.inference.fitted_model import FittedModel
-from celldial.utils.messages import format_names
+from celldial.utils.messages import did_you_mean, format_names
 from celldial.utils.warnings import warn
 
 __all__ = ["TraversalAxis", "check_traversal", "resolve_axis"]
@@ -103,8 +103,8 @@ def resolve_axis(axis: Any, model: FittedModel, named: Mapping[str, Any]) -> Tra
         if found is None:
             known = [*named, *([] if periodic is None else [periodic["name"]])]
             raise KeyError(
-                f"there is no axis {axis!r}: pass the number of a latent coordinate, a pair of cells or groups, or a "
-                f"named axis (available: {format_names(known)}; find_axis adds others)"
+                f"there is no axis {axis!r}{did_you_mean(axis, known)}: pass the number of a latent coordinate, a "
+                f"pair of cells or groups, or a named axis (available: {format_names(known)}; find_axis adds others)"
             )
         axis = int(found[1])
     if isinstance(axis, bool) or not isinstance(axis, int | np.integer):

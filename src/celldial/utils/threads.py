@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,21 @@ __all__ = ["limit_threads"]
 # Multiplications of the widest product of a step above which several threads are used. Below, threads wait for each
 # other more than they compute; on a busy machine, waiting takes most of the time.
 MIN_PRODUCT = 5e8
+
+# A process that was forked has the threads of its parent in the books of OpenMP, but not the threads themselves, and
+# would wait for them forever.
+_forked = False
+
+
+def _use_one_thread() -> None:
+    """Use one thread in a forked process, whatever the settings are."""
+    global _forked
+    _forked = True
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_use_one_thread)
 
 
 @contextmanager
@@ -36,7 +52,7 @@ def limit_threads(product: float) -> Iterator[None]:
     True
     """
     before = torch.get_num_threads()
-    wanted = settings.n_threads
+    wanted = 1 if _forked else settings.n_threads
     if wanted == "auto":
         wanted = before if product > MIN_PRODUCT else 1
     if wanted != before:
