@@ -51,6 +51,7 @@ def schemas(draw: st.DrawFn) -> Schema:
         batch_key=draw(st.none() | st.text()),
         categories=draw(st.dictionaries(st.text(), NAMES)),
         continuous=draw(st.dictionaries(st.text(), st.tuples(*[st.floats(allow_nan=False, allow_infinity=False)] * 2))),
+        ranges=draw(st.dictionaries(st.text(), st.tuples(*[st.floats(allow_nan=False, allow_infinity=False)] * 2))),
     )
 
 
@@ -59,6 +60,7 @@ def schemas(draw: st.DrawFn) -> Schema:
 def test_json_round_trip(schema: Schema) -> None:
     back = Schema.from_dict(json.loads(json.dumps(schema.to_dict())))
     assert back == schema
+    assert back.ranges == schema.ranges
     assert list(back.categories) == list(schema.categories)
 
 

@@ -102,8 +102,10 @@ def test_sampled_cells_have_every_modality(cells: Cells, monkeypatch: pytest.Mon
     draws = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        draws.append(posterior.sample_cells(module, covariates_of(cells), quantiles))
-    z_cz, counts = draws[0]
+        library_size = posterior.sample_library_sizes(quantiles, len(cells))
+        z_cz = posterior.sample_prior(module, covariates_of(cells))
+        draws.append(posterior.sample_counts(module, z_cz, covariates_of(cells), library_size))
+    counts = draws[0]
     assert z_cz.shape == (60, 3)
     assert {name: x_cf.shape for name, x_cf in counts.items()} == {"rna": (60, 20), "atac": (60, 30)}
     assert all(x_cf.dtype == np.float32 for x_cf in counts.values())
@@ -111,5 +113,5 @@ def test_sampled_cells_have_every_modality(cells: Cells, monkeypatch: pytest.Mon
     assert counts["rna"].data.max() > 1
     np.testing.assert_array_equal(counts["rna"].data, np.round(counts["rna"].data))
     for name in counts:
-        assert (counts[name] != draws[1][1][name]).nnz == 0
-        assert (counts[name] != draws[2][1][name]).nnz > 0
+        assert (counts[name] != draws[1][name]).nnz == 0
+        assert (counts[name] != draws[2][name]).nnz > 0

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from anndata import AnnData
 
@@ -13,7 +14,7 @@ import celldial.tl.expression
 import celldial.training.memory
 from celldial import VAE
 from helpers.fit import fit
-from helpers.raises import raises
+from helpers.raises import raises, warns
 from helpers.simulate import MODALITIES, feature_mask, simulate_modalities, simulate_mosaic
 
 # --- Decoding ---------------------------------------------------------------------------------------------------------
@@ -136,6 +137,77 @@ def test_wrong_arguments_of_sample_are_named(conditional: VAE, model: VAE) -> No
         conditional.sample(3)
     with raises(ValueError, naming=["'donor'", 2, 3]):
         conditional.sample(3, {"batch": "b1", "donor": ["x", "y"], "age": 33})
+
+
+def test_cells_are_sampled_around_given_states(conditional: VAE) -> None:
+    values, z_cz = {"batch": "b1", "donor": "z", "age": 33}, np.array([[0.5, -1], [2, 1], [0, 0]])
+    cells = conditional.sample(covariates=values, z=z_cz, seed=1)
+    np.testing.assert_allclose(cells.obsm["z"], z_cz, rtol=1e-6)
+    # The mean of many samples is the decoded state, at the library size of each sample.
+    many = conditional.sample(4000, values, z=np.tile(z_cz[1], (4000, 1)), seed=1)
+    share_f = np.asarray(many.X.sum(0)).ravel() / many.X.sum()
+    np.testing.assert_allclose(share_f, conditional.decode(z_cz[1], values, library_size=1)[0], atol=0.01)
+
+
+def test_cells_are_sampled_around_given_cells(conditional: VAE, adata: AnnData) -> None:
+    cells = conditional.sample(adata=adata[:20].copy(), seed=1)
+    assert cells.obs["sampled_from"].to_list() == list(adata.obs_names[:20])
+    for key in ("batch", "donor", "age"):
+        assert cells.obs[key].to_list() == adata.obs[key].iloc[:20].to_list()
+    # Latent states are draws from the posterior of the cell.
+    draws_ncz = np.stack([conditional.sample(adata=adata[:20].copy(), seed=k).obsm["z"] for k in range(200)])
+    mean_cz, deviation_cz = conditional.latent_posterior(adata[:20].copy())
+    np.testing.assert_allclose((draws_ncz.mean(0) - mean_cz) / deviation_cz, 0, atol=5 / 200**0.5)
+    np.testing.assert_allclose(draws_ncz.std(0) / deviation_cz, 1, atol=0.25)
+    # Another batch, and more cells than there are.
+    more = conditional.sample(50, {"batch": "b1"}, adata=adata[:20].copy())
+    assert set(more.obs["batch"]) == {"b1"}
+    source = adata.obs.loc[more.obs["sampled_from"]]
+    assert more.obs["age"].to_list() == source["age"].to_list()
+    total_c = pd.Series(np.asarray(adata.X.sum(1)).ravel(), adata.obs_names)[more.obs["sampled_from"]].to_numpy()
+    assert np.corrcoef(np.asarray(more.X.sum(1)).ravel(), total_c)[0, 1] > 0.5
+
+
+def test_sampled_cells_lack_the_modalities_of_their_cells() -> None:
+    adata = simulate_mosaic("rna", "atac")
+    model = fit(adata, VAE(2, 8))
+    cells = model.sample(adata=adata)
+    for name in ("rna", "atac"):
+        own = feature_mask(adata, name)
+        lacking_c = np.asarray(adata.X[:, own].sum(1)).ravel() == 0
+        assert lacking_c.any()
+        assert cells.X[lacking_c][:, (cells.var["modality"] == name).to_numpy()].nnz == 0
+
+
+def test_sampling_between_and_beyond_the_training_cells(adata: AnnData) -> None:
+    model = fit(adata, VAE(2, 8, continuous_covariate_keys=["age"]))
+    lowest, highest = adata.obs["age"].min(), adata.obs["age"].max()
+    model.sample(5, {"age": (lowest + highest) / 2})  # no warning
+    for age in (highest + 1, [lowest, lowest - 1]):
+        with warns(naming=["'age'", f"{lowest:g}", f"{highest:g}"]):
+            model.sample(None if np.ndim(age) else 1, {"age": age}, z=np.zeros((np.size(age), 2)))
+
+
+def test_unknown_categories_name_the_nearest(adata: AnnData) -> None:
+    adata = adata.copy()
+    adata.obs["dose"] = ["0", "10", "30"] * 20
+    model = fit(adata, VAE(2, 8, categorical_covariate_keys=["donor", "dose"]))
+    with raises(ValueError, naming=["'dose'", "'8'", "'10'"]):
+        model.sample(3, {"donor": "x", "dose": "8"})
+    with raises(ValueError, naming=["'donor'", "'X'", "'x'"]):
+        model.sample(3, {"donor": "X", "dose": "10"})
+
+
+def test_wrong_starts_of_sampling(conditional: VAE, adata: AnnData) -> None:
+    values = {"batch": "b1", "donor": "z", "age": 33}
+    with raises(ValueError, naming=["n"]):
+        conditional.sample()
+    with raises(ValueError, naming=["z", "adata"]):
+        conditional.sample(3, values, z=np.zeros((3, 2)), adata=adata)
+    with raises(ValueError, naming=["n", 4, 3]):
+        conditional.sample(4, values, z=np.zeros((3, 2)))
+    with raises(KeyError, naming=["'height'"]):
+        conditional.sample(4, {"height": 1}, adata=adata)
 
 
 # --- Decoding a modality ----------------------------------------------------------------------------------------------

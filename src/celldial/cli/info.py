@@ -54,6 +54,7 @@ def summarize_model(path: Path) -> dict[str, Any]:
         "categorical_covariates": {name: list(categories) for name, categories in schema.categories.items()},
         "continuous_covariates": {
             name: {"mean": mean, "standard_deviation": deviation}
+            | ({"basis": schema.bases[name].to_dict()["kind"]} if name in schema.bases else {})
             for name, (mean, deviation) in schema.continuous.items()
         },
         "epochs": len(history["kept"]),
@@ -99,7 +100,7 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     for name, moments in summary["continuous_covariates"].items():
         lines.append(
             f"covariate     {name} (number, mean {moments['mean']:.4g}, standard deviation "
-            f"{moments['standard_deviation']:.4g})"
+            f"{moments['standard_deviation']:.4g}{', ' + moments['basis'] if 'basis' in moments else ''})"
         )
     elbo = summary["best_validation_elbo"]
     best = "no validation cells" if elbo is None else f"validation ELBO {elbo:.1f} nats/cell"

@@ -41,7 +41,7 @@ class Cells:
     category_ck
         Codes of the categorical covariates, int64, shape ``(c, n_categorical)``.
     continuous_ck
-        Standardized continuous covariates, float32, shape ``(c, n_continuous)``.
+        Columns of the continuous covariates, float32, shape ``(c, n_continuous)``.
     present
         Modality to a mask of the cells that have a count of it, bool, shape ``(c,)``. Modalities that all cells have
         are left out, so that no cells need to be gathered for them.

@@ -27,6 +27,7 @@ __all__ = [
     "get_obsm_matrix",
     "is_on_disk",
     "match_features",
+    "match_obsm_columns",
     "select_columns",
     "to_canonical_csr",
 ]
@@ -328,3 +329,22 @@ def contains_counts(matrix: Any) -> bool:
     if not is_supported_matrix(matrix):
         return False
     return not invalid_counts(matrix.data if sparse.issparse(matrix) else np.asarray(matrix)).any()
+
+
+def match_obsm_columns(
+    matrix: Any, found: tuple[str, ...] | None, names: tuple[str, ...], where: str, modality: str
+) -> np.ndarray:
+    """Return the columns of a matrix in obsm that have the model's features, int64; -1 for a missing feature.
+
+    Columns without names must have the order of the model.
+    """
+    if found is not None:
+        position_f = match_features(pd.Index(found, dtype=object), names)
+        check_feature_overlap(position_f, pd.Index(found, dtype=object), names, f"the columns of {where}", modality)
+        return position_f
+    if matrix.shape[1] != len(names):
+        raise ValueError(
+            f"{where} has {matrix.shape[1]} columns without names, but the model has {len(names)} features: use the "
+            "same columns, or a DataFrame with names"
+        )
+    return np.arange(len(names))

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from celldial.utils.messages import format_names
+from celldial.utils.messages import did_you_mean, format_names
 from celldial.utils.names import find_name
 
 __all__ = ["encode_categories", "find_categories", "mean_and_std", "to_column", "to_covariate_table", "to_float"]
@@ -80,9 +80,19 @@ def encode_categories(column: pd.Series, key: str, categories: tuple[str, ...], 
         raise ValueError(
             f"covariate {key!r} has categories that were not in the training data: "
             f"{format_names(np.asarray(values)[code_v < 0])} (for example in cell "
-            f"{str(column.index[unknown[0]])!r}). The model has the categories {format_names(categories)}: {remedy}"
+            f"{str(column.index[unknown[0]])!r}). The model has the categories {format_names(categories)}"
+            f"{nearest_category(str(np.asarray(values)[code_v < 0][0]), categories)}: {remedy}"
         )
     return code_c
+
+
+def nearest_category(name: str, categories: tuple[str, ...]) -> str:
+    """Return a note with the known category that is nearest to an unknown one: as a number, or as text."""
+    try:
+        nearest = min(categories, key=lambda known: abs(float(known) - float(name)))
+    except ValueError:
+        return did_you_mean(name, categories)
+    return f" (nearest to {name!r}: {nearest!r})"
 
 
 def to_float(column: pd.Series, key: str) -> np.ndarray:

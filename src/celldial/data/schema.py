@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from celldial.data.basis import Basis, basis_from_dict, fit_basis, parse_bases
 from celldial.data.counts import (
     MIN_OVERLAP,
     check_anndata,
@@ -25,6 +26,7 @@ from celldial.data.counts import (
     get_count_matrix,
     get_obsm_matrix,
     match_features,
+    match_obsm_columns,
     select_columns,
     to_canonical_csr,
 )
@@ -65,6 +67,8 @@ class SchemaOptions:
     categorical_covariate_keys, continuous_covariate_keys
         Further columns of ``adata.obs``. The categories of a categorical column keep their order, without unused ones;
         those of other columns are sorted.
+    basis
+        Continuous covariate to the basis in which its effect is smooth; see `celldial.data.basis.parse_bases`.
     likelihood
         Name of the likelihood, or modality to its name; by default ``"bernoulli"`` for peaks and
         ``"negative_binomial"`` for other modalities.
@@ -86,6 +90,7 @@ class SchemaOptions:
     batch_key: str | None = None
     categorical_covariate_keys: Sequence[str] = ()
     continuous_covariate_keys: Sequence[str] = ()
+    basis: Mapping[str, Any] | None = None
     likelihood: str | Mapping[str, str] | None = None
     modalities: Mapping[str, str] | None = None
     modality_key: str = "feature_types"
@@ -133,6 +138,10 @@ class Schema:
         Categorical covariate to its categories, in the order of their codes.
     continuous
         Continuous covariate to its mean and standard deviation over the training data.
+    bases
+        Continuous covariate to its basis, for those that do not act through their standardized value alone.
+    ranges
+        Continuous covariate to its lowest and highest value in the training data; empty in old model files.
 
     Examples
     --------
@@ -159,6 +168,8 @@ class Schema:
     batch_key: str | None
     categories: dict[str, tuple[str, ...]]
     continuous: dict[str, tuple[float, float]]
+    bases: dict[str, Basis] = field(default_factory=dict)
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict, compare=False)
 
     @classmethod
     def from_anndata(cls, adata: AnnData, *, obs: pd.DataFrame | None = None, **options: Any) -> Schema:
@@ -198,6 +209,9 @@ class Schema:
             get_count_matrix(adata, given.layer)
         categorical_keys = given.all_categorical_keys()
         likelihoods = resolve_likelihoods(sources, given.likelihood)
+        continuous = {key: get_column(obs, key) for key in given.continuous_covariate_keys}
+        values = {key: to_float(column, key) for key, column in continuous.items()}
+        bases = parse_bases(given.basis, values)
         return cls(
             feature_names=feature_names,
             sources=sources,
@@ -207,7 +221,9 @@ class Schema:
             layer=given.layer,
             batch_key=given.batch_key,
             categories={key: find_categories(get_column(obs, key), key) for key in categorical_keys},
-            continuous={key: mean_and_std(get_column(obs, key), key) for key in given.continuous_covariate_keys},
+            continuous={key: mean_and_std(column, key) for key, column in continuous.items()},
+            bases={key: fit_basis(*bases[key], values[key]) for key in values if key in bases},
+            ranges={key: (float(value_c.min()), float(value_c.max())) for key, value_c in values.items()},
         )
 
     @property
@@ -238,6 +254,8 @@ class Schema:
             "categories": {key: list(names) for key, names in self.categories.items()},
             "continuous_covariate_keys": list(self.continuous),
             "continuous": {key: list(mean_sd) for key, mean_sd in self.continuous.items()},
+            "bases": {key: basis.to_dict() for key, basis in self.bases.items()},
+            "ranges": {key: list(low_high) for key, low_high in self.ranges.items()},
         }
 
     @classmethod
@@ -256,10 +274,9 @@ class Schema:
             categories={
                 key: tuple(map(str, stored["categories"][key])) for key in stored["categorical_covariate_keys"]
             },
-            continuous={
-                key: (float(stored["continuous"][key][0]), float(stored["continuous"][key][1]))
-                for key in stored["continuous_covariate_keys"]
-            },
+            continuous={key: _pair(stored["continuous"][key]) for key in stored["continuous_covariate_keys"]},
+            bases={key: basis_from_dict(basis) for key, basis in stored.get("bases", {}).items()},
+            ranges={key: _pair(low_high) for key, low_high in stored.get("ranges", {}).items()},
         )
 
     def extend(self, obs: pd.DataFrame) -> Schema:
@@ -395,8 +412,8 @@ class Schema:
         category_ck
             Codes of the categorical covariates, int64, shape ``(cells, len(categories))``.
         continuous_ck
-            Continuous covariates, standardized by mean and standard deviation of the training data, float32, shape
-            ``(cells, len(continuous))``.
+            Columns of the continuous covariates, float32, shape ``(cells, n_continuous)``: values standardized by mean
+            and standard deviation of the training data, or the columns of a basis.
 
         Raises
         ------
@@ -429,10 +446,36 @@ class Schema:
             if key in overrides:
                 remedy = "choose one of them"
             category_ck[:, k] = encode_categories(columns[key], key, categories, remedy)
-        continuous_ck = np.empty((len(table), len(self.continuous)), dtype=np.float32)
-        for k, (key, (mean, std)) in enumerate(self.continuous.items()):
-            continuous_ck[:, k] = (to_float(columns[key], key) - mean) / std
+        continuous_ck = np.empty((len(table), self.n_continuous), dtype=np.float32)
+        for key, columns_k in self.continuous_columns().items():
+            continuous_ck[:, columns_k] = self.encode_continuous(key, to_float(columns[key], key))
         return category_ck, continuous_ck
+
+    @property
+    def n_continuous(self) -> int:
+        """Number of columns of all continuous covariates."""
+        return sum(self.bases[key].n_columns if key in self.bases else 1 for key in self.continuous)
+
+    def continuous_columns(self) -> dict[str, slice]:
+        """Return the columns of each continuous covariate."""
+        columns, first = {}, 0
+        for key in self.continuous:
+            end = first + (self.bases[key].n_columns if key in self.bases else 1)
+            columns[key], first = slice(first, end), end
+        return columns
+
+    def encode_continuous(self, key: str, value_c: np.ndarray) -> np.ndarray:
+        """Return the columns of values of one continuous covariate, shape ``(cells, columns)``."""
+        if key in self.bases:
+            return self.bases[key].columns(value_c)
+        mean, std = self.continuous[key]
+        column_c1: np.ndarray = ((value_c - mean) / std)[:, None]
+        return column_c1
+
+
+def _pair(stored: Sequence[Any]) -> tuple[float, float]:
+    """Return two stored numbers."""
+    return float(stored[0]), float(stored[1])
 
 
 def check_n_features(feature_names: Mapping[str, tuple[str, ...]]) -> None:
@@ -443,25 +486,6 @@ def check_n_features(feature_names: Mapping[str, tuple[str, ...]]) -> None:
                 f"modality {modality!r} has {len(names)} features ({format_names(names)}): at least two are needed. To "
                 "leave it out, name only the others in modalities"
             )
-
-
-def match_obsm_columns(
-    matrix: Any, found: tuple[str, ...] | None, names: tuple[str, ...], where: str, modality: str
-) -> np.ndarray:
-    """Return the columns of a matrix in obsm that have the model's features, int64; -1 for a missing feature.
-
-    Columns without names must have the order of the model.
-    """
-    if found is not None:
-        position_f = match_features(pd.Index(found, dtype=object), names)
-        check_feature_overlap(position_f, pd.Index(found, dtype=object), names, f"the columns of {where}", modality)
-        return position_f
-    if matrix.shape[1] != len(names):
-        raise ValueError(
-            f"{where} has {matrix.shape[1]} columns without names, but the model has {len(names)} features: use the "
-            "same columns, or a DataFrame with names"
-        )
-    return np.arange(len(names))
 
 
 def as_model_counts(rows: sparse.csr_matrix, modality: str, binary: bool) -> sparse.csr_matrix:

@@ -37,7 +37,7 @@ __all__ = ["EXCLUDED_FROM_TRAINING", "TrainingData", "build_module", "find_targe
 
 # Parameters that describe the cells; see `Schema.from_anndata`.
 SCHEMA_PARAMETERS = (
-    *("layer", "batch_key", "categorical_covariate_keys", "continuous_covariate_keys"),
+    *("layer", "batch_key", "categorical_covariate_keys", "continuous_covariate_keys", "basis"),
     *("likelihood", "modalities", "modality_key", "presence_keys"),
 )
 RUN_CELLS = 50  # neighboring cells that are read together to check counts
@@ -244,7 +244,7 @@ def build_module(model: VAE, schema: Schema, clusters: Mapping[str, Any] | None)
         n_features={modality: len(names) for modality, names in schema.feature_names.items()},
         likelihood=schema.likelihood,
         n_categories=[len(names) for names in schema.categories.values()],
-        n_continuous=len(schema.continuous),
+        n_continuous=schema.n_continuous,
         n_latent=model.n_latent,
         n_hidden=model.n_hidden,
         n_layers=model.n_layers,

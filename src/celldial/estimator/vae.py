@@ -140,6 +140,11 @@ class VAE(BaseEstimator):
         batch, shrunk toward that of the feature. It applies to negative binomial likelihoods, and needs a `batch_key`.
     categorical_covariate_keys, continuous_covariate_keys
         Further columns of ``adata.obs`` that the decoder depends on, and that can be set to other values in decoding.
+    basis
+        Dict of continuous covariates whose effect is a smooth curve, so that values between those of the cells are
+        interpolated: ``{"time": "spline"}``, a natural cubic spline with knots at up to four quantiles of the distinct
+        values (``("spline", 6)`` for six knots), which continues as a line beyond them; or
+        ``{"hour": ("fourier", 24)}``, a periodic curve with the period in units of the covariate.
     layer
         Layer with raw counts; ``None`` for ``adata.X``.
     periodic
@@ -284,6 +289,7 @@ class VAE(BaseEstimator):
         dispersion: DispersionName = "feature",
         categorical_covariate_keys: Sequence[str] = (),
         continuous_covariate_keys: Sequence[str] = (),
+        basis: Mapping[str, Any] | None = None,
         layer: str | None = None,
         periodic: str | bool | Mapping[str, Any] | None = None,
         gene_symbols: str | None = None,
@@ -317,6 +323,7 @@ class VAE(BaseEstimator):
         self.dispersion = dispersion
         self.categorical_covariate_keys = categorical_covariate_keys
         self.continuous_covariate_keys = continuous_covariate_keys
+        self.basis = basis
         self.layer = layer
         self.periodic = periodic
         self.gene_symbols = gene_symbols

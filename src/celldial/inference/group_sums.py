@@ -38,7 +38,7 @@ class CodedCondition(NamedTuple):
     category
         Column of the categorical covariates to code.
     continuous
-        Column of the continuous covariates to standardized value.
+        Column of the continuous covariates to encoded value.
     """
 
     category: Mapping[int, int]

@@ -33,8 +33,10 @@ __all__ = [
     "importance_weighted_bound",
     "infer",
     "log_weights",
-    "sample_cells",
+    "sample_counts",
     "sample_latent",
+    "sample_library_sizes",
+    "sample_prior",
     "to_eval",
 ]
 
@@ -275,40 +277,56 @@ def decode_mean(
 
 
 @torch.no_grad()
-def sample_cells(
-    module: Module, covariates: Covariates, library_size_q: Mapping[str, np.ndarray]
-) -> tuple[np.ndarray, dict[str, sparse.csr_matrix]]:
-    """Sample latent states from the prior and counts from the model, with torch's generator.
+def sample_prior(module: Module, covariates: Covariates) -> np.ndarray:
+    """Sample latent states of new cells from the prior, with torch's generator, shape ``(c, z)``."""
+    device = to_eval(module)
+    cells = Cells({}, {}, torch.from_numpy(covariates.category_ck), torch.from_numpy(covariates.continuous_ck))
+    state_cz: np.ndarray = module.sample_prior(cells.to(device)).cpu().numpy()
+    return state_cz
+
+
+def sample_library_sizes(library_size_q: Mapping[str, np.ndarray], n_cells: int) -> dict[str, np.ndarray]:
+    """Sample library sizes of each modality from evenly spaced quantiles, with torch's generator."""
+    library_size = {}
+    for modality, quantile_q in library_size_q.items():
+        position_c = torch.rand(n_cells).numpy() * (len(quantile_q) - 1)
+        library_size[modality] = np.interp(position_c, np.arange(len(quantile_q)), quantile_q)
+    return library_size
+
+
+@torch.no_grad()
+def sample_counts(
+    module: Module, z_cz: np.ndarray, covariates: Covariates, library_size: Mapping[str, np.ndarray]
+) -> dict[str, sparse.csr_matrix]:
+    """Sample counts of cells from the model, with torch's generator.
 
     Parameters
     ----------
     module
         A trained module.
+    z_cz
+        Latent states, float32.
     covariates
-        Covariates of the new cells.
-    library_size_q
-        Modality to evenly spaced quantiles of the library sizes to sample from.
+        Covariates of the same cells.
+    library_size
+        Modality to the library size of each cell; 0 in a cell without the modality.
 
     Returns
     -------
-    tuple[np.ndarray, dict[str, sparse.csr_matrix]]
-        Latent states, shape ``(c, z)``, and by modality the counts, float32, shape ``(c, f)``.
+    dict[str, sparse.csr_matrix]
+        Modality to counts, float32, shape ``(c, f)``.
     """
-    n_cells = len(covariates.category_ck)
-    library_size = {}
-    for modality, quantile_q in library_size_q.items():
-        position_c = torch.rand(n_cells).numpy() * (len(quantile_q) - 1)
-        library_size[modality] = np.interp(position_c, np.arange(len(quantile_q)), quantile_q)
-    device = to_eval(module)
-    cells = Cells({}, {}, torch.from_numpy(covariates.category_ck), torch.from_numpy(covariates.continuous_ck))
-    z_cz = module.sample_prior(cells.to(device)).cpu().numpy()
     counts = {}
     for modality, library_size_c in library_size.items():
-        blocks = _decode(module, modality, z_cz, covariates, library_size_c)
-        counts[modality] = sparse.vstack(
-            [sparse.csr_matrix(block.sample().cpu().numpy()) for block in blocks], format="csr"
-        )
-    return z_cz, counts
+        present_c = library_size_c > 0
+        # A cell without the modality is decoded, too, and its counts are removed.
+        blocks = _decode(module, modality, z_cz, covariates, np.where(present_c, library_size_c, 1.0))
+        rows = sparse.vstack([sparse.csr_matrix(block.sample().cpu().numpy()) for block in blocks], format="csr")
+        if not present_c.all():
+            rows = sparse.diags(present_c.astype(np.float32)) @ rows
+            rows.eliminate_zeros()
+        counts[modality] = rows
+    return counts
 
 
 @torch.no_grad()

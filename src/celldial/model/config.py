@@ -27,7 +27,7 @@ class ModuleConfig:
     n_categories
         Number of categories of each categorical covariate.
     n_continuous
-        Number of continuous covariates.
+        Number of columns of the continuous covariates.
     n_latent
         Number of latent coordinates.
     n_hidden

@@ -68,7 +68,7 @@ class LayerSizes:
     n_categories
         Number of categories of each categorical covariate.
     n_continuous
-        Number of continuous covariates.
+        Number of columns of the continuous covariates.
     n_hidden
         Width of each hidden layer.
     n_layers

@@ -342,7 +342,7 @@ def _conditions(
         if transform_batch is not None:
             raise ValueError("both covariates and transform_batch are given: pass a dict as transform_batch instead")
         conditions = resolve_transform_batch(model, dict.fromkeys(covariates, ALL))
-    categorical, continuous = list(schema.categories), list(schema.continuous)
+    categorical, columns = list(schema.categories), schema.continuous_columns()
     return [
         group_sums.CodedCondition(
             {
@@ -351,9 +351,12 @@ def _conditions(
                 if key in categorical
             },
             {
-                continuous.index(key): (float(value) - schema.continuous[key][0]) / schema.continuous[key][1]
+                column: float(encoded)
                 for key, value in condition.items()
-                if key in continuous
+                if key in columns
+                for column, encoded in enumerate(
+                    schema.encode_continuous(key, np.array([float(value)]))[0], columns[key].start
+                )
             },
         )
         for condition in conditions
