@@ -83,3 +83,11 @@ def test_more_cells_reduce_the_variance(model_3d: VAE) -> None:
         loadings = module.modalities["rna"].loadings
         average_variance.append(loadings.variance(loadings.center_h[None]).mean().item())
     assert average_variance[0] / average_variance[1] == pytest.approx(4, rel=0.2)
+
+
+def test_the_rounding_of_very_large_counts_does_not_fail() -> None:
+    # Information about two slopes of which the data know only the sum; rounding makes an eigenvalue negative.
+    information_fq = torch.tensor([[1e8, 1e8, 1e8, 1e8 - 64, 1e8, 1e8 - 64]])
+    covariance_fq = laplace.posterior_covariance(information_fq.clone())
+    assert torch.isfinite(covariance_fq).all()
+    assert (covariance_fq[:, [0, 3, 5]] > 0).all()

@@ -371,7 +371,8 @@ def test_golden_file(version: int) -> None:
         check_clusters_and_loadings(model, adata, expected)
         return
     states = model.transform(adata, include_periodic=True)
-    np.testing.assert_allclose(states, expected["states"], atol=1e-5)
+    # The point on the circle is found by optimization, and depends more on the rounding of the processor.
+    np.testing.assert_allclose(states, expected["states"], atol=1e-4)
     phase = model.phase(adata)
     np.testing.assert_array_equal(phase["rhythm_phase"].to_numpy(str), expected["rhythm_phase"])
     np.testing.assert_allclose(phase["rhythm_angle"], expected["rhythm_angle"], atol=1e-4)

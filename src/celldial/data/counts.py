@@ -108,7 +108,14 @@ def get_count_matrix(adata: AnnData, layer: str | None) -> Any:
             f"adata has no layer {layer!r}; its layers: {format_names(layers)}. For adata.X, use VAE(layer=None) in a "
             'fit, and layer="X" with a fitted model'
         )
-    matrix = adata.X if layer is None else adata.layers[layer]
+    try:
+        matrix = adata.X if layer is None else adata.layers[layer]
+    except ValueError as error:  # a view of a boolean matrix that is not in canonical form
+        where = describe_layer(layer)
+        raise ValueError(
+            f"{where} of this view cannot be read ({error}): call {where}.sum_duplicates() before you select cells or "
+            "features"
+        ) from error
     if matrix is None:
         remedy = f"choose the layer of raw counts, {layer_arguments(layers[0])}" if layers else "store raw counts there"
         raise ValueError(f"adata.X is None; layers: {format_names(layers)}. Please {remedy}")

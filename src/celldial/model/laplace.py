@@ -147,6 +147,12 @@ def posterior_covariance(information_fq: Tensor) -> Tensor:
         precision_frr = block_fq.new_zeros((len(block_fq), n_rows, n_rows), dtype=torch.float64)
         precision_frr[:, row_q, column_q] = block_fq.double()
         precision_frr[:, column_q, row_q] = block_fq.double()
-        covariance_frr = torch.cholesky_inverse(torch.linalg.cholesky(precision_frr + torch.diag(prior_r)))
+        root_frr, failed_f = torch.linalg.cholesky_ex(precision_frr + torch.diag(prior_r))
+        for f in failed_f.nonzero()[:, 0]:
+            # Very large counts: the rounding of the sum exceeds the prior, and an eigenvalue of nearly 0 is negative.
+            value_r, vector_rr = torch.linalg.eigh(precision_frr[f])
+            rounded_rr = (vector_rr * value_r.clamp_min(0)) @ vector_rr.T
+            root_frr[f] = torch.linalg.cholesky(rounded_rr + torch.diag(prior_r))
+        covariance_frr = torch.cholesky_inverse(root_frr)
         block_fq.copy_(covariance_frr[:, row_q, column_q])
     return information_fq
