@@ -1,5 +1,6 @@
 """The command line as a process: stdout and stderr, exit codes, Ctrl-C, and what it imports."""
 
+import io
 import os
 import runpy
 import signal
@@ -182,3 +183,12 @@ def test_version_and_help_import_little() -> None:
 def test_the_command_is_installed_under_its_name(root: Path) -> None:
     scripts = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     assert scripts == {"celldial": f"{cli.main.__module__}:{cli.main.__name__}"}
+
+
+def test_names_that_the_locale_cannot_show(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert run("fit", file, *SMALL, "--out", tmp_path / "é.h5ad", "--quiet") == 0
+    assert (tmp_path / "é.h5ad").exists()
+    stream.flush()
+    assert b"\\xe9.h5ad" in stream.buffer.getvalue()  # type: ignore[attr-defined]

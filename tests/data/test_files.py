@@ -4,6 +4,7 @@ import logging
 import pickle
 import shutil
 import threading
+from pathlib import Path
 
 import anndata as ad
 import h5py
@@ -13,10 +14,11 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
-from celldial.data import file_matrices
+from celldial.data import backed_file
+from celldial.data.backed_file import BackedFile
 from celldial.data.cells import Cells
 from celldial.data.counts import is_on_disk
-from celldial.data.file_matrices import BackedFile, to_runs
+from celldial.data.file_matrices import to_runs
 from celldial.data.files import OnDiskDataset
 from celldial.data.schema import Schema
 from helpers.assertions import assert_same_cells
@@ -336,7 +338,7 @@ def test_a_file_that_disappears_is_an_error(tmp_path, adata, suffix):
 def test_slow_reads_are_logged_once(tmp_path, adata, monkeypatch, caplog):
     file = BackedFile(write(adata, tmp_path / "slow.h5ad"))
     was_logged = threading.Event()
-    monkeypatch.setattr(file_matrices, "SLOW_READ_SECONDS", 0.0)
+    monkeypatch.setattr(backed_file, "SLOW_READ_SECONDS", 0.0)
     monkeypatch.setattr(
         caplog.handler, "emit", lambda record, emit=caplog.handler.emit: (emit(record), was_logged.set())
     )
@@ -345,3 +347,69 @@ def test_slow_reads_are_logged_once(tmp_path, adata, monkeypatch, caplog):
             with file.reading():
                 assert was_logged.wait(600)
     assert len(logged(caplog, naming=["slow.h5ad", 0])) == 1
+
+
+# --- Parts that are missing, and many files ---------------------------------------------------------------------------
+
+
+def cut_short(path: Path, key: str) -> None:
+    """Write the first half of an array again, and leave the other chunks out."""
+    with h5py.File(path, "r+") as file:
+        values, attributes = file[key][:], dict(file[key].attrs)
+        del file[key]
+        array = file.create_dataset(key, values.shape, values.dtype, chunks=(8, *values.shape[1:]))
+        array[: len(values) // 2] = values[: len(values) // 2]
+        array.attrs.update(attributes)
+
+
+@pytest.mark.parametrize("key", ["X/data", "X/indices", "X/indptr", "X"])
+def test_chunks_that_were_never_written_are_found(key: str, tmp_path: Path) -> None:
+    adata = simulate(60)
+    if key == "X":
+        adata.X = adata.X.toarray()
+    path = write(adata, tmp_path / "cells.h5ad")
+    cut_short(path, key)
+    with raises(OSError, naming=["cells.h5ad"]):
+        OnDiskDataset.open(path).read(slice(0, 60))
+
+
+def test_a_virtual_data_set_without_its_source_is_found(tmp_path: Path) -> None:
+    path = write(simulate(60), tmp_path / "cells.h5ad")
+    with h5py.File(path, "r+") as file, h5py.File(tmp_path / "source.h5", "w") as source:
+        values, attributes = file["X/data"][:], dict(file["X/data"].attrs)
+        source["data"] = values
+        layout = h5py.VirtualLayout(values.shape, values.dtype)
+        layout[:] = h5py.VirtualSource("source.h5", "data", values.shape)
+        del file["X/data"]
+        file.create_virtual_dataset("X/data", layout).attrs.update(attributes)
+    assert OnDiskDataset.open(path).read(slice(0, 60)).n_obs == 60
+    (tmp_path / "source.h5").unlink()
+    with raises(OSError, naming=["cells.h5ad", "source.h5"]):
+        OnDiskDataset.open(path)
+
+
+@pytest.mark.parametrize("array", ["data", "indices"])
+def test_chunks_that_vanish_while_a_store_is_open_are_found(array: str, tmp_path: Path) -> None:
+    adata = simulate(60)
+    dataset = OnDiskDataset.open(write(adata, tmp_path / "cells.zarr"))
+    expected = dataset.read(slice(0, 60)).X.toarray()
+    np.testing.assert_array_equal(expected, adata.X.toarray())
+    folder = tmp_path / "cells.zarr" / "X" / array
+    for chunk in folder.rglob("*"):
+        if chunk.is_file() and not chunk.name.startswith((".z", "zarr.")):
+            chunk.unlink()
+    with raises(OSError, naming=["cells.zarr"]):
+        dataset.read(slice(0, 60))
+
+
+def test_many_files_are_read_with_few_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backed_file, "MAX_OPEN_FILES", 2)
+    parts = [simulate(20, seed=seed) for seed in range(6)]
+    paths = [write(part, tmp_path / f"{k}.h5ad") for k, part in enumerate(parts)]
+    dataset = OnDiskDataset.open(paths)
+    is_open = [file.file._root is not None for file in dataset.files]
+    assert sum(is_open) <= 2
+    for _ in range(2):
+        for k, part in enumerate(parts):
+            found = dataset.read(np.arange(20 * k, 20 * (k + 1)))
+            np.testing.assert_array_equal(found.X.toarray(), part.X.toarray())

@@ -47,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if hasattr(sys.stdout, "reconfigure"):
+        # Names of files and genes that the locale cannot show are shown as escape sequences.
+        sys.stdout.reconfigure(errors="backslashreplace")
     if arguments[:1] == ["demo"]:
         return run_demo(arguments[1:])
     options = make_parser().parse_args(arguments)

@@ -101,7 +101,7 @@ def read_cells(path: Path, backed: bool = False, unique_names: bool = False) -> 
     """
     import anndata
 
-    from celldial.data.file_matrices import BackedFile, is_10x_file
+    from celldial.data.backed_file import BackedFile, is_10x_file
 
     path = path.expanduser()
     if is_10x_file(path):

@@ -6,12 +6,8 @@ read, which takes longer than the read itself.
 
 from __future__ import annotations
 
-import errno
-import logging
-import os
-import threading
+import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +19,6 @@ from scipy import sparse
 
 __all__ = [
     "ROW_READERS",
-    "BackedFile",
     "CSRRows",
     "DataFrameRows",
     "DenseRows",
@@ -36,124 +31,8 @@ __all__ = [
     "to_runs",
 ]
 
-SLOW_READ_SECONDS = 30.0
-"""A read that takes longer is logged."""
-
 MAX_GAP_ROWS = 16
 """Runs of rows with fewer rows between them are read as one, because a read costs more than these rows."""
-
-logger = logging.getLogger("celldial")
-
-
-class FileReadError(OSError):
-    """A file cannot be read. The message names the file and the reason."""
-
-
-class BackedFile:
-    """An h5ad file or a zarr store. It is opened at the first read, once per process.
-
-    Parameters
-    ----------
-    path
-        Path of the file.
-
-    Raises
-    ------
-    OSError
-        The file does not exist, or has another format.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).expanduser()
-        self._root: Any = None
-        self._rows: dict[str, RowReader] = {}
-        self._process = os.getpid()
-        self._warned_slow = False
-
-    def __reduce__(self) -> tuple[type[BackedFile], tuple[Path]]:
-        return BackedFile, (self.path,)
-
-    @contextmanager
-    def reading(self) -> Iterator[Any]:
-        """Provide the root group, and raise any error of this block as an `OSError` that names the file."""
-        timer = threading.Timer(SLOW_READ_SECONDS, self._warn_slow)
-        timer.daemon = True
-        timer.start()
-        try:
-            if not self.path.exists():
-                raise FileReadError(f"{self.path} does not exist (any more): check the path, or restore the file")
-            if is_10x_file(self.path):
-                raise FileReadError(
-                    f"{self.path} is an .h5 file of Cell Ranger: read it with scanpy.read_10x_h5(path, "
-                    "gex_only=False), and write it with adata.write_h5ad(...)"
-                )
-            yield self._open()
-        except (FileReadError, MemoryError):
-            raise
-        except OSError as error:
-            if isinstance(error, PermissionError) or error.errno in (errno.EMFILE, errno.ENFILE):
-                remedy = (
-                    "ask for the right to read it"
-                    if isinstance(error, PermissionError)
-                    else "too many files are open; raise the limit, as by ulimit -n, or close some"
-                )
-                raise FileReadError(f"{self.path} could not be opened ({error.strerror}): {remedy}") from error
-            raise FileReadError(self._damaged(error)) from error
-        except Exception as error:  # any type: decompressors have their own
-            raise FileReadError(self._damaged(error)) from error
-        finally:
-            timer.cancel()
-
-    def _damaged(self, error: Exception) -> str:
-        """Return the message about a file that cannot be read."""
-        reason = str(error).strip().split("\n", 1)[0]
-        return f"{self.path} could not be read ({reason}): it is damaged or incomplete; copy or write it again"
-
-    def rows(self, name: str) -> RowReader:
-        """Return the reader of a matrix or table, by its path in the file, within a block of :meth:`reading`."""
-        if name not in self._rows:
-            element = self._open()[name]
-            self._rows[name] = ROW_READERS[encoding_type(element)](element)
-        return self._rows[name]
-
-    def _open(self) -> Any:
-        """Return the root group. The file is opened if this process has not opened it yet."""
-        if self._root is None or self._process != os.getpid():
-            self._rows, self._process = {}, os.getpid()
-            if self.path.is_dir():
-                import zarr  # here because only stores need it
-
-                self._root = zarr.open_group(self.path, mode="r")
-            elif h5py.is_hdf5(self.path):
-                self._root = h5py.File(self.path, "r")
-            else:
-                raise FileReadError(f"{self.path} is not an HDF5 file (expected .h5ad): it may be damaged")
-        return self._root
-
-    def _warn_slow(self) -> None:
-        """Log once per file that a read takes long."""
-        if not self._warned_slow:
-            self._warned_slow = True
-            logger.warning(
-                "reading %s has taken more than %g seconds and continues: a copy on a local disk may be faster",
-                self.path,
-                SLOW_READ_SECONDS,
-            )
-
-
-def is_10x_file(path: Path) -> bool:
-    """Return whether a path is an .h5 file of Cell Ranger, which has another layout than .h5ad."""
-    if not path.is_file() or not os.access(path, os.R_OK) or not h5py.is_hdf5(path):
-        return False
-    with suppress(OSError), h5py.File(path, "r") as file:
-        return (
-            "X" not in file
-            and "obs" not in file
-            and any(
-                isinstance(group, h5py.Group) and "barcodes" in group and "indptr" in group for group in file.values()
-            )
-        )
-    return False
 
 
 # --- Readers ----------------------------------------------------------------------------------------------------------
@@ -182,25 +61,39 @@ class RowReader(Protocol):
     def read(self, runs: Sequence[slice]) -> sparse.csr_matrix | pd.DataFrame:
         """Return the rows of all runs, concatenated."""
 
+    def attach(self, element: Any) -> None:
+        """Read from an element of the same file that was opened again."""
+
 
 class CSRRows:
     """Reader of a CSR matrix. The pointers to its rows are in memory, 4 or 8 bytes per row."""
 
     def __init__(self, group: Any) -> None:
+        self.attach(group)
         self.shape = tuple(map(int, group.attrs["shape"]))
-        self.data, self.indices = group["data"], group["indices"]
         self.dtypes = [self.data.dtype]
-        self.indptr_c = group["indptr"][:]
         n_rows, n_entries = self.shape[0], self.data.shape[0]
+        if group["indptr"].shape != (n_rows + 1,):  # before they are read: a damaged file may claim any number
+            raise ValueError(f"the arrays of {group.name} have inconsistent lengths")
+        check_all_chunks(group["indptr"])
+        self.indptr_c = group["indptr"][:]
         if (len(self.indptr_c), self.indptr_c[-1], self.indices.shape[0]) != (n_rows + 1, n_entries, n_entries):
             raise ValueError(f"the arrays of {group.name} have inconsistent lengths")
         if self.indptr_c[0] != 0 or (np.diff(self.indptr_c) < 0).any():
             raise ValueError(f"the row pointers of {group.name} are not in order")
-        for array in (self.data, self.indices):
-            check_all_chunks(array)
+        self.check_chunks()
         self.nnz_per_row = max_mean_nnz(self.indptr_c)
         self.rows_per_chunk = self.data.chunks[0] * n_rows / max(n_entries, 1) if self.data.chunks else 1.0
+
+    def attach(self, group: Any) -> None:
+        """Read from the same matrix after the file was opened again."""
+        self.data, self.indices = group["data"], group["indices"]
         self.concurrent = annbatch_reader(group)
+
+    def check_chunks(self) -> None:
+        """Raise if a part of the counts or of their columns is not in the file."""
+        for array in (self.data, self.indices):
+            check_all_chunks(array)
 
     def read(self, runs: Sequence[slice]) -> sparse.csr_matrix:
         """Return the rows of all runs, concatenated."""
@@ -220,6 +113,8 @@ class CSRRows:
         # Later code does not check the columns, and would read beyond the ends of arrays.
         if matrix.nnz > 0 and (matrix.indices.min() < 0 or matrix.indices.max() >= self.shape[1]):
             raise ValueError(f"an entry is in column {matrix.indices.max()}, but there are {self.shape[1]} columns")
+        if has_adjacent_zeros(matrix.data) or has_adjacent_zeros(matrix.indices):
+            self.check_chunks()  # a part may have been deleted since the file was opened: it is read as zeros
         return matrix
 
 
@@ -227,11 +122,17 @@ class DenseRows:
     """Reader of a dense matrix. It becomes sparse run by run."""
 
     def __init__(self, dataset: Any) -> None:
+        self.attach(dataset)
         self.shape = tuple(map(int, dataset.shape))
         self.dtypes = [dataset.dtype]
-        self.dataset = dataset
         self.nnz_per_row = float(self.shape[-1])
         self.rows_per_chunk = float(dataset.chunks[0]) if dataset.chunks else 1.0
+
+    def attach(self, dataset: Any) -> None:
+        """Read from the same matrix after the file was opened again."""
+        self.dataset = dataset
+        if isinstance(dataset, h5py.Dataset):  # zarr stores do not keep chunks of zeros
+            check_all_chunks(dataset)
 
     def read(self, runs: Sequence[slice]) -> sparse.csr_matrix:
         """Return the rows of all runs, concatenated."""
@@ -242,11 +143,15 @@ class DataFrameRows:
     """Reader of a DataFrame of numbers. It is read column by column."""
 
     def __init__(self, group: Any) -> None:
-        self.columns = {str(name): group[str(name)] for name in group.attrs["column-order"]}
+        self.attach(group)
         self.dtypes = [getattr(column, "dtype", np.dtype(object)) for column in self.columns.values()]
         self.shape: tuple[int, ...] = (index_array(group).shape[0], len(self.columns))
         self.nnz_per_row = float(len(self.columns))
         self.rows_per_chunk = 1.0
+
+    def attach(self, group: Any) -> None:
+        """Read from the same table after the file was opened again."""
+        self.columns = {str(name): group[str(name)] for name in group.attrs["column-order"]}
 
     def read(self, runs: Sequence[slice]) -> pd.DataFrame:
         """Return the rows of all runs, concatenated."""
@@ -264,6 +169,9 @@ class InMemoryRows:
         self.dtypes = list(matrix.dtypes) if isinstance(matrix, pd.DataFrame) else [matrix.dtype]
         self.nnz_per_row = max_mean_nnz(self.matrix.indptr) if sparse.issparse(matrix) else float(matrix.shape[-1])
         self.rows_per_chunk = 1.0
+
+    def attach(self, element: Any) -> None:
+        """Do nothing: the matrix is in memory."""
 
     def read(self, runs: Sequence[slice]) -> sparse.csr_matrix | pd.DataFrame:
         """Return the rows of all runs, concatenated."""
@@ -292,10 +200,36 @@ def max_mean_nnz(indptr_c: np.ndarray, n_rows: int = 256) -> float:
 
 
 def check_all_chunks(array: Any) -> None:
-    """Raise if a zarr store lacks files of an array. Zarr would read them as zeros."""
-    n_present, n_chunks = getattr(array, "nchunks_initialized", 0), getattr(array, "nchunks", 0)
+    """Raise if a file lacks a part of an array, which would be read as zeros.
+
+    A zarr store lacks chunks whose files are gone. An HDF5 file lacks those that its writer did not reach, and a
+    virtual data set the files that it refers to.
+    """
+    if isinstance(array, h5py.Dataset):
+        if array.is_virtual:
+            check_virtual_sources(array)
+        if array.chunks is None:
+            return
+        n_chunks = math.prod(math.ceil(n / size) for n, size in zip(array.shape, array.chunks, strict=True))
+        n_present = array.id.get_num_chunks()
+    else:
+        n_present, n_chunks = getattr(array, "nchunks_initialized", 0), getattr(array, "nchunks", 0)
     if n_present < n_chunks:
         raise ValueError(f"{n_chunks - n_present} of {n_chunks} chunks of {array.name} are missing")
+
+
+def check_virtual_sources(dataset: h5py.Dataset) -> None:
+    """Raise if a file that a virtual data set refers to does not exist."""
+    folder = Path(dataset.file.filename).parent
+    for source in dataset.virtual_sources():
+        if source.file_name != "." and not (folder / source.file_name).exists():
+            raise ValueError(f"{dataset.name} refers to {source.file_name}, which does not exist")
+
+
+def has_adjacent_zeros(value_n: np.ndarray) -> bool:
+    """Return whether two neighboring values are 0, as they are if a part of an array is missing."""
+    is_zero_n = value_n == 0
+    return bool((is_zero_n[1:] & is_zero_n[:-1]).any())
 
 
 def annbatch_reader(group: Any) -> Callable[[Sequence[slice]], sparse.csr_matrix] | None:

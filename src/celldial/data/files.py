@@ -18,10 +18,10 @@ from anndata.io import read_elem
 from pandas.api.types import union_categoricals
 from scipy import sparse
 
+from celldial.data.backed_file import BackedFile
 from celldial.data.counts import MIN_OVERLAP, check_matrix_type, match_features, select_columns
 from celldial.data.file_matrices import (
     ROW_READERS,
-    BackedFile,
     InMemoryRows,
     RowReader,
     encoding_type,
