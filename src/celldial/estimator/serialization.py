@@ -67,6 +67,8 @@ def load(cls: type[VAE], path: Path) -> VAE:
             prefix = f"modalities.{name}.loadings."
             found = {key.removeprefix(prefix): part for key, part in tensors.items() if key.startswith(prefix)}
             modality.loadings = Loadings(**found) if found else None
+            if modality.loadings is not None:
+                modality.loadings.check_shapes(len(model.schema_.feature_names[name]), model.n_hidden)
         model.module_.load_state_dict(tensors)
         model.history_ = {
             k: [math.nan if v is None else v for v in values] for k, values in metadata["history"].items()

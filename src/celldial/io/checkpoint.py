@@ -75,7 +75,7 @@ class Checkpoint:
         """
         if not self.path.exists():
             return None
-        metadata, tensors = model_file.read_file(self.path)
+        metadata, tensors = model_file.read_file(self.path, needs_checksum=True)
         identity = {"format_version": model_file.FORMAT_VERSION, **self.identity}
         # A model file has no identity.
         found = {"format_version": metadata["format_version"], **metadata.pop("identity", {})}

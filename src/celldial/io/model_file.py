@@ -41,6 +41,12 @@ RENAMED_TENSORS = {
     r"n_trained": "n_training_cells",
 }
 
+# What Python and other libraries raise for content that is not as it was written.
+FILE_ERRORS = (
+    *(SafetensorError, AttributeError, LookupError, TypeError, ValueError, RuntimeError),
+    *(ArithmeticError, StopIteration),
+)
+
 
 def write(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write a file in one step: a failure leaves the previous file as it was.
@@ -61,8 +67,15 @@ def write(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]
         temporary.write_bytes(content)
 
 
-def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_file(path: Path, needs_checksum: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read the metadata and the tensors of a file as they were written.
+
+    Parameters
+    ----------
+    path
+        The file.
+    needs_checksum
+        Whether a file without a checksum is damaged; models of earlier versions have none.
 
     Raises
     ------
@@ -78,7 +91,8 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         found = split_header(content)[0].get("__metadata__", {})
         metadata = json.loads(found["celldial"])
         version = operator.index(metadata["format_version"])
-        if version <= FORMAT_VERSION and "sha256" in found and found["sha256"] != digest(content):
+        has_checksum = needs_checksum or "sha256" in found
+        if version <= FORMAT_VERSION and has_checksum and found["sha256"] != digest(content):
             raise ValueError("its checksum differs from the one that was written")
         tensors = load(content)
     if version > FORMAT_VERSION:
@@ -145,7 +159,7 @@ def wrap_file_errors(path: str | Path) -> Iterator[None]:
     """Raise any failure to interpret a file as a ValueError that names the file."""
     try:
         yield
-    except (SafetensorError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+    except FILE_ERRORS as error:
         raise ValueError(f"{str(path)!r} is not a celldial file, or is damaged: {error}") from error
 
 

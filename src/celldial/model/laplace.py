@@ -56,6 +56,20 @@ class Loadings(nn.Module):
         self.register_buffer("basis_hr", basis_hr)
         self.register_buffer("covariance_fq", covariance_fq)
 
+    def check_shapes(self, n_features: int, n_hidden: int) -> None:
+        """Raise unless the tensors fit each other, and a modality with these features and hidden units."""
+        n_inputs, n_directions = self.basis_hr.shape if self.basis_hr.ndim == 2 else (0, 0)
+        expected = {
+            "center_h": (n_inputs,),
+            "scale_h": (n_inputs,),
+            "basis_hr": (max(n_inputs, n_hidden), n_directions),
+            "covariance_fq": (n_features, (n_directions + 1) * (n_directions + 2) // 2),
+        }
+        for name, shape in expected.items():
+            tensor = getattr(self, name)
+            if tensor.shape != shape or tensor.dtype != torch.float32:
+                raise ValueError(f"{name} of the loadings has shape {tuple(tensor.shape)} and type {tensor.dtype}")
+
     def variance(self, input_sh: Tensor) -> Tensor:
         """Return the posterior variance of each feature's log rate at these inputs, shape ``(s, f)``."""
         offset_sh, position_sr = self._project(input_sh)

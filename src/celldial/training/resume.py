@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from celldial.io.model_file import wrap_file_errors
 from celldial.training.hardware import all_gather
 
 if TYPE_CHECKING:
@@ -99,16 +101,27 @@ class TrainerCheckpoint:
         found = self.checkpoint.read()
         if found is None:
             return
-        metadata, tensors = found
+        with wrap_file_errors(self.checkpoint.path):
+            self._restore(*found)
+        if not self.trainer.state.finished:
+            logger.info("resuming after epoch %d of %d", self.trainer.state.epoch, self.trainer.plan.max_epochs)
+
+    def _restore(self, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Restore the trainer's state from the metadata and the tensors of a checkpoint."""
         trainer, fabric = self.trainer, self.trainer.fabric
+        check_records(metadata["state"]["records"])
         trainer.state = TrainerState(**metadata["state"])
-        trainer.module.load_state_dict(_with_prefix(tensors, "module."))
+        weights = _with_prefix(tensors, "module.")
+        check_weights(weights, trainer.module.state_dict())
+        trainer.module.load_state_dict(weights)
         best_weights = _with_prefix(tensors, "best.")
+        check_weights(best_weights, trainer.module.state_dict())
         trainer.best_weights = {name: tensor.to(fabric.device) for name, tensor in best_weights.items()}
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _with_prefix(tensors, "adam.").items():
             index, quantity = name.split(".")
             moments.setdefault(int(index), {})[quantity] = tensor
+        check_moments(moments, trainer.adam)
         trainer.adam.load_state_dict({"state": moments, "param_groups": metadata["groups"]})
         trainer.schedule.load_state_dict(metadata["schedule"])
         trainer.generator.set_state(tensors["order"])
@@ -117,8 +130,36 @@ class TrainerCheckpoint:
         torch.set_rng_state(tensors["random"][fabric.global_rank].clone())
         if fabric.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random_cuda"][fabric.global_rank].clone(), fabric.device)
-        if not trainer.state.finished:
-            logger.info("resuming after epoch %d of %d", trainer.state.epoch, trainer.plan.max_epochs)
+
+
+def check_records(records: Any) -> None:
+    """Raise unless the history of the training is a list of numbers by name."""
+    for record in records if isinstance(records, list) else [None]:
+        if not isinstance(record, dict) or not all(isinstance(value, int | float) for value in record.values()):
+            raise TypeError("its history is not a list of numbers by name")
+
+
+def check_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise unless weights have the names, shapes and types of the module's, and are finite; there may be none."""
+    if found and found.keys() != expected.keys():
+        raise ValueError(f"it lacks weights, or has others: {sorted(found.keys() ^ expected.keys())[0]}")
+    for name, tensor in found.items():
+        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)} and type {tensor.dtype}")
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} has values that are not finite")
+
+
+def check_moments(moments: Mapping[int, Mapping[str, Tensor]], adam: torch.optim.Optimizer) -> None:
+    """Raise unless the moments of the optimizer have the shapes of the weights: its fused step does not check them."""
+    weights = [weight for group in adam.param_groups for weight in group["params"]]
+    for index, found in moments.items():
+        if not 0 <= index < len(weights):
+            raise ValueError(f"it has moments of weight {index}, and the model has {len(weights)}")
+        for name, moment in found.items():
+            expected = weights[index].shape if name != "step" else torch.Size([])
+            if moment.shape != expected or moment.dtype != torch.float32 or not bool(moment.isfinite().all()):
+                raise ValueError(f"{name} of weight {index} is not what training has written")
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
