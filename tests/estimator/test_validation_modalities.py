@@ -33,22 +33,27 @@ def set_obs(adata: AnnData, key: str, value: Any) -> None:
 
 
 BAD_INPUT: dict[str, tuple[Callable[[AnnData], Any] | None, dict[str, Any], type[Exception], list[Any]]] = {
-    "unknown type": (
+    "unknown feature type": (
         lambda a: set_types(a, 6, "CRISPR"),
         {},
         ValueError,
         ["'feature_types'", "'CRISPR'", 6, "'a0'", "modalities"],
     ),
-    "type is missing": (lambda a: set_types(a, 1, np.nan), {}, ValueError, ["'feature_types'", "'a5'"]),
-    "one feature": (lambda a: a[:, :51].copy(), {}, ValueError, ["'protein'", 1, "'a0'"]),
-    "no such type": (None, {"modalities": {"rna": "RNA"}}, KeyError, ["'rna'", "'RNA'"]),
-    "nothing in obsm": (None, {"modalities": {"protein": "obsm/adt"}}, KeyError, ["obsm", "'adt'"]),
-    "modalities is a list": (None, {"modalities": ["rna"]}, TypeError, ["modalities", "dict"]),
-    "no such column": (None, {"modality_key": "kind"}, KeyError, ["modality_key", "'kind'", "'feature_types'"]),
-    "fraction of a peak": (lambda a: set_count(a, "p4", 0.5), {}, ValueError, [0.5, "'c7'", "peak 'p4'"]),
-    "negative protein": (lambda a: set_count(a, "a4", -3), {}, ValueError, [-3, "'c7'", "protein 'a4'"]),
-    "NaN in a gene": (lambda a: set_count(a, "g4", np.nan), {}, ValueError, ["nan", "'c7'", "gene 'g4'"]),
-    "no overlap": (
+    "missing feature type": (lambda a: set_types(a, 1, np.nan), {}, ValueError, ["'feature_types'", "'a5'"]),
+    "modality with one feature": (lambda a: a[:, :51].copy(), {}, ValueError, ["'protein'", 1, "'a0'"]),
+    "feature type that no feature has": (None, {"modalities": {"rna": "RNA"}}, KeyError, ["'rna'", "'RNA'"]),
+    "missing key of obsm": (None, {"modalities": {"protein": "obsm/adt"}}, KeyError, ["obsm", "'adt'"]),
+    "list of modalities": (None, {"modalities": ["rna"]}, TypeError, ["modalities", "dict"]),
+    "missing column of feature types": (
+        None,
+        {"modality_key": "kind"},
+        KeyError,
+        ["modality_key", "'kind'", "'feature_types'"],
+    ),
+    "fractional count of a peak": (lambda a: set_count(a, "p4", 0.5), {}, ValueError, [0.5, "'c7'", "peak 'p4'"]),
+    "negative count of a protein": (lambda a: set_count(a, "a4", -3), {}, ValueError, [-3, "'c7'", "protein 'a4'"]),
+    "NaN count of a gene": (lambda a: set_count(a, "g4", np.nan), {}, ValueError, ["nan", "'c7'", "gene 'g4'"]),
+    "no cell with two modalities": (
         lambda a: remove_modalities(
             a, {"rna": np.arange(60) < 30, "atac": np.arange(60) >= 30, "protein": [True] * 60}
         ),
@@ -56,45 +61,45 @@ BAD_INPUT: dict[str, tuple[Callable[[AnnData], Any] | None, dict[str, Any], type
         ValueError,
         ["rna", "atac"],
     ),
-    "no count of a modality": (
+    "modality without any count": (
         lambda a: remove_modalities(a, {"protein": [True] * 60}, columns=False),
         {},
         ValueError,
         ["protein"],
     ),
-    "counts where there are none": (
+    "count in a cell marked as without the modality": (
         lambda a: set_obs(a, "has_protein", np.arange(60) != 9),
         {},
         ValueError,
         ["'c9'", "protein", "obs['has_protein']", 1],
     ),
-    "no such presence": (None, {"presence_keys": {"rna": "rna?"}}, KeyError, ["'rna?'"]),
-    "presence of text": (
+    "missing column of presence": (None, {"presence_keys": {"rna": "rna?"}}, KeyError, ["'rna?'"]),
+    "text in a column of presence": (
         lambda a: set_obs(a, "in_rna", "yes"),
         {"presence_keys": {"rna": "in_rna"}},
         ValueError,
         ["'in_rna'", "'yes'", "'c0'"],
     ),
-    "presence of what there is not": (
+    "presence of an unknown modality": (
         None,
         {"presence_keys": {"adt": "has_rna"}},
         KeyError,
         ["presence_keys", "'adt'"],
     ),
-    "likelihood of what there is not": (None, {"likelihood": {"adt": "poisson"}}, KeyError, ["likelihood", "'adt'"]),
+    "likelihood of an unknown modality": (None, {"likelihood": {"adt": "poisson"}}, KeyError, ["likelihood", "'adt'"]),
     "unknown likelihood": (
         None,
         {"likelihood": {"rna": "normal"}},
         ValueError,
         ["likelihood", "'normal'", "'negative_binomial'"],
     ),
-    "weight of what there is not": (None, {"modality_weights": {"adt": 1}}, KeyError, ["modality_weights", "'adt'"]),
-    "no weight": (None, {"modality_weights": {"rna": 0}}, ValueError, ["rna", 0]),
+    "weight of an unknown modality": (None, {"modality_weights": {"adt": 1}}, KeyError, ["modality_weights", "'adt'"]),
+    "weight of 0": (None, {"modality_weights": {"rna": 0}}, ValueError, ["rna", 0]),
     "negative weight": (None, {"modality_weights": {"rna": -1.0}}, ValueError, ["rna", -1.0]),
     "infinite weight": (None, {"modality_weights": {"rna": np.inf}}, ValueError, ["rna", "inf"]),
     "NaN weight": (None, {"modality_weights": {"rna": np.nan}}, ValueError, ["rna", "nan"]),
-    "weight of text": (None, {"modality_weights": {"rna": "high"}}, ValueError, ["rna", "'high'"]),
-    "weights are a number": (None, {"modality_weights": 2}, TypeError, ["modality_weights", 2]),
+    "text as a weight": (None, {"modality_weights": {"rna": "high"}}, ValueError, ["rna", "'high'"]),
+    "number instead of weights by modality": (None, {"modality_weights": 2}, TypeError, ["modality_weights", 2]),
     "unknown fusion": (None, {"fusion": "poe"}, ValueError, ["fusion", "'poe'", "'product'", "'mixture'"]),
     "unknown decoder": (None, {"decoder": "sum"}, ValueError, ["decoder", "'sum'", "'network'", "'additive'"]),
 }

@@ -103,3 +103,12 @@ def test_links_lead_to_files_of_the_repository(path):
 def test_links_are_found():
     assert "docs/architecture.md" in written_links(ROOT / "CONTRIBUTING.md")
     assert "limitations.md" in written_links(ROOT / "docs/index.md")
+
+
+def test_the_page_of_bad_input_has_all_cases():
+    from helpers import bad_input_page
+
+    text = bad_input_page.PAGE.read_text(encoding="utf-8")
+    tables = (bad_input_page.test_validation.BAD_INPUT, bad_input_page.test_validation_modalities.BAD_INPUT)
+    missing = [case for cases in tables for case in cases if f"| {case} |" not in text]
+    assert missing == [], "run python tests/helpers/bad_input_page.py"

@@ -88,7 +88,7 @@ def train_validation_split(
         unknown = pd.Index(held_out_c).difference(adata.obs_names)
         if len(unknown):
             raise KeyError(
-                f"validation_cells has {unknown[0]!r}, which is not in adata.obs_names: use names of cells or a "
+                f"validation_cells has {str(unknown[0])!r}, which is not in adata.obs_names: use names of cells or a "
                 "boolean mask"
             )
         held_out_c = adata.obs_names.isin(held_out_c)
