@@ -86,8 +86,8 @@ def check_min_size(schema: Schema, cells: Cells, n_latent: int) -> None:
     n_nonempty = int((~cells.empty_c).sum())
     if n_nonempty < 2 or n_features < 2:
         raise ValueError(
-            f"the number of cells with counts is {n_nonempty}, and that of features {n_features}: a model needs at least "
-            "two of each"
+            f"the number of cells with counts is {n_nonempty}, and that of features {n_features}: a model needs at "
+            "least two of each"
         )
     if n_latent > n_features:
         raise ValueError(

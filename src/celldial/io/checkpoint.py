@@ -78,7 +78,8 @@ class Checkpoint:
         metadata, tensors = model_file.read_file(self.path, needs_checksum=True)
         identity = {"format_version": model_file.FORMAT_VERSION, **self.identity}
         # A model file has no identity.
-        found = {"format_version": metadata["format_version"], **metadata.pop("identity", {})}
+        written = metadata.pop("identity", {})
+        found = {"format_version": metadata["format_version"], **(written if isinstance(written, dict) else {})}
         for name in {**identity, **found}:
             before, now = found.get(name), identity.get(name)
             if before != now:

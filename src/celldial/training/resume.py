@@ -137,6 +137,8 @@ def check_records(records: Any) -> None:
     for record in records if isinstance(records, list) else [None]:
         if not isinstance(record, dict) or not all(isinstance(value, int | float) for value in record.values()):
             raise TypeError("its history is not a list of numbers by name")
+        if record.keys() != records[0].keys() or "learning_rate" not in record:
+            raise ValueError("the epochs of its history differ in what they recorded")
 
 
 def check_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
