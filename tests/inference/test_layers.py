@@ -17,6 +17,7 @@ from helpers.simulate import simulate_modalities
 
 FEATURES = {"up": ["g1", "g2", "g3"]}
 READERS: dict[str, Callable[..., Any]] = {
+    "sample": lambda model, *cells, **layer: model.sample(adata=cells[0], **layer).X.toarray(),
     "check": lambda model, *cells, **layer: model.check(*cells, n_samples=10, n_cells=50, **layer),
     "axes": lambda model, *cells, **layer: model.axes(*cells, gene_sets={"up": FEATURES["up"]}, **layer),
     "clusters": lambda model, *cells, **layer: model.clusters(*cells, **layer),

@@ -74,7 +74,7 @@ def check_changes(data: st.DataObject, content: bytes, adata: AnnData, folder: P
     changed = data.draw(st.one_of(changed_json(content), changed_tensors(content)))
     try:
         found = embedding_or_error(changed, adata, folder)
-    except (KeyError, ValueError):  # another layer, other features or categories than the cells have
+    except (KeyError, ValueError, FloatingPointError):  # another layer, features or categories; gigantic weights
         return
     assert found is None or np.isfinite(found).all()
 

@@ -29,6 +29,7 @@ def example(
     pair: tuple[float, float] | None = None,
     choice: Literal["auto"] | int = "auto",
     path: str | Path = "a",
+    array: np.ndarray | None = None,
     anything: Any = None,
 ) -> str:
     return text
@@ -40,7 +41,7 @@ def example(
         {"text": np.str_("a"), "number": np.float32(1), "count": np.int64(2), "flag": np.True_},
         {"names": ["a"], "table": {"a": ["b"]}, "pair": [1, 2], "choice": 3, "path": Path("a")},
         {"names": np.array(["a"]), "table": None, "pair": (1, 2), "choice": "auto", "anything": object()},
-        {"names": pd.Index(["a"])},
+        {"names": pd.Index(["a"]), "array": [[1, 2]]},
         {"names": pd.Series(["a"])},
     ],
 )
@@ -65,6 +66,7 @@ def test_arguments_of_the_right_type_pass(arguments: dict[str, Any]) -> None:
         ("pair", 0.5),
         ("choice", None),
         ("path", b"a"),
+        ("array", "a"),
     ],
 )
 def test_arguments_of_the_wrong_type_are_named(name: str, value: Any) -> None:
@@ -95,14 +97,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "integration_report": {},
     "latent_posterior": {},
     "latent_traverse": {"axis": 0, "n_steps": 2, "n_cells": 2},
-    "loadings": {},
     "map_query": {},
     "mapping_quality": {},
     "markers": {"groupby": "group"},
     "name_axes": {"gene_sets": {"one": ["g0", "g1", "g2"]}},
     "partial_fit": {"max_epochs": 1, "progress": False},
     "posterior_predictive": {},
-    "sample": {"n_cells": 2},
+    "sample": {"n": 2},
     "save": {},
     "score": {},
     "transform": {},
@@ -112,8 +113,8 @@ PACKAGE = str(Path(celldial.__file__).parent)
 
 @pytest.fixture(scope="module")
 def cells() -> AnnData:
-    adata = simulate(40, 12)
-    adata.obs["group"] = pd.Categorical(["a", "b"] * 20)
+    adata = simulate(60, 12)
+    adata.obs["group"] = pd.Categorical(["a", "b"] * 30)
     return adata
 
 
@@ -123,7 +124,7 @@ def model(cells: AnnData) -> VAE:
 
 
 def wrong_values(adata: AnnData) -> Iterator[Any]:
-    yield from (Odd(), b"text", {1, 2}, np.zeros((2, 2)), [Odd()], adata)
+    yield from (Odd(), {1, 2}, np.zeros((2, 2)), [Odd()], adata)
 
 
 def raw_error(error: Exception) -> str:
@@ -178,6 +179,10 @@ def test_wrong_types_of_arguments_get_a_sentence(method: str, model: VAE, cells:
             arguments.setdefault("progress", False)
         getattr(model, method)(**arguments)
 
+    if method not in ("integration_report", "map_query", "save"):  # an extra, new batches, and a path are missing
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            call()  # the right types work
     assert not [error for name in names for error in failures(call, name, cells)]
 
 

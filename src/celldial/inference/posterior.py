@@ -198,6 +198,9 @@ def posterior_moments(posterior: TorchDistribution) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of each coordinate; those of a flow are estimated from samples."""
     if not isinstance(posterior, TransformedDistribution):
         return posterior.mean, posterior.stddev
+    deviation_cz = posterior.base_dist.stddev
+    if not bool(deviation_cz.isfinite().all()):  # of damaged weights; they could not be sampled
+        return deviation_cz, deviation_cz
     draws_ncz = posterior.sample([N_DRAWS])
     return draws_ncz.mean(0), draws_ncz.std(0)
 

@@ -24,6 +24,7 @@ from celldial.inference.fitted_model import (
     get_modality,
     library_size_to_decode,
     read_cells,
+    read_from,
 )
 from celldial.inference.posterior import Covariates
 from celldial.model import latents
@@ -102,6 +103,7 @@ def sample(
     *,
     z: np.ndarray | None = None,
     adata: Any = None,
+    layer: str | None = None,
     seed: int | None = None,
 ) -> AnnData:
     """Sample new cells under chosen conditions: latent states, library sizes, and counts.
@@ -122,6 +124,8 @@ def sample(
         cells, and it has the library sizes of that cell, so that it also lacks the modalities that the cell lacks. The
         training cells give samples from the aggregate posterior, which are closer to the data than samples from the
         prior if the prior does not describe how the cells are distributed in latent space.
+    layer
+        As in `transform`; only used with `adata`.
     seed
         Seed of the random numbers; the model's seed by default.
 
@@ -170,7 +174,7 @@ def sample(
     >>> set(cells.obs["phase"]) == {"S"}
     True
     """
-    check_fitted(model)
+    model = read_from(model, layer)
     if z is not None and adata is not None:
         raise ValueError("both z and adata are given, and each determines the latent states: leave out one of them")
     covariates = {} if covariates is None else covariates

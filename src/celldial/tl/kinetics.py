@@ -149,7 +149,7 @@ def kinetics(
     Examples
     --------
     >>> import celldial
-    >>> adata = celldial.datasets.simulate_kinetics(500, 120, 55, depth=4, speed_ratio=2.0)
+    >>> adata = celldial.datasets.simulate_kinetics(300, 100, 55, depth=4, speed_ratio=2.0)
     >>> model = celldial.VAE(periodic="cell_cycle").fit(adata, max_epochs=20, progress=False)
     >>> table = model.kinetics(adata, groupby="condition")
     >>> table.index.tolist()

@@ -14,6 +14,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, Union
 
 import numpy as np
 import pandas as pd
+import torch
 
 from celldial.utils.messages import describe_value
 
@@ -30,6 +31,8 @@ NOUNS: dict[Any, str] = {
     float: "a number",
     type(None): "None",
     Path: "a path",
+    pd.DataFrame: "a DataFrame",
+    np.ndarray: "an array",
 }
 
 
@@ -124,6 +127,9 @@ def _is_of(value: Any, hint: Any) -> bool:
         return isinstance(value, int | float | np.number)
     if hint is bool:
         return isinstance(value, bool | np.bool_)
+    if hint is np.ndarray:
+        is_text = isinstance(value, str | bytes)
+        return (isinstance(value, (*SEQUENCES, pd.DataFrame)) and not is_text) or torch.is_tensor(value)
     return isinstance(value, hint) if hint in NOUNS else True
 
 
