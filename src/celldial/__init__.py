@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from celldial.utils.settings import settings
 
 if TYPE_CHECKING:
-    from celldial import datasets, metrics, pl, tl
+    from celldial import datasets, metrics, pl, surrogate, tl
     from celldial.estimator.vae import VAE
 
-__all__ = ["VAE", "datasets", "metrics", "pl", "settings", "tl"]
+__all__ = ["VAE", "datasets", "metrics", "pl", "settings", "surrogate", "tl"]
 
 __version__ = version("celldial")
 
