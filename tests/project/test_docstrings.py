@@ -22,7 +22,7 @@ numpydoc = pytest.importorskip("numpydoc.validate")
 docscrape = pytest.importorskip("numpydoc.docscrape")
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "celldial"
-NAMESPACES = ("datasets", "metrics", "pl", "tl")
+NAMESPACES = ("datasets", "metrics", "pl", "surrogate", "tl")
 # The estimator, and the classes of returned objects.
 CLASSES = {"VAE": celldial.VAE, "tl.Axis": Axis, "Posterior": Posterior, "Settings": Settings}
 # All parameters are documented, and no others; what is returned is documented; there is an example.

@@ -38,7 +38,7 @@ def is_public(file: str, name: str) -> bool:
         or (file, name) == ("estimator/mapping.py", "map_query")
         or any(
             file.startswith(f"{namespace}/") and name in getattr(celldial, namespace).__all__
-            for namespace in ("datasets", "metrics", "pl", "tl")
+            for namespace in ("datasets", "metrics", "pl", "surrogate", "tl")
         )
     )
 

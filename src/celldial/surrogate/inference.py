@@ -33,6 +33,19 @@ class ParameterPosterior(NamedTuple):
         one minus the ratio of posterior variance to prior variance.
     draws
         Draws from the posterior, one column for each parameter.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> import celldial
+    >>> def simulator(depth):
+    ...     return celldial.datasets.simulate_multiome(60, 60, 80, depth=depth)
+    >>> settings = pd.DataFrame({"depth": np.linspace(0.5, 2, 16)})
+    >>> surrogate = celldial.surrogate.fit(simulator, settings, max_epochs=2, progress=False)
+    >>> posterior = celldial.surrogate.infer(surrogate, simulator(1.5))
+    >>> posterior.draws.shape
+    (2000, 1)
     """
 
     table: pd.DataFrame
