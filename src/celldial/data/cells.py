@@ -35,7 +35,7 @@ class Cells:
     Parameters
     ----------
     counts
-        Modality to its counts, float32, with int64 columns.
+        Modality to its counts, float32, with int32 columns.
     library_size
         Modality to the total count of each cell, float32, shape ``(c,)``.
     category_ck
@@ -185,13 +185,19 @@ def decode_block_size(n_features: int) -> int:
 
 
 def to_csr_tensor(matrix: sparse.csr_matrix) -> CSRTensor:
-    """Copy a canonical CSR matrix to tensors."""
+    """Return a canonical CSR matrix as tensors, which share its memory where the types agree. Do not write to them."""
     return CSRTensor(
         indptr_c=torch.tensor(matrix.indptr, dtype=torch.int64),
-        column_n=torch.tensor(matrix.indices, dtype=torch.int64),
-        value_n=torch.tensor(matrix.data, dtype=torch.float32),
+        column_n=_as_tensor(matrix.indices, np.int32),
+        value_n=_as_tensor(matrix.data, np.float32),
         n_columns=matrix.shape[1],
     )
+
+
+def _as_tensor(array: np.ndarray, dtype: type[np.generic]) -> Tensor:
+    """Return an array as a tensor of this type, without a copy if possible."""
+    converted = np.require(array, dtype, ["C", "W"])  # writable, because torch warns of other arrays
+    return torch.from_numpy(converted)
 
 
 def to_csr_matrix(rows: CSRTensor) -> sparse.csr_matrix:

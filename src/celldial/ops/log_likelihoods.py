@@ -92,7 +92,8 @@ class _SparseLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight_fh: Tensor, rows: CSRTensor) -> Tensor:
         ctx.rows = rows
-        return embedding_bag(rows.column_n, weight_fh, rows.indptr_c[:-1], mode="sum", per_sample_weights=rows.value_n)
+        column_n = rows.column_n.long()  # of the type of the row pointers
+        return embedding_bag(column_n, weight_fh, rows.indptr_c[:-1], mode="sum", per_sample_weights=rows.value_n)
 
     @staticmethod
     @once_differentiable

@@ -18,9 +18,10 @@ __all__ = ["check_memory", "estimate_memory"]
 FLOAT_BYTES = 4
 # Each weight is stored with its gradient, the two moments of Adam, and its value in the best epoch.
 WEIGHT_COPIES = 5
-# A stored count has a column (8 bytes) and a value (4). Memory for counts peaks at the start of training: the sample
-# of cells that initializes the module has column and value again, the row, and intermediate results (26 bytes).
-BYTES_PER_COUNT = 12 + 26
+# A stored count has a column and a value (4 bytes each), in memory that is shared with the AnnData if that has the same
+# types. Memory for counts peaks at the start of training: the sample of cells that initializes the module has column
+# and value again, the row, and intermediate results (30 bytes).
+BYTES_PER_COUNT = 8 + 30
 
 
 def estimate_memory(
