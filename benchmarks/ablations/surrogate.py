@@ -54,7 +54,7 @@ def simulated(options: argparse.Namespace) -> None:
         print("error of the surrogate, in standard deviations of the prior", surrogate.calibration.deviation_k.round(2))
     ranges = surrogate.space.ranges
     left_out = draw_settings(options.left_out, options.seed + 1, ranges)
-    table = celldial.surrogate.compare(surrogate, simulator, left_out, 500)
+    table = celldial.surrogate.compare(surrogate, simulator, left_out, 1000)
     print(table.round(3).to_string())
     print(table.iloc[:, len(ranges) :].agg(["mean", "min", "max"]).round(3).to_string(), flush=True)
     coverage(surrogate, draw_settings(options.datasets, options.seed + 2, ranges), options)

@@ -185,7 +185,8 @@ def calibrate_surrogate(surrogate: Surrogate, runs: list[AnnData], seed: int) ->
     model, space = surrogate.model, surrogate.space
     for each in runs:
         cells = Cells.from_anndata(each[:MAX_CALIBRATION_CELLS].copy(), model.schema_)
-        evidence = Evidence.of_cells(model.module_, surrogate.density, space, cells, seed)
-        posteriors.append(fit_normal(evidence, seed))
+        with limit_threads(0):
+            evidence = Evidence.of_cells(model.module_, surrogate.density, space, cells, seed)
+            posteriors.append(fit_normal(evidence, seed))
         true_k.append(space.to_coordinate(space.read_table(each.obs.iloc[:1])[0]).numpy())
     return fit_calibration(np.stack(true_k), posteriors)

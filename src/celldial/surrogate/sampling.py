@@ -16,6 +16,7 @@ from celldial.surrogate.calibration import Calibration
 from celldial.surrogate.density import LatentDensity
 from celldial.surrogate.parameters import ParameterSpace
 from celldial.utils.random import isolate_rng
+from celldial.utils.threads import limit_threads
 from celldial.utils.validation import check_integer
 from celldial.utils.warnings import warn
 
@@ -96,7 +97,8 @@ class Surrogate:
                 "surrogate extrapolates, so run the simulator there, too"
             )
         names, module = self.model.schema_.feature_names, self.model.module_
-        with isolate_rng(self.model.seed if seed is None else seed):
+        product = n * max(map(len, names.values())) * self.model.n_hidden
+        with isolate_rng(self.model.seed if seed is None else seed), limit_threads(product):
             value_cd = self.density.sample(self.space.scaled(value_k).float().expand(n, -1))
             state_cz, log_size_cm = value_cd.split([module.n_states, len(names)], 1)
             size_cm = (log_size_cm.exp() - 1).round().clamp_min(0).numpy()
