@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -466,3 +467,14 @@ def test_groups_that_covariates_determine_are_an_error(donors: AnnData, model: V
 def test_models_without_uncertainty_of_loadings_warn(donors: AnnData, model: VAE) -> None:
     with without_loadings(model), warns(naming=["fit"]):
         model.differential(donors, "condition", method="model", key_added=None)
+
+
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+def test_groups_with_slashes_can_be_written(suffix: str, tmp_path: Path) -> None:
+    adata = simulate(60)
+    adata.obs["type"] = adata.obs["type"].cat.rename_categories({"A": "CD4/CD8", "B": "B"})
+    VAE(2, 8).fit(adata, max_epochs=1, progress=False).differential(adata, "type", method="model")
+    path = write(adata, tmp_path / f"cells.{suffix}")
+    again = anndata.read_h5ad(path) if suffix == "h5ad" else anndata.read_zarr(path)
+    table = sc.get.rank_genes_groups_df(again, "CD4/CD8")
+    pd.testing.assert_frame_equal(table, sc.get.rank_genes_groups_df(adata, "CD4/CD8"))

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from celldial.io.tables import columns_for_files
+
 __all__ = ["to_scanpy_layout"]
 
 # Field of scanpy's layout to the column of the table.
@@ -36,6 +38,8 @@ def to_scanpy_layout(table: pd.DataFrame, names: list[str], params: dict[str, An
         values = [by_group[group][column].to_numpy() for group in groups]
         layout[field] = np.rec.fromarrays(values, dtype=[(group, TYPES[field]) for group in groups])
     shares = {"pts": "share_group", "pts_rest": "share_reference"}
+    if columns_for_files(groups) != list(groups):
+        return layout  # scanpy looks for columns with the names of the groups, and files cannot hold them
     for field, column in shares.items():
         layout[field] = pd.DataFrame(
             {group: by_group[group].set_index("feature")[column].reindex(names) for group in groups}, index=names
