@@ -23,6 +23,7 @@ from celldial.tl.kinetics_cells import ChosenCells, choose_cells, choose_genes
 from celldial.utils.argument_types import validate_types
 from celldial.utils.messages import format_names
 from celldial.utils.names import find_name
+from celldial.utils.threads import limit_threads
 from celldial.utils.validation import check_integer, resolve_seed
 from celldial.utils.warnings import warn
 
@@ -170,7 +171,8 @@ def kinetics(
     _check_half_life(half_life, genes)
 
     counts = cells.chosen_counts(column_f)
-    fitted = infer_kinetics(counts, cells.weight_cj, known_angles=False, seed=seed)
+    with limit_threads(counts.counts_lcf[0].numel() * cells.weight_cj.shape[1]):
+        fitted = infer_kinetics(counts, cells.weight_cj, known_angles=False, seed=seed)
     draws = draw_kinetics(fitted, n_samples, seed)
     _warn_of_priors(draws, cells, genes)
     log_hours_n, unit = _log_hours(draws, genes, half_life, cycle_hours, first)
